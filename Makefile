@@ -1,0 +1,61 @@
+# Each target finds a Python that has what it needs, or makes .venv with pip first (a minute or two, once).
+#   make train    the network learns the embedded digits      ARGS="--epochs 5" passes flags on
+#   make test     the tests; make test-all adds the long ones
+#   make bench    the benchmarks; make report turns their records into tables
+
+SHELL := /bin/bash
+VENV := .venv
+
+# Asks the Python $(1) whether it is 3.11 or newer with a fitting PyTorch and the modules $(2).
+has = $(1) -c 'import sys, importlib.metadata as m, importlib.util as u; \
+	v = tuple(map(int, m.version("torch").split(".")[:2])); \
+	sys.exit(not (sys.version_info >= (3, 11) and (2, 11) <= v < (2, 14) and all(map(u.find_spec, "$(2)".split()))))' \
+	2>/dev/null
+RUN_MODULES := torch triton numpy pandas tabulate matplotlib PIL safetensors tqdm
+TEST_MODULES := $(RUN_MODULES) pytest pytest_benchmark pytest_timeout hypothesis
+LINT_MODULES := $(RUN_MODULES) ruff mypy pytest
+
+# Sets the shell variable python: $(VENV) if it has the modules $(1), else the Python that is there if it has them, else
+# $(VENV) after installing $(2) into it.
+define find_python
+set -e; \
+if $(call has,$(VENV)/bin/python,$(1)); then python=$(VENV)/bin/python; \
+elif [ -z "$(FRESH)" ] && $(call has,python3,$(1)); then python=python3; \
+else \
+	if [ ! -x $(VENV)/bin/python ]; then \
+		for base in python3 python3.12 python3.11; do \
+			$$base -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && break; base=; \
+		done; \
+		if [ -z "$$base" ]; then echo "error: Python 3.11 or 3.12 is needed and none is on the PATH" >&2; exit 1; fi; \
+		echo "making $(VENV) with $$($$base --version)"; $$base -m venv $(VENV); \
+	fi; \
+	echo "installing $(2) and what it needs into $(VENV)"; \
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '$(2)'; \
+	python=$(VENV)/bin/python; \
+fi
+endef
+
+.PHONY: train test test-all lint bench report clean
+
+train:
+	@$(call find_python,$(RUN_MODULES),.); $$python -m net.train $(ARGS)
+
+test:
+	@$(call find_python,$(TEST_MODULES),.[test]); $$python -m pytest $(ARGS)
+
+test-all:
+	@$(call find_python,$(TEST_MODULES),.[test]); $$python -m pytest -m "slow or not slow" $(ARGS)
+
+lint:
+	@$(call find_python,$(LINT_MODULES),.[test]); \
+	$$python -m ruff format --check . && $$python -m ruff check . && $$python -m mypy
+
+bench:
+	@$(call find_python,$(TEST_MODULES),.[test]); $$python -m pytest --benchmark-only $(ARGS)
+
+report:
+	@$(call find_python,$(TEST_MODULES),.[test]); $$python -m bench.report $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,22 @@
+"""Fixtures that every test shares."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """Uninitialised memory holds not-a-number: what reads it shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Puts the number of threads back that a test has changed."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
