@@ -1,0 +1,172 @@
+"""The paper's training recipe (section 5): the update rule and when the rate falls. Initialisation is the network's."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.sgd import sgd
+
+from .config import RecipeConfig
+
+
+class PaperSGD(torch.optim.Optimizer):
+    """Stochastic gradient descent with the rate and the weight decay inside the velocity (section 5)::
+
+        v <- momentum * v - weight_decay * lr * w - lr * g
+        w <- w + v
+
+    :class:`torch.optim.SGD` multiplies by the rate outside its momentum buffer ``b`` (``w <- w - lr * b``). The two are
+    equal while the rate is constant, with ``v = -lr * b``, and differ in the steps after it changes: there the paper's
+    velocity still carries the old rate. With ``fused`` the update is PyTorch's fused SGD and the buffer is multiplied
+    by old rate / new rate whenever the rate changes, which makes it the paper's rule again. At a rate of zero, where
+    there is no such buffer (the velocity coasts), the plain form runs.
+
+    Args:
+        params: parameters or parameter groups.
+        lr: learning rate, at least 0; the paper starts with 0.01.
+        momentum: 0.9 in the paper.
+        weight_decay: 0.0005 in the paper; multiplied by the rate.
+        fused: one pass over the memory by PyTorch's fused kernel. ``None`` takes it where the parameters' device has
+            one; ``False`` is the rule as printed, by ``torch._foreach`` operations.
+
+    Raises:
+        ValueError: a negative rate, momentum or weight decay.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.01,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        *,
+        fused: bool | None = None,
+    ) -> None:
+        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+            if not value >= 0:
+                raise ValueError(f"{name} must be at least 0; got {value!r}")
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "fused": fused})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update from the parameters' gradients; parameters without one stay as they are."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                self._update(group, parameters, [_like(parameter.grad, parameter) for parameter in parameters])
+        return loss
+
+    def _update(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> None:
+        lr, momentum, weight_decay = group["lr"], group["momentum"], group["weight_decay"]
+        fused = group["fused"]
+        if fused is None:
+            fused = parameters[0].device.type in ("cpu", "cuda")
+        if fused and lr > 0:
+            buffers = self._states(parameters, "momentum_buffer", lr)
+            sgd(
+                parameters,
+                gradients,
+                buffers,  # type: ignore[arg-type]
+                fused=True,
+                weight_decay=weight_decay,
+                momentum=momentum,
+                lr=lr,
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+            )
+        else:
+            velocities = self._states(parameters, "velocity", lr)
+            torch._foreach_mul_(velocities, momentum)
+            torch._foreach_add_(velocities, parameters, alpha=-weight_decay * lr)
+            torch._foreach_add_(velocities, gradients, alpha=-lr)
+            torch._foreach_add_(parameters, velocities)
+
+    def _states(self, parameters: list[Tensor], form: str, lr: float) -> list[Tensor]:
+        """Each parameter's velocity, or the momentum buffer that stands for it at the rate ``lr``."""
+        tensors = []
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state[form] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            elif "momentum_buffer" in state and (form == "velocity" or state["lr"] != lr):
+                buffer = state.pop("momentum_buffer")
+                # velocity = -lr * buffer, whatever the rate is now.
+                state[form] = buffer.mul_(-state["lr"] if form == "velocity" else state["lr"] / lr)
+            elif "velocity" in state and form == "momentum_buffer":
+                state[form] = state.pop("velocity").mul_(-1 / lr)
+            state["lr"] = lr
+            tensors.append(state[form])
+        return tensors
+
+
+def _like(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """``gradient`` in the memory format of its parameter: the fused kernel walks both in the order of memory."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
+
+
+def parameter_groups(model: nn.Module, recipe: RecipeConfig) -> list[dict[str, Any]]:
+    """Weights, with weight decay, and biases, without (the paper's rule is stated for weights)."""
+    weights = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    biases = [parameter for parameter in model.parameters() if parameter.dim() == 1]
+    return [
+        {"params": weights, "weight_decay": recipe.weight_decay, "multiplier": 1.0},
+        {"params": biases, "weight_decay": 0.0, "multiplier": recipe.bias_lr_multiplier},
+    ]
+
+
+class Schedule:
+    """When the rate falls and when training ends.
+
+    ``plateau`` is the paper's: divide by ten when the validation error has not improved for ``patience`` evaluations,
+    ``reductions`` times; when it stalls once more, training is over. ``multistep`` divides at the epochs of
+    ``milestones``. Both fall by the factor ``gamma``.
+    """
+
+    def __init__(self, recipe: RecipeConfig) -> None:
+        self.recipe = recipe
+        self.best = float("inf")
+        self.stalled = 0
+        self.reductions = 0
+        self.finished = False
+
+    @property
+    def lr(self) -> float:
+        """The rate now."""
+        return self.recipe.lr * self.recipe.gamma**self.reductions
+
+    def observe(self, epoch: float, error: float | None) -> None:
+        """Take in the end of an epoch, counted from the start, and the validation error if there was an evaluation."""
+        if self.recipe.lr_scheduler == "multistep":
+            self.reductions = sum(epoch >= milestone for milestone in self.recipe.lr_milestones)
+        elif error is not None:
+            if error < self.best:
+                self.best, self.stalled = error, 0
+            else:
+                self.stalled += 1
+            if self.stalled >= self.recipe.patience:
+                self.stalled = 0
+                if self.reductions == self.recipe.reductions:
+                    self.finished = True
+                else:
+                    self.reductions += 1
+
+    def apply(self, optimizer: torch.optim.Optimizer) -> None:
+        """Give the rate to the optimizer's groups."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr * group["multiplier"]
+
+    def state_dict(self) -> dict[str, Any]:
+        names = ("best", "stalled", "reductions", "finished")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
