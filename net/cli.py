@@ -1,0 +1,179 @@
+"""Command lines from dataclasses: flags, TOML files, presets, and errors of one line."""
+
+import argparse
+import dataclasses
+import difflib
+import sys
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
+
+from .config import PRESETS, RECIPES, RecipeConfig, TrainConfig, checked_type, flag_name
+from .errors import DataError, UsageError
+
+Config = TypeVar("Config")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refuses with one line instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _unwrapped(annotation: Any) -> Any:
+    """The type of a field without its ``| None``."""
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        (annotation,) = [item for item in typing.get_args(annotation) if item is not type(None)]
+    return annotation
+
+
+def _key_value(text: str) -> tuple[str, Any]:
+    """``NAME=VALUE`` with VALUE in TOML, or a bare string."""
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    try:
+        return name, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name, value
+
+
+def parser(config: type[Any], program: str, description: str) -> argparse.ArgumentParser:
+    """A parser whose result holds only what the command line gave."""
+    result = _Parser(
+        prog=f"python -m {program}", description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False
+    )
+    hints = typing.get_type_hints(config)
+    recipe = {item.name for item in dataclasses.fields(RecipeConfig)}
+    recipe_flags = result.add_argument_group("training recipe") if issubclass(config, TrainConfig) else result
+    for item in dataclasses.fields(config):
+        options = item.metadata
+        annotation = _unwrapped(hints[item.name])
+        keywords: dict[str, Any] = {"help": options["help"].replace("%", "%%")}
+        default = item.default
+        if default not in (None, (), "", dataclasses.MISSING) and not isinstance(default, bool):
+            keywords["help"] += f" ({default})"
+        if options.get("metavar"):
+            keywords["metavar"] = options["metavar"]
+        if options.get("key_values"):
+            keywords.update(nargs="+", type=_key_value, metavar="NAME=VALUE")
+        elif annotation is bool:
+            keywords.update(action=argparse.BooleanOptionalAction)
+        elif typing.get_origin(annotation) is typing.Literal:
+            keywords.update(choices=typing.get_args(annotation))
+        elif typing.get_origin(annotation) is tuple:
+            keywords.update(nargs="+", type=typing.get_args(annotation)[0])
+        else:
+            keywords.update(type=annotation)
+        if "optional_value" in options:
+            keywords.update(nargs="?", const=options["optional_value"])
+        if options.get("positional"):
+            result.add_argument(item.name, **keywords)
+        else:
+            names = [f"-{options['short']}"] if "short" in options else []
+            group = recipe_flags if item.name in recipe else result
+            group.add_argument(*names, flag_name(item.name), dest=item.name, **keywords)
+    return result
+
+
+def read_toml(path: str, config: type[Any]) -> dict[str, Any]:
+    """The flags in a TOML file, with their types checked.
+
+    Raises:
+        UsageError: the file cannot be read, or holds what is no flag or no value for it.
+    """
+    try:
+        with open(path, "rb") as file:
+            values = tomllib.load(file)
+    except OSError as error:
+        raise UsageError(f"--config: cannot read {path}: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"--config: {path} is not TOML: {error}") from None
+    hints = typing.get_type_hints(config)
+    fields = {item.name: item for item in dataclasses.fields(config)}
+    result = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in fields or name == "config":
+            close = difflib.get_close_matches(name, fields, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise UsageError(f"--config: {path}: {key!r} is no flag{hint}")
+        annotation = _unwrapped(hints[name])
+        where = f"--config: {path}: {key}"
+        if typing.get_origin(annotation) is typing.Literal:
+            allowed = typing.get_args(annotation)
+            if value not in allowed:
+                raise UsageError(f"{where} must be one of {', '.join(allowed)}; got {value!r}")
+        elif typing.get_origin(annotation) is tuple:
+            inner = typing.get_args(annotation)[0]
+            value = tuple(checked_type(where, item, inner) for item in checked_type(where, value, list))
+        elif fields[name].metadata.get("key_values"):
+            value = checked_type(where, value, dict)
+        else:
+            value = checked_type(where, value, annotation)
+        result[name] = value
+    return result
+
+
+def resolve(given: Mapping[str, Any], config: type[Config], saved: Mapping[str, Any] | None = None) -> Config:
+    """Defaults, then the preset's, the recipe's, the file's and the command line's values, later ones winning.
+
+    Args:
+        given: what the command line gave.
+        config: the dataclass of the command.
+        saved: the flags of a run that goes on; they take the place of preset and recipe.
+
+    Raises:
+        UsageError: a value that is not allowed.
+    """
+    given = dict(given)
+    for item in dataclasses.fields(config):  # type: ignore[arg-type]
+        if item.metadata.get("key_values") and item.name in given:
+            given[item.name] = dict(given[item.name])
+        if isinstance(given.get(item.name), list):
+            given[item.name] = tuple(given[item.name])
+    if "config" in given:
+        given = {**read_toml(given["config"], config), **given}
+    if saved is not None:
+        return config(**{**saved, **given})
+    defaults: dict[str, Any] = {}
+    if issubclass(config, TrainConfig):
+        defaults = dict(PRESETS[given.get("preset", "digits")])
+        # A recipe's values are the point of asking for it, so one that is asked for wins over the preset's.
+        recipe = given.get("recipe", defaults["recipe"])
+        defaults = {**defaults, **RECIPES[recipe]} if "recipe" in given else {**RECIPES[recipe], **defaults}
+        if "epochs" in given or "max_steps" in given:
+            # Somebody who says how long to train means it.
+            defaults.pop("time_budget", None)
+    return config(**{**defaults, **given})
+
+
+def given(config: type[Any], program: str, description: str, arguments: Sequence[str] | None) -> dict[str, Any]:
+    """What the command line gives (``sys.argv`` when ``arguments`` is None)."""
+    return vars(parser(config, program, description).parse_args(arguments))
+
+
+def run(command: Callable[[], int | None]) -> NoReturn:
+    """Run a command and exit: 2 for a usage error, 1 for unusable data, each with one line on stderr."""
+    try:
+        status = command() or 0
+    except UsageError as error:
+        status = _refused(str(error), 2)
+    except DataError as error:
+        status = _refused(str(error), 1)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        status = _refused(f"{place}{error.strerror or error}", 1)
+    except KeyboardInterrupt:
+        status = _refused("interrupted", 130)
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+def _refused(message: str, status: int) -> int:
+    sys.stdout.flush()
+    print(f"error: {message}", file=sys.stderr)
+    return status

@@ -1,0 +1,59 @@
+"""One image file to one square of RGB pixels, as section 2 of the paper prepares it."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+
+class UnreadableImageError(ValueError):
+    """A file that holds no image that can be used; the text says why."""
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """RGB in 8 bits from any mode; transparent pixels show a white background."""
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):
+        # 16-bit gray, whatever integer type it was read into: the upper byte.
+        return Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise UnreadableImageError("floating-point pixels have no agreed range")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def decode(path: Path, size: int) -> NDArray[np.uint8]:
+    """Scale the shorter side to ``size`` and cut out the central ``size`` x ``size``: uint8 ``[size, size, 3]``.
+
+    Orientation tags are obeyed. The scaling is antialiased and bicubic; PyTorch's runs in a third of Pillow's time.
+
+    Raises:
+        UnreadableImageError: the file is damaged, empty or no image.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                # A JPEG much larger than needed is decoded at a half, a quarter or an eighth of its size.
+                image.draft(None, (size, size))
+                pixels = np.array(_rgb(ImageOps.exif_transpose(image)))
+        side = min(pixels.shape[:2])
+        top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+        square = torch.from_numpy(pixels[top : top + side, left : left + side]).permute(2, 0, 1)
+        if side != size:
+            square = F.interpolate(square[None], size=(size, size), mode="bicubic", antialias=True)[0]
+        return square.permute(1, 2, 0).contiguous().numpy()
+    except UnreadableImageError:
+        raise
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, MemoryError) as error:
+        # What Pillow's decoders raise on damaged files; Image.DecompressionBombError is none of them.
+        raise UnreadableImageError(" ".join(str(error).split()) or type(error).__name__) from None
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError(str(error)) from None

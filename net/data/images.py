@@ -1,0 +1,112 @@
+"""What every data source gives: labelled images of one size, and the statistics of the training pixels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Split:
+    """``images`` is uint8 ``[count, size, size, 3]`` in RGB, in memory or mapped from a file; ``labels`` int64."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[3] != 3:
+            raise ValueError(
+                f"images must be uint8 [count, rows, columns, 3]; got {self.images.dtype} {self.images.shape}"
+            )
+        if len(self.images) != len(self.labels):
+            raise ValueError(f"there are {len(self.images)} images and {len(self.labels)} labels")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class ColourComponents:
+    """Principal components of the training images' RGB pixels, in gray levels 0..255 (section 4.1).
+
+    ``values`` holds the covariance's eigenvalues, largest first, ``vectors[:, i]`` the unit eigenvector of
+    ``values[i]``.
+    """
+
+    values: NDArray[np.float64]
+    vectors: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set.
+
+    ``path`` is the ``--data-path`` that opens it again, None for the embedded digits. ``mean`` is the training images'
+    mean, float32 ``[size, size, 3]`` in gray levels 0..255.
+    """
+
+    path: str | None
+    train: Split
+    val: Split
+    classes: tuple[str, ...]
+    mean: NDArray[np.float32]
+    colour: ColourComponents
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return "the embedded digits" if self.path is None else self.path
+
+    @property
+    def size(self) -> int:
+        """Rows and columns of an image."""
+        return int(self.mean.shape[0])
+
+
+class PixelStatistics:
+    """Mean image and colour covariance, summed up in integers: the order of the images does not matter."""
+
+    def __init__(self, size: int) -> None:
+        self.count = 0
+        self.total = np.zeros((size, size, 3), np.int64)
+        #: Sum over all pixels of the outer product of their colour with itself.
+        self.gram = np.zeros((3, 3), np.int64)
+
+    def add(self, images: NDArray[np.uint8]) -> None:
+        """Take in uint8 ``[count, size, size, 3]``."""
+        for image in torch.from_numpy(images):
+            # One product for each row of pixels: a sum of up to 258 products of bytes is exact in float32.
+            rows = image.float()
+            gram = torch.bmm(rows.transpose(1, 2), rows).sum(0, dtype=torch.float64)
+            self.gram += gram.numpy().astype(np.int64)
+        self.count += len(images)
+        self.total += images.sum(0, dtype=np.uint32)
+
+    def merge(self, other: "PixelStatistics") -> None:
+        """Take in what ``other`` has summed."""
+        self.count += other.count
+        self.total += other.total
+        self.gram += other.gram
+
+    def mean(self) -> NDArray[np.float32]:
+        """The mean image, float32 ``[size, size, 3]``."""
+        return (self.total / self.count).astype(np.float32)
+
+    def colour(self) -> ColourComponents:
+        """The principal components of the pixels' colours; a vector's largest entry is positive."""
+        pixels = self.count * self.total.shape[0] * self.total.shape[1]
+        mean = self.total.sum((0, 1)) / pixels
+        covariance = self.gram / pixels - np.outer(mean, mean)
+        values, vectors = np.linalg.eigh(covariance)
+        values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
+        largest = np.abs(vectors).argmax(0)
+        signs = np.sign(vectors[largest, np.arange(3)])
+        return ColourComponents(values, vectors * signs)
+
+
+def statistics(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ColourComponents]:
+    """Mean image and colour components of images in memory."""
+    result = PixelStatistics(images.shape[1])
+    result.add(images)
+    return result.mean(), result.colour()

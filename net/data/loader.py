@@ -1,0 +1,250 @@
+"""Batches of images from memory or from a mapped file, read ahead by threads into buffers that are used again."""
+
+import itertools
+import queue
+import sys
+import threading
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..progress import Progress
+from .images import Split
+
+#: Batches read ahead, the one in use included.
+BUFFERS = 4
+#: Images copied at a time when all of them are read into memory.
+_COPIED = 1024
+
+Cache = Literal["device", "host", "none"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch on the device, valid until the next one is asked for.
+
+    ``images`` is uint8 ``[count, size, size, 3]``, ``labels`` int64 ``[count]``; ``samples`` are the images' numbers
+    in their split, on the host; ``epoch`` counts from 0.
+    """
+
+    images: Tensor
+    labels: Tensor
+    samples: NDArray[np.int64]
+    epoch: int
+
+
+class _Buffer:
+    """Room for a batch on the host, and the event after which it may be overwritten."""
+
+    def __init__(self, batch_size: int, image_shape: tuple[int, ...], device: torch.device) -> None:
+        pinned = device.type == "cuda"
+        self.images = torch.empty((batch_size, *image_shape), dtype=torch.uint8, pin_memory=pinned)
+        self.labels = torch.empty(batch_size, dtype=torch.int64, pin_memory=pinned)
+        self.samples = np.empty(0, np.int64)
+        self.epoch = 0
+        self.copied: torch.Event | None = None
+
+
+class Loader:
+    """Batches of a split, in a new order every epoch or once through in order.
+
+    The order is one permutation for each (seed, epoch), the same for any number of ranks; the global batch ``b`` is its
+    entries ``b * batch_size`` to ``(b + 1) * batch_size``, and every rank reads its own slice of it.
+
+    Args:
+        split: the images.
+        batch_size: images in a batch of all ranks together.
+        device: where batches go.
+        shuffle: a new order every epoch, without end; what does not fill a batch is left for another epoch. Otherwise
+            one pass in order, with a smaller last batch.
+        seed: of the order.
+        cache: keep the images in the device's or the host's memory.
+        threads: threads that read one batch together.
+        rank, ranks: this process and how many share each batch; ``ranks`` divides ``batch_size``.
+
+    Raises:
+        ValueError: fewer images than a batch needs, or ranks that do not divide the batch.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        device: torch.device,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        cache: Cache = "none",
+        threads: int = 1,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        if batch_size % ranks:
+            raise ValueError(f"batch_size {batch_size} cannot be shared by {ranks} ranks")
+        if shuffle and len(split) < batch_size:
+            raise ValueError(f"batch_size {batch_size} is more than the {len(split)} training images")
+        self.split, self.batch_size, self.device = split, batch_size, device
+        self.shuffle, self.seed, self.rank, self.ranks = shuffle, seed, rank, ranks
+        self.threads = threads
+        self.batches = len(split) // batch_size if shuffle else -(-len(split) // batch_size)
+        self.epoch = 0
+        self.batch = 0
+        self.images = split.images
+        self.cached: Tensor | None = None
+        if cache == "host":
+            self.images = np.empty(split.images.shape, np.uint8)
+            self._copy(torch.from_numpy(self.images))
+        elif cache == "device":
+            self.cached = torch.empty(split.images.shape, dtype=torch.uint8, device=device)
+            self._copy(self.cached)
+
+    def _copy(self, target: Tensor) -> None:
+        """All images into memory, part by part."""
+        with Progress("images read into memory", len(self.split)) as progress:
+            for first in range(0, len(self.split), _COPIED):
+                part = np.array(self.split.images[first : first + _COPIED])
+                target[first : first + _COPIED] = torch.from_numpy(part)
+                progress.update(len(part))
+
+    def state_dict(self) -> dict[str, int]:
+        """The position: batches that were handed out, not those read ahead."""
+        return {"epoch": self.epoch, "batch": self.batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to a position; takes effect at the next ``iter()``."""
+        self.epoch, self.batch = state["epoch"], state["batch"]
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """The numbers of the images in the order of ``epoch``."""
+        if not self.shuffle:
+            return np.arange(len(self.split))
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.split))
+
+    def _samples(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """(epoch, this rank's samples) of each batch from the position on."""
+        epoch, batch = self.epoch, self.batch
+        while True:
+            order = self.order(epoch)
+            while batch < self.batches:
+                rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+                share = -(-len(rows) // self.ranks)
+                yield epoch, rows[self.rank * share : (self.rank + 1) * share]
+                batch += 1
+            if not self.shuffle:
+                return
+            epoch, batch = epoch + 1, 0
+
+    def __iter__(self) -> Generator[Batch]:
+        """Batches from the position on: without end when shuffling, else to the end of the pass.
+
+        Closing the iterator stops the threads behind it.
+        """
+        batches = self._from_device() if self.cached is not None else self._read_ahead()
+        try:
+            for batch in batches:
+                self.epoch, self.batch = batch.epoch, self.batch + 1
+                if self.batch == self.batches:
+                    self.epoch, self.batch = batch.epoch + int(self.shuffle), 0
+                yield batch
+        finally:
+            batches.close()
+
+    def _from_device(self) -> Generator[Batch]:
+        assert self.cached is not None
+        labels = torch.from_numpy(self.split.labels).to(self.device)
+        for epoch, samples in self._samples():
+            index = torch.from_numpy(samples).to(self.device)
+            yield Batch(self.cached.index_select(0, index), labels.index_select(0, index), samples, epoch)
+
+    def _read(self, buffer: _Buffer, pool: ThreadPoolExecutor | None) -> None:
+        """Fill a buffer with the images of its samples."""
+        count = len(buffer.samples)
+        target = buffer.images.numpy()[:count]
+        # mode="clip" lets numpy write into `out` directly; the samples are in range.
+        if pool is None:
+            np.take(self.images, buffer.samples, axis=0, out=target, mode="clip")
+        else:
+            bounds = np.linspace(0, count, self.threads + 1).astype(int)
+            parts = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
+            jobs = [pool.submit(np.take, self.images, buffer.samples[part], 0, target[part], "clip") for part in parts]
+            for job in jobs:
+                job.result()
+        np.take(self.split.labels, buffer.samples, out=buffer.labels.numpy()[:count], mode="clip")
+
+    def _read_ahead(self) -> Generator[Batch]:
+        shape = self.images.shape[1:]
+        share = -(-self.batch_size // self.ranks)
+        free: queue.SimpleQueue[_Buffer | None] = queue.SimpleQueue()
+        full: queue.SimpleQueue[_Buffer | BaseException | None] = queue.SimpleQueue()
+        for _ in range(BUFFERS):
+            free.put(_Buffer(share, shape, self.device))
+
+        def produce() -> None:
+            pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
+            try:
+                for epoch, samples in self._samples():
+                    buffer = free.get()
+                    if buffer is None:
+                        return
+                    if buffer.copied is not None:
+                        buffer.copied.synchronize()
+                    buffer.epoch, buffer.samples = epoch, samples
+                    self._read(buffer, pool)
+                    full.put(buffer)
+                full.put(None)
+            except BaseException as error:  # handed to the thread that asks for batches
+                full.put(error)
+            finally:
+                if pool is not None:
+                    pool.shutdown()
+
+        thread = threading.Thread(target=produce, name="loader", daemon=True)
+        thread.start()
+        try:
+            while (buffer := full.get()) is not None:
+                if isinstance(buffer, BaseException):
+                    raise buffer
+                count = len(buffer.samples)
+                images = buffer.images[:count].to(self.device, non_blocking=True)
+                labels = buffer.labels[:count].to(self.device, non_blocking=True)
+                if self.device.type != "cpu":
+                    buffer.copied = torch.Event(self.device)
+                    buffer.copied.record()
+                yield Batch(images, labels, buffer.samples, buffer.epoch)
+                free.put(buffer)
+        finally:
+            free.put(None)
+            thread.join()
+
+
+def cache_that_fits(split: Split, wanted: Cache, device: torch.device) -> Cache:
+    """``wanted``, or ``"none"`` after saying why, when the images take more than 80 % of the memory that is free."""
+    if wanted == "none":
+        return wanted
+    if device.type == "cpu":
+        wanted = "host"
+    free = torch.cuda.mem_get_info(device)[0] if wanted == "device" else free_host_memory()
+    if split.images.nbytes <= 0.8 * free:
+        return wanted
+    print(
+        f"--cache {wanted}: the images take {split.images.nbytes / 2**30:,.1f} GiB and {free / 2**30:,.1f} GiB are "
+        "free; reading them from the store instead"
+    )
+    return "none"
+
+
+def free_host_memory() -> int:
+    """Bytes that this machine can give to a process without swapping."""
+    try:
+        with open("/proc/meminfo") as file:
+            (line,) = [line for line in file if line.startswith("MemAvailable:")]
+    except (OSError, ValueError):
+        # Not Linux: leave the judgement to the user.
+        return sys.maxsize
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,44 @@
+"""Pack an image folder: ``python -m net.prepare SOURCE TARGET``; ``--help`` lists the flags."""
+
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import cli
+from .config import PrepareConfig
+from .errors import UsageError
+
+DESCRIPTION = (
+    "Decode, scale and crop the images of SOURCE into TARGET, from which training reads. An interrupted run goes on "
+    "where it stopped when the same command is given again."
+)
+
+
+def _terminate(number: int, frame: object) -> None:
+    """SIGTERM ends a run as Ctrl-C does: what is done is noted first."""
+    raise SystemExit(128 + number)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prepare as the command line says; returns the exit status."""
+    config = cli.resolve(cli.given(PrepareConfig, "net.prepare", DESCRIPTION, arguments), PrepareConfig)
+    for name in ("size", "workers"):
+        if getattr(config, name) is not None and getattr(config, name) < 1:
+            raise UsageError(f"--{name} must be at least 1; got {getattr(config, name)}")
+    if (config.target is None) != config.verify:
+        raise UsageError("give SOURCE and TARGET, or --verify and a store")
+    from .data.prepare import prepare, verify
+
+    signal.signal(signal.SIGTERM, _terminate)
+    if config.verify:
+        verify(Path(config.source))
+        print(f"{config.source} is whole")
+        return 0
+    assert config.target is not None
+    labels = None if config.val_labels is None else Path(config.val_labels)
+    prepare(Path(config.source), Path(config.target), size=config.size, val_labels=labels, workers=config.workers)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
