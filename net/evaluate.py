@@ -1,0 +1,170 @@
+"""Evaluate trained networks: ``python -m net.evaluate RUN...``; ``--help`` lists the flags."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import cli, runs
+from .config import AlexNetConfig, EvaluateConfig
+from .errors import DataError, UsageError
+from .files import atomic_write
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .data.images import ImageData
+
+DESCRIPTION = (
+    "Top-1 and top-5 errors on the validation images, from the central crop and from ten crops. Several networks are "
+    "evaluated one by one and with their softmax outputs averaged."
+)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A trained network as it was saved."""
+
+    path: Path
+    weights: "dict[str, Tensor]"
+    network: AlexNetConfig
+    classes: tuple[str, ...]
+    data_path: str | None
+    mean: "Tensor | None"
+
+
+def _open(argument: str) -> _Trained:
+    """The network in a run folder (its newest intact checkpoint), a checkpoint, or a weights file."""
+    from . import checkpoint, weights
+
+    path = Path(argument)
+    if not path.exists():
+        raise DataError(f"{argument} does not exist")
+    mean = None
+    if path.is_dir():
+        found = checkpoint.newest(runs.folder_of(path) / "checkpoints")
+        if found is None:
+            raise DataError(f"{argument} holds no intact checkpoint (checkpoints/step_*.pt)")
+        path, state = found
+        tensors, metadata, mean = state["model"], state["metadata"], state["mean_image"]
+    elif path.suffix == ".safetensors":
+        tensors, metadata = weights.read(path)
+    else:
+        state = checkpoint.load(path)
+        tensors, metadata, mean = state["model"], state["metadata"], state["mean_image"]
+    if "network" not in metadata:
+        raise DataError(f"{path} does not say what network it is; give a run folder, a checkpoint or model.safetensors")
+    network = AlexNetConfig.from_dict(metadata["network"])
+    return _Trained(path, tensors, network, tuple(metadata["classes"]), metadata["data_path"], mean)
+
+
+def _mean(trained: _Trained, data: "ImageData") -> "Tensor":
+    """The mean image that a network expects to be subtracted."""
+    import torch
+
+    if trained.mean is None:
+        print(f"{trained.path} holds no mean image: subtracting that of {data.name}")
+        return torch.from_numpy(data.mean)
+    if tuple(trained.mean.shape) != data.mean.shape:
+        size = trained.mean.shape[0]
+        raise DataError(
+            f"{trained.path} was trained on stored images of {size}x{size} and {data.name} holds "
+            f"{data.size}x{data.size}; prepare the images with --size {size}"
+        )
+    return trained.mean
+
+
+def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
+    """A row for each network, and for their average, and each way of cropping."""
+    import torch
+
+    from .alexnet import AlexNet
+    from .augmentation import centre_crop, ten_crops
+    from .data.loader import Loader
+    from .data.sources import open_data
+    from .device import choose, describe, keep_freed_memory, set_precision
+    from .evaluation import evaluate
+    from .progress import Progress
+    from .weights import load_weights
+
+    device = choose(config.device)
+    set_precision(config.precision, device)
+    keep_freed_memory()
+    trained = [_open(argument) for argument in config.checkpoints]
+    first = trained[0]
+    for other in trained[1:]:
+        if other.classes != first.classes:
+            raise DataError(f"{other.path} has other classes than {first.path}: their outputs cannot be averaged")
+    path = config.data_path if config.data_path is not None else first.data_path
+    data = open_data(path, image_size=first.network.image_size, classes=len(first.classes))
+    if data.classes != first.classes:
+        raise DataError(f"{data.name} has other classes than {first.path} was trained on")
+    for item in trained:
+        if data.size < item.network.image_size:
+            raise DataError(
+                f"{item.path} reads {item.network.image_size}x{item.network.image_size} images; "
+                f"{data.name} holds {data.size}x{data.size}"
+            )
+    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+    models = []
+    for item in trained:
+        model = AlexNet(item.network)
+        load_weights(model, item.weights)
+        models.append(model.to(device, memory_format=memory_format))  # type: ignore[call-overload]
+    means = [_mean(item, data).to(device) for item in trained]
+    sizes = [item.network.image_size for item in trained]
+    print(f"{len(data.val):,} validation images of {data.name} on {describe(device)}, {config.precision}")
+    names = [str(item.path) for item in trained] + (["average"] if len(trained) > 1 else [])
+    ways = [("1", centre_crop)]
+    if config.ten_crops:
+        if data.size > max(sizes):
+            ways.append(("10", ten_crops))
+        else:
+            print(f"ten crops need images larger than the network's input; {data.name} holds {data.size}x{data.size}")
+    rows = []
+    for crops, cut in ways:
+        loader = Loader(data.val, config.batch_size, device, shuffle=False, threads=config.workers)
+        with Progress("images", len(data.val)) as progress:
+            results = evaluate(
+                models,
+                loader,
+                means,
+                sizes,
+                cut,
+                precision=config.precision,
+                memory_format=memory_format,
+                progress=progress.update,
+            )
+        assert results is not None
+        rows += [
+            {"network": name, "data": data.name, "crops": int(crops), **asdict(errors)}
+            for name, errors in zip(names, results, strict=True)
+        ]
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Evaluate as the command line says; returns the exit status."""
+    config = cli.resolve(cli.given(EvaluateConfig, "net.evaluate", DESCRIPTION, arguments), EvaluateConfig)
+    if config.batch_size < 1 or config.workers < 1:
+        raise UsageError("--batch-size and --workers must be at least 1")
+    rows = _evaluate(config)
+    width = max(len(row["network"]) for row in rows)
+    print(f"{'network':<{width}}  crops  top-1 error  top-5 error")
+    for row in rows:
+        top5 = row["top5_error_percent"]
+        last = f"{top5:.2f} %" if top5 is not None else "-"
+        print(f"{row['network']:<{width}}  {row['crops']:>5}  {row['top1_error_percent']:>9.2f} %  {last:>11}")
+    if rows[0]["top5_error_percent"] is None:
+        print("top-5 error says nothing of five classes or fewer")
+    first = Path(config.checkpoints[0])
+    output = Path(config.output) if config.output is not None else runs.folder_of(first) / "evaluation.json"
+    with atomic_write(output) as file:
+        file.write(json.dumps({"results": rows}, indent=1).encode())
+    print(f"written to {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

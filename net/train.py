@@ -1,0 +1,89 @@
+"""Train the network: ``python -m net.train``; ``--help`` lists the flags."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import cli, runs
+from .config import TrainConfig
+from .errors import DataError, UsageError
+
+DESCRIPTION = (
+    "Train an AlexNet. Without flags: the embedded digits, in about a minute. With --preset imagenet --data-path "
+    "FOLDER: the paper's run. Defaults in parentheses are the imagenet preset's; digits and cifar10 change some of "
+    "them, and the run folder's config.toml says what was used."
+)
+
+
+def _run_to_resume(flags: dict[str, Any]) -> Path | None:
+    """The folder of the run that ``--resume`` means; None when there is no run yet."""
+    wanted = flags["resume"]
+    if wanted != "auto":
+        path = Path(wanted)
+        if not path.exists():
+            raise DataError(f"--resume {path} does not exist")
+        return runs.folder_of(path)
+    folder = Path(flags["output_dir"]) if "output_dir" in flags else runs.newest_folder(flags.get("preset", "digits"))
+    return folder if folder is not None and (folder / runs.CONFIG).exists() else None
+
+
+def _resume(flags: dict[str, Any], source: Path) -> int:
+    """Go on with the run in ``source``."""
+    saved = runs.read_config(source)
+    if flags.get("preset", saved["preset"]) != saved["preset"]:
+        raise UsageError(f"--preset {flags['preset']}: the run in {source} has the preset {saved['preset']}")
+    config = cli.resolve(flags, TrainConfig, saved)
+    folder = Path(config.output_dir) if config.output_dir is not None else source
+    from . import checkpoint
+    from .trainer import Trainer
+
+    kept = checkpoint.checkpoints(source / "checkpoints")
+    resumed: tuple[Path, dict[str, Any]] | None
+    if config.resume != "auto" and Path(flags["resume"]).is_file() and Path(flags["resume"]).suffix == ".pt":
+        path = Path(flags["resume"])
+        resumed = path, checkpoint.load(path)
+        if folder == source and kept and path.resolve() != kept[0].resolve():
+            raise UsageError(f"{path} is not its run's newest checkpoint: to go on from it give a new --output-dir")
+    else:
+        resumed = checkpoint.newest(source / "checkpoints")
+    if resumed is None and kept:
+        raise DataError(f"no checkpoint in {source / 'checkpoints'} is intact")
+    if folder != source:
+        runs.check_new(folder)
+    changes = [
+        f"{name} {saved.get(name)} -> {value}"
+        for name, value in runs.settings(config).items()
+        if saved.get(name) != value
+    ]
+    if resumed is None:
+        print(f"{source} has no checkpoint yet: starting from the beginning")
+    else:
+        print(f"resuming from {resumed[0]}" + (f" with {', '.join(changes)}" if changes else ""))
+    trainer = Trainer(config, folder, resumed)
+    folder.mkdir(parents=True, exist_ok=True)
+    runs.write_config(folder, config)
+    return trainer.run()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train as the command line says; returns the exit status."""
+    flags = cli.given(TrainConfig, "net.train", DESCRIPTION, arguments)
+    if flags.get("resume") is not None and (source := _run_to_resume(flags)) is not None:
+        return _resume(flags, source)
+    config = cli.resolve(flags, TrainConfig)
+    folder = Path(config.output_dir) if config.output_dir is not None else runs.new_folder(config.preset)
+    runs.check_new(folder)
+    if config.resume is not None:
+        print("there is no run to resume: starting a new one")
+    print(f"training {config.network} on {config.data_path or 'the embedded digits'}", flush=True)
+    # PyTorch takes seconds to import; --help and mistakes in the flags should not.
+    from .trainer import Trainer
+
+    trainer = Trainer(config, folder, None)
+    folder.mkdir(parents=True, exist_ok=True)
+    runs.write_config(folder, config)
+    return trainer.run()
+
+
+if __name__ == "__main__":
+    cli.run(main)

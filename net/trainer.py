@@ -1,0 +1,516 @@
+"""The training run behind ``python -m net.train``: build, resume, learn, evaluate, save, say how it went."""
+
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from . import checkpoint, runs, weights
+from .alexnet import AlexNet
+from .augmentation import TrainingInput, VariationTable, centre_crop
+from .config import AlexNetConfig, TrainConfig, network
+from .data.images import ImageData
+from .data.loader import Batch, Loader, cache_that_fits
+from .data.sources import open_data, packed_size
+from .device import autocast, choose, describe, keep_freed_memory, peak_memory_mib, set_precision
+from .errors import DataError, UsageError
+from .evaluation import Errors, evaluate
+from .progress import duration
+from .recipe import PaperSGD, Schedule, parameter_groups
+
+#: Compiling takes about a minute of a CPU's time; it pays in runs whose arithmetic takes many times that.
+COMPILE_AFTER_SECONDS = 900.0
+#: A CPU core's rate in such networks, of the order of what is measured; it only decides whether to compile.
+CPU_CORE_FLOP_PER_S = 30e9
+#: Checkpoints at the end of an epoch may take one part in so many of the time.
+CHECKPOINT_SHARE = 10
+
+
+class StopSignal:
+    """Inside a ``with`` block notes the first SIGTERM or SIGINT; a second one takes its usual course at once."""
+
+    NUMBERS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def __enter__(self) -> "StopSignal":
+        self.before = [signal.signal(number, self._note) for number in self.NUMBERS]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in zip(self.NUMBERS, self.before, strict=True):
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        for each in self.NUMBERS:
+            signal.signal(each, signal.SIG_DFL)
+
+
+def architecture(config: TrainConfig, data: ImageData | None = None) -> AlexNetConfig:
+    """The network that a run trains; its classes are the data set's."""
+    for name in ("classes", "image_size", "variant"):
+        if name in config.architecture:
+            raise UsageError(f"--architecture {name}: it comes from the data, from --image-size or from --network")
+    fields = dict(config.architecture)
+    if config.image_size is not None:
+        fields["image_size"] = config.image_size
+    if data is not None:
+        fields["classes"] = len(data.classes)
+    return network(config.network, **fields)
+
+
+def open_run_data(config: TrainConfig) -> tuple[ImageData, AlexNetConfig]:
+    """The data set of a run and the network for it.
+
+    Raises:
+        UsageError: no data set is named. DataError: the images do not suit the network.
+    """
+    if config.data_path is None and config.preset != "digits":
+        raise UsageError(f"--preset {config.preset} needs --data-path; synthetic gives random images, for speed")
+    plan = architecture(config)
+    data = open_data(
+        config.data_path,
+        image_size=plan.image_size,
+        classes=plan.classes,
+        store=config.store,
+        val_labels=config.val_labels,
+        workers=None,
+    )
+    if data.size < plan.image_size:
+        raise DataError(
+            f"{data.name} holds images of {data.size}x{data.size} and {config.network} reads {plan.image_size}x"
+            f"{plan.image_size}; prepare them with --size {packed_size(plan.image_size)} or give a smaller --image-size"
+        )
+    if len(data.classes) < 2:
+        raise DataError(f"{data.name} has {len(data.classes)} class; at least two can be told apart")
+    if len(data.train) < config.batch_size:
+        raise UsageError(f"--batch-size {config.batch_size} is more than the {len(data.train)} training images")
+    return data, architecture(config, data)
+
+
+def compile_wanted(config: TrainConfig, plan: AlexNetConfig, steps: int, device: torch.device) -> bool:
+    """Whether to compile: as asked, else on CUDA and in runs that are long on a CPU. The same for a resumed run."""
+    if config.compile is False:
+        return False
+    if config.compile is None and device.type == "cpu":
+        # Forward and backward are three times the forward's multiply-additions, two operations each.
+        seconds = steps * config.batch_size * 6 * plan.multiply_adds / (CPU_CORE_FLOP_PER_S * torch.get_num_threads())
+        if min(seconds, config.time_budget or math.inf) < COMPILE_AFTER_SECONDS:
+            return False
+    if not any(shutil.which(compiler) for compiler in (os.environ.get("CXX") or "g++", "g++", "clang++")):
+        print("torch.compile needs a C++ compiler (g++ or clang++) and finds none: running eager")
+        return False
+    return True
+
+
+class _Interval:
+    """What the updates since the last line of progress gave; sums stay on the device."""
+
+    def __init__(self, length: int, device: torch.device) -> None:
+        self.losses = torch.zeros(length, device=device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=device)
+        self.updates = self.images = 0
+        self.seconds = 0.0
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Take in an update."""
+        self.losses[self.updates] = loss
+        self.correct += (logits.argmax(1) == labels).sum()
+        self.updates += 1
+        self.images += len(labels)
+
+    def clear(self) -> None:
+        self.correct.zero_()
+        self.updates = self.images = 0
+        self.seconds = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if len(state["losses"]) == len(self.losses):
+            self.losses.copy_(state["losses"])
+            self.correct.copy_(state["correct"])
+            self.updates, self.images, self.seconds = state["updates"], state["images"], state["seconds"]
+
+
+class Trainer:
+    """One training run; see :meth:`run`.
+
+    Args:
+        config: the flags.
+        folder: the run's folder.
+        resumed: the checkpoint to go on from, and its content.
+
+    Raises:
+        UsageError, DataError: flags or data that do not go together.
+    """
+
+    def __init__(self, config: TrainConfig, folder: Path, resumed: tuple[Path, dict[str, Any]] | None) -> None:
+        self.config, self.folder = config, folder
+        self.checkpoints = folder / "checkpoints"
+        self.device = choose(config.device)
+        set_precision(config.precision, self.device)
+        keep_freed_memory()
+        self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.data, self.plan = open_run_data(config)
+        torch.manual_seed(config.seed)
+        model = AlexNet(self.plan)
+        if config.init_from is not None:
+            report = weights.load_weights(model, Path(config.init_from))
+            print(f"starting from {config.init_from}: {len(report.loaded)} tensors")
+        self.model = model.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        groups = parameter_groups(self.model, config)
+        self.optimizer = PaperSGD(groups, config.lr, config.momentum, config.weight_decay)
+        self.schedule = Schedule(config)
+        cache = cache_that_fits(self.data.train, config.cache, self.device)
+        common: dict[str, Any] = {"device": self.device, "threads": config.workers}
+        self.train_loader = Loader(
+            self.data.train, config.batch_size, shuffle=True, seed=config.seed, cache=cache, **common
+        )
+        self.eval_loader = Loader(self.data.val, config.batch_size, shuffle=False, **common)
+        self.mean = torch.from_numpy(self.data.mean).to(self.device)
+        self.input = TrainingInput(self.data.mean, self.data.colour, self.plan.image_size, config, self.device)
+        self.variations = VariationTable(len(self.data.train), self.input.margin, config, config.seed)
+        self.steps_per_epoch = self.train_loader.batches
+        self.total_steps = config.epochs * self.steps_per_epoch
+        if config.max_steps is not None:
+            self.total_steps = min(self.total_steps, config.max_steps)
+        self.step = 0
+        #: Epochs whose end has been dealt with: evaluation, rate, checkpoint.
+        self.epochs_closed = 0
+        self.evaluated_step = -1
+        self.errors: Errors | None = None
+        self.elapsed = 0.0
+        self.interval = _Interval(config.log_every, self.device)
+        if resumed is not None:
+            self._restore(*resumed)
+        self.schedule.apply(self.optimizer)
+        self.compiled = compile_wanted(config, self.plan, self.total_steps, self.device)
+        self.forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if self.compiled else self.model
+
+    def _restore(self, path: Path, state: dict[str, Any]) -> None:
+        theirs = state["metadata"]["network"]
+        if theirs != self.plan.to_dict():
+            changed = [name for name, value in self.plan.to_dict().items() if theirs.get(name) != value]
+            raise DataError(f"checkpoint {path} is of another network: it differs in {', '.join(changed)}")
+        # Copied into the parameters, which keep their memory format.
+        self.model.load_state_dict(state["model"])
+        groups = self.optimizer.param_groups
+        wanted = [{name: group[name] for name in ("momentum", "weight_decay", "multiplier")} for group in groups]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group, values in zip(self.optimizer.param_groups, wanted, strict=True):
+            group.update(values)
+        self.schedule.load_state_dict(state["schedule"])
+        self.train_loader.load_state_dict(state["loader"])
+        self.interval.load_state_dict(state["interval"])
+        self.step, self.epochs_closed = state["step"], state["epochs_closed"]
+        self.evaluated_step, self.elapsed = state["evaluated_step"], state["elapsed"]
+        self.errors = None if state["errors"] is None else Errors(**state["errors"])
+        torch.set_rng_state(state["random"]["cpu"])
+        if self.device.type == "cuda" and state["random"]["cuda"] is not None:
+            torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
+
+    def _state(self) -> dict[str, Any]:
+        cuda = self.device.type == "cuda"
+        return {
+            "metadata": self.metadata(),
+            "mean_image": torch.from_numpy(self.data.mean),
+            "model": dict(self.model.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "loader": self.train_loader.state_dict(),
+            "interval": self.interval.state_dict(),
+            "step": self.step,
+            "epochs_closed": self.epochs_closed,
+            "evaluated_step": self.evaluated_step,
+            "errors": None if self.errors is None else dict(vars(self.errors)),
+            "elapsed": self.elapsed,
+            "random": {
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
+            },
+        }
+
+    def metadata(self) -> dict[str, Any]:
+        """What is said of the network in checkpoints and weights."""
+        return {
+            "network": self.plan.to_dict(),
+            "classes": list(self.data.classes),
+            "data_path": self.data.path,
+            "step": self.step,
+            "pixels": "RGB, 0..255, less the training images' mean image",
+        }
+
+    # Learning
+
+    def run(self) -> int:
+        """Train to the end, or to a signal; returns the exit status."""
+        self.metrics = runs.Metrics(self.folder, self.step, self.evaluated_step)
+        self.tensorboard = _tensorboard(self.folder) if self.config.tensorboard else None
+        self._announce()
+        self.model.train()
+        batches = iter(self.train_loader)
+        terminal = sys.stderr.isatty()
+        self.bar = tqdm(total=self.total_steps, initial=self.step, unit=" updates", disable=not terminal)
+        self.clock = self.saved_at = time.monotonic()
+        self.save_seconds = 0.0
+        with StopSignal() as self.stop:
+            try:
+                while self.stop.number is None:
+                    if self.step // self.steps_per_epoch > self.epochs_closed:
+                        if not self._close_epoch():
+                            break
+                        if time.monotonic() - self.saved_at > CHECKPOINT_SHARE * self.save_seconds:
+                            self._save()
+                    if self._over():
+                        break
+                    start = time.monotonic()
+                    self._update(next(batches))
+                    self.interval.seconds += time.monotonic() - start
+                    self.bar.update()
+                    if self.step % self.config.log_every == 0:
+                        self._log()
+                    if self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0:
+                        self._save()
+                if self.stop.number is None and self.evaluated_step != self.step:
+                    self._evaluate()
+                self._save()
+            finally:
+                self.bar.close()
+                batches.close()
+                if self.tensorboard is not None:
+                    self.tensorboard.close()
+        if self.stop.number is not None:
+            name = signal.Signals(self.stop.number).name
+            print(f"{name}: saved update {self.step}; go on with: python -m net.train --resume {self.folder}")
+            return 128 + self.stop.number
+        self._finish()
+        return 0
+
+    def _over(self) -> bool:
+        budget = self.config.time_budget
+        return self.step >= self.total_steps or self.schedule.finished or bool(budget and self._now() >= budget)
+
+    def _now(self) -> float:
+        """Seconds of training, those before an interruption included."""
+        now = time.monotonic()
+        self.elapsed += now - self.clock
+        self.clock = now
+        return self.elapsed
+
+    def _update(self, batch: Batch) -> None:
+        """One forward pass, backward pass and update."""
+        images = self.input(batch.images, self.variations.rows(batch.epoch, batch.samples))
+        images = images.contiguous(memory_format=self.memory_format)
+        with autocast(self.config.precision, self.device):
+            logits = self.forward(images)
+        loss = F.cross_entropy(logits.float(), batch.labels)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.interval.add(loss.detach(), logits.detach(), batch.labels)
+        self.step += 1
+
+    def _check_finite(self) -> None:
+        """Stop when a loss since the last line, or a weight, is not a number any more."""
+        losses = self.interval.losses[: self.interval.updates]
+        bad = (~torch.isfinite(losses)).nonzero()
+        if len(bad):
+            first = self.step - self.interval.updates + int(bad[0]) + 1
+            where = f"the loss of update {first} is {float(losses[bad[0]]):f}"
+        elif not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
+            where = f"after update {self.step} a weight is infinite or not a number"
+        else:
+            return
+        kept = checkpoint.checkpoints(self.checkpoints)
+        last = f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
+        raise DataError(f"{where}; {last}. A lower --lr may help")
+
+    def _log(self) -> None:
+        """A line of progress and a row of metrics for the updates since the last one."""
+        interval = self.interval
+        start = time.monotonic()
+        self._check_finite()
+        loss = float(interval.losses.mean())
+        # On a GPU the updates were only queued until here.
+        interval.seconds += time.monotonic() - start
+        elapsed = self._now()
+        left = (self.total_steps - self.step) * elapsed / self.step
+        if self.config.time_budget:
+            left = min(left, self.config.time_budget - elapsed)
+        error = 100 - 100 * int(interval.correct) / interval.images
+        row: dict[str, Any] = {
+            "step": self.step,
+            "epoch": round(self.step / self.steps_per_epoch, 4),
+            "kind": "train",
+            "loss": loss,
+            "top1_error_percent": error,
+            "lr": self.schedule.lr,
+            "images_per_s": round(interval.images / interval.seconds, 1),
+            "memory_mib": round(peak_memory_mib(self.device), 1),
+            "elapsed_s": round(elapsed, 3),
+        }
+        interval.clear()
+        self._say(
+            f"step {self.step:,}/{self.total_steps:,}  epoch {row['epoch']:.2f}  loss {loss:.4f}  "
+            f"top-1 {100 - error:.1f} %  rate {row['lr']:g}  {row['images_per_s']:,.0f} images/s  "
+            f"{row['memory_mib']:,.0f} MiB  ETA {duration(left)}"
+        )
+        self._record(row)
+
+    def _close_epoch(self) -> bool:
+        """At the end of an epoch evaluate when it is time, and let the schedule see the error.
+
+        Returns:
+            False when a signal came in between.
+        """
+        epoch = self.step // self.steps_per_epoch
+        errors = None
+        if epoch % self.config.eval_every == 0:
+            errors = self._evaluate()
+            if errors is None:
+                return False
+        before = self.schedule.lr
+        self.schedule.observe(epoch, None if errors is None else errors.top1_error_percent)
+        self.schedule.apply(self.optimizer)
+        if self.schedule.lr != before:
+            self._say(f"epoch {epoch}: the rate falls from {before:g} to {self.schedule.lr:g}")
+        self.epochs_closed = epoch
+        return True
+
+    def _evaluate(self) -> Errors | None:
+        """Errors on the validation images; None when a signal came in between."""
+        results = evaluate(
+            [self.model],
+            self.eval_loader,
+            [self.mean],
+            [self.plan.image_size],
+            centre_crop,
+            precision=self.config.precision,
+            memory_format=self.memory_format,
+            stop=lambda: self.stop.number is not None,
+        )
+        if results is None:
+            return None
+        (errors,) = results
+        self.evaluated_step, self.errors = self.step, errors
+        epoch = self.step / self.steps_per_epoch
+        self._say(f"epoch {epoch:g}: validation loss {errors.loss:.4f}  {accuracies(errors)}")
+        self._record(
+            {
+                "step": self.step,
+                "epoch": round(epoch, 4),
+                "kind": "eval",
+                "loss": errors.loss,
+                "top1_error_percent": errors.top1_error_percent,
+                "top5_error_percent": errors.top5_error_percent,
+                "elapsed_s": round(self._now(), 3),
+            }
+        )
+        return errors
+
+    # Saying and saving
+
+    def _announce(self) -> None:
+        plan, config, data = self.plan, self.config, self.data
+        print(
+            f"{plan.variant}: {plan.parameters:,} parameters, {plan.multiply_adds / 1e6:,.1f} million multiply-adds an "
+            f"image; {len(data.train):,} training and {len(data.val):,} validation images, {len(data.classes)} classes"
+        )
+        if data.size > 1.5 * plan.image_size:
+            print(
+                f"note: a crop shows {100 * (plan.image_size / data.size) ** 2:.0f} % of a stored image "
+                f"({data.size}x{data.size}); of images prepared with --size {packed_size(plan.image_size)} it would "
+                "show 77 %, as in the paper"
+            )
+        limits = f"{config.epochs} epochs of {self.steps_per_epoch:,} updates"
+        if config.max_steps is not None:
+            limits += f", at most {config.max_steps:,} updates"
+        if config.time_budget:
+            limits += f", at most {duration(config.time_budget)} of training"
+        mode = "compiled (the first update takes a minute or more)" if self.compiled else "eager"
+        print(f"{describe(self.device)}, {config.precision}, {mode}; {limits}; run folder {self.folder}", flush=True)
+
+    def _say(self, line: str) -> None:
+        """A line that a progress bar does not overwrite."""
+        self.bar.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+    def _record(self, row: dict[str, Any]) -> None:
+        self.metrics.write(row)
+        if self.tensorboard is not None:
+            for name, value in row.items():
+                if name not in ("step", "kind") and value is not None:
+                    self.tensorboard.add_scalar(f"{row['kind']}/{name}", value, row["step"])
+
+    def _save(self) -> None:
+        """Write a checkpoint, unless the weights went bad."""
+        self._check_finite()
+        self._now()
+        start = time.monotonic()
+        path = checkpoint.path_of(self.checkpoints, self.step)
+        try:
+            checkpoint.save(path, self._state())
+        except OSError as error:
+            kept = checkpoint.checkpoints(self.checkpoints)
+            before = f"{kept[0]} is whole" if kept else "there is none before it"
+            raise DataError(f"cannot write checkpoint {path}: {error.strerror or error}; {before}") from None
+        checkpoint.prune(self.checkpoints, self.config.keep)
+        self.saved_at = time.monotonic()
+        self.save_seconds = self.saved_at - start
+
+    def _finish(self) -> None:
+        """Write weights and curve, and say how it went."""
+        # Here because matplotlib takes a second to import, and longer the first time.
+        from . import curve
+
+        weights.save(self.folder / "model.safetensors", self.model, self.metadata())
+        curve.draw(self.folder)
+        assert self.errors is not None
+        if self.step >= self.total_steps:
+            why = ""
+        else:
+            why = " (the schedule ended)" if self.schedule.finished else " (the time budget is used up)"
+        print(
+            f"\ntrained {self.step:,} updates in {duration(self.elapsed)}{why}: {accuracies(self.errors)} of "
+            f"{self.errors.images:,} validation images; "
+            f"{self.step * self.config.batch_size / self.elapsed:,.0f} images/s, evaluations included"
+        )
+        for name, value in (
+            ("checkpoint", checkpoint.path_of(self.checkpoints, self.step)),
+            ("weights", self.folder / "model.safetensors"),
+            ("metrics", f"{self.folder / 'metrics.csv'} and metrics.jsonl"),
+            ("curve", self.folder / "curve.png"),
+            ("next", f"python -m net.evaluate {self.folder}"),
+        ):
+            print(f"  {name:<11} {value}")
+
+
+def accuracies(errors: Errors) -> str:
+    """Top-1 and top-5 accuracy in words."""
+    text = f"top-1 {100 - errors.top1_error_percent:.2f} %"
+    if errors.top5_error_percent is not None:
+        text += f"  top-5 {100 - errors.top5_error_percent:.2f} %"
+    return text
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UsageError("--tensorboard needs the extra: pip install 'alexnet-fused[tensorboard]'") from None
+    return SummaryWriter(str(folder))

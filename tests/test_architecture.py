@@ -1,0 +1,70 @@
+"""The house: kernels <- net <- bench, and nothing heavy behind --help."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("kernels", "net", "bench")
+#: What each package may import of the project.
+ALLOWED = {"kernels": {"kernels"}, "net": {"kernels", "net"}, "bench": {"kernels", "net", "bench"}}
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imports(path: Path) -> list[tuple[int, str]]:
+    """(level, module) of each import; level counts the dots of a relative one."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(0, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.level, node.module or ""))
+    return found
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_go_one_way(package: str) -> None:
+    assert sources(package)
+    for path in sources(package):
+        for level, module in imports(path):
+            top = module.split(".")[0]
+            if level == 0:
+                assert top not in {*PACKAGES, "tests"} - ALLOWED[package], f"{path} imports {module}"
+            else:
+                # A relative import must not climb out of its package.
+                assert level <= len(path.relative_to(ROOT).parts) - 1, f"{path} imports {'.' * level}{module}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_inside_a_package_are_relative(package: str) -> None:
+    """The name `kernels` also belongs to a distribution on the package index."""
+    for path in sources(package):
+        for level, module in imports(path):
+            assert level > 0 or module.split(".")[0] != package, f"{path} imports {module}"
+
+
+def test_the_direction_is_checked_at_all(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("from ..net import x\nimport bench.report, torch\n")
+    assert imports(tmp_path / "a.py") == [(2, "net"), (0, "bench.report"), (0, "torch")]
+
+
+@pytest.mark.parametrize("module", ["net.config", "net.cli", "net.runs", "net.train", "net.evaluate", "net.prepare"])
+def test_commands_start_without_torch(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({{'torch', 'numpy', 'matplotlib'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_nothing_belongs_to_one_machine() -> None:
+    """No absolute path of a home or work folder, no package index."""
+    for path in [*ROOT.glob("*"), *(path for package in (*PACKAGES, "tests", "reports") for path in sources(package))]:
+        if path.is_file() and path.suffix in (".py", ".md", ".toml", "") and path.name != Path(__file__).name:
+            text = path.read_text()
+            for word in ("pypi.org", "pythonhosted", "/home/", "whl/cpu"):
+                assert word not in text, f"{path} holds {word}"
