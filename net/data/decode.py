@@ -43,7 +43,8 @@ def decode(path: Path, size: int) -> NDArray[np.uint8]:
             with Image.open(path) as image:
                 # A JPEG much larger than needed is decoded at a half, a quarter or an eighth of its size.
                 image.draft(None, (size, size))
-                pixels = np.array(_rgb(ImageOps.exif_transpose(image)))
+                ImageOps.exif_transpose(image, in_place=True)
+                pixels = np.array(_rgb(image))
         side = min(pixels.shape[:2])
         top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
         square = torch.from_numpy(pixels[top : top + side, left : left + side]).permute(2, 0, 1)

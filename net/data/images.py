@@ -76,9 +76,10 @@ class PixelStatistics:
     def add(self, images: NDArray[np.uint8]) -> None:
         """Take in uint8 ``[count, size, size, 3]``."""
         for image in torch.from_numpy(images):
-            # One product for each row of pixels: a sum of up to 258 products of bytes is exact in float32.
-            rows = image.float()
-            gram = torch.bmm(rows.transpose(1, 2), rows).sum(0, dtype=torch.float64)
+            # One product for each row of pixels: a sum of up to 258 products of bytes is exact in float32. Planes of
+            # one colour are multiplied twice as fast as pixels.
+            rows = image.permute(2, 0, 1).contiguous().float().transpose(0, 1)
+            gram = torch.bmm(rows, rows.transpose(1, 2)).sum(0, dtype=torch.float64)
             self.gram += gram.numpy().astype(np.int64)
         self.count += len(images)
         self.total += images.sum(0, dtype=np.uint32)

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..device import keep_freed_memory
 from ..errors import DataError
 from ..files import atomic_write
-from ..progress import Progress
+from ..progress import Progress, duration
 from .decode import UnreadableImageError, decode
 from .folder import SPLITS, Listing, scan
 from .images import ImageData, PixelStatistics
@@ -32,14 +33,15 @@ SNAPSHOT_EVERY = 10.0
 
 
 @dataclass(frozen=True)
-class _Task:
-    """Consecutive images of a split, one checksum long."""
+class Task:
+    """Consecutive images of a split, one checksum long, and where they go."""
 
     split: str
     chunk: int
     path: Path
     offset: int
     files: list[str]
+    size: int
 
 
 @dataclass
@@ -53,8 +55,9 @@ class _Done:
     checksum: int
 
 
-def _work(task: _Task, size: int) -> _Done:
+def pack(task: Task) -> _Done:
     """Decode a task's files and write the images to their place; a file left out leaves zeros."""
+    size = task.size
     images = np.zeros((len(task.files), size, size, 3), np.uint8)
     reasons = []
     for image, file in zip(images, task.files, strict=True):
@@ -75,6 +78,7 @@ def _work(task: _Task, size: int) -> _Done:
 
 def _start_worker() -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()
     # Ctrl-C reaches the whole group; the process that hands out the work stops it in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -177,13 +181,13 @@ def _check_space(target: Path, listing: Listing, size: int) -> None:
         )
 
 
-def _tasks(listing: Listing, state: _State, target: Path, offsets: dict[str, int], size: int) -> Iterator[_Task]:
+def _tasks(listing: Listing, state: _State, target: Path, offsets: dict[str, int], size: int) -> Iterator[Task]:
     for split in SPLITS:
         path = target / f"{split}_images.npy"
         for chunk in np.flatnonzero(~state.done[split]):
             first = int(chunk) * CHUNK
             files = [str(listing.root / file) for file in listing.files[split][first : first + CHUNK]]
-            yield _Task(split, int(chunk), path, offsets[split] + first * size * size * 3, files)
+            yield Task(split, int(chunk), path, offsets[split] + first * size * size * 3, files, size)
 
 
 def _finish(listing: Listing, state: _State, target: Path, offsets: dict[str, int], size: int) -> dict[str, int]:
@@ -309,19 +313,20 @@ def prepare(
         f"packing {total:,} images of {len(listing.classes):,} classes from {source} into {target} "
         f"({needed_bytes(listing, size) / 1e9:,.2f} GB)" + (f"; {before:,} are there already" if before else "")
     )
+    began = time.monotonic()
     workers = workers or available_cores()
     tasks = _tasks(listing, state, target, offsets, size)
     with Progress("images", total, before) as progress, contextlib.ExitStack() as stack:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         pool = stack.enter_context(ProcessPoolExecutor(workers, context, _start_worker))
-        running: dict[Future[_Done], _Task] = {}
+        running: dict[Future[_Done], Task] = {}
         saved = time.monotonic()
         try:
             while True:
                 # A few tasks wait for every worker, so that memory stays bounded and nobody idles.
                 while len(running) < 3 * workers and (task := next(tasks, None)) is not None:
-                    running[pool.submit(_work, task, size)] = task
+                    running[pool.submit(pack, task)] = task
                 if not running:
                     break
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -344,11 +349,15 @@ def prepare(
             file, reason = next((item for item in state.skipped if item[0].startswith(split)), ("", ""))
             raise DataError(f"no image in {source / split} can be read; {file}: {reason}")
     counts = _finish(listing, state, target, offsets, size)
+    seconds = time.monotonic() - began
     present = set(np.array(listing.labels["train"])[state.valid["train"]])
     for number, name in enumerate(listing.classes):
         if number not in present:
             print(f"warning: no training image of class {name!r} can be read")
-    print(f"packed {counts['train']:,} training and {counts['val']:,} validation images into {target}")
+    print(
+        f"packed {counts['train']:,} training and {counts['val']:,} validation images into {target} in "
+        f"{duration(seconds)}, {(total - before) / seconds:,.0f} images/s"
+    )
     if state.skipped:
         print(f"left out {len(state.skipped):,} files, listed with the reasons in {target / 'skipped.txt'}; the first:")
         for file, reason in sorted(state.skipped)[:5]:

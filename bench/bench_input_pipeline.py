@@ -1,0 +1,74 @@
+"""How fast images come: decoding for the packed store, reading from it, and the paper's variations."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from net.augmentation import TrainingInput, VariationTable
+from net.config import RecipeConfig
+from net.data.images import ColourComponents, Split
+from net.data.loader import Loader
+from net.data.prepare import Task, pack
+from net.data.store import CHUNK
+
+BATCH, SIZE, CROP = 128, 256, 224
+Row = Callable[..., None]
+
+
+def photograph(seed: int, width: int = 500, height: int = 375) -> Image.Image:
+    """A picture whose JPEG file is as large as a photograph's of that size: smooth shapes and some noise."""
+    generator = np.random.default_rng(seed)
+    coarse = generator.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+    noisy = smooth + generator.integers(-12, 13, smooth.shape)
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+def test_prepare(benchmark: BenchmarkFixture, row: Row, tmp_path: Path) -> None:
+    """One process decodes, scales, crops, sums up and writes a chunk of 500x375 JPEG files."""
+    files = []
+    for number in range(CHUNK):
+        files.append(str(tmp_path / f"{number}.jpg"))
+        photograph(number).save(files[-1], quality=90)
+    target = tmp_path / "images"
+    target.write_bytes(b"")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        benchmark.pedantic(pack, (Task("train", 0, target, 0, files, SIZE),), rounds=20, warmup_rounds=2)
+    finally:
+        torch.set_num_threads(before)
+    size = np.mean([Path(file).stat().st_size for file in files])
+    row(case="prepare, one process", shape="500x375 JPEG to 256x256", images=CHUNK, file_kib=round(size / 1024, 1))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_loader(benchmark: BenchmarkFixture, row: Row, tmp_path: Path, threads: int) -> None:
+    """Batches in random order from a mapped file that is in the page cache."""
+    count = 4096
+    path = tmp_path / "images.npy"
+    written = np.lib.format.open_memmap(path, "w+", np.uint8, (count, SIZE, SIZE, 3))
+    written[:] = np.arange(count, dtype=np.uint8)[:, None, None, None]
+    del written
+    split = Split(np.load(path, mmap_mode="r"), np.arange(count, dtype=np.int64))
+    batches = iter(Loader(split, BATCH, torch.device("cpu"), shuffle=True, threads=threads))
+    benchmark.pedantic(lambda: [next(batches) for _ in range(16)], rounds=20, warmup_rounds=2)
+    batches.close()
+    row(case=f"loader, {threads} reading", shape=f"{BATCH}x{SIZE}x{SIZE}x3", dtype="uint8", images=16 * BATCH)
+
+
+def test_training_input(benchmark: BenchmarkFixture, row: Row) -> None:
+    """Crop, reflection, mean subtraction and colour noise of a batch."""
+    generator = np.random.default_rng(0)
+    images = torch.from_numpy(generator.integers(0, 256, (BATCH, SIZE, SIZE, 3), dtype=np.uint8))
+    mean = generator.uniform(0, 255, (SIZE, SIZE, 3)).astype(np.float32)
+    colour = ColourComponents(np.array([9000.0, 400.0, 25.0]), np.eye(3))
+    make = TrainingInput(mean, colour, CROP, RecipeConfig(), torch.device("cpu"))
+    varied = VariationTable(BATCH, make.margin, RecipeConfig(), 0).rows(0, np.arange(BATCH))
+    benchmark.pedantic(make, (images, varied), rounds=20, warmup_rounds=2)
+    row(case="crop, reflect, colour, mean", shape=f"{BATCH}x{SIZE}x{SIZE}x3", dtype="float32", images=BATCH)

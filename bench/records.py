@@ -1,0 +1,46 @@
+"""Records: files of JSON lines in ``reports/data``, a row for each measurement.
+
+A row says what was measured (``case``, ``implementation``, ``mode``, ``shape``, ``dtype``, ``memory_format``), the
+values with their units in the column names (``median_us``, ``p20_us``, ``p80_us``, ``images_per_s``, ...), and all that
+:func:`bench.environment.describe` says of the machine.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .environment import ROOT, describe
+
+DATA = ROOT / "reports" / "data"
+
+
+def time_columns(seconds: Iterable[float]) -> dict[str, float]:
+    """Median, 20th and 80th percentile of repeated times, in microseconds."""
+    low, median, high = np.percentile(np.fromiter(seconds, float) * 1e6, [20, 50, 80])
+    return {"median_us": round(median, 2), "p20_us": round(low, 2), "p80_us": round(high, 2)}
+
+
+def write(rows: Iterable[Mapping[str, Any]], folder: Path = DATA) -> Path:
+    """Append rows, with the machine's columns, to this day's and commit's record of this machine."""
+    environment = describe()
+    kind = "gpu" if environment["driver"] else "cpu"
+    path = folder / f"{environment['date']}-{kind}-{environment['commit']}.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        for row in rows:
+            file.write(json.dumps({**row, **environment}) + "\n")
+    return path
+
+
+def read(folder: Path = DATA) -> pd.DataFrame:
+    """Every row of every record, oldest first, with the record's name in the column ``record``."""
+    frames = []
+    for path in sorted(folder.glob("*.jsonl")):
+        frame = pd.DataFrame(json.loads(line) for line in path.read_text().splitlines())
+        frame["record"] = path.name
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
