@@ -19,8 +19,11 @@ DATA = ROOT / "reports" / "data"
 
 
 def time_columns(seconds: Iterable[float]) -> dict[str, float]:
-    """Median, 20th and 80th percentile of repeated times, in microseconds."""
-    low, median, high = np.percentile(np.fromiter(seconds, float) * 1e6, [20, 50, 80])
+    """Median, 20th and 80th percentile of repeated times, in microseconds; of a single one the time alone."""
+    times = np.fromiter(seconds, float) * 1e6
+    if len(times) == 1:
+        return {"median_us": round(times[0], 2)}
+    low, median, high = np.percentile(times, [20, 50, 80])
     return {"median_us": round(median, 2), "p20_us": round(low, 2), "p80_us": round(high, 2)}
 
 

@@ -31,6 +31,10 @@ COLUMNS = (
 )
 
 
+#: The columns on README's first screen.
+HEADLINE = ("case", "shape", "median ms", "images/s", "top-1 %")
+
+
 def _written(value: object, how: str) -> str:
     if value is None or pd.isna(value):
         return ""
@@ -48,11 +52,11 @@ def newest(rows: pd.DataFrame, cases: tuple[str, ...]) -> pd.DataFrame:
     return latest.sort_values("case", key=lambda column: column.map(cases.index), kind="stable")
 
 
-def table(rows: pd.DataFrame) -> str:
+def table(rows: pd.DataFrame, columns: tuple[tuple[str, str, str], ...] = COLUMNS) -> str:
     """A Markdown table, and the machine and record its figures come from."""
     if rows.empty:
         return "Not measured.\n"
-    used = [column for column in COLUMNS if column[1] in rows and rows[column[1]].notna().any()]
+    used = [column for column in columns if column[1] in rows and rows[column[1]].notna().any()]
     cells = [[_written(row[source], how) for _, source, how in used] for _, row in rows.iterrows()]
     lines = [tabulate(cells, [title for title, _, _ in used], "github", disable_numparse=True), ""]
     for (record, machine), group in rows.groupby(["record", "machine"], sort=False):
@@ -70,7 +74,7 @@ def headline(rows: pd.DataFrame) -> str:
     chosen = newest(rows, cases)
     if "implementation" in chosen:
         chosen = chosen[chosen["implementation"] != "aten"]
-    return table(chosen)
+    return table(chosen, tuple(column for column in COLUMNS if column[0] in HEADLINE))
 
 
 def write(reports: Path, readme: Path, rows: pd.DataFrame) -> list[Path]:

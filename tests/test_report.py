@@ -31,6 +31,7 @@ def test_rows_carry_the_machine(tmp_path: Path) -> None:
 
 
 def test_percentiles() -> None:
+    assert records.time_columns([2e-3]) == {"median_us": 2000.0}
     assert records.time_columns([1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3]) == {
         "median_us": 3500.0,
         "p20_us": 2000.0,
