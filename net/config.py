@@ -550,7 +550,7 @@ class TrainConfig(RecipeConfig):
     channels_last: bool = flag(True, "keep activations in channels_last memory format")
     compile: bool | None = flag(None, "torch.compile the network; by default on CUDA and in long runs on a CPU")
     device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
-    workers: int = flag(2, "threads that read images, processes that decode them in prepare", short="j")
+    workers: int = flag(2, "threads that read images", short="j")
     cache: Literal["device", "host", "none"] = flag(
         "none", "keep the training images in the device's or the host's memory when they fit"
     )

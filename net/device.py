@@ -10,21 +10,21 @@ from .errors import UsageError
 
 
 def choose(name: str | None) -> torch.device:
-    """The device called ``name``; without a name the accelerator, or the CPU where there is none.
+    """The device called ``name``, made the current one; without a name a GPU, or the CPU where there is none.
 
     Raises:
         UsageError: no such device here.
     """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
         raise UsageError(f"--device must be cpu, cuda or cuda:N; got {name!r}") from None
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"--device must be cpu, cuda or cuda:N; got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 

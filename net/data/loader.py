@@ -48,7 +48,7 @@ class _Buffer:
         self.labels = torch.empty(batch_size, dtype=torch.int64, pin_memory=pinned)
         self.samples = np.empty(0, np.int64)
         self.epoch = 0
-        self.copied: torch.Event | None = None
+        self.copied: torch.cuda.Event | None = None
 
 
 class Loader:
@@ -213,9 +213,9 @@ class Loader:
                 count = len(buffer.samples)
                 images = buffer.images[:count].to(self.device, non_blocking=True)
                 labels = buffer.labels[:count].to(self.device, non_blocking=True)
-                if self.device.type != "cpu":
-                    buffer.copied = torch.Event(self.device)
-                    buffer.copied.record()
+                if self.device.type == "cuda":
+                    buffer.copied = torch.cuda.Event()
+                    buffer.copied.record(torch.cuda.current_stream(self.device))
                 yield Batch(images, labels, buffer.samples, buffer.epoch)
                 free.put(buffer)
         finally:
