@@ -2,16 +2,17 @@
 
 import argparse
 import dataclasses
-import difflib
+import os
+import signal
 import sys
 import tomllib
-import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from .config import PRESETS, RECIPES, RecipeConfig, TrainConfig, checked_type, flag_name
+from .config import PRESETS, RECIPES, RecipeConfig, TrainConfig
 from .errors import DataError, UsageError
+from .fields import flag_name, near, typed, unwrapped
 
 Config = TypeVar("Config")
 
@@ -21,13 +22,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
-
-
-def _unwrapped(annotation: Any) -> Any:
-    """The type of a field without its ``| None``."""
-    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
-        (annotation,) = [item for item in typing.get_args(annotation) if item is not type(None)]
-    return annotation
 
 
 def _key_value(text: str) -> tuple[str, Any]:
@@ -51,7 +45,7 @@ def parser(config: type[Any], program: str, description: str) -> argparse.Argume
     recipe_flags = result.add_argument_group("training recipe") if issubclass(config, TrainConfig) else result
     for item in dataclasses.fields(config):
         options = item.metadata
-        annotation = _unwrapped(hints[item.name])
+        annotation = unwrapped(hints[item.name])
         keywords: dict[str, Any] = {"help": options["help"].replace("%", "%%")}
         default = item.default
         if default not in (None, (), "", dataclasses.MISSING) and not isinstance(default, bool):
@@ -90,31 +84,15 @@ def read_toml(path: str, config: type[Any]) -> dict[str, Any]:
             values = tomllib.load(file)
     except OSError as error:
         raise UsageError(f"--config: cannot read {path}: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"--config: {path} is not TOML: {error}") from None
     hints = typing.get_type_hints(config)
-    fields = {item.name: item for item in dataclasses.fields(config)}
     result = {}
     for key, value in values.items():
         name = key.replace("-", "_")
-        if name not in fields or name == "config":
-            close = difflib.get_close_matches(name, fields, 1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise UsageError(f"--config: {path}: {key!r} is no flag{hint}")
-        annotation = _unwrapped(hints[name])
-        where = f"--config: {path}: {key}"
-        if typing.get_origin(annotation) is typing.Literal:
-            allowed = typing.get_args(annotation)
-            if value not in allowed:
-                raise UsageError(f"{where} must be one of {', '.join(allowed)}; got {value!r}")
-        elif typing.get_origin(annotation) is tuple:
-            inner = typing.get_args(annotation)[0]
-            value = tuple(checked_type(where, item, inner) for item in checked_type(where, value, list))
-        elif fields[name].metadata.get("key_values"):
-            value = checked_type(where, value, dict)
-        else:
-            value = checked_type(where, value, annotation)
-        result[name] = value
+        if name not in hints or name == "config":
+            raise UsageError(f"--config: {path}: {key!r} is no flag{near(name, hints)}")
+        result[name] = typed(f"--config: {path}: {key}", value, hints[name])
     return result
 
 
@@ -164,6 +142,10 @@ def run(command: Callable[[], int | None]) -> NoReturn:
         status = _refused(str(error), 2)
     except DataError as error:
         status = _refused(str(error), 1)
+    except BrokenPipeError:
+        # Whoever read the output has left; Python's own flush at exit would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         status = _refused(f"{place}{error.strerror or error}", 1)

@@ -7,10 +7,11 @@ Nothing here imports torch, so that ``--help`` is instant. A command's flags are
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from .errors import UsageError
+from .fields import at_least, flag, flag_name, from_table
 
 Reads = Literal["image", "tower", "all"]
 Operation = Literal["activation", "lrn", "map_norm", "pool"]
@@ -21,19 +22,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def checked_type(name: str, value: Any, expected: type) -> Any:
-    """``value`` as ``expected``; an integer serves as a float, and nothing else is converted.
-
-    Raises:
-        UsageError: ``value`` is of another type.
-    """
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
-        raise UsageError(f"{name} must be of type {expected.__name__}; got {value!r}")
-    return value
 
 
 @dataclass(frozen=True)
@@ -56,6 +44,13 @@ class ConvolutionConfig:
     weight_std: float | None = 0.01
     bias: float = 0.0
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "channels", "kernel_size", "stride", called=self._called)
+        at_least(self, 0, "padding", "weight_std", called=self._called)
+
+    def _called(self, field: str) -> str:
+        return f"{self.name}: {field}"
+
 
 @dataclass(frozen=True)
 class DenseConfig:
@@ -66,6 +61,13 @@ class DenseConfig:
     reads: Reads = "all"
     weight_std: float | None = 0.01
     bias: float = 1.0
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "features", called=self._called)
+        at_least(self, 0, "weight_std", called=self._called)
+
+    def _called(self, field: str) -> str:
+        return f"{self.name}: {field}"
 
 
 STAGE: tuple[Operation, ...] = ("activation", "lrn", "pool")
@@ -141,18 +143,18 @@ class AlexNetConfig:
     output_weight_std: float | None = 0.01
 
     def __post_init__(self) -> None:
-        known = [convolution.name for convolution in self.convolutions]
-        for name in ("image_size", "image_channels", "classes", "lrn_size"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be a positive integer; got {getattr(self, name)!r}")
+        at_least(self, 1, "image_size", "image_channels", "classes", "lrn_size")
+        at_least(self, 0, "lrn_alpha", "lrn_beta", "lrn_k", "dropout", "output_weight_std")
+        if self.lrn_k == 0:
+            raise UsageError("lrn_k must be more than 0: maps of zeros would be divided by zero")
         if self.towers not in (1, 2):
             raise UsageError(f"towers must be 1 or 2; got {self.towers!r}")
-        if self.activation not in ("relu", "tanh"):
-            raise UsageError(f"activation must be relu or tanh; got {self.activation!r}")
-        if self.dropout_position not in ("output", "input"):
-            raise UsageError(f"dropout_position must be output or input; got {self.dropout_position!r}")
-        if not 0 <= self.dropout < 1:
+        if not self.dropout < 1:
             raise UsageError(f"dropout must be at least 0 and less than 1; got {self.dropout!r}")
+        known = [convolution.name for convolution in self.convolutions]
+        names = [*known, *(dense.name for dense in self.hidden), self.output_name]
+        if len(set(names)) < len(names):
+            raise UsageError(f"the layers' names must differ; got {', '.join(names)}")
         for name in self.without:
             if name not in known:
                 raise UsageError(f"without: {name!r} is no convolution of {self.variant}; it has {', '.join(known)}")
@@ -270,22 +272,11 @@ class AlexNetConfig:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            UsageError: a key that is no field.
+            UsageError: a key that is no field, or a value that is not allowed.
         """
-        defaults = {item.name: item.default for item in dataclasses.fields(cls)}
-        replaced = dict(values)
-        for name, value in values.items():
-            if name not in defaults:
-                raise UsageError(f"network: {name!r} is no field; fields are {', '.join(defaults)}")
-            if name == "convolutions":
-                replaced[name] = tuple(ConvolutionConfig(**{**item, "then": tuple(item["then"])}) for item in value)
-            elif name == "hidden":
-                replaced[name] = tuple(DenseConfig(**item) for item in value)
-            elif name == "without":
-                replaced[name] = (value,) if isinstance(value, str) else tuple(value)
-            elif name != "output_weight_std":
-                replaced[name] = checked_type(f"network: {name}", value, type(defaults[name]))
-        return cls(**replaced)
+        if isinstance(without := values.get("without"), str):
+            values = {**values, "without": [without]}
+        return from_table(cls, values, "network")
 
 
 def _changed(layers: tuple[Any, ...], changes: Mapping[str, Mapping[str, Any]]) -> tuple[Any, ...]:
@@ -433,20 +424,6 @@ def network(variant: str, **fields: Any) -> AlexNetConfig:
 SYNTHETIC = "synthetic"
 
 
-def flag(default: Any, help: str, **options: Any) -> Any:
-    """A field that is a command-line flag.
-
-    Args:
-        default: its value when neither flag, configuration file nor preset gives one.
-        help: the line ``--help`` prints.
-        options: ``short`` (a one-letter flag), ``metavar``, ``positional``, ``optional_value`` (what the flag means
-            without a value), ``key_values`` (NAME=VALUE items), ``hidden`` (no flag).
-    """
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata={"help": help, **options})
-    return field(default=default, metadata={"help": help, **options})
-
-
 @dataclass(frozen=True)
 class RecipeConfig:
     """How the network learns (section 5) and how its images are varied (section 4.1)."""
@@ -475,20 +452,15 @@ class RecipeConfig:
     colour_rescale: bool = flag(False, "divide the image by 1 + colour noise, as the 2012 program does")
 
     def __post_init__(self) -> None:
-        for name in ("lr", "momentum", "weight_decay", "bias_lr_multiplier", "colour_noise", "reductions"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"{flag_name(name)} must be at least 0; got {getattr(self, name)!r}")
+        at_least(self, 0, "lr", "momentum", "weight_decay", "bias_lr_multiplier", "colour_noise", called=flag_name)
+        at_least(self, 1, "patience", called=flag_name)
+        at_least(self, 0, "reductions", called=flag_name)
+        if not self.momentum < 1:
+            raise UsageError(f"--momentum must be less than 1; got {self.momentum!r}")
         if not 0 < self.gamma < 1:
             raise UsageError(f"--gamma must be between 0 and 1; got {self.gamma!r}")
-        if self.patience < 1:
-            raise UsageError(f"--patience must be at least 1; got {self.patience!r}")
         if self.lr_scheduler == "multistep" and list(self.lr_milestones) != sorted(set(self.lr_milestones)):
             raise UsageError(f"--lr-milestones must be increasing epochs; got {' '.join(map(str, self.lr_milestones))}")
-
-
-def flag_name(name: str) -> str:
-    """The flag of a field: ``batch_size`` is ``--batch-size``."""
-    return "--" + name.replace("_", "-")
 
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -568,15 +540,11 @@ class TrainConfig(RecipeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "batch_size", "workers", "keep", "eval_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{flag_name(name)} must be at least 1; got {getattr(self, name)!r}")
-        for name in ("checkpoint_every", "seed", "time_budget"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise UsageError(f"{flag_name(name)} must be at least 0; got {value!r}")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise UsageError(f"--max-steps must be at least 1; got {self.max_steps!r}")
+        at_least(self, 1, "epochs", "batch_size", "workers", "keep", "eval_every", "log_every", called=flag_name)
+        at_least(self, 0, "checkpoint_every", "seed", "time_budget", called=flag_name)
+        at_least(self, 1, "max_steps", "image_size", called=flag_name)
+        if self.seed >= 2**63:
+            raise UsageError(f"--seed must be less than 2**63; got {self.seed}")
         if self.resume is not None and self.init_from is not None:
             raise UsageError("--init-from starts a new run and --resume goes on with one: give one of them")
         if self.lr_scheduler == "multistep" and not self.lr_milestones:
@@ -600,6 +568,9 @@ class EvaluateConfig:
     workers: int = flag(2, "threads that read images", short="j")
     output: str | None = flag(None, "JSON file; evaluation.json beside the first checkpoint by default", metavar="FILE")
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch_size", "workers", called=flag_name)
+
 
 @dataclass(frozen=True)
 class PrepareConfig:
@@ -616,3 +587,8 @@ class PrepareConfig:
     )
     workers: int | None = flag(None, "processes; one a core by default", short="j")
     verify: bool = flag(False, "compare every byte of the finished store SOURCE with its checksums, and stop")
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "size", "workers", called=flag_name)
+        if (self.target is None) != self.verify:
+            raise UsageError("give SOURCE and TARGET, or --verify and a store")

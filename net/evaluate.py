@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from . import cli, runs
 from .config import AlexNetConfig, EvaluateConfig
 from .errors import DataError, UsageError
+from .fields import from_table, typed
 from .files import atomic_write
 
 if TYPE_CHECKING:
@@ -55,8 +56,13 @@ def _open(argument: str) -> _Trained:
         tensors, metadata, mean = state["model"], state["metadata"], state["mean_image"]
     if "network" not in metadata:
         raise DataError(f"{path} does not say what network it is; give a run folder, a checkpoint or model.safetensors")
-    network = AlexNetConfig.from_dict(metadata["network"])
-    return _Trained(path, tensors, network, tuple(metadata["classes"]), metadata["data_path"], mean)
+    try:
+        network = from_table(AlexNetConfig, metadata["network"], "network")
+        classes = typed("classes", metadata["classes"], tuple[str, ...])
+        data_path = typed("data_path", metadata["data_path"], str | None)
+    except (UsageError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: what it says of its network cannot be used: {error}") from None
+    return _Trained(path, tensors, network, classes, data_path, mean)
 
 
 def _mean(trained: _Trained, data: "ImageData") -> "Tensor":
@@ -147,8 +153,6 @@ def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate as the command line says; returns the exit status."""
     config = cli.resolve(cli.given(EvaluateConfig, "net.evaluate", DESCRIPTION, arguments), EvaluateConfig)
-    if config.batch_size < 1 or config.workers < 1:
-        raise UsageError("--batch-size and --workers must be at least 1")
     rows = _evaluate(config)
     width = max(len(row["network"]) for row in rows)
     print(f"{'network':<{width}}  crops  top-1 error  top-5 error")

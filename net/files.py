@@ -1,10 +1,13 @@
-"""Writing files so that an interruption or a full disk leaves the old one or the new one, whole."""
+"""Files that an interruption or a full disk leaves whole, the old one or the new one; one writing process a folder."""
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from .errors import DataError
 
 #: What a file is called until it is whole.
 PARTIAL = ".partial"
@@ -34,3 +37,24 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of ``folder`` until the block ends or this process does.
+
+    Raises:
+        DataError: another process is in it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{folder} is in use by another process") from None
+        except OSError:
+            # A file system without locks: nothing can be said.
+            pass
+        yield
+    finally:
+        os.close(handle)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from . import cli
 from .config import PrepareConfig
-from .errors import UsageError
 
 DESCRIPTION = (
     "Decode, scale and crop the images of SOURCE into TARGET, from which training reads. An interrupted run goes on "
@@ -22,11 +21,6 @@ def _terminate(number: int, frame: object) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare as the command line says; returns the exit status."""
     config = cli.resolve(cli.given(PrepareConfig, "net.prepare", DESCRIPTION, arguments), PrepareConfig)
-    for name in ("size", "workers"):
-        if getattr(config, name) is not None and getattr(config, name) < 1:
-            raise UsageError(f"--{name} must be at least 1; got {getattr(config, name)}")
-    if (config.target is None) != config.verify:
-        raise UsageError("give SOURCE and TARGET, or --verify and a store")
     from .data.prepare import prepare, verify
 
     signal.signal(signal.SIGTERM, _terminate)

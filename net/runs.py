@@ -10,19 +10,21 @@
 ==================  ==============================================================
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from .cli import read_toml
 from .config import SYNTHETIC, TrainConfig
 from .errors import DataError, UsageError
-from .files import atomic_write
+from .files import atomic_write, locked
 
 RUNS = Path("runs")
 CONFIG = "config.toml"
@@ -40,9 +42,46 @@ COLUMNS = (
 )
 
 
-def new_folder(preset: str) -> Path:
-    """``runs/PRESET-NNN`` with the next free number."""
-    return RUNS / f"{preset}-{max(_numbers(preset), default=0) + 1:03d}"
+def _new_folder(preset: str) -> Path:
+    """Make ``runs/PRESET-NNN`` with the next free number."""
+    RUNS.mkdir(exist_ok=True)
+    number = max(_numbers(preset), default=0)
+    while True:
+        number += 1
+        with contextlib.suppress(FileExistsError):
+            folder = RUNS / f"{preset}-{number:03d}"
+            folder.mkdir()
+            return folder
+
+
+@contextlib.contextmanager
+def claimed(folder: Path | None, preset: str) -> Iterator[Path]:
+    """The folder of a run, kept from other processes until the block ends.
+
+    Args:
+        folder: it is made if need be; None makes ``runs/PRESET-NNN``. What was made and is still empty at the end is
+            removed again.
+        preset: of the run.
+
+    Raises:
+        DataError: ``folder`` is a file, or another process uses it.
+    """
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise DataError(f"--output-dir {folder} is a file")
+    made = []
+    if folder is None:
+        folder = _new_folder(preset)
+        made = [folder, RUNS]
+    elif not folder.exists():
+        made = [folder]
+        folder.mkdir(parents=True)
+    try:
+        with locked(folder):
+            yield folder
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def newest_folder(preset: str) -> Path | None:
@@ -152,9 +191,7 @@ def check_new(folder: Path) -> None:
     """Refuse to start a run over another one.
 
     Raises:
-        UsageError: ``folder`` holds a run. DataError: it is a file.
+        UsageError: ``folder`` holds a run.
     """
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"--output-dir {folder} is a file")
     if (folder / CONFIG).exists():
         raise UsageError(f"--output-dir {folder} holds a run already: go on with --resume, or give another folder")

@@ -34,35 +34,36 @@ def _resume(flags: dict[str, Any], source: Path) -> int:
         raise UsageError(f"--preset {flags['preset']}: the run in {source} has the preset {saved['preset']}")
     config = cli.resolve(flags, TrainConfig, saved)
     folder = Path(config.output_dir) if config.output_dir is not None else source
-    from . import checkpoint
-    from .trainer import Trainer
+    same = folder.resolve() == source.resolve()
+    with runs.claimed(folder, config.preset):
+        if not same:
+            runs.check_new(folder)
+        from . import checkpoint
+        from .trainer import Trainer
 
-    kept = checkpoint.checkpoints(source / "checkpoints")
-    resumed: tuple[Path, dict[str, Any]] | None
-    if config.resume != "auto" and Path(flags["resume"]).is_file() and Path(flags["resume"]).suffix == ".pt":
-        path = Path(flags["resume"])
-        resumed = path, checkpoint.load(path)
-        if folder == source and kept and path.resolve() != kept[0].resolve():
-            raise UsageError(f"{path} is not its run's newest checkpoint: to go on from it give a new --output-dir")
-    else:
-        resumed = checkpoint.newest(source / "checkpoints")
-    if resumed is None and kept:
-        raise DataError(f"no checkpoint in {source / 'checkpoints'} is intact")
-    if folder != source:
-        runs.check_new(folder)
-    changes = [
-        f"{name} {saved.get(name)} -> {value}"
-        for name, value in runs.settings(config).items()
-        if saved.get(name) != value
-    ]
-    if resumed is None:
-        print(f"{source} has no checkpoint yet: starting from the beginning")
-    else:
-        print(f"resuming from {resumed[0]}" + (f" with {', '.join(changes)}" if changes else ""))
-    trainer = Trainer(config, folder, resumed)
-    folder.mkdir(parents=True, exist_ok=True)
-    runs.write_config(folder, config)
-    return trainer.run()
+        kept = checkpoint.checkpoints(source / "checkpoints")
+        resumed: tuple[Path, dict[str, Any]] | None
+        if config.resume != "auto" and Path(flags["resume"]).is_file() and Path(flags["resume"]).suffix == ".pt":
+            path = Path(flags["resume"])
+            resumed = path, checkpoint.load(path)
+            if same and kept and path.resolve() != kept[0].resolve():
+                raise UsageError(f"{path} is not its run's newest checkpoint: to go on from it give a new --output-dir")
+        else:
+            resumed = checkpoint.newest(source / "checkpoints")
+        if resumed is None and kept:
+            raise DataError(f"no checkpoint in {source / 'checkpoints'} is intact")
+        if resumed is None:
+            print(f"{source} has no checkpoint yet: starting from the beginning")
+        else:
+            changes = [
+                f"{name} {saved.get(name)} -> {value}"
+                for name, value in runs.settings(config).items()
+                if saved.get(name) != value
+            ]
+            print(f"resuming from {resumed[0]}" + (f" with {', '.join(changes)}" if changes else ""))
+        trainer = Trainer(config, folder, resumed)
+        runs.write_config(folder, config)
+        return trainer.run()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,18 +72,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if flags.get("resume") is not None and (source := _run_to_resume(flags)) is not None:
         return _resume(flags, source)
     config = cli.resolve(flags, TrainConfig)
-    folder = Path(config.output_dir) if config.output_dir is not None else runs.new_folder(config.preset)
-    runs.check_new(folder)
-    if config.resume is not None:
-        print("there is no run to resume: starting a new one")
-    print(f"training {config.network} on {config.data_path or 'the embedded digits'}", flush=True)
-    # PyTorch takes seconds to import; --help and mistakes in the flags should not.
-    from .trainer import Trainer
+    with runs.claimed(None if config.output_dir is None else Path(config.output_dir), config.preset) as folder:
+        runs.check_new(folder)
+        if config.resume is not None:
+            print("there is no run to resume: starting a new one")
+        print(f"training {config.network} on {config.data_path or 'the embedded digits'}", flush=True)
+        # PyTorch takes seconds to import; --help and mistakes in the flags should not.
+        from .trainer import Trainer
 
-    trainer = Trainer(config, folder, None)
-    folder.mkdir(parents=True, exist_ok=True)
-    runs.write_config(folder, config)
-    return trainer.run()
+        trainer = Trainer(config, folder, None)
+        runs.write_config(folder, config)
+        return trainer.run()
 
 
 if __name__ == "__main__":

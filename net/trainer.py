@@ -61,7 +61,7 @@ class StopSignal:
 
 def architecture(config: TrainConfig, data: ImageData | None = None) -> AlexNetConfig:
     """The network that a run trains; its classes are the data set's."""
-    for name in ("classes", "image_size", "variant"):
+    for name in ("classes", "image_size", "image_channels", "variant"):
         if name in config.architecture:
             raise UsageError(f"--architecture {name}: it comes from the data, from --image-size or from --network")
     fields = dict(config.architecture)
@@ -119,32 +119,31 @@ def compile_wanted(config: TrainConfig, plan: AlexNetConfig, steps: int, device:
 class _Interval:
     """What the updates since the last line of progress gave; sums stay on the device."""
 
-    def __init__(self, length: int, device: torch.device) -> None:
-        self.losses = torch.zeros(length, device=device)
+    def __init__(self, device: torch.device) -> None:
+        self.losses: list[Tensor] = []
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
-        self.updates = self.images = 0
+        self.images = 0
         self.seconds = 0.0
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Take in an update."""
-        self.losses[self.updates] = loss
+        self.losses.append(loss)
         self.correct += (logits.argmax(1) == labels).sum()
-        self.updates += 1
         self.images += len(labels)
 
     def clear(self) -> None:
+        self.losses.clear()
         self.correct.zero_()
-        self.updates = self.images = 0
+        self.images = 0
         self.seconds = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
+        return {**vars(self), "losses": list(self.losses)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if len(state["losses"]) == len(self.losses):
-            self.losses.copy_(state["losses"])
-            self.correct.copy_(state["correct"])
-            self.updates, self.images, self.seconds = state["updates"], state["images"], state["seconds"]
+        self.losses = [loss.to(self.correct.device) for loss in state["losses"]]
+        self.correct.copy_(state["correct"])
+        self.images, self.seconds = state["images"], state["seconds"]
 
 
 class Trainer:
@@ -161,6 +160,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, folder: Path, resumed: tuple[Path, dict[str, Any]] | None) -> None:
         self.config, self.folder = config, folder
+        self.writer = _summary_writer() if config.tensorboard else None
         self.checkpoints = folder / "checkpoints"
         self.device = choose(config.device)
         set_precision(config.precision, self.device)
@@ -195,7 +195,7 @@ class Trainer:
         self.evaluated_step = -1
         self.errors: Errors | None = None
         self.elapsed = 0.0
-        self.interval = _Interval(config.log_every, self.device)
+        self.interval = _Interval(self.device)
         if resumed is not None:
             self._restore(*resumed)
         self.schedule.apply(self.optimizer)
@@ -260,7 +260,7 @@ class Trainer:
     def run(self) -> int:
         """Train to the end, or to a signal; returns the exit status."""
         self.metrics = runs.Metrics(self.folder, self.step, self.evaluated_step)
-        self.tensorboard = _tensorboard(self.folder) if self.config.tensorboard else None
+        self.tensorboard = None if self.writer is None else self.writer(str(self.folder))
         self._announce()
         self.model.train()
         batches = iter(self.train_loader)
@@ -327,10 +327,10 @@ class Trainer:
 
     def _check_finite(self) -> None:
         """Stop when a loss since the last line, or a weight, is not a number any more."""
-        losses = self.interval.losses[: self.interval.updates]
+        losses = torch.stack(self.interval.losses) if self.interval.losses else torch.zeros(1)
         bad = (~torch.isfinite(losses)).nonzero()
         if len(bad):
-            first = self.step - self.interval.updates + int(bad[0]) + 1
+            first = self.step - len(losses) + int(bad[0]) + 1
             where = f"the loss of update {first} is {float(losses[bad[0]]):f}"
         elif not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
             where = f"after update {self.step} a weight is infinite or not a number"
@@ -345,7 +345,7 @@ class Trainer:
         interval = self.interval
         start = time.monotonic()
         self._check_finite()
-        loss = float(interval.losses.mean())
+        loss = float(torch.stack(interval.losses).mean())
         # On a GPU the updates were only queued until here.
         interval.seconds += time.monotonic() - start
         elapsed = self._now()
@@ -508,9 +508,9 @@ def accuracies(errors: Errors) -> str:
     return text
 
 
-def _tensorboard(folder: Path) -> Any:
+def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UsageError("--tensorboard needs the extra: pip install 'alexnet-fused[tensorboard]'") from None
-    return SummaryWriter(str(folder))
+    return SummaryWriter

@@ -39,10 +39,10 @@ def normalize(x: Tensor, groups: int, alpha: float, k: float) -> Tensor:
     return torch.cat([F.local_response_norm(part, 5, alpha, 0.75, k) for part in x.chunk(groups, 1)], 1)
 
 
-def dense(model: AlexNet, x: Tensor) -> Tensor:
+def dense(model: AlexNet, x: Tensor, f: Callable[[Tensor], Tensor] = F.relu) -> Tensor:
     p = dict(model.named_parameters())
-    x = F.relu(F.linear(x.flatten(1), p["fc6.weight"], p["fc6.bias"]))
-    x = F.relu(F.linear(x, p["fc7.weight"], p["fc7.bias"]))
+    x = f(F.linear(x.flatten(1), p["fc6.weight"], p["fc6.bias"]))
+    x = f(F.linear(x, p["fc7.weight"], p["fc7.bias"]))
     return F.linear(x, p["fc8.weight"], p["fc8.bias"])
 
 
@@ -51,17 +51,17 @@ def convolve(model: AlexNet, name: str, x: Tensor, **options: int) -> Tensor:
     return F.conv2d(x, p[f"{name}.weight"], p[f"{name}.bias"], **options)
 
 
-def paper(model: AlexNet, x: Tensor) -> Tensor:
+def paper(model: AlexNet, x: Tensor, f: Callable[[Tensor], Tensor] = F.relu) -> Tensor:
     """Sections 3.1 to 3.5 with grouped convolutions."""
     missing = -(SMALL - 11) % 4
-    x = F.relu(convolve(model, "conv1", F.pad(x, (0, missing, 0, missing)), stride=4))
+    x = f(convolve(model, "conv1", F.pad(x, (0, missing, 0, missing)), stride=4))
     x = F.max_pool2d(normalize(x, 2, 5e-4, 2.0), 3, 2)
-    x = F.relu(convolve(model, "conv2", x, padding=2, groups=2))
+    x = f(convolve(model, "conv2", x, padding=2, groups=2))
     x = F.max_pool2d(normalize(x, 2, 5e-4, 2.0), 3, 2)
-    x = F.relu(convolve(model, "conv3", x, padding=1))
-    x = F.relu(convolve(model, "conv4", x, padding=1, groups=2))
-    x = F.max_pool2d(F.relu(convolve(model, "conv5", x, padding=1, groups=2)), 3, 2)
-    return dense(model, x)
+    x = f(convolve(model, "conv3", x, padding=1))
+    x = f(convolve(model, "conv4", x, padding=1, groups=2))
+    x = F.max_pool2d(f(convolve(model, "conv5", x, padding=1, groups=2)), 3, 2)
+    return dense(model, x, f)
 
 
 def caffe(model: AlexNet, x: Tensor) -> Tensor:
@@ -121,6 +121,15 @@ def test_is_the_network_written_out(
     assert expected.std() > 0.01
 
 
+def test_tanh_takes_the_place_of_every_relu() -> None:
+    model = small("paper", activation="tanh")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # So that tanh is neither linear nor saturated.
+            parameter.mul_(0.5)
+    torch.testing.assert_close(model(pixels() / 50), paper(model, pixels() / 50, torch.tanh), rtol=1e-11, atol=1e-11)
+
+
 def test_one_weird_trick_is_torchvision_s() -> None:
     layers = [
         nn.Sequential(nn.Conv2d(3, 64, 11, 4, 2), nn.ReLU(), nn.MaxPool2d(3, 2)),
@@ -142,6 +151,10 @@ def test_cifar10_is_cuda_convnet_s() -> None:
     """layers-conv-local-11pct.cfg: ceil-mode pooling gives 16x16 and 8x8 maps."""
     model = alexnet("cifar10").double().eval()
     p = dict(model.named_parameters())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Large enough for the normalization to divide by something else than k.
+            parameter.normal_(0, 2 / math.sqrt(parameter[0].numel()))
     x = pixels(32)
     for name, padding, pooled in (("conv1", 2, True), ("conv2", 2, True), ("conv3", 1, False), ("conv4", 1, False)):
         x = F.relu(F.conv2d(x, p[f"{name}.weight"], p[f"{name}.bias"], padding=padding))
@@ -208,6 +221,7 @@ def test_without_exchange_only_the_last_layer_mixes_the_towers() -> None:
             if not name.startswith("fc8"):
                 parameter[: len(parameter) // 2] *= 1.5
     after = model.features(images)
+    assert after.shape == (2, 24)
     assert not torch.equal(after[:, :12], before[:, :12])
     assert torch.equal(after[:, 12:], before[:, 12:])
 
@@ -225,6 +239,41 @@ def test_initialisation_is_section_5_s() -> None:
             bound = 5 * 0.01 / math.sqrt(parameter.numel())
             assert abs(parameter.mean().item()) < bound, name
             assert abs(parameter.std().item() - 0.01) < bound, name
+
+
+#: Where a variant starts from something else than the paper's weights of 0.01: layer: (deviation, bias); None is
+#: PyTorch's own initialisation.
+STARTS: dict[str, dict[str, tuple[float, float] | None]] = {
+    "half": {},
+    "original_code": {"conv3": (0.03, 0.0), "conv4": (0.03, 1.0), "conv5": (0.03, 1.0)},
+    "one_weird_trick": dict.fromkeys(("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")),
+    "caffe": {
+        **dict.fromkeys(("conv2", "conv4", "conv5"), (0.01, 0.1)),
+        **dict.fromkeys(("fc6", "fc7"), (0.005, 0.1)),
+    },
+    "sixth_conv": {"conv6": (0.01, 1.0)},
+    "cifar10": {"conv1": (0.0001, 0.0), "conv2": (0.01, 0.0), "conv3": (0.04, 0.0), "conv4": (0.04, 0.0)},
+}
+
+
+@pytest.mark.parametrize("variant", list(STARTS))
+def test_every_variant_starts_as_its_source(variant: str) -> None:
+    torch.manual_seed(0)
+    # The dense layers' widths change nothing here, and 4096 of them take seconds to draw.
+    hidden = [{**item, "features": 32} for item in VARIANTS[variant].to_dict()["hidden"]]
+    model = alexnet(variant, classes=16, hidden=hidden)
+    paper_bias = dict.fromkeys(("conv2", "conv4", "conv5", "fc6", "fc7"), 1.0)
+    for name in {name.split(".")[0] for name, _ in model.named_parameters()}:
+        start = STARTS[variant].get(name, (0.01, paper_bias.get(name, 0.0)))
+        weight, bias = model.get_parameter(f"{name}.weight"), model.get_parameter(f"{name}.bias")
+        if start is None:
+            bound = 1 / math.sqrt(weight[0].numel())
+            assert 0.99 * bound < weight.abs().max() <= bound, name
+            assert 0.5 * bound < bias.abs().max() <= bound, name
+            assert abs(weight.std().item() - bound / math.sqrt(3)) < 0.02 * bound, name
+        else:
+            assert (bias == start[1]).all(), name
+            assert abs(weight.std().item() / start[0] - 1) < 5 / math.sqrt(2 * weight.numel()), name
 
 
 def test_seed_decides_the_weights() -> None:
@@ -265,13 +314,32 @@ def test_dropout_drops_and_keeps_the_expectation() -> None:
     assert not torch.equal(features[0], features[2])
 
 
-def test_dropout_on_inputs_is_elsewhere() -> None:
-    """torchvision drops what fc6 and fc7 read: the features themselves are whole."""
-    model = small("one_weird_trick").train()
-    torch.manual_seed(0)
-    with torch.no_grad():
-        model.get_parameter("fc7.bias").fill_(1e6)
-    assert (model.features(pixels()) > 0).all()
+class Thrice(nn.Module):
+    """Stands where dropout does, and shows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * x
+
+
+@pytest.mark.parametrize(("variant", "position"), [("paper", "output"), ("one_weird_trick", "input")])
+def test_dropout_stands_where_it_does_in_the_source(variant: str, position: str) -> None:
+    """The paper drops outputs of fc6 and fc7; torchvision drops what they read, and leaves the features whole."""
+    model = small(variant).train()
+    assert isinstance(model.dropout, nn.Dropout)
+    assert model.dropout.p == 0.5
+    model.dropout = Thrice()  # type: ignore[assignment]
+    p = dict(model.named_parameters())
+    maps: dict[str, Tensor] = {}
+    model.get_submodule("stage5").register_forward_hook(
+        lambda module, inputs, output: maps.update(x=torch.cat(output, 1).flatten(1))
+    )
+    features = model.features(pixels())
+    x = maps["x"]
+    for name in ("fc6", "fc7"):
+        x = 3 * x if position == "input" else x
+        x = F.relu(F.linear(x, p[f"{name}.weight"], p[f"{name}.bias"]))
+        x = 3 * x if position == "output" else x
+    torch.testing.assert_close(features, x)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,9 @@ def test_is_the_paper_written_out(
 ) -> None:
     make = TrainingInput(mean, colour, SIZE, recipe, CPU)
     varied = VariationTable(100, make.margin, recipe, seed=0).rows(0, np.arange(40, 46))
+    if not recipe.crop:
+        assert (varied.top == (H - SIZE) // 2).all()
+        assert (varied.left == (H - SIZE) // 2).all()
     result = make(torch.from_numpy(images), varied)
     assert result.shape == (6, 3, SIZE, SIZE)
     assert result.dtype == torch.float32
@@ -96,6 +99,13 @@ def test_draws_belong_to_seed_epoch_and_sample() -> None:
             assert not (getattr(other, name) == getattr(whole, name)).all()
 
 
+def test_draws_change_with_the_epoch_in_one_table() -> None:
+    table = VariationTable(1000, 32, RecipeConfig(), 0)
+    first = table.rows(0, np.arange(1000)).top
+    assert not (table.rows(1, np.arange(1000)).top == first).all()
+    assert (table.rows(0, np.arange(1000)).top == first).all()
+
+
 def test_draws_have_the_paper_s_distributions() -> None:
     varied = VariationTable(20_000, 32, RecipeConfig(), 0).rows(0, np.arange(20_000))
     for place in (varied.top, varied.left):
@@ -111,9 +121,11 @@ def test_draws_have_the_paper_s_distributions() -> None:
 
 
 def test_order_and_variations_are_drawn_apart() -> None:
-    permutation = np.random.default_rng([5, 2]).random(1000)
-    table = VariationTable(1000, 32, RecipeConfig(), 5)
-    assert abs(np.corrcoef(permutation, table.rows(2, np.arange(1000)).top)[0, 1]) < 0.1
+    """The generator that shuffles an epoch would draw other crops."""
+    shared = np.random.default_rng([5, 2]).integers(0, 32, (2, 1000), endpoint=True)
+    drawn = VariationTable(1000, 32, RecipeConfig(), 5).rows(2, np.arange(1000))
+    assert (drawn.top == shared[0]).mean() < 0.1
+    assert (drawn.left == shared[1]).mean() < 0.1
 
 
 def test_ten_crops_are_corners_centre_and_reflections(images: np.ndarray, mean: np.ndarray) -> None:

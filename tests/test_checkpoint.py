@@ -68,6 +68,13 @@ def changes() -> list[Any]:
             inner = inner[key]
         inner[place[-1]] = value
         changed.append(other)
+    for key in state():
+        other = copy.deepcopy(state())
+        del other[key]
+        changed.append(other)
+    other = copy.deepcopy(state())
+    other["random"][0] ^= 1
+    changed.append(other)
     other = state()
     other["model"]["w"].view(torch.int32)[3, 4] ^= 1
     return [*changed, other]

@@ -1,5 +1,6 @@
 """Flags, files and presets, and how mistakes are answered."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ import pytest
 from net import cli, runs
 from net.config import EvaluateConfig, PrepareConfig, TrainConfig
 from net.errors import UsageError
-from tests.commands import one_line, run, run_here
+from tests.commands import one_line, run, run_here, start, wait_for
 
 
 def resolve(*arguments: str) -> TrainConfig:
@@ -84,7 +85,7 @@ def test_files_stand_between_presets_and_flags(tmp_path: Path) -> None:
         ('epochs = "3"', "epochs must be of type int; got '3'"),
         ("epochs = true", "epochs must be of type int; got True"),
         ('precision = "fp8"', "precision must be one of fp32, tf32, bf16; got 'fp8'"),
-        ("lr_milestones = 3", "must be of type list"),
+        ("lr_milestones = 3", "must be a list"),
         ('lr_milestones = ["a"]', "must be of type int"),
         ("architecture = 3", "must be of type dict"),
         ("epochs = ", "is not TOML"),
@@ -101,6 +102,12 @@ def test_mistakes_in_a_file_are_named(tmp_path: Path, content: str, says: str) -
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(UsageError, match="--config: cannot read nowhere"):
         resolve("--config", "nowhere")
+
+
+def test_a_file_of_other_bytes_is_named(tmp_path: Path) -> None:
+    (tmp_path / "flags.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match=r"flags\.toml is not TOML"):
+        resolve("--config", str(tmp_path / "flags.toml"))
 
 
 def test_the_written_configuration_reads_back(tmp_path: Path) -> None:
@@ -122,13 +129,19 @@ def test_the_written_configuration_reads_back(tmp_path: Path) -> None:
         ("train", ["--architecture", "lrn"], "'lrn' is not NAME=VALUE"),
         ("train", ["--preset", "imagenet"], "--preset imagenet needs --data-path"),
         ("train", ["--data-path", "synthetic:x"], "after 'synthetic:' comes a positive number"),
+        ("train", ["--seed", "99999999999999999999"], "--seed must be less than 2**63"),
+        ("train", ["--momentum", "5"], "--momentum must be less than 1; got 5.0"),
+        ("train", ["--architecture", "convolutions=3"], "network: convolutions must be a list; got 3"),
+        ("train", ["--architecture", "image_channels=1"], "--architecture image_channels: it comes from the data"),
+        ("train", ["--device", "cpu:3"], "--device must be cpu, cuda or cuda:N; got 'cpu:3'"),
+        ("train", ["--architecture", "without=conv9"], "'conv9' is no convolution of digits"),
         ("train", ["--device", "tpu"], "--device must be cpu, cuda or cuda:N; got 'tpu'"),
         ("train", ["--device", "cuda:99"], "--device cuda:99: this machine has"),
         ("train", ["--batch-size", "2000"], "--batch-size 2000 is more than the 1442 training images"),
         ("train", ["--image-size", "8"], "window does not fit"),
         ("train", ["--architecture", "classes=3"], "--architecture classes: it comes from the data"),
         ("evaluate", [], "the following arguments are required: checkpoints"),
-        ("evaluate", ["x", "-b", "0"], "--batch-size and --workers must be at least 1"),
+        ("evaluate", ["x", "-b", "0"], "--batch-size must be at least 1; got 0"),
         ("prepare", ["a"], "give SOURCE and TARGET"),
         ("prepare", ["a", "b", "--size", "0"], "--size must be at least 1; got 0"),
     ],
@@ -144,6 +157,16 @@ def test_mistakes_cost_one_line_and_exit_with_2(
 def test_a_mistake_in_a_process_of_its_own() -> None:
     one_line(run("net.train", "--epochs", 0), 2, "--epochs must be at least 1; got 0")
     one_line(run("net.evaluate", "nowhere"), 1, "nowhere does not exist")
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly(tmp_path: Path) -> None:
+    process = start("net.train", "--epochs", 9, "--log-every", 1, "--output-dir", tmp_path / "run")
+    wait_for(process, "step 1/")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 128 + signal.SIGPIPE
 
 
 @pytest.mark.parametrize("config", [TrainConfig, EvaluateConfig, PrepareConfig])

@@ -1,5 +1,8 @@
 """Atomic writing, run folders, metrics and progress."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +10,8 @@ import pytest
 from net import progress, runs
 from net.config import TrainConfig
 from net.errors import DataError, UsageError
-from net.files import atomic_write
+from net.files import atomic_write, locked
+from tests.commands import environment
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:
@@ -16,6 +20,42 @@ def test_a_file_appears_whole(tmp_path: Path) -> None:
         file.write(b"new")
         assert not path.exists()
     assert path.read_bytes() == b"new"
+
+
+def test_the_name_is_taken_over_and_put_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has the old file open keeps reading it, and file and folder are synced in this order."""
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    synced: list[str] = []
+    sync = os.fsync
+
+    def noted(handle: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with open(path, "rb") as reader:
+        with atomic_write(path) as file:
+            file.write(b"new")
+        assert reader.read() == b"old"
+    assert path.read_bytes() == b"new"
+    assert synced == ["a.partial", tmp_path.name]
+
+
+def test_a_folder_is_for_one_process(tmp_path: Path) -> None:
+    script = "import sys\nfrom pathlib import Path\nfrom net.files import locked\n"
+    script += "with locked(Path(sys.argv[1])):\n    print('in', flush=True)\n    sys.stdin.read()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == b"in\n"
+    with pytest.raises(DataError, match="is in use by another process"), locked(tmp_path):
+        pass
+    other.kill()
+    other.wait()
+    with locked(tmp_path):
+        pass
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -37,11 +77,28 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
 def test_run_folders_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert runs.newest_folder("digits") is None
-    assert runs.new_folder("digits") == Path("runs/digits-001")
-    for name in ("digits-002", "digits-010", "digits-old", "imagenet-500"):
+    with runs.claimed(None, "digits") as first, runs.claimed(None, "digits") as second:
+        assert (first, second) == (Path("runs/digits-001"), Path("runs/digits-002"))
+        (second / "config.toml").write_text("")
+    assert runs.newest_folder("digits") == second, "the empty folder is gone"
+    for name in ("digits-010", "digits-old", "imagenet-500"):
         (tmp_path / "runs" / name).mkdir(parents=True)
     assert runs.newest_folder("digits") == Path("runs/digits-010")
-    assert runs.new_folder("digits") == Path("runs/digits-011")
+    with runs.claimed(None, "digits") as folder:
+        assert folder == Path("runs/digits-011")
+
+
+def test_a_given_folder_is_made_and_kept_if_it_was_there(tmp_path: Path) -> None:
+    with runs.claimed(tmp_path / "a" / "b", "digits") as folder:
+        assert folder.is_dir()
+    assert not folder.exists()
+    (tmp_path / "c").mkdir()
+    with runs.claimed(tmp_path / "c", "digits"):
+        pass
+    assert (tmp_path / "c").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"--output-dir .*file is a file"), runs.claimed(tmp_path / "file", "digits"):
+        pass
 
 
 def test_the_run_of_a_path(tmp_path: Path) -> None:
@@ -57,8 +114,6 @@ def test_a_run_is_not_started_over_another(tmp_path: Path) -> None:
     runs.write_config(tmp_path, TrainConfig())
     with pytest.raises(UsageError, match="holds a run already"):
         runs.check_new(tmp_path)
-    with pytest.raises(DataError, match="is a file"):
-        runs.check_new(tmp_path / runs.CONFIG)
     with pytest.raises(DataError, match="holds no run"):
         runs.read_config(tmp_path / "new")
 

@@ -40,6 +40,7 @@ LABEL_FILES = {
     "comma": "x1.JPEG,cat\nx2.JPEG,dog\n",
     "kaggle": "ImageId,PredictionString\nx2,dog 1 2 3 4 dog 5 6 7 8\nx1,cat 1 2 3 4\n",
     "in order": "cat\ndog\n",
+    "mark and line ends of Windows": "\ufeffx2.JPEG dog\r\nx1.JPEG cat\r\n",
 }
 
 
@@ -50,6 +51,14 @@ def test_flat_validation_folder(tmp_path: Path, content: str) -> None:
     labels.write_text(content)
     listing = scan(tmp_path, labels)
     assert dict(zip(listing.files["val"], listing.labels["val"], strict=True)) == {"val/x1.JPEG": 0, "val/x2.JPEG": 1}
+
+
+@pytest.mark.parametrize("content", ["red fox\ngray wolf\n", "x 1.jpg\tred fox\nx2.jpg\tgray wolf\n"])
+def test_names_with_spaces(tmp_path: Path, content: str) -> None:
+    tree(tmp_path, "train/red fox/1.jpg", "train/gray wolf/1.jpg", "val/x 1.jpg", "val/x2.jpg")
+    (tmp_path / "labels.txt").write_text(content)
+    listing = scan(tmp_path, tmp_path / "labels.txt")
+    assert [listing.classes[label] for label in listing.labels["val"]] == ["red fox", "gray wolf"]
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,35 @@ def test_goes_on_after_being_killed(folder: Path, store: Path, tmp_path: Path) -
     assert contents(target) == contents(store)
 
 
+def children(session: int) -> list[str]:
+    """Processes of a session that still run."""
+    found = subprocess.run(["ps", "-o", "pid=", "-s", str(session)], capture_output=True, text=True)
+    return found.stdout.split()
+
+
+def test_nothing_is_left_running_when_it_is_killed(folder: Path, tmp_path: Path) -> None:
+    """SIGKILL of the process that hands out the work alone: its workers notice, and a second run has the folder."""
+    target = tmp_path / "store"
+    command = slow_command(folder, target, 0.0)
+    process = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    while "chunk" not in process.stdout.readline():
+        assert process.poll() is None
+    assert len(children(process.pid)) > 2
+    other = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert other.returncode == 1
+    assert other.stderr == f"error: {target} is in use by another process\n"
+    process.kill()
+    process.wait()
+    for _ in range(200):
+        if not children(process.pid):
+            break
+        time.sleep(0.05)
+    assert children(process.pid) == []
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_goes_on_after_being_interrupted(
     folder: Path, store: Path, tmp_path: Path, number: signal.Signals, status: int
@@ -309,6 +338,34 @@ def test_meta_of_another_format(store: Path, tmp_path: Path) -> None:
     (copy / "meta.json").write_text(json.dumps({"format": 1}))
     with pytest.raises(DataError, match="is damaged"):
         open_store(copy)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"counts": None},
+        {"counts": {"train": "many", "val": 3}},
+        {"classes": "abc"},
+        {"classes": [1]},
+        {"image_size": "40"},
+        {"colour": {"values": [1], "vectors": []}},
+        {"colour": 3},
+        {"sha256": []},
+        {"source": {}},
+    ],
+    ids=str,
+)
+def test_meta_of_wrong_types(store: Path, tmp_path: Path, damage: dict[str, object]) -> None:
+    for name in store.iterdir():
+        (tmp_path / name.name).symlink_to(name)
+    meta = json.loads((store / "meta.json").read_text())
+    (tmp_path / "meta.json").unlink()
+    (tmp_path / "meta.json").write_text(json.dumps({**meta, **damage}))
+    with pytest.raises(DataError, match=r"meta\.json is damaged: "):
+        open_store(tmp_path)
+    (tmp_path / "meta.json").write_text(json.dumps([meta]))
+    with pytest.raises(DataError, match=r"meta\.json is damaged: "):
+        open_store(tmp_path)
 
 
 def test_large_stores_are_sampled_and_verified_on_request(

@@ -182,3 +182,15 @@ def test_schedule_state_goes_on_where_it_was() -> None:
     again.load_state_dict(schedule.state_dict())
     again.observe(3, 50.0)
     assert again.reductions == 1
+    for epoch in range(4, 12):
+        schedule.observe(epoch, 50.0)
+    assert schedule.finished
+    again.load_state_dict(schedule.state_dict())
+    assert again.finished
+
+
+def test_gamma_is_the_factor() -> None:
+    schedule = Schedule(RecipeConfig(gamma=0.5, patience=1))
+    for epoch in range(1, 4):
+        schedule.observe(epoch, 50.0)
+    assert schedule.lr == 0.01 * 0.25

@@ -17,6 +17,7 @@ from PIL import Image
 
 from net import checkpoint, runs, weights
 from net.config import TrainConfig, network
+from net.files import locked
 from net.trainer import compile_wanted
 from tests.commands import ROOT, Done, environment, one_line, run, run_here, start, wait_for
 
@@ -196,6 +197,17 @@ def test_resume_refusals(whole: Path, tmp_path: Path) -> None:
     assert "no checkpoint in" in done.stderr
 
 
+def test_two_runs_do_not_share_a_folder(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = shutil.copytree(whole, tmp_path / "run")
+    with locked(folder):
+        one_line(run_here("net.train", "--resume", folder, "--epochs", 9), 1, f"{folder} is in use by another process")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "digits-001").mkdir(parents=True)
+    with locked(tmp_path / "runs" / "digits-001"):
+        done = run_here("net.train", "--max-steps", 1, "--log-every", 10**15)
+    assert "run folder runs/digits-002" in done.stdout, done.stderr
+
+
 def test_resume_auto_without_a_run_starts_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     done = run_here("net.train", "--max-steps", 2, "--resume", "auto")
@@ -313,6 +325,7 @@ def test_tensorboard_is_written_or_asked_for(tmp_path: Path) -> None:
         import tensorboard  # noqa: F401
     except ImportError:
         one_line(done, 2, "pip install 'alexnet-fused[tensorboard]'")
+        assert not (tmp_path / "run").exists(), "a second try must find no run there"
     else:
         assert done.returncode == 0, done.stderr
         assert list((tmp_path / "run").glob("events.*"))

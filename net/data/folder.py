@@ -62,6 +62,12 @@ def _by_class(root: Path, split: str) -> dict[str, list[str]]:
     return classes
 
 
+def _file_and_class(line: str) -> tuple[str, ...]:
+    """A line of a label file, cut at its last tab or comma, or at its last space."""
+    separator = next((item for item in "\t," if item in line), None)
+    return tuple(part.strip() for part in line.rsplit(separator, 1))
+
+
 def _labelled(root: Path, classes: tuple[str, ...], label_file: Path) -> tuple[list[str], list[int]]:
     """The files of a flat val folder and their labels from ``label_file``."""
     numbers = {name: number for number, name in enumerate(classes)}
@@ -69,16 +75,19 @@ def _labelled(root: Path, classes: tuple[str, ...], label_file: Path) -> tuple[l
     if not names:
         raise DataError(f"{root / 'val'} holds no files")
     try:
-        lines = [line.strip() for line in label_file.read_text().splitlines() if line.strip()]
+        lines = [line.strip() for line in label_file.read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"label file {label_file} cannot be read: {error}") from None
     if not lines:
         raise DataError(f"label file {label_file} is empty")
+    pairs: list[tuple[str, ...]]
     if lines[0].replace(" ", "").lower() == "imageid,predictionstring":
         # ImageNet's LOC_val_solution.csv: image name without its ending, then the class and a box, perhaps repeated.
         pairs = [(row[0], row[1].split()[0]) for row in csv.reader(lines[1:]) if len(row) > 1 and row[1].strip()]
-    elif all(len(line.replace(",", " ").split()) == 2 for line in lines):
-        pairs = [(fields[0], fields[1]) for fields in (line.replace(",", " ").split() for line in lines)]
+    elif len(lines) == len(names) and all(line in numbers for line in lines):
+        pairs = list(zip(names, lines, strict=True))
+    elif all(len(_file_and_class(line)) == 2 for line in lines):
+        pairs = [_file_and_class(line) for line in lines]
     elif len(lines) == len(names):
         pairs = list(zip(names, lines, strict=True))
     else:

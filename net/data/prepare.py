@@ -3,9 +3,11 @@
 import contextlib
 import json
 import multiprocessing
+import multiprocessing.forkserver as forkserver
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..device import keep_freed_memory
 from ..errors import DataError
-from ..files import atomic_write
+from ..files import atomic_write, locked
 from ..progress import Progress, duration
 from .decode import UnreadableImageError, decode
 from .folder import SPLITS, Listing, scan
@@ -79,8 +81,28 @@ def pack(task: Task) -> _Done:
 def _start_worker() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
-    # Ctrl-C reaches the whole group; the process that hands out the work stops it in order.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that hands out the work is killed; it would wait for work forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes started inside ignore Ctrl-C, which reaches a whole group: who hands out the work stops it in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @dataclass
@@ -285,17 +307,25 @@ def prepare(
         raise DataError(f"--size must be at least 1; got {size}")
     print(f"listing the files in {source}", flush=True)
     listing = scan(source, val_labels)
-    if _existing(target, listing, size):
-        print(f"{target} is prepared already")
-        return
+    if not _existing(target, listing, size):
+        _check_space(target, listing, size)
+        target.mkdir(parents=True, exist_ok=True)
+        with locked(target):
+            # Another process may have finished it since.
+            if not _existing(target, listing, size):
+                _pack_all(listing, target, size, workers or available_cores())
+                return
+    print(f"{target} is prepared already")
+
+
+def _pack_all(listing: Listing, target: Path, size: int, workers: int) -> None:
+    """Do the work of :func:`prepare`."""
     total = sum(len(files) for files in listing.files.values())
-    _check_space(target, listing, size)
-    target.mkdir(parents=True, exist_ok=True)
     key = f"{listing.digest} {size}"
     state = _State.load(target, key, size)
     if state is None:
         if (target / PROGRESS).exists():
-            print(f"{source} or --size has changed since the interrupted run: starting again")
+            print(f"{listing.root} or --size has changed since the interrupted run: starting again")
         state = _State.start(listing, size)
     offsets = {
         split: _header(target / f"{split}_images.npy", (len(listing.files[split]), size, size, 3)) for split in SPLITS
@@ -310,15 +340,16 @@ def prepare(
         for chunk in np.flatnonzero(state.done[split])
     )
     print(
-        f"packing {total:,} images of {len(listing.classes):,} classes from {source} into {target} "
+        f"packing {total:,} images of {len(listing.classes):,} classes from {listing.root} into {target} "
         f"({needed_bytes(listing, size) / 1e9:,.2f} GB)" + (f"; {before:,} are there already" if before else "")
     )
     began = time.monotonic()
-    workers = workers or available_cores()
     tasks = _tasks(listing, state, target, offsets, size)
     with Progress("images", total, before) as progress, contextlib.ExitStack() as stack:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
+        with _without_interrupts():
+            forkserver.ensure_running()
         pool = stack.enter_context(ProcessPoolExecutor(workers, context, _start_worker))
         running: dict[Future[_Done], Task] = {}
         saved = time.monotonic()
@@ -347,7 +378,7 @@ def prepare(
     for split in SPLITS:
         if not state.valid[split].any():
             file, reason = next((item for item in state.skipped if item[0].startswith(split)), ("", ""))
-            raise DataError(f"no image in {source / split} can be read; {file}: {reason}")
+            raise DataError(f"no image in {listing.root / split} can be read; {file}: {reason}")
     counts = _finish(listing, state, target, offsets, size)
     seconds = time.monotonic() - began
     present = set(np.array(listing.labels["train"])[state.valid["train"]])

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError
+from ..errors import DataError, UsageError
+from ..fields import typed
 from ..progress import Progress
 from .folder import SPLITS
 from .images import ColourComponents, ImageData, Split
@@ -67,14 +68,20 @@ def read_meta(path: Path) -> dict[str, Any]:
         meta: dict[str, Any] = json.loads((path / META).read_text())
         if meta["format"] != FORMAT:
             raise DataError(f"{path / META}: format {meta['format']} is not {FORMAT}; prepare the images again")
-        for key in ("image_size", "counts", "classes", "colour", "sha256", "source"):
-            meta[key]
+        typed("image_size", meta["image_size"], int)
+        for split in SPLITS:
+            typed(f"counts of {split}", meta["counts"][split], int)
+        typed("classes", meta["classes"], tuple[str, ...])
+        if np.shape(meta["colour"]["values"]) != (3,) or np.shape(meta["colour"]["vectors"]) != (3, 3):
+            raise ValueError("colour must hold 3 values and 3x3 vectors")
+        for table in ("sha256", "source"):
+            typed(table, meta[table], dict)
+        typed("source's sha256", meta["source"]["sha256"], str)
     except FileNotFoundError:
         raise DataError(f"{path} is no finished store: it has no {META}; run python -m net.prepare again") from None
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path / META} is damaged: {error!r}") from None
+    except (ValueError, KeyError, TypeError, UsageError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise DataError(f"{path / META} is damaged: {what}") from None
     return meta
 
 

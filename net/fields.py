@@ -1,0 +1,109 @@
+"""Fields of the configuration dataclasses: command-line flags, and values of the declared types from plain data.
+
+Nothing here imports torch.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from .errors import UsageError
+
+Record = TypeVar("Record")
+
+
+def flag(default: Any, help: str, **options: Any) -> Any:
+    """A field that is a command-line flag.
+
+    Args:
+        default: its value when neither flag, configuration file nor preset gives one.
+        help: the line ``--help`` prints.
+        options: ``short`` (a one-letter flag), ``metavar``, ``positional``, ``optional_value`` (what the flag means
+            without a value), ``key_values`` (NAME=VALUE items).
+    """
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata={"help": help, **options})
+    return dataclasses.field(default=default, metadata={"help": help, **options})
+
+
+def flag_name(name: str) -> str:
+    """The flag of a field: ``batch_size`` is ``--batch-size``."""
+    return "--" + name.replace("_", "-")
+
+
+def unwrapped(annotation: Any) -> Any:
+    """The type of a field without its ``| None``."""
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        (annotation,) = [item for item in typing.get_args(annotation) if item is not type(None)]
+    return annotation
+
+
+def typed(name: str, value: Any, annotation: Any) -> Any:
+    """``value`` as the type of a field: an integer serves as a float, a list as a tuple, a table as a dataclass.
+
+    Raises:
+        UsageError: ``value``, called ``name``, is something else.
+    """
+    if value is None and unwrapped(annotation) is not annotation:
+        return None
+    annotation = unwrapped(annotation)
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Literal:
+        if value not in arguments:
+            raise UsageError(f"{name} must be one of {', '.join(arguments)}; got {value!r}")
+        return value
+    if typing.get_origin(annotation) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise UsageError(f"{name} must be a list; got {value!r}")
+        return tuple(typed(f"{name}[{index}]", item, arguments[0]) for index, item in enumerate(value))
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{name} must be a table of {annotation.__name__}'s fields; got {value!r}")
+        return from_table(annotation, value, name)
+    expected = typing.get_origin(annotation) or annotation
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
+        raise UsageError(f"{name} must be of type {expected.__name__}; got {value!r}")
+    return value
+
+
+def from_table(cls: type[Record], values: Mapping[str, Any], name: str) -> Record:
+    """A dataclass from a table of its fields, with their types checked.
+
+    Raises:
+        UsageError: a key of the table, called ``name``, that is no field; a field without a value, or with one of
+            another type.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            raise UsageError(f"{name}: {key!r} is no field{near(str(key), fields)}; fields are {', '.join(fields)}")
+    for key, item in fields.items():
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and key not in values:
+            raise UsageError(f"{name}: {key} is missing")
+    return cls(**{key: typed(f"{name}: {key}", value, hints[key]) for key, value in values.items()})
+
+
+def near(word: str, known: typing.Iterable[str]) -> str:
+    """A hint at the known word that ``word`` may have meant; empty without one."""
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def at_least(record: object, least: float, *names: str, called: typing.Callable[[str], str] = str) -> None:
+    """Refuse a field that is less than ``least``, infinite or not a number; None is nothing to refuse.
+
+    Raises:
+        UsageError: with the name that ``called`` gives the field.
+    """
+    for name in names:
+        value = getattr(record, name)
+        if value is not None and not (value >= least and math.isfinite(value)):
+            raise UsageError(f"{called(name)} must be at least {least}; got {value!r}")
