@@ -6,9 +6,14 @@ from typing import Any
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from net.device import keep_freed_memory
+from net.cli import spin_briefly
 
-from .records import time_columns, write
+# As the commands do, before torch is imported.
+spin_briefly()
+
+from net.device import keep_freed_memory  # noqa: E402
+
+from .records import time_columns, write  # noqa: E402
 
 ROWS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 
@@ -19,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ROWS] = []
-    # As the training command does.
+    # Likewise.
     keep_freed_memory()
 
 

@@ -3,7 +3,12 @@
 from collections.abc import Iterator
 
 import pytest
-import torch
+
+from net.cli import spin_briefly
+
+spin_briefly()
+
+import torch  # noqa: E402 - after the line above
 
 
 @pytest.fixture(autouse=True)

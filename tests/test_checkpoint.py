@@ -18,6 +18,10 @@ def state() -> dict[str, Any]:
         "model": {"w": torch.randn(50, 40, generator=generator), "b": torch.zeros(3, dtype=torch.bfloat16)},
         "optimizer": {"state": {0: {"velocity": torch.randn(4, generator=generator), "lr": 0.1}}, "param_groups": [{}]},
         "random": torch.get_rng_state(),
+        "schedule": {"best": 12.5, "stalled": 1},
+        "loader": {"epoch": 1, "batch": 2},
+        "interval": {"losses": [torch.tensor(0.5)], "images": 64},
+        "mean_image": torch.zeros(2, 2, 3),
         "step": 7,
         "best": float("inf"),
         "none": None,
@@ -30,6 +34,8 @@ def equal(one: Any, other: Any) -> bool:
         return torch.equal(one, other)
     if isinstance(one, dict):
         return all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return all(map(equal, one, other))
     return bool(one == other)
 
 

@@ -305,6 +305,15 @@ def test_other_ways_of_training(tmp_path: Path, flags: tuple[object, ...]) -> No
     assert run_here("net.evaluate", tmp_path / "run").returncode == 0
 
 
+def test_threads_sleep_soon() -> None:
+    """See net.cli.spin_briefly; whoever has chosen already keeps the choice."""
+    code = "import os; from net import cli; cli.spin_briefly(); print(os.environ.get('GOMP_SPINCOUNT'))"
+    clean = {name: value for name, value in environment().items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    for given, said in (({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**clean, **given})
+        assert done.stdout.strip() == said
+
+
 def test_random_images_for_speed(tmp_path: Path) -> None:
     done = run_here(
         "net.train", "--preset", "imagenet", "--data-path", "synthetic:64", "--image-size", 67, "-b", 16,
