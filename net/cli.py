@@ -141,7 +141,7 @@ def spin_briefly() -> None:
     thread spins while the one it waits for has no core to run on, and a small network's training slows down tenfold.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 
 def run(command: Callable[[], int | None]) -> NoReturn:

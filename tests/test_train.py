@@ -309,7 +309,7 @@ def test_threads_sleep_soon() -> None:
     """See net.cli.spin_briefly; whoever has chosen already keeps the choice."""
     code = "import os; from net import cli; cli.spin_briefly(); print(os.environ.get('GOMP_SPINCOUNT'))"
     clean = {name: value for name, value in environment().items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    for given, said in (({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")):
+    for given, said in (({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**clean, **given})
         assert done.stdout.strip() == said
 
