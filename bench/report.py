@@ -15,6 +15,7 @@ TABLES = {
         "Input pipeline",
         ("prepare, one process", "loader, 1 reading", "loader, 2 reading", "crop, reflect, colour, mean"),
     ),
+    "stages.md": ("Stages", ("stages 1 and 2, forward and backward",)),
     "training.md": ("Training", ("update of the paper's network", "digits, a whole run")),
 }
 #: Column of a table, column of a record, and how a value is written.
@@ -23,10 +24,12 @@ COLUMNS = (
     ("implementation", "implementation", "{}"),
     ("shape", "shape", "{}"),
     ("dtype", "dtype", "{}"),
+    ("memory format", "memory_format", "{}"),
     ("median ms", "median_us", "milliseconds"),
     ("p20 ms", "p20_us", "milliseconds"),
     ("p80 ms", "p80_us", "milliseconds"),
     ("images/s", "images_per_s", "{:,.0f}"),
+    ("saved MiB", "saved_mib", "{:,.1f}"),
     ("top-1 %", "top1_accuracy_percent", "{:.2f}"),
 )
 
@@ -44,10 +47,10 @@ def _written(value: object, how: str) -> str:
 
 
 def newest(rows: pd.DataFrame, cases: tuple[str, ...]) -> pd.DataFrame:
-    """The newest row of each case and implementation, in the order of ``cases``."""
+    """The newest row of each case, implementation and memory format, in the order of ``cases``."""
     if rows.empty:
         return rows
-    keys = [column for column in ("case", "implementation") if column in rows]
+    keys = [column for column in ("case", "implementation", "memory_format") if column in rows]
     latest = rows[rows["case"].isin(cases)].drop_duplicates(keys, keep="last")
     return latest.sort_values("case", key=lambda column: column.map(cases.index), kind="stable")
 

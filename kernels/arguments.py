@@ -1,52 +1,150 @@
-"""Checks of the operators' arguments. Every refusal names the argument, its value and what is allowed."""
+"""What the operators are asked to do, checked. A refusal names the argument, its value and what is allowed."""
+
+import operator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
+#: An integer for both, or (rows, columns).
+Pair = int | tuple[int, int]
 
-def check_input(input: Tensor, operator: str, *, at_least: int, at_most: int | None = None) -> None:
-    """``input`` is a floating-point tensor whose number of dimensions is allowed."""
+
+class Normalization(NamedTuple):
+    """Local response normalization; see :mod:`kernels.local_response_norm`."""
+
+    size: int
+    alpha: float
+    beta: float
+    k: float
+    groups: int
+
+    @property
+    def behind(self) -> int:
+        """Channels of the window before its own; for an even ``size`` one more than after it."""
+        return self.size // 2
+
+    @property
+    def ahead(self) -> int:
+        """Channels of the window after its own."""
+        return (self.size - 1) // 2
+
+
+class Pooling(NamedTuple):
+    """Max pooling, each pair as (rows, columns); see :mod:`kernels.max_pool2d`."""
+
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    ceil_mode: bool
+
+    def output_size(self, size: int, axis: int) -> int:
+        """Windows along an axis (0 is rows) of ``size`` elements.
+
+        The last window of ``ceil_mode`` may reach beyond the padding; it is left out where it would start there.
+        """
+        kernel, stride, padding, dilation = (pair[axis] for pair in self[:4])
+        free = size + 2 * padding - dilation * (kernel - 1) - 1
+        windows = (free + (stride - 1 if self.ceil_mode else 0)) // stride + 1
+        if self.ceil_mode and (windows - 1) * stride >= size + padding:
+            windows -= 1
+        return windows
+
+    @property
+    def offset_dtype(self) -> torch.dtype:
+        """The smallest type that holds the number of an element of a window."""
+        elements = self.kernel_size[0] * self.kernel_size[1]
+        return torch.uint8 if elements <= 2**8 else torch.int16 if elements <= 2**15 else torch.int32
+
+
+def check_input(input: Tensor, name: str, *, at_least: int, at_most: int | None = None) -> None:
+    """``input`` of the operator ``name`` is a floating-point tensor whose number of dimensions is allowed."""
     if not isinstance(input, Tensor):
-        raise TypeError(f"{operator}: input must be a torch.Tensor; got {type(input).__name__}")
+        raise TypeError(f"{name}: input must be a torch.Tensor; got {type(input).__name__}")
     if input.dtype not in DTYPES:
-        raise TypeError(f"{operator}: input must be float64, float32, float16 or bfloat16; got {input.dtype}")
+        raise TypeError(f"{name}: input must be float64, float32, float16 or bfloat16; got {input.dtype}")
     if input.dim() < at_least or (at_most is not None and input.dim() > at_most):
         allowed = f"{at_least} or more" if at_most is None else " or ".join(map(str, range(at_least, at_most + 1)))
-        raise ValueError(f"{operator}: input must have {allowed} dimensions; got shape {tuple(input.shape)}")
+        raise ValueError(f"{name}: input must have {allowed} dimensions; got shape {tuple(input.shape)}")
 
 
-def check_positive_integer(value: int, name: str, operator: str) -> None:
-    """``value`` is an integer of at least one."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{operator}: {name} must be a positive integer; got {value!r}")
+def _integer(value: object, least: int) -> int | None:
+    """``value`` as an integer of at least ``least``; None when it is none."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        return None
+    number = value if isinstance(value, int) else operator.index(value)
+    return number if number >= least else None
 
 
-def check_groups(input: Tensor, groups: int, operator: str) -> None:
-    """``groups`` divides the channels of ``input``, which are dimension 1."""
-    check_positive_integer(groups, "groups", operator)
-    if input.shape[1] % groups:
-        raise ValueError(f"{operator}: groups={groups} does not divide the {input.shape[1]} channels of input")
+def check_normalization(
+    input: Tensor, name: str, size: int, alpha: float, beta: float, k: float, groups: int
+) -> Normalization:
+    """The normalization that the operator ``name`` is asked for; ``groups`` divides the channels, dimension 1."""
+    found = {}
+    for argument, value in (("size", size), ("groups", groups)):
+        number = _integer(value, 1)
+        if number is None:
+            raise ValueError(f"{name}: {argument} must be a positive integer; got {value!r}")
+        found[argument] = number
+    for argument, real in (("alpha", alpha), ("beta", beta), ("k", k)):
+        if isinstance(real, bool) or not hasattr(real, "__float__"):
+            raise TypeError(f"{name}: {argument} must be a number; got {real!r}")
+    if input.shape[1] % found["groups"]:
+        raise ValueError(f"{name}: groups={groups} does not divide the {input.shape[1]} channels of input")
+    return Normalization(found["size"], float(alpha), float(beta), float(k), found["groups"])
 
 
-def check_bias(input: Tensor, bias: Tensor | None, channel_dimension: int, operator: str) -> None:
+def check_pooling(
+    input: Tensor,
+    name: str,
+    kernel_size: Pair,
+    stride: Pair | None,
+    padding: Pair,
+    dilation: Pair,
+    ceil_mode: bool,
+) -> Pooling:
+    """The pooling that the operator ``name`` is asked for, over the last two dimensions of ``input``."""
+    rows_and_columns = []
+    for argument, value, least in (
+        ("kernel_size", kernel_size, 1),
+        ("stride", kernel_size if stride is None else stride, 1),
+        ("padding", padding, 0),
+        ("dilation", dilation, 1),
+    ):
+        pair = value if isinstance(value, (tuple, list)) else (value,)
+        integers = [_integer(item, least) for item in pair]
+        if len(pair) not in (1, 2) or None in integers:
+            raise ValueError(f"{name}: {argument} must be an integer of at least {least} or two of them; got {value!r}")
+        rows_and_columns.append((integers[0], integers[-1]))
+    pooling = Pooling(*rows_and_columns, bool(ceil_mode))  # type: ignore[arg-type,call-arg]
+    for axis, what in enumerate(("rows", "columns")):
+        extent = pooling.dilation[axis] * (pooling.kernel_size[axis] - 1) + 1
+        if 2 * pooling.padding[axis] > extent:
+            raise ValueError(
+                f"{name}: padding must be at most half the window, which is {extent} {what} with its dilation; "
+                f"got {padding!r}"
+            )
+        if pooling.output_size(input.shape[input.dim() - 2 + axis], axis) < 1:
+            raise ValueError(
+                f"{name}: the window of {extent} {what} does not fit input of shape {tuple(input.shape)} with padding "
+                f"{pooling.padding[axis]}"
+            )
+    return pooling
+
+
+def check_bias(input: Tensor, bias: Tensor | None, channel_dimension: int, name: str) -> None:
     """``bias`` has one element for each channel of ``input``."""
     if bias is None:
         return
+    if not isinstance(bias, Tensor):
+        raise TypeError(f"{name}: bias must be a torch.Tensor or None; got {type(bias).__name__}")
     channels = input.shape[channel_dimension]
     if tuple(bias.shape) != (channels,):
-        raise ValueError(f"{operator}: bias must have shape ({channels},), one a channel; got {tuple(bias.shape)}")
+        raise ValueError(f"{name}: bias must have shape ({channels},), one a channel; got {tuple(bias.shape)}")
     if bias.dtype not in DTYPES:
-        raise TypeError(f"{operator}: bias must be float64, float32, float16 or bfloat16; got {bias.dtype}")
+        raise TypeError(f"{name}: bias must be float64, float32, float16 or bfloat16; got {bias.dtype}")
     if bias.device != input.device:
-        raise ValueError(f"{operator}: bias must be on input's device, {input.device}; got {bias.device}")
-
-
-def add_bias(input: Tensor, bias: Tensor | None, channel_dimension: int) -> Tensor:
-    """``input + bias`` along the channels, in input's dtype; ``input`` itself when there is no bias."""
-    if bias is None:
-        return input
-    shape = [1] * input.dim()
-    shape[channel_dimension] = -1
-    return (input + bias.reshape(shape)).to(input.dtype)
+        raise ValueError(f"{name}: bias must be on input's device, {input.device}; got {bias.device}")

@@ -9,9 +9,12 @@ from contextlib import contextmanager
 
 ENVIRONMENT_VARIABLE = "KERNELS_IMPLEMENTATION"
 
-#: ``auto`` takes the fastest one for the tensor's device; ``aten`` is PyTorch's own operators; ``reference`` is this
-#: package's formula in plain PyTorch, forward and backward written out.
-IMPLEMENTATIONS = ("auto", "aten", "reference")
+#: ``auto`` takes what serves best: ``triton`` on a GPU; on a CPU the formula traced into the graph under
+#: ``torch.compile``, and ``reference`` in eager calls, which wait for no compiler. ``aten`` is PyTorch's own operators;
+#: ``reference`` is this package's formula in plain PyTorch, forward and backward written out; ``inductor`` is the same,
+#: compiled, for eager calls; ``triton`` is this package's GPU kernels, which run on CPU tensors where the environment
+#: variable ``TRITON_INTERPRET`` is 1.
+IMPLEMENTATIONS = ("auto", "aten", "reference", "inductor", "triton")
 
 
 def _checked(name: str, source: str) -> str:
@@ -24,8 +27,8 @@ _selected = _checked(os.environ.get(ENVIRONMENT_VARIABLE) or "auto", ENVIRONMENT
 
 
 def selected() -> str:
-    """The implementation that runs now: ``"aten"`` or ``"reference"``."""
-    return "reference" if _selected == "auto" else _selected
+    """The name that is chosen now, one of :data:`IMPLEMENTATIONS`."""
+    return _selected
 
 
 @contextmanager
@@ -33,8 +36,8 @@ def implementation(name: str) -> Iterator[None]:
     """Run the operators with the implementation ``name`` inside a ``with`` block.
 
     Args:
-        name: one of ``"auto"``, ``"aten"``, ``"reference"``. The environment variable ``KERNELS_IMPLEMENTATION``
-            sets the same switch for a whole process.
+        name: one of :data:`IMPLEMENTATIONS`. The environment variable ``KERNELS_IMPLEMENTATION`` sets the same switch
+            for a whole process.
 
     Raises:
         ValueError: ``name`` is none of these.

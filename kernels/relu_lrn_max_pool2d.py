@@ -1,10 +1,15 @@
-"""A whole stage of the paper's network behind a convolution: bias, ReLU, local response normalization, max pooling."""
+"""A whole stage of the paper's network behind a convolution: bias, ReLU, local response normalization, max pooling.
+
+One pass over the input forward and one backward, where a composition of the operators takes at least four each way and
+keeps every tensor in between. Bytes moved, for ``n`` elements of ``b`` bytes and ``w`` windows: ``n b + w b`` forward,
+``2 n b + w b`` backward, and ``w`` for the numbers of the largest elements each way. In the half types the maximum is
+taken of the float32 values, before rounding.
+"""
 
 from torch import Tensor
 
-from .arguments import check_input
-from .local_response_norm import relu_local_response_norm
-from .max_pool2d import Pair, max_pool2d
+from . import stage
+from .arguments import Pair, check_bias, check_input, check_normalization, check_pooling
 
 
 def relu_lrn_max_pool2d(
@@ -37,6 +42,9 @@ def relu_lrn_max_pool2d(
     Raises:
         TypeError, ValueError: an argument that is not allowed, by its name.
     """
-    check_input(input, "relu_lrn_max_pool2d", at_least=4, at_most=4)
-    normalized = relu_local_response_norm(input, size, alpha, beta, k, groups=groups, bias=bias)
-    return max_pool2d(normalized, kernel_size, stride, padding, dilation, ceil_mode)
+    name = "relu_lrn_max_pool2d"
+    check_input(input, name, at_least=4, at_most=4)
+    check_bias(input, bias, 1, name)
+    normalization = check_normalization(input, name, size, alpha, beta, k, groups)
+    pooling = check_pooling(input, name, kernel_size, stride, padding, dilation, ceil_mode)
+    return stage.run(input, bias, True, normalization, pooling)

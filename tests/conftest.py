@@ -1,5 +1,6 @@
 """Fixtures that every test shares."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,10 @@ from net.cli import spin_briefly
 spin_briefly()
 
 import torch  # noqa: E402 - after the line above
+
+if not torch.cuda.is_available():
+    # Without a GPU the Triton kernels run in Triton's interpreter, which is chosen when they are defined.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True)

@@ -24,8 +24,13 @@ def test_is_torch_s(pool: dict[str, object], dtype: torch.dtype) -> None:
     assert torch.equal(output, expected)
     assert output.stride() == expected.stride()
     output_gradient = torch.randn_like(output)
-    pair = [torch.autograd.grad(result, input, output_gradient)[0] for result in (output, expected)]
-    assert torch.equal(pair[0], pair[1])
+    ours, theirs = (torch.autograd.grad(result, input, output_gradient)[0] for result in (output, expected))
+    if dtype in (torch.float16, torch.bfloat16):
+        # PyTorch rounds after each addition, we once.
+        exact = torch.autograd.grad(F.max_pool2d(input, **pool).double(), input, output_gradient.double())[0]  # type: ignore[arg-type]
+        torch.testing.assert_close(ours, exact, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
+    else:
+        assert torch.equal(ours, theirs)
 
 
 def test_ties_and_nan() -> None:

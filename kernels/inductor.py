@@ -1,0 +1,44 @@
+"""The formulas of :mod:`kernels.reference` as regions compiled by ``torch.compile``, for eager callers on a CPU.
+
+Each combination of dtype, memory format and parameters is compiled when it is first met, which takes seconds to half a
+minute; without a C++ compiler the formulas run as they stand, after one notice.
+"""
+
+import functools
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from . import reference
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    compiler = os.environ.get("CXX") or "g++"
+    if not any(map(shutil.which, (compiler, "g++", "clang++"))):
+        _say_once()
+        return function
+    return torch.compile(function)
+
+
+@functools.cache
+def _say_once() -> None:
+    warnings.warn(
+        "kernels: the implementation 'inductor' needs a C++ compiler (g++ or clang++) and finds none; running "
+        "'reference' instead",
+        stacklevel=2,
+    )
+
+
+def forward(*arguments: Any) -> Any:
+    """See :func:`kernels.reference.forward`."""
+    return _compiled(reference.forward)(*arguments)
+
+
+def backward(*arguments: Any) -> Any:
+    """See :func:`kernels.reference.backward`."""
+    return _compiled(reference.backward)(*arguments)

@@ -1,0 +1,460 @@
+"""The formulas in plain PyTorch, forward, backward and tangent, for any device, dtype and memory format.
+
+Every operator of this package is a part of one chain: bias, ReLU, local response normalization, max pooling. Arithmetic
+is done in float64 for float64 and in float32 for everything else, and rounded once at the end; the maximum is taken
+before rounding. What is written here differentiates again, so it also serves the gradients of gradients of every other
+implementation.
+
+The formulas stand at the heads of :mod:`kernels.local_response_norm` and :mod:`kernels.max_pool2d`.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .arguments import Normalization, Pooling
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type arithmetic is done in: float64 for float64, float32 for everything else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor`` in ``dtype``.
+
+    A cast to the same type must not be traced: PyTorch 2.11 compiles an ``autograd.Function`` whose output has such an
+    alias to one with a gradient of zero (pytorch/pytorch#180642).
+    """
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def memory_format(tensor: Tensor) -> torch.memory_format:
+    """``channels_last`` for a 4-d tensor whose channels lie next to each other and whose pixels do not."""
+    if tensor.dim() == 4 and tensor.stride(1) == 1 and tensor.stride(3) > 1:
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def _for_inductor() -> bool:
+    """Whether the formula is traced to be compiled: Inductor makes fast loops of other forms than are fast eager."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+
+
+def _contiguous_strides(shape: Sequence[int]) -> list[int]:
+    strides = [1]
+    for size in reversed(shape[1:]):
+        strides.insert(0, strides[0] * size)
+    return strides
+
+
+def _written(values: Tensor) -> Tensor:
+    """``values``, which must have been computed here and be no view of an argument, as a contiguous buffer.
+
+    Inductor would compute them again wherever they are read, with a mask for each shifted read; it writes what is
+    viewed by strides to memory first, and then vectorizes the reads (5 instead of 17 ms forward, 9 instead of 47 ms
+    backward for the paper's first stage on two CPU cores).
+    """
+    values = values.contiguous()
+    written: Tensor = values.as_strided(values.shape, _contiguous_strides(values.shape), 0)
+    return written
+
+
+# Bias and ReLU. From here on channels are the last dimension of every tensor, whatever the memory format.
+
+
+def channels_behind(tensor: Tensor) -> Tensor:
+    """``[N, C, ...]`` as ``[N, ..., C]``: a view, but for Inductor always with the channels next to each other."""
+    moved = tensor.movedim(1, -1)
+    if _for_inductor() and not moved.is_contiguous():
+        return _written(moved.clone(memory_format=torch.contiguous_format))
+    return moved
+
+
+def activation(input: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    """``relu(input + bias)`` in the compute type, either left out: of ``[N, C, ...]``, and given as ``[N, ..., C]``."""
+    a = cast(channels_behind(input), compute_dtype(input.dtype))
+    if bias is not None:
+        a = a + cast(bias, a.dtype)
+    return F.relu(a) if relu else a
+
+
+# Local response normalization
+
+
+def window_sum(values: Tensor, behind: int, ahead: int, groups: int) -> Tensor:
+    """Sum over the channels ``i - behind`` to ``i + ahead``, inside each group."""
+    channels = values.shape[-1] // groups
+    behind, ahead = min(behind, channels - 1), min(ahead, channels - 1)
+    grouped: Tensor = values.unflatten(-1, (groups, channels))
+    if _for_inductor():
+        padded = F.pad(grouped, (behind, ahead)).contiguous()
+        strides = _contiguous_strides(padded.shape)
+        # See _written.
+        total = padded.as_strided(grouped.shape, strides, 0)
+        for start in range(1, behind + ahead + 1):
+            total = total + padded.as_strided(grouped.shape, strides, start)
+        return total.flatten(-2)
+    total = grouped.clone()
+    for distance in range(1, behind + 1):
+        total[..., distance:] += grouped[..., : channels - distance]
+    for distance in range(1, ahead + 1):
+        total[..., : channels - distance] += grouped[..., distance:]
+    return total.flatten(-2)
+
+
+def scale(a: Tensor, normalization: Normalization, square: Callable[[Tensor], Tensor] = lambda a: a * a) -> Tensor:
+    """``s``: what ``a`` is divided by, before the power."""
+    size, alpha, _, k, groups = normalization
+    return window_sum(square(a), normalization.behind, normalization.ahead, groups) * (alpha / size) + k
+
+
+def negative_power(base: Tensor, beta: float) -> Tensor:
+    """``base ** -beta``; the paper's 0.75 costs one reciprocal square root and one square root."""
+    if beta == 0.75:
+        root = base.rsqrt()
+        return root * root.sqrt()
+    return torch.pow(base, -beta)
+
+
+def normalize(a: Tensor, normalization: Normalization) -> Tensor:
+    """Local response normalization of ``a``."""
+    return a * negative_power(scale(a, normalization), normalization.beta)
+
+
+def normalize_backward(db: Tensor, a: Tensor, normalization: Normalization) -> Tensor:
+    """The gradient with respect to ``a`` from the one with respect to ``normalize(a)``."""
+    size, alpha, beta, _, groups = normalization
+    # Squared by another operator than in the forward pass, or torch.compile finds the sums there and keeps them.
+    s = scale(a, normalization, torch.square)
+    direct = db * negative_power(s, beta)
+    # The channels whose windows hold channel j lie the other way round: ``ahead`` behind it, ``behind`` ahead of it.
+    total = window_sum(direct * a / s, normalization.ahead, normalization.behind, groups)
+    return direct - (2 * alpha * beta / size) * a * total
+
+
+def normalize_tangent(da: Tensor, a: Tensor, normalization: Normalization) -> Tensor:
+    """The tangent of ``normalize(a)`` along ``da``."""
+    size, alpha, beta, _, groups = normalization
+    s = scale(a, normalization)
+    power = negative_power(s, beta)
+    total = window_sum(a * da, normalization.behind, normalization.ahead, groups)
+    return da * power - (2 * alpha * beta / size) * a * power / s * total
+
+
+# Max pooling of [N, H, W, C]
+
+#: More elements in a window, or windows over an element, than this are left to PyTorch's operators under Inductor.
+_UNROLLED = 25
+
+
+def _first(pooling: Pooling, axis: int, windows: int, device: torch.device) -> Tensor:
+    """The row (axis 0) or column where each window begins."""
+    return torch.arange(windows, device=device) * pooling.stride[axis] - pooling.padding[axis]
+
+
+def _along(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Shaped to be combined with ``[N, H, W, C]``."""
+    return rows[:, None, None], columns[:, None]
+
+
+def pool(values: Tensor, pooling: Pooling, save: bool) -> tuple[Tensor, Tensor]:
+    """The largest value of each window, and the number of its element in the window, counted by rows.
+
+    Without ``save`` the numbers are empty.
+    """
+    kernel_size, stride, padding, dilation, ceil_mode = pooling
+    if _for_inductor() and kernel_size[0] * kernel_size[1] <= _UNROLLED:
+        return _pool_unrolled(values, pooling, save)
+    # PyTorch pools eight times as fast on a CPU when the channels are next to each other, which more than pays for
+    # moving them there.
+    maps = values.contiguous().movedim(-1, 1) if values.device.type == "cpu" else values.movedim(-1, 1)
+    if not save:
+        output = F.max_pool2d(maps, kernel_size, stride, padding, dilation, ceil_mode)
+        return output.movedim(1, -1), values.new_empty(0, dtype=pooling.offset_dtype)
+    output, indices = F.max_pool2d(maps, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
+    output, indices = output.movedim(1, -1), indices.movedim(1, -1)
+    first_row, first_column = _along(*(_first(pooling, axis, output.shape[1 + axis], maps.device) for axis in (0, 1)))
+    row = indices.div(maps.shape[-1], rounding_mode="floor")
+    column = indices - row * maps.shape[-1] - first_column
+    row = row - first_row
+    if dilation != (1, 1):
+        row = row.div(dilation[0], rounding_mode="floor")
+        column = column.div(dilation[1], rounding_mode="floor")
+    return output, (row * kernel_size[1] + column).to(pooling.offset_dtype)
+
+
+def _pool_unrolled(values: Tensor, pooling: Pooling, save: bool) -> tuple[Tensor, Tensor]:
+    """The same, element by element of a window."""
+    sizes = values.shape[1:3]
+    windows = [pooling.output_size(size, axis) for axis, size in enumerate(sizes)]
+    border: list[int] = [0, 0]
+    for axis in (1, 0):
+        kernel, stride, padding, dilation = (pair[axis] for pair in pooling[:4])
+        needed = (windows[axis] - 1) * stride + (kernel - 1) * dilation + 1
+        border += [padding, max(0, needed - padding - sizes[axis])]
+    padded = _written(F.pad(values, border, value=float("-inf"))) if any(border) else values
+    best = torch.full_like(padded[:, : windows[0], : windows[1]], float("-inf"))
+    # In a window of nothing but minus infinity the first element that is no padding is the largest.
+    first = [
+        ((pooling.dilation[axis] - 1 - _first(pooling, axis, windows[axis], values.device)).clamp_min(0))
+        // pooling.dilation[axis]
+        for axis in (0, 1)
+    ]
+    row, column = _along(*first)
+    number = (row * pooling.kernel_size[1] + column).to(torch.int32).expand(best.shape)
+    for element_row in range(pooling.kernel_size[0]):
+        for element_column in range(pooling.kernel_size[1]):
+            begin = (element_row * pooling.dilation[0], element_column * pooling.dilation[1])
+            rows, columns = [
+                slice(begin[axis], begin[axis] + (windows[axis] - 1) * pooling.stride[axis] + 1, pooling.stride[axis])
+                for axis in (0, 1)
+            ]
+            value = padded[:, rows, columns]
+            larger = (value > best) | (value != value)
+            best = torch.where(larger, value, best)
+            number = torch.where(larger, element_row * pooling.kernel_size[1] + element_column, number)
+    return best, number.to(pooling.offset_dtype) if save else values.new_empty(0, dtype=pooling.offset_dtype)
+
+
+def _indices(offsets: Tensor, columns: int, pooling: Pooling) -> Tensor:
+    """Where the maxima lie in the flattened maps, which have so many ``columns``: int64, as PyTorch's."""
+    first_row, first_column = _along(
+        *(_first(pooling, axis, offsets.shape[1 + axis], offsets.device) for axis in (0, 1))
+    )
+    row = offsets.div(pooling.kernel_size[1], rounding_mode="floor").long()
+    column = offsets - row * pooling.kernel_size[1]
+    return (row * pooling.dilation[0] + first_row) * columns + (column * pooling.dilation[1] + first_column)
+
+
+def pool_backward(output_gradient: Tensor, offsets: Tensor, size: tuple[int, int], pooling: Pooling) -> Tensor:
+    """Each output's gradient at the element it was taken from: ``[N, *size, C]``."""
+    kernel_size, stride, padding, dilation, ceil_mode = pooling
+    over = [-(-(dilation[axis] * (kernel_size[axis] - 1) + 1) // stride[axis]) for axis in (0, 1)]
+    if _for_inductor() and over[0] * over[1] <= _UNROLLED:
+        return _pool_backward_gathered(output_gradient, offsets, size, pooling, over)
+    like = output_gradient.new_empty((len(offsets), *size, offsets.shape[-1]))
+    gradient = torch.ops.aten.max_pool2d_with_indices_backward(
+        output_gradient.contiguous().movedim(-1, 1),
+        like.movedim(-1, 1),
+        kernel_size,
+        stride,
+        padding,
+        dilation,
+        ceil_mode,
+        _indices(offsets, size[1], pooling).contiguous().movedim(-1, 1),
+    )
+    moved: Tensor = gradient.movedim(1, -1)
+    return moved
+
+
+def _pool_backward_gathered(
+    output_gradient: Tensor, offsets: Tensor, size: tuple[int, int], pooling: Pooling, over: list[int]
+) -> Tensor:
+    """The same, asking of each element of the input which of the windows over it took it."""
+    # For each axis, for each of the windows that may hold an element: the window, and its element's share in the number
+    # that the offset must equal; so far below zero, where the window does not hold it, that no sum is an offset. What
+    # is always true is left out: of longer expressions Inductor makes several loops.
+    nowhere = -(2**24)
+    found = []
+    for axis in (0, 1):
+        kernel, stride, padding, dilation = (pair[axis] for pair in pooling[:4])
+        windows = offsets.shape[1 + axis]
+        place = torch.arange(size[axis], device=offsets.device) + padding
+        candidates = []
+        # In the order of the windows, as PyTorch adds.
+        for distance in reversed(range(over[axis])):
+            window = place // stride - distance
+            inside = place - window * stride
+            element = (inside if dilation == 1 else inside // dilation) * (1 if axis else pooling.kernel_size[1])
+            if stride - 1 + distance * stride >= dilation * (kernel - 1) + 1:
+                element = torch.where(inside < dilation * kernel, element, nowhere)
+            if dilation > 1:
+                element = torch.where(inside % dilation == 0, element, nowhere)
+            if padding // stride - distance < 0:
+                element = torch.where(window >= 0, element, nowhere)
+                window = window.clamp_min(0)
+            if (size[axis] - 1 + padding) // stride - distance > windows - 1:
+                element = torch.where(window < windows, element, nowhere)
+                window = window.clamp_max(windows - 1)
+            candidates.append((window, element.to(torch.int32)))
+        found.append(candidates)
+    total = None
+    for row, row_number in found[0]:
+        for column, column_number in found[1]:
+            number = (row_number[:, None] + column_number)[..., None]
+            taken = offsets[:, row[:, None], column].to(torch.int32) == number
+            part = torch.where(taken, output_gradient[:, row[:, None], column], 0)
+            total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
+def pool_tangent(tangent: Tensor, offsets: Tensor, pooling: Pooling) -> Tensor:
+    """The tangent of each output: that of the element it was taken from."""
+    indices = _indices(offsets, tangent.shape[2], pooling)
+    taken: Tensor = tangent.flatten(1, 2).gather(1, indices.flatten(1, 2)).unflatten(1, indices.shape[1:3])
+    return taken
+
+
+# The chain
+
+#: Bytes of a part of the input: what is computed from it stays in a core's cache.
+_PART = 2**21
+
+
+def _images_at_once(input: Tensor) -> int:
+    """Images that eager CPU arithmetic takes at once; all of them where autograd or a compiler looks on."""
+    if input.device.type != "cpu" or torch.is_grad_enabled():
+        return len(input)
+    return max(1, _PART * len(input) // (input.numel() * compute_dtype(input.dtype).itemsize))
+
+
+def forward(
+    input: Tensor,
+    bias: Tensor | None,
+    relu: bool,
+    normalization: Normalization | None,
+    pooling: Pooling | None,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    """The output in ``input``'s dtype and the offsets of the maxima (empty without pooling or ``save``)."""
+    if torch.compiler.is_compiling():
+        return _forward(input, bias, relu, normalization, pooling, save)
+    parts = input.split(_images_at_once(input))
+    results = [_forward(part, bias, relu, normalization, pooling, save) for part in parts]
+    if len(results) == 1:
+        return results[0]
+    outputs, offsets = zip(*results, strict=True)
+    return torch.cat(outputs), torch.cat(offsets)
+
+
+def _forward(
+    input: Tensor,
+    bias: Tensor | None,
+    relu: bool,
+    normalization: Normalization | None,
+    pooling: Pooling | None,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    values = activation(input, bias, relu)
+    if normalization is not None:
+        values = normalize(values, normalization)
+        if pooling is not None and _for_inductor():
+            values = _written(values)
+    if pooling is not None:
+        values, offsets = pool(values, pooling, save)
+        offsets = offsets.movedim(-1, 1) if save else offsets
+    else:
+        offsets = values.new_empty(0, dtype=torch.uint8)
+    output = cast(values, input.dtype).movedim(-1, 1)
+    return output.contiguous(memory_format=memory_format(input)), offsets
+
+
+def backward(
+    output_gradient: Tensor,
+    input: Tensor | None,
+    bias: Tensor | None,
+    output: Tensor | None,
+    offsets: Tensor | None,
+    size: tuple[int, int],
+    relu: bool,
+    normalization: Normalization | None,
+    pooling: Pooling | None,
+    dtype: torch.dtype,
+    format: torch.memory_format,
+    bias_wanted: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of ``input``, in ``dtype``, and of the bias, in the compute type.
+
+    Args:
+        output_gradient: of the output.
+        input, bias: the forward pass's; ``input`` is None without ``normalization``.
+        output: the forward pass's, where ReLU and pooling stand without normalization, else None.
+        offsets: of the maxima; None without pooling.
+        size: rows and columns of ``input``; only pooling needs them.
+        relu, normalization, pooling: the parts of the chain.
+        dtype, format: of the gradient: ``input``'s.
+        bias_wanted: whether to sum the bias's gradient; None is returned without.
+    """
+    if torch.compiler.is_compiling():
+        gradient = _backward(output_gradient, input, output, offsets, bias, size, relu, normalization, pooling)
+        return _finished(gradient, dtype, format), _bias_sum(gradient) if bias_wanted else None
+    images = _images_at_once(output_gradient if input is None else input)
+
+    def split(tensor: Tensor | None) -> Iterable[Tensor | None]:
+        return itertools.repeat(None) if tensor is None else tensor.split(images)
+
+    gradients, sums = [], []
+    for parts in zip(output_gradient.split(images), split(input), split(output), split(offsets), strict=False):
+        gradient = _backward(*parts, bias, size, relu, normalization, pooling)
+        if bias_wanted:
+            sums.append(_bias_sum(gradient))
+        gradients.append(_finished(gradient, dtype, format))
+    total = torch.stack(sums).sum(0) if bias_wanted else None
+    return gradients[0] if len(gradients) == 1 else torch.cat(gradients), total
+
+
+def _bias_sum(gradient: Tensor) -> Tensor:
+    return gradient.sum(list(range(gradient.dim() - 1)))
+
+
+def _finished(gradient: Tensor, dtype: torch.dtype, format: torch.memory_format) -> Tensor:
+    """``gradient`` as ``[N, C, ...]`` in ``dtype`` and the memory format of the input."""
+    return cast(gradient, dtype).movedim(-1, 1).contiguous(memory_format=format)
+
+
+def _backward(
+    output_gradient: Tensor,
+    input: Tensor | None,
+    output: Tensor | None,
+    offsets: Tensor | None,
+    bias: Tensor | None,
+    size: tuple[int, int],
+    relu: bool,
+    normalization: Normalization | None,
+    pooling: Pooling | None,
+) -> Tensor:
+    gradient = cast(channels_behind(output_gradient), compute_dtype(output_gradient.dtype))
+    if pooling is not None:
+        assert offsets is not None
+        if output is not None:
+            # Without a normalization in between an output of zero was no activation.
+            zeros = cast(channels_behind(output), gradient.dtype)
+            gradient = torch.ops.aten.threshold_backward(gradient, zeros, 0)
+        gradient = pool_backward(gradient, channels_behind(offsets), size, pooling)
+    if normalization is not None:
+        assert input is not None
+        a = activation(input, bias, relu)
+        gradient = normalize_backward(gradient, a, normalization)
+        if relu:
+            gradient = torch.ops.aten.threshold_backward(gradient, a, 0)
+    return gradient
+
+
+def tangent(
+    input_tangent: Tensor | None,
+    bias_tangent: Tensor | None,
+    input: Tensor,
+    bias: Tensor | None,
+    offsets: Tensor | None,
+    relu: bool,
+    normalization: Normalization | None,
+    pooling: Pooling | None,
+) -> Tensor:
+    """The tangent of the output."""
+    a = activation(input, bias, relu)
+    result = torch.zeros_like(a) if input_tangent is None else cast(channels_behind(input_tangent), a.dtype)
+    if bias_tangent is not None:
+        result = result + cast(bias_tangent, a.dtype)
+    if relu:
+        result = torch.ops.aten.threshold_backward(result, a, 0)
+    if normalization is not None:
+        result = normalize_tangent(result, a, normalization)
+    if pooling is not None:
+        assert offsets is not None
+        result = pool_tangent(result, channels_behind(offsets), pooling)
+    return cast(result, input.dtype).movedim(-1, 1)

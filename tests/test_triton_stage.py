@@ -1,0 +1,380 @@
+"""The Triton kernels: values on a GPU, or in Triton's interpreter where there is none."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import kernels
+from kernels import reference, stage, triton_stage
+from kernels.arguments import Pooling
+from tests.test_local_response_norm import formula, gradient_terms
+from tests.test_stage import PAPER_POOL, POOLS, WINDOW, composed, special
+from tests.tolerances import TOLERANCES, assert_within
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+INTERPRETED = DEVICE.type == "cpu"
+FORMATS = (torch.contiguous_format, torch.channels_last)
+HALF = (torch.float16, torch.bfloat16)
+
+
+@pytest.fixture(autouse=True)
+def triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    if INTERPRETED:
+        # The interpreter's time goes by the number of programs.
+        monkeypatch.setattr(triton_stage, "PIXELS", 128)
+    with kernels.implementation("triton"):
+        yield
+
+
+def chain(*parts: Any) -> Callable[..., Tensor]:
+    return lambda input, bias: stage.run(input, bias, *parts)
+
+
+def inputs(
+    shape: tuple[int, ...], dtype: torch.dtype = torch.float32, format: torch.memory_format = FORMATS[0]
+) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    input = torch.randn(shape, generator=generator, dtype=torch.float64) * 2
+    bias = torch.randn(shape[1], generator=generator, dtype=torch.float64)
+    input, bias = input.to(DEVICE, dtype).contiguous(memory_format=format), bias.to(DEVICE, dtype)
+    return input.requires_grad_(), bias.requires_grad_()
+
+
+def results(function: Callable[..., Tensor], input: Tensor, bias: Tensor | None) -> list[Tensor]:
+    output = function(input, bias)
+    generator = torch.Generator().manual_seed(1)
+    output_gradient = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
+    wanted = [input] if bias is None else [input, bias]
+    return [output.detach(), *torch.autograd.grad(output, wanted, output_gradient)]
+
+
+def exact(parts: tuple[Any, ...], input: Tensor, bias: Tensor | None) -> list[Tensor]:
+    """The same of float64 tensors and PyTorch's own operators."""
+    doubles = [None if tensor is None else tensor.detach().double().requires_grad_() for tensor in (input, bias)]
+
+    def rounded(input: Tensor, bias: Tensor | None) -> Tensor:
+        return composed(*parts)(input, bias)
+
+    assert doubles[0] is not None
+    output = rounded(doubles[0], doubles[1])
+    generator = torch.Generator().manual_seed(1)
+    output_gradient = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(input.dtype).to(output)
+    wanted = [tensor for tensor in doubles if tensor is not None]
+    return [output.detach(), *torch.autograd.grad(output, wanted, output_gradient)]
+
+
+def close(ours: list[Tensor], theirs: list[Tensor], dtype: torch.dtype) -> None:
+    # Every element of these gradients is a sum of few terms of the order of one.
+    scale = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}[dtype]
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.double(), other.double(), rtol=scale, atol=scale)
+
+
+#: Channels and groups: vectors of eight with a border inside, and sizes that no vector fits.
+CHANNELS = ((32, 2), (8, 1), (24, 3), (6, 2), (5, 1))
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+@pytest.mark.parametrize(("channels", "groups"), CHANNELS)
+def test_the_formula_in_every_dtype(channels: int, groups: int, format: torch.memory_format) -> None:
+    """Normalization against section 3.3 in float64: forward within 1 ulp of the half types, gradients within 3."""
+    for dtype, size, beta in (
+        (torch.float32, 5, 0.75),
+        (torch.float16, 5, 0.75),
+        (torch.bfloat16, 4, 0.75),
+        (torch.float32, 3, 0.6),
+    ):
+        input, _ = inputs((2, channels, 3, 5), dtype, format)
+        output = kernels.local_response_norm(input, size, 0.5, beta, 2.0, groups=groups)
+        output_gradient = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
+        output.backward(output_gradient)
+        double = input.detach().double().cpu().requires_grad_()
+        theirs = formula(double, size, 0.5, beta, 2.0, groups)
+        theirs.backward(output_gradient.double().cpu())
+        terms = gradient_terms(double.detach(), output_gradient.double().cpu(), size, 0.5, beta, 2.0, groups)
+        tolerance = TOLERANCES[dtype]
+        # The interpreter cuts float32 off to bfloat16, where a GPU rounds: up to one more half ulp.
+        extra = 2.0 if INTERPRETED and dtype == torch.bfloat16 else 1.0
+        assert_within(output.detach().cpu(), theirs.detach(), theirs.detach(), extra * tolerance.forward)
+        assert input.grad is not None
+        assert double.grad is not None
+        assert_within(input.grad.cpu(), double.grad, terms, tolerance.gradient)
+        assert output.is_contiguous(memory_format=format)
+        assert input.grad.stride() == input.stride()
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+@pytest.mark.parametrize("pooling", POOLS, ids=str)
+def test_every_window(pooling: Pooling, format: torch.memory_format) -> None:
+    """Pooling alone, behind a ReLU, and the whole stage, vectors and single channels."""
+    for (channels, groups), parts in itertools.product(
+        ((16, 2), (5, 1)), ((False, None), (True, None), (True, WINDOW))
+    ):
+        normalization = None if parts[1] is None else parts[1]._replace(groups=groups)
+        input, bias = inputs((2, channels, 9, 8), torch.float32, format)
+        whole = (parts[0], normalization, pooling)
+        ours = results(chain(*whole), input, bias)
+        close(ours, exact(whole, input, bias), torch.float32)
+        assert ours[0].is_contiguous(memory_format=format)
+        assert ours[1].stride() == input.stride()
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_half_types_take_the_maximum_before_rounding(dtype: torch.dtype) -> None:
+    input, bias = inputs((2, 16, 9, 9), dtype, torch.channels_last)
+    parts = (True, WINDOW, PAPER_POOL)
+    ours = results(chain(*parts), input, bias)
+    assert [tensor.dtype for tensor in ours] == [dtype] * 3
+    close(ours, exact(parts, input, bias), dtype)
+
+
+def test_a_bias_of_another_dtype() -> None:
+    input, bias = inputs((2, 8, 5, 5), torch.float16, torch.channels_last)
+    wide = bias.detach().float().requires_grad_()
+    ours = results(chain(True, WINDOW, PAPER_POOL), input, wide)
+    assert [tensor.dtype for tensor in ours] == [torch.float16, torch.float16, torch.float32]
+
+
+def test_special_values_go_where_pytorch_s_do() -> None:
+    kinds = special()
+    input = torch.cat(list(kinds.values())).float().to(DEVICE)
+    for format, relu, pooling in itertools.product(FORMATS, (False, True), (POOLS[0], POOLS[2])):
+        source = input.contiguous(memory_format=format).requires_grad_()
+        for ours, theirs in zip(
+            results(chain(relu, None, pooling), source, None),
+            results(composed(relu, None, pooling), source, None),
+            strict=True,
+        ):
+            assert torch.equal(ours.isnan(), theirs.isnan())
+            assert torch.equal(ours.nan_to_num(1e9), theirs.nan_to_num(1e9))
+            source = source.detach().requires_grad_()
+
+
+def test_nan_reaches_its_window_and_no_further() -> None:
+    for channels, format in ((16, torch.channels_last), (12, torch.contiguous_format)):
+        input = torch.ones(1, channels, 1, 2, device=DEVICE).contiguous(memory_format=format)
+        input[0, 6, 0, 0] = float("nan")
+        output = kernels.relu_local_response_norm(input, 5, groups=2)
+        half = channels // 2
+        reached = [channel for channel in range(4, 9) if channel // half == 6 // half]
+        assert output[0, :, 0, 0].isnan().nonzero().flatten().tolist() == reached
+        assert not output[0, :, 0, 1].isnan().any()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-25, 1e-10, 1.0, 1e8])
+def test_float32_at_any_scale(scale: float) -> None:
+    """Forward within 32 half ulps, and the maximum of a window is found however small it is."""
+    input = (torch.rand(2, 8, 5, 5, generator=torch.Generator().manual_seed(0)) + 0.5) * scale
+    input = input.to(DEVICE).contiguous(memory_format=torch.channels_last)
+    output = kernels.local_response_norm(input, 5, 5e-4, 0.75, 2.0)
+    theirs = formula(input.double().cpu(), 5, 5e-4, 0.75, 2.0, 1)
+    assert_within(output.cpu(), theirs, theirs, TOLERANCES[torch.float32].forward)
+    pooled = kernels.relu_lrn_max_pool2d(input, 5, 5e-4, 0.75, 2.0)
+    largest = torch.nn.functional.max_pool2d(theirs, 3, 2)
+    assert_within(pooled.cpu(), largest, largest, TOLERANCES[torch.float32].forward)
+
+
+def test_float16_squares_do_not_overflow() -> None:
+    input = torch.full((1, 8, 2, 2), 60_000.0, dtype=torch.float16, device=DEVICE)
+    theirs = formula(input.double().cpu(), 5, 5e-4, 0.75, 2.0, 1)
+    output = kernels.local_response_norm(input, 5, 5e-4, 0.75, 2.0)
+    assert_within(output.cpu(), theirs, theirs, TOLERANCES[torch.float16].forward)
+
+
+@pytest.mark.parametrize("kernel", [11, 12, 16, 17, 27])
+def test_large_windows(kernel: int) -> None:
+    pooling = Pooling((kernel, kernel), (5, 5), (2, 2), (1, 1), False)
+    source = torch.arange(2.0 * 30 * 30, device=DEVICE).reshape(1, 2, 30, 30).requires_grad_()
+    for ours, theirs in zip(
+        results(chain(False, None, pooling), source, None),
+        results(composed(False, None, pooling), source, None),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_any_number_of_dimensions() -> None:
+    for shape in ((2, 8, 5), (2, 6, 3, 2, 4), (3, 8, 1, 1)):
+        input, bias = inputs(shape)
+        parts = (True, WINDOW, None)
+        close(results(chain(*parts), input, bias), exact(parts, input, bias), torch.float32)
+
+
+def test_views_are_read_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices of images, channels and memory that is not aligned, without a copy; the rest with one."""
+    copies: list[object] = []
+    readable = triton_stage._readable
+
+    def noted(tensor: Tensor, format: torch.memory_format) -> Tensor:
+        result = readable(tensor, format)
+        copies.append(result is not tensor)
+        return result
+
+    monkeypatch.setattr(triton_stage, "_readable", noted)
+    base = torch.randn(6, 24, 7, 7, generator=torch.Generator().manual_seed(0)).to(DEVICE) * 2
+    last = base.contiguous(memory_format=torch.channels_last)
+    flat = torch.randn(3 + 2 * 8 * 7 * 7, generator=torch.Generator().manual_seed(0)).to(DEVICE)[3:]
+    views = {
+        "images": (base[1::2, :8], False),
+        "channels": (base[:, 3:11], False),
+        "images, channels_last": (last[::2, :16], False),
+        "channels, channels_last": (last[:, 8:16], False),
+        "channels off a vector": (last[:, 3:11], False),
+        "not aligned": (flat.reshape(2, 8, 7, 7), False),
+        "not aligned, channels_last": (flat.reshape(2, 7, 7, 8).permute(0, 3, 1, 2), False),
+        "expanded": (base[:1, :8].expand(3, -1, -1, -1), False),
+        "transposed": (base[:, :8].transpose(2, 3), True),
+        "pixels": (base[:, :8, 1:, 1:], True),
+        "every other channel": (base[:, ::2], False),
+    }
+    bias = torch.linspace(-1, 1, 48, device=DEVICE)
+    for name, (view, copied) in views.items():
+        copies.clear()
+        some_bias = bias[: 2 * view.shape[1] : 2]
+        ours = stage.run(view, some_bias, True, WINDOW, PAPER_POOL)
+        torch.testing.assert_close(ours, composed(True, WINDOW, PAPER_POOL)(view, some_bias), rtol=1e-5, atol=1e-6)
+        assert copies == [copied], name
+
+
+def test_output_gradients_of_any_layout() -> None:
+    for format, channels in itertools.product(FORMATS, (16, 6)):
+        input, bias = inputs((2, channels, 9, 8), torch.float32, format)
+        output = stage.run(input, bias, True, WINDOW, PAPER_POOL)
+        output_gradient = torch.randn_like(output)
+        spread = torch.zeros(*output.shape[:3], 2 * output.shape[3], device=DEVICE)[..., ::2].copy_(output_gradient)
+        layouts = [output_gradient, output_gradient.contiguous(), spread]
+        layouts.append(output_gradient.contiguous(memory_format=torch.channels_last))
+        first, *others = [torch.autograd.grad(output, (input, bias), item, retain_graph=True) for item in layouts]
+        for other in others:
+            assert torch.equal(first[0], other[0])
+            torch.testing.assert_close(first[1], other[1])
+        constant = torch.autograd.grad(output, input, torch.ones((), device=DEVICE).expand(output.shape))
+        assert constant[0].stride() == input.stride()
+
+
+def test_an_image_does_not_depend_on_its_batch() -> None:
+    input, bias = inputs((5, 16, 9, 9), torch.float32, torch.channels_last)
+    whole = results(chain(True, WINDOW, PAPER_POOL), input, bias)
+    again = results(chain(True, WINDOW, PAPER_POOL), input, bias)
+    for one, other in zip(whole, again, strict=True):
+        assert torch.equal(one, other)
+    alone = input.detach()[3:4].requires_grad_()
+    output = stage.run(alone, bias, True, WINDOW, PAPER_POOL)
+    assert torch.equal(output, whole[0][3:4])
+    output_gradient = torch.randn(whole[0].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(output, alone, output_gradient.to(output)[3:4])
+    assert torch.equal(gradient, whole[1][3:4])
+
+
+def test_images_further_apart_than_32_bits() -> None:
+    """Two images more than 2^31 elements apart, in memory that is reserved and hardly touched."""
+    if not INTERPRETED and torch.cuda.mem_get_info()[0] < 12 * 2**30:
+        pytest.skip("needs 12 GiB of GPU memory")
+    base = (
+        torch.empty(2**31 + 2**12, dtype=torch.float16, device=DEVICE) if not INTERPRETED else _reserved(2**31 + 2**12)
+    )
+    input = base.as_strided((2, 8, 3, 3), (2**31 + 8, 1, 24, 8))
+    values = torch.randn(2, 8, 3, 3, generator=torch.Generator().manual_seed(0)).to(DEVICE, torch.float16)
+    input.copy_(values)
+    ours = stage.run(input, None, True, WINDOW, PAPER_POOL)
+    assert torch.equal(ours, stage.run(values, None, True, WINDOW, PAPER_POOL))
+
+
+def _reserved(elements: int) -> Tensor:
+    """Memory that the kernel gives out page by page when it is touched."""
+    return torch.zeros(1, dtype=torch.float16).new_empty(elements)
+
+
+def test_gradients_of_gradients_take_the_reference() -> None:
+    input, bias = inputs((2, 8, 5, 5))
+    (gradient,) = torch.autograd.grad(stage.run(input, bias, True, WINDOW, PAPER_POOL).sum(), input, create_graph=True)
+    (ours,) = torch.autograd.grad(gradient.square().sum(), input)
+    with kernels.implementation("reference"):
+        (gradient,) = torch.autograd.grad(
+            stage.run(input, bias, True, WINDOW, PAPER_POOL).sum(), input, create_graph=True
+        )
+        (theirs,) = torch.autograd.grad(gradient.square().sum(), input)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_forward_mode_and_vmap() -> None:
+    input, bias = (tensor.detach() for tensor in inputs((2, 8, 5, 5)))
+    tangents = (torch.randn_like(input), torch.randn_like(bias))
+    ours, theirs = chain(True, WINDOW, PAPER_POOL), composed(True, WINDOW, PAPER_POOL)
+    for one, other in zip(
+        torch.func.jvp(ours, (input, bias), tangents), torch.func.jvp(theirs, (input, bias), tangents), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    batch = torch.randn(3, 2, 8, 5, 5, device=DEVICE)
+    expected = torch.stack([theirs(item, bias) for item in batch])
+    torch.testing.assert_close(torch.vmap(ours, (0, None))(batch, bias), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_operators_keep_pytorch_s_rules(format: torch.memory_format) -> None:
+    """Schema, fake implementation, and tracing with shapes that vary, by torch.library's own checks."""
+    input, bias = (tensor.detach() for tensor in inputs((2, 8, 5, 5), torch.float32, format))
+    norm, pool = triton_stage._numbers(WINDOW, PAPER_POOL)
+    output, offsets = triton_stage.forward(input, bias, True, WINDOW, PAPER_POOL, True)
+    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    for pooling, save in ((pool, True), (pool, False), ([], False)):
+        torch.library.opcheck(triton_stage._forward_op, (input, bias, True, *norm, pooling, save), test_utils=checks)
+    last = format == torch.channels_last
+    arguments = (
+        torch.ones_like(output),
+        input,
+        bias,
+        None,
+        offsets,
+        [5, 5],
+        True,
+        *norm,
+        pool,
+        torch.float32,
+        last,
+        True,
+    )
+    torch.library.opcheck(triton_stage._backward_op, arguments, test_utils=checks)
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_compiles_without_a_break(format: torch.memory_format) -> None:
+    torch._dynamo.reset()
+    input, bias = inputs((2, 8, 5, 5), torch.float32, format)
+    compiled = torch.compile(
+        chain(True, WINDOW, PAPER_POOL), fullgraph=True, backend="aot_eager" if INTERPRETED else "inductor"
+    )
+    for count in (2, 3, 5):
+        some = torch.randn(count, *input.shape[1:], device=DEVICE).contiguous(memory_format=format).requires_grad_()
+        ours = results(compiled, some, bias)
+        for one, other in zip(ours, results(chain(True, WINDOW, PAPER_POOL), some, bias), strict=True):
+            assert torch.equal(one, other)
+        assert ours[0].is_contiguous(memory_format=format)
+        assert ours[1].stride() == some.stride()
+
+
+def test_float64_takes_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_stage, "_forward_op", None)
+    input = torch.randn(2, 8, 5, 5, dtype=torch.float64, device=DEVICE)
+    with kernels.implementation("reference"):
+        expected = stage.run(input, None, True, WINDOW, PAPER_POOL)
+    assert torch.equal(stage.run(input, None, True, WINDOW, PAPER_POOL), expected)
+
+
+def test_a_cpu_tensor_needs_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "INTERPRETED", False)
+    with pytest.raises(ValueError, match="needs a tensor on a GPU, or TRITON_INTERPRET=1; got one on cpu"):
+        kernels.max_pool2d(torch.ones(1, 2, 4, 4), 2)
+
+
+def test_reference_and_kernels_count_offsets_alike() -> None:
+    """So that a derivative of another implementation than the forward pass's is right."""
+    input, bias = (tensor.detach() for tensor in inputs((2, 16, 9, 8)))
+    for pooling in POOLS:
+        ours = triton_stage.forward(input, bias, True, WINDOW, pooling, True)[1]
+        assert torch.equal(ours, reference.forward(input, bias, True, WINDOW, pooling, True)[1])
+        assert ours.dtype == torch.uint8
