@@ -83,7 +83,7 @@ def store_channels(pointer, base, channel, step, values, mask, V: tl.constexpr):
 @triton.jit
 def activations(
     input,
-    bias,
+    biases,
     base,
     channel,
     step,
@@ -96,10 +96,8 @@ def activations(
     BIAS: tl.constexpr,
     RELU: tl.constexpr,
 ):
-    """``relu(input + bias)`` of the channels, in float32; zero outside the group."""
+    """``relu(input + bias)`` of the channels, in float32; zero outside the group, as ``biases`` must be."""
     values = load_channels(input, base, channel, step, position, group, mask, V, BEFORE, AFTER)
-    if BIAS:
-        biases = load_channels(bias, channel * 0, channel, 1, position, group, mask, V, BEFORE, AFTER)
     result = ()
     for number in tl.static_range(BEFORE + V + AFTER):
         value = values[number].to(tl.float32)

@@ -16,7 +16,7 @@ def element_taken(
     best,
     taken,
     input,
-    bias,
+    biases,
     image_base,
     first_row,
     first_column,
@@ -48,7 +48,7 @@ def element_taken(
     column = first_column + element % KERNEL_COLUMNS * DILATION_COLUMNS
     inside = mask & (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
     base = image_base + (row.to(tl.int64) * columns + column) * pixel_stride
-    a = activations(input, bias, base, channel, channel_stride, position, group, inside, V, BEHIND, AHEAD, BIAS, RELU)
+    a = activations(input, biases, base, channel, channel_stride, position, group, inside, V, BEHIND, AHEAD, BIAS, RELU)
     if NORMALIZE:
         s = scales(a, alpha, k, V, BEHIND + AHEAD + 1)
     new_best = ()
@@ -119,6 +119,10 @@ def forward_kernel(
     first_row = (place // out_columns).to(tl.int32) * STRIDE_ROWS - PADDING_ROWS
     first_column = (place % out_columns).to(tl.int32) * STRIDE_COLUMNS - PADDING_COLUMNS
     image_base = image * image_stride
+    # The same for every pixel: read once.
+    biases = ()
+    if BIAS:
+        biases = load_channels(bias, channel * 0, channel, 1, position, group, mask, V, BEHIND, AHEAD)
     zero = tl.zeros([PIXELS, LANES], tl.float32)
     best = ()
     taken = ()
@@ -133,14 +137,14 @@ def forward_kernel(
     if KERNEL_ROWS * KERNEL_COLUMNS <= UNROLLED:
         for element in tl.static_range(KERNEL_ROWS * KERNEL_COLUMNS):
             best, taken = element_taken(
-                element, best, taken, input, bias, image_base, first_row, first_column, rows, columns, pixel_stride,
+                element, best, taken, input, biases, image_base, first_row, first_column, rows, columns, pixel_stride,
                 channel, channel_stride, position, group, mask, alpha, beta, k, V, BIAS, RELU, BEHIND, AHEAD,
                 NORMALIZE, THREE_QUARTERS, POOL, KERNEL_COLUMNS, DILATION_ROWS, DILATION_COLUMNS,
             )  # fmt: skip
     else:
         for element in tl.range(KERNEL_ROWS * KERNEL_COLUMNS):
             best, taken = element_taken(
-                element, best, taken, input, bias, image_base, first_row, first_column, rows, columns, pixel_stride,
+                element, best, taken, input, biases, image_base, first_row, first_column, rows, columns, pixel_stride,
                 channel, channel_stride, position, group, mask, alpha, beta, k, V, BIAS, RELU, BEHIND, AHEAD,
                 NORMALIZE, THREE_QUARTERS, POOL, KERNEL_COLUMNS, DILATION_ROWS, DILATION_COLUMNS,
             )  # fmt: skip
@@ -248,7 +252,10 @@ def backward_kernel(
     result = ()
     if NORMALIZE:
         HALO: tl.constexpr = BEHIND + AHEAD
-        a = activations(input, bias, base, channel, channel_stride, position, group, mask, V, HALO, HALO, BIAS, RELU)
+        biases = ()
+        if BIAS:
+            biases = load_channels(bias, channel * 0, channel, 1, position, group, mask, V, HALO, HALO)
+        a = activations(input, biases, base, channel, channel_stride, position, group, mask, V, HALO, HALO, BIAS, RELU)
         s = scales(a, alpha, k, COUNT, HALO + 1)
         powers = ()
         shares = ()

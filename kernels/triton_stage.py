@@ -13,6 +13,7 @@ float32, float16 and bfloat16; float64 runs :mod:`kernels.reference`, which is e
 
 import contextlib
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -22,27 +23,44 @@ from . import reference
 from .arguments import Normalization, Pooling
 from .triton_kernels import backward_kernel, forward_kernel
 
-#: Pixels of a block. The order in which the bias's gradient is summed depends on it: it is not tuned.
-PIXELS = 16
+#: Lanes of a block, one a thread. The order in which the bias's gradient is summed depends on it: it is not tuned.
+LANES = 128
 #: Channels of a lane where memory format and sizes allow it.
 VECTOR = 8
-#: Lanes of a block along the channels.
+#: The most lanes of a block along the channels.
 CHANNEL_LANES = 16
 #: The largest window of channels whose halo lies in the neighbouring vectors, backward, where it is needed twice.
 LARGEST_SIZE = 9
 WARPS = 4
+#: Fused multiply-adds are more exact than two roundings; Triton's default for them changes with its versions.
+OPTIONS = {"num_warps": WARPS, "enable_fp_fusion": True}
 #: Elements of a window that are written out; larger windows are walked by a loop.
 UNROLLED = 9
 
 
+class Launch(NamedTuple):
+    """A kernel, its grid, and its arguments by name; those in ``constants`` it is compiled for."""
+
+    kernel: Any
+    grid: tuple[int, int]
+    arguments: dict[str, Tensor | int | float]
+    constants: dict[str, int]
+
+    def run(self, device: torch.device) -> None:
+        """Launch on ``device``'s current stream."""
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            self.kernel[self.grid](**self.arguments, **self.constants, **OPTIONS)
+
+
 def _strides(tensor: Tensor) -> tuple[int, int, int]:
     """Elements between images, pixels and channels of ``[N, C, H, W]`` whose rows follow one another."""
-    return tensor.stride(0), tensor.stride(3), tensor.stride(1)
+    # The stride of a dimension of one element may be anything.
+    return tensor.stride(0), tensor.stride(3 if tensor.shape[3] > 1 else 2), tensor.stride(1)
 
 
 def _readable(tensor: Tensor, format: torch.memory_format) -> Tensor:
     """``tensor``, or a copy in ``format`` where no single stride leads from each pixel to the next."""
-    if tensor.shape[2] > 1 and tensor.stride(2) != tensor.shape[3] * tensor.stride(3):
+    if tensor.shape[2] > 1 and tensor.shape[3] > 1 and tensor.stride(2) != tensor.shape[3] * tensor.stride(3):
         return tensor.contiguous(memory_format=format)
     return tensor
 
@@ -52,13 +70,9 @@ def _maps(tensor: Tensor) -> Tensor:
     return tensor if tensor.dim() == 4 else tensor.flatten(2).unsqueeze(2)
 
 
-def _chain(
-    normalization: Normalization | None, pooling: Pooling | None, channels: int
-) -> tuple[Normalization, Pooling, int]:
-    """What the kernels are told where a part is missing, and the channels of a group."""
-    nothing = Normalization(1, 0.0, 0.0, 1.0, 1)
-    each = Pooling((1, 1), (1, 1), (0, 0), (1, 1), False)
-    return normalization or nothing, pooling or each, channels // (normalization or nothing).groups
+#: What the kernels are told where a part is missing.
+_NOTHING = Normalization(1, 0.0, 0.0, 1.0, 1)
+_EACH = Pooling((1, 1), (1, 1), (0, 0), (1, 1), False)
 
 
 def _vector(channels: int, group: int, size: int, *tensors: Tensor) -> int:
@@ -67,21 +81,23 @@ def _vector(channels: int, group: int, size: int, *tensors: Tensor) -> int:
     return VECTOR if fits and all(tensor.stride(1) == 1 for tensor in tensors) else 1
 
 
-def _grid(pixels: int, channels: int, vector: int) -> tuple[int, int, int]:
-    """Programs along pixels and channels, and lanes of each along the channels."""
+def _block(channels: int, vector: int, channel_stride: int) -> tuple[int, int]:
+    """Pixels and lanes along the channels of a block: neighbouring threads read what lies next to each other."""
+    if channel_stride != 1:
+        return LANES, 1
     lanes = min(CHANNEL_LANES, triton.next_power_of_2(-(-channels // vector)))
-    return -(-pixels // PIXELS), -(-channels // (lanes * vector)), lanes
+    return LANES // lanes, lanes
 
 
-def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
-def _pooling(numbers: Sequence[int]) -> Pooling | None:
-    if not numbers:
-        return None
-    pairs = [(numbers[index], numbers[index + 1]) for index in range(0, 8, 2)]
-    return Pooling(pairs[0], pairs[1], pairs[2], pairs[3], bool(numbers[8]))
+def _parts(
+    size: int, alpha: float, beta: float, k: float, groups: int, pooling: Sequence[int]
+) -> tuple[Normalization | None, Pooling | None]:
+    """The parts of the chain that an operator's arguments stand for."""
+    normalization = Normalization(size, alpha, beta, k, groups) if size else None
+    if not pooling:
+        return normalization, None
+    pairs = [(pooling[index], pooling[index + 1]) for index in range(0, 8, 2)]
+    return normalization, Pooling(pairs[0], pairs[1], pairs[2], pairs[3], bool(pooling[8]))
 
 
 def _empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -101,6 +117,80 @@ def _outputs(input: Tensor, pooling: Pooling | None, save: bool) -> tuple[Tensor
     return _empty(input, shape, input.dtype), offsets
 
 
+def _common(
+    normalization: Normalization | None, pooling: Pooling | None, bias: Tensor | None, relu: bool
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Arguments and constants of both kernels."""
+    norm, pool = normalization or _NOTHING, pooling or _EACH
+    arguments = {"alpha": norm.alpha / norm.size, "beta": norm.beta, "k": norm.k}
+    constants: dict[str, int] = {
+        "BIAS": bias is not None,
+        "RELU": relu,
+        "BEHIND": norm.behind,
+        "AHEAD": norm.ahead,
+        "NORMALIZE": normalization is not None,
+        "THREE_QUARTERS": norm.beta == 0.75,
+    }
+    for name, pair in zip(("KERNEL", "STRIDE", "PADDING", "DILATION"), pool[:4], strict=True):
+        constants[f"{name}_ROWS"], constants[f"{name}_COLUMNS"] = pair
+    return arguments, constants
+
+
+def forward_launch(
+    input: Tensor,
+    bias: Tensor | None,
+    relu: bool,
+    normalization: Normalization | None,
+    pooling: Pooling | None,
+    save: bool,
+    output: Tensor,
+    offsets: Tensor,
+) -> Launch:
+    """The launch that computes ``output`` and ``offsets`` (empty without ``save``)."""
+    source, target = _readable(_maps(input), reference.memory_format(input)), _maps(output)
+    count, channels, out_rows, out_columns = target.shape
+    group = channels // (normalization or _NOTHING).groups
+    vector = _vector(channels, group, (normalization or _NOTHING).size, source, target)
+    pixels = count * out_rows * out_columns
+    arguments, constants = _common(normalization, pooling, bias, relu)
+    image_stride, pixel_stride, channel_stride = _strides(source)
+    out_image_stride, out_pixel_stride, out_channel_stride = _strides(target)
+    block, lanes = _block(channels, vector, channel_stride)
+    return Launch(
+        forward_kernel,
+        (-(-pixels // block), -(-channels // (lanes * vector))),
+        {
+            "input": source,
+            "bias": source if bias is None else bias.contiguous(),
+            "output": target,
+            "offsets": offsets,
+            "pixels": pixels,
+            "rows": source.shape[2],
+            "columns": source.shape[3],
+            "out_rows": out_rows,
+            "out_columns": out_columns,
+            "channels": channels,
+            "group": group,
+            "image_stride": image_stride,
+            "pixel_stride": pixel_stride,
+            "channel_stride": channel_stride,
+            "out_image_stride": out_image_stride,
+            "out_pixel_stride": out_pixel_stride,
+            "out_channel_stride": out_channel_stride,
+            **arguments,
+        },
+        {
+            **constants,
+            "V": vector,
+            "PIXELS": block,
+            "LANES": lanes,
+            "POOL": pooling is not None,
+            "SAVE": save and pooling is not None,
+            "UNROLLED": UNROLLED,
+        },
+    )
+
+
 @torch.library.custom_op("alexnet_fused::stage_forward", mutates_args=())
 def _forward_op(
     input: Tensor,
@@ -115,27 +205,9 @@ def _forward_op(
     save: bool,
 ) -> tuple[Tensor, Tensor]:
     """``size`` of 0 is no normalization; ``pooling`` is empty for none, else its nine numbers."""
-    wanted = _pooling(pooling)
-    normalization, pool, group = _chain(
-        Normalization(size, alpha, beta, k, groups) if size else None, wanted, input.shape[1]
-    )
-    output, offsets = _outputs(input, wanted, save)
-    source, target = _readable(_maps(input), reference.memory_format(input)), _maps(output)
-    count, channels, out_rows, out_columns = target.shape
-    vector = _vector(channels, group, normalization.size, source, target)
-    pixels = count * out_rows * out_columns
-    blocks, channel_blocks, lanes = _grid(pixels, channels, vector)
-    with _on(input.device):
-        forward_kernel[(blocks, channel_blocks)](
-            source, source if bias is None else bias.contiguous(), target, offsets,
-            pixels, source.shape[2], source.shape[3], out_rows, out_columns, channels, group,
-            *_strides(source), *_strides(target),
-            normalization.alpha / normalization.size, normalization.beta, normalization.k,
-            V=vector, BIAS=bias is not None, RELU=relu, BEHIND=normalization.behind, AHEAD=normalization.ahead,
-            NORMALIZE=size > 0, THREE_QUARTERS=normalization.beta == 0.75, POOL=wanted is not None,
-            SAVE=save and wanted is not None, **_constants(pool), UNROLLED=UNROLLED, PIXELS=PIXELS, LANES=lanes,
-            num_warps=WARPS,
-        )  # fmt: skip
+    normalization, pool = _parts(size, alpha, beta, k, groups, pooling)
+    output, offsets = _outputs(input, pool, save)
+    forward_launch(input, bias, relu, normalization, pool, save, output, offsets).run(input.device)
     return output, offsets
 
 
@@ -152,21 +224,94 @@ def _(
     pooling: Sequence[int],
     save: bool,
 ) -> tuple[Tensor, Tensor]:
-    return _outputs(input, _pooling(pooling), save)
+    return _outputs(input, _parts(size, alpha, beta, k, groups, pooling)[1], save)
 
 
-def _constants(pool: Pooling) -> dict[str, int]:
-    """The geometry of the windows, which the kernels are compiled for."""
-    names = ("KERNEL", "STRIDE", "PADDING", "DILATION")
-    return {
-        f"{name}_{axis}": pair[number]
-        for name, pair in zip(names, pool[:4], strict=True)
-        for number, axis in enumerate(("ROWS", "COLUMNS"))
-    }
+def backward_launch(
+    output_gradient: Tensor,
+    input: Tensor | None,
+    bias: Tensor | None,
+    output: Tensor | None,
+    offsets: Tensor | None,
+    relu: bool,
+    normalization: Normalization | None,
+    pooling: Pooling | None,
+    gradient: Tensor,
+    bias_wanted: bool,
+) -> tuple[Launch, Tensor]:
+    """The launch that computes ``gradient``, and where it leaves each block's sums (empty if not wanted)."""
+    format = reference.memory_format(gradient)
+    target = _maps(gradient)
+    count, channels, rows, columns = target.shape
+    # One set of strides for what has the output's shape, one for what has the input's.
+    above = [_maps(output_gradient)] + [_maps(tensor) for tensor in (offsets, output) if tensor is not None]
+    above = [_readable(tensor, format) for tensor in above]
+    if len({_strides(tensor) for tensor in above}) > 1:
+        above = [tensor.contiguous(memory_format=format) for tensor in above]
+    source = target if input is None else _readable(_maps(input), format)
+    if _strides(source)[1:] != _strides(target)[1:]:
+        source = source.contiguous(memory_format=format)
+    group = channels // (normalization or _NOTHING).groups
+    vector = _vector(channels, group, (normalization or _NOTHING).size, source, target, *above)
+    pixels = count * rows * columns
+    image_stride, pixel_stride, channel_stride = _strides(source)
+    block, lanes = _block(channels, vector, channel_stride)
+    blocks = -(-pixels // block)
+    sums = gradient.new_empty((blocks, channels) if bias_wanted else (0,), dtype=torch.float32)
+    arguments, constants = _common(normalization, pooling, bias, relu)
+    pool, norm = pooling or _EACH, normalization or _NOTHING
+    over = [-(-(pool.dilation[axis] * (pool.kernel_size[axis] - 1) + 1) // pool.stride[axis]) for axis in (0, 1)]
+    out_image_stride, out_pixel_stride, out_channel_stride = _strides(above[0])
+    launch = Launch(
+        backward_kernel,
+        (blocks, -(-channels // (lanes * vector))),
+        {
+            "output_gradient": above[0],
+            "input": source,
+            "bias": source if bias is None else bias.contiguous(),
+            "output": above[0] if output is None else above[-1],
+            "offsets": above[0] if offsets is None else above[1],
+            "gradient": target,
+            "sums": sums,
+            "pixels": pixels,
+            "rows": rows,
+            "columns": columns,
+            "out_rows": above[0].shape[2],
+            "out_columns": above[0].shape[3],
+            "channels": channels,
+            "group": group,
+            "image_stride": image_stride,
+            "pixel_stride": pixel_stride,
+            "channel_stride": channel_stride,
+            "gradient_image_stride": target.stride(0),
+            "out_image_stride": out_image_stride,
+            "out_pixel_stride": out_pixel_stride,
+            "out_channel_stride": out_channel_stride,
+            "factor": 2 * norm.alpha * norm.beta / norm.size,
+            **arguments,
+        },
+        {
+            **constants,
+            "V": vector,
+            "PIXELS": block,
+            "LANES": lanes,
+            "POOL": offsets is not None,
+            "MASKED": output is not None,
+            "SUM": bias_wanted,
+            "OVER_ROWS": over[0],
+            "OVER_COLUMNS": over[1],
+        },
+    )
+    return launch, sums
 
 
-def _shape(output_gradient: Tensor, size: Sequence[int], pooling: Sequence[int]) -> tuple[int, ...]:
-    return (*output_gradient.shape[:2], *size) if pooling else tuple(output_gradient.shape)
+def _gradient(
+    output_gradient: Tensor, size: Sequence[int], pooling: Sequence[int], dtype: torch.dtype, channels_last: bool
+) -> Tensor:
+    """An empty gradient: of the output's shape, but for the rows and columns that pooling took away."""
+    shape = (*output_gradient.shape[:2], *size) if pooling else output_gradient.shape
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, device=output_gradient.device, memory_format=format)
 
 
 @torch.library.custom_op("alexnet_fused::stage_backward", mutates_args=())
@@ -189,45 +334,12 @@ def _backward_op(
     bias_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
     """The gradient in ``dtype``, and in float32 its sum over everything but the channels, empty if not wanted."""
-    normalization, pool, group = _chain(
-        Normalization(size, alpha, beta, k, groups) if size else None, _pooling(pooling), output_gradient.shape[1]
+    normalization, pool = _parts(size, alpha, beta, k, groups, pooling)
+    gradient = _gradient(output_gradient, size_of_input, pooling, dtype, channels_last)
+    launch, sums = backward_launch(
+        output_gradient, input, bias, output, offsets, relu, normalization, pool, gradient, bias_wanted
     )
-    format = torch.channels_last if channels_last else torch.contiguous_format
-    gradient = torch.empty(
-        _shape(output_gradient, size_of_input, pooling),
-        dtype=dtype,
-        device=output_gradient.device,
-        memory_format=format,
-    )
-    target = _maps(gradient)
-    count, channels, rows, columns = target.shape
-    # One set of strides for what has the output's shape, one for what has the input's.
-    above = [_maps(output_gradient)] + [_maps(tensor) for tensor in (offsets, output) if tensor is not None]
-    above = [_readable(tensor, format) for tensor in above]
-    if len({tensor.stride() for tensor in above}) > 1:
-        above = [tensor.contiguous(memory_format=format) for tensor in above]
-    source = target if input is None else _readable(_maps(input), format)
-    if _strides(source)[1:] != _strides(target)[1:]:
-        source = source.contiguous(memory_format=format)
-    over = [-(-(pool.dilation[axis] * (pool.kernel_size[axis] - 1) + 1) // pool.stride[axis]) for axis in (0, 1)]
-    vector = _vector(channels, group, normalization.size, source, target, *above)
-    pixels = count * rows * columns
-    blocks, channel_blocks, lanes = _grid(pixels, channels, vector)
-    sums = gradient.new_empty((blocks, channels) if bias_wanted else (0,), dtype=torch.float32)
-    has_offsets, has_output = offsets is not None, output is not None
-    with _on(gradient.device):
-        backward_kernel[(blocks, channel_blocks)](
-            above[0], source, source if bias is None else bias.contiguous(),
-            above[-1] if has_output else above[0], above[1] if has_offsets else above[0], target, sums,
-            pixels, rows, columns, above[0].shape[2], above[0].shape[3], channels, group,
-            *_strides(source), target.stride(0), *_strides(above[0]),
-            normalization.alpha / normalization.size,
-            2 * normalization.alpha * normalization.beta / normalization.size, normalization.beta, normalization.k,
-            V=vector, BIAS=bias is not None, RELU=relu, BEHIND=normalization.behind, AHEAD=normalization.ahead,
-            NORMALIZE=size > 0, THREE_QUARTERS=normalization.beta == 0.75, POOL=has_offsets, MASKED=has_output,
-            SUM=bias_wanted, **_constants(pool), OVER_ROWS=over[0], OVER_COLUMNS=over[1], PIXELS=PIXELS, LANES=lanes,
-            num_warps=WARPS,
-        )  # fmt: skip
+    launch.run(gradient.device)
     return gradient, sums.sum(0) if bias_wanted else sums
 
 
@@ -250,13 +362,7 @@ def _(
     channels_last: bool,
     bias_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
-    format = torch.channels_last if channels_last else torch.contiguous_format
-    gradient = torch.empty(
-        _shape(output_gradient, size_of_input, pooling),
-        dtype=dtype,
-        device=output_gradient.device,
-        memory_format=format,
-    )
+    gradient = _gradient(output_gradient, size_of_input, pooling, dtype, channels_last)
     return gradient, gradient.new_empty(gradient.shape[1] if bias_wanted else 0, dtype=torch.float32)
 
 

@@ -1,0 +1,250 @@
+"""Compile the kernels for GPUs that are not there: ``python -m kernels.aot``.
+
+Every kernel of the paper's stages, in the configurations that are launched for them, for each target; printed and
+written as JSON: registers, bytes of local memory (spills) and shared memory, how wide the accesses to global memory
+are, special-function and all instructions for each element that a thread computes (of the output forward, of the input
+backward), and the bytes that must move at least.
+"""
+
+import argparse
+import collections
+import itertools
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from . import triton_stage
+from .arguments import Normalization, Pooling
+from .triton_kernels import forward_kernel
+
+TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+BATCH = 128
+PAPER_NORMALIZATION = Normalization(5, 5e-4, 0.75, 2.0, 1)
+PAPER_POOLING = Pooling((3, 3), (2, 2), (0, 0), (1, 1), False)
+
+
+class Case(NamedTuple):
+    """A configuration that the paper's network launches."""
+
+    name: str
+    shape: tuple[int, int, int, int]
+    normalization: Normalization | None
+    pooling: Pooling | None
+
+
+#: A tower's maps behind conv1, conv2 and conv5; normalization alone is for other networks.
+CASES = (
+    Case("stage 1", (BATCH, 48, 55, 55), PAPER_NORMALIZATION, PAPER_POOLING),
+    Case("stage 2", (BATCH, 128, 27, 27), PAPER_NORMALIZATION, PAPER_POOLING),
+    Case("stage 5", (BATCH, 128, 13, 13), None, PAPER_POOLING),
+    Case("relu and normalization", (BATCH, 96, 55, 55), PAPER_NORMALIZATION, None),
+)
+
+
+def launches(case: Case, dtype: torch.dtype, format: torch.memory_format) -> Iterator[tuple[str, Any, int]]:
+    """(mode, launch, bytes that must move) of a case's kernels, from the launcher itself and tensors without memory."""
+    input = torch.empty(case.shape, dtype=dtype, device="meta", memory_format=format)
+    bias = torch.empty(case.shape[1], device="meta")
+    parts = (True, case.normalization, case.pooling)
+    output, offsets = triton_stage._outputs(input, case.pooling, True)
+    nothing = output.new_empty(0, dtype=torch.uint8)
+    size = input.numel() * input.element_size()
+    out_size = output.numel() * output.element_size()
+    saved = offsets.numel() * offsets.element_size()
+    yield "forward", triton_stage.forward_launch(input, bias, *parts, True, output, offsets), size + out_size + saved
+    yield "inference", triton_stage.forward_launch(input, bias, *parts, False, output, nothing), size + out_size
+    masked = case.normalization is None
+    launch, _ = triton_stage.backward_launch(
+        torch.empty_like(output),
+        None if masked else input,
+        None if masked else bias,
+        output if masked else None,
+        offsets if case.pooling else None,
+        *parts,
+        torch.empty_like(input),
+        True,
+    )
+    yield "backward", launch, (size if masked else 2 * size) + out_size * (2 if masked else 1) + saved
+
+
+def source(launch: Any, aligned: bool = True) -> ASTSource:
+    """What Triton compiles for a launch: integers of one and multiples of 16 are known to it, as at a launch.
+
+    Args:
+        launch: the launch.
+        aligned: whether tensors begin at multiples of 16 bytes.
+    """
+    names = launch.kernel.arg_names
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = dict(launch.constants)
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    for position, name in enumerate(names):
+        value = launch.constants.get(name, launch.arguments.get(name))
+        if name in launch.constants:
+            signature[name] = "constexpr"
+        elif isinstance(value, Tensor):
+            signature[name] = "*" + _POINTERS[value.dtype]
+            if aligned:
+                attributes[(position,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        elif value == 1:
+            signature[name], constants[name] = "constexpr", 1
+        else:
+            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0:
+                attributes[(position,)] = [["tt.divisibility", 16]]
+    return ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+
+
+_POINTERS = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.uint8: "u8",
+    torch.int16: "i16",
+    torch.int32: "i32",
+}
+
+
+def _target(name: str) -> GPUTarget:
+    if name.startswith("sm_"):
+        return GPUTarget("cuda", int(name.removeprefix("sm_")), 32)
+    return GPUTarget("hip", name, 64)
+
+
+def _tool(name: str) -> str:
+    """A program that comes with Triton."""
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+
+
+def _nvidia(compiled: Any) -> dict[str, Any]:
+    """What NVIDIA's tools say of the machine code."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(compiled.asm["cubin"])
+        usage = subprocess.run(
+            [_tool("cuobjdump"), "--dump-resource-usage", file], capture_output=True, text=True, check=True
+        ).stdout
+        code = subprocess.run([_tool("cuobjdump"), "-sass", file], capture_output=True, text=True, check=True).stdout
+    numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", usage)}
+    instructions = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", code)
+    # What stands behind the last EXIT or branch only fills the file up.
+    instructions = [name for name in instructions if name not in ("NOP", "BRA")]
+    accesses: collections.Counter[str] = collections.Counter()
+    for name in instructions:
+        parts = name.split(".")
+        if parts[0] in ("LDG", "STG"):
+            width = next((int(part) for part in parts if part in ("64", "128")), None)
+            if width is None:
+                width = next((int(part[1:]) for part in parts if part in ("U8", "S8", "U16", "S16")), 32)
+            accesses[f"{'load' if parts[0] == 'LDG' else 'store'} {width // 8} bytes"] += 1
+    return {
+        "registers": numbers["REG"],
+        "local_bytes": numbers["LOCAL"] + numbers["STACK"] + sum(name in ("LDL", "STL") for name in instructions),
+        "shared_bytes": compiled.metadata.shared,
+        "accesses": dict(sorted(accesses.items())),
+        "special_functions": sum(name.startswith("MUFU") for name in instructions),
+        "instructions": len(instructions),
+    }
+
+
+def _amd(compiled: Any) -> dict[str, Any]:
+    """What the assembler says of AMD's machine code."""
+    text = compiled.asm["amdgcn"]
+    numbers = {name: int(value) for name, value in re.findall(r"\.(vgpr_count|vgpr_spill_count):\s+(\d+)", text)}
+    instructions = re.findall(r"^\t([sv]_\w+|global_\w+|buffer_\w+|ds_\w+|scratch_\w+)", text, re.MULTILINE)
+    widths = {"": 4, "ubyte": 1, "ushort": 2, "short": 2, "byte": 1, "dword": 4, "dwordx2": 8, "dwordx4": 16}
+    accesses: collections.Counter[str] = collections.Counter()
+    for name in instructions:
+        if match := re.match(r"(?:global|buffer)_(load|store)_(\w+?)(?:_d16\w*)?$", name):
+            accesses[f"{match[1]} {widths.get(match[2], 4)} bytes"] += 1
+    special = ("v_rsq", "v_sqrt", "v_rcp", "v_exp", "v_log")
+    return {
+        "registers": numbers["vgpr_count"],
+        "local_bytes": 4 * numbers["vgpr_spill_count"],
+        "shared_bytes": compiled.metadata.shared,
+        "accesses": dict(sorted(accesses.items())),
+        "special_functions": sum(name.startswith(special) for name in instructions),
+        "instructions": len(instructions),
+    }
+
+
+def build(launch: Any, target: str, aligned: bool = True) -> dict[str, Any]:
+    """Compile a launch for a target and read its machine code.
+
+    Returns:
+        registers a thread, bytes of local and shared memory, accesses to global memory by width, special functions and
+        all instructions in the code, and elements that a thread computes (loops are counted once).
+    """
+    compiled = triton.compile(source(launch, aligned), target=_target(target), options=dict(triton_stage.OPTIONS))
+    found = _nvidia(compiled) if "cubin" in compiled.asm else _amd(compiled)
+    constants = launch.constants
+    threads = triton_stage.WARPS * _target(target).warp_size
+    return {**found, "elements_a_thread": constants["V"] * constants["PIXELS"] * constants["LANES"] / threads}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build as the command line says; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m kernels.aot", description=__doc__.splitlines()[0])
+    parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS), help="GPUs to build for")
+    parser.add_argument("--case", nargs="+", choices=[case.name for case in CASES], help="stages to build")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES), help="of input and output")
+    parser.add_argument("--memory-format", nargs="+", choices=FORMATS, default=list(FORMATS), help="of both")
+    parser.add_argument("--misaligned", action="store_true", help="tensors that do not begin at multiples of 16 bytes")
+    parser.add_argument("--output", metavar="FILE.json", help="where the rows are written as JSON")
+    wanted = parser.parse_args(arguments)
+    if not isinstance(forward_kernel, triton.JITFunction):
+        print("error: TRITON_INTERPRET=1 leaves nothing to compile; unset it", file=sys.stderr)
+        return 2
+    rows = []
+    for target in wanted.target:
+        print(f"{target:59} registers local shared special   all  accesses to global memory")
+        for case, dtype, format in itertools.product(CASES, wanted.dtype, wanted.memory_format):
+            if wanted.case and case.name not in wanted.case:
+                continue
+            for mode, launch, moved in launches(case, DTYPES[dtype], FORMATS[format]):
+                row = build(launch, target, not wanted.misaligned)
+                elements = row["elements_a_thread"]
+                print(
+                    f"  {f'{case.name}, {mode}, {dtype}, {format}':60} {row['registers']:>5} {row['local_bytes']:>5} "
+                    f"{row['shared_bytes']:>6} {row['special_functions'] / elements:>7.2f} "
+                    f"{row['instructions'] / elements:>5.0f}  "
+                    + ", ".join(f"{count} x {width}" for width, count in row["accesses"].items()),
+                    flush=True,
+                )
+                rows.append(
+                    {
+                        "target": target,
+                        "case": case.name,
+                        "mode": mode,
+                        "dtype": dtype,
+                        "memory_format": format,
+                        "aligned": not wanted.misaligned,
+                        "shape": list(case.shape),
+                        "least_bytes": moved,
+                        "triton": triton.__version__,
+                        **row,
+                    }
+                )
+    if wanted.output:
+        Path(wanted.output).write_text(json.dumps(rows, indent=1) + "\n")
+        print(f"written to {wanted.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""The machine code of the kernels, built for GPUs that are not there, in a process without Triton's interpreter."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.commands import environment, one_line, run
+
+PAPER = ("--case", "stage 2", "--dtype", "bfloat16", "--memory-format", "channels_last")
+
+
+def built(folder: Path, *arguments: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """Rows by target and mode."""
+    clean = {name: value for name, value in environment().items() if name != "TRITON_INTERPRET"}
+    file = folder / "rows.json"
+    command = [sys.executable, "-m", "kernels.aot", *arguments, "--output", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, env=clean)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(file.read_text())
+    assert len(done.stdout.splitlines()) == len(rows) + len({row["target"] for row in rows}) + 1
+    return {(row["target"], row["mode"]): row for row in rows}
+
+
+def test_machine_code_of_the_paper_s_stage(tmp_path: Path) -> None:
+    """No spills, and whole activations and gradients go by 16 bytes; halos, bias and offsets are listed."""
+    targets = ("sm_80", "sm_90", "sm_100")
+    rows = built(tmp_path, "--target", *targets, *PAPER)
+    for target in targets:
+        for mode in ("forward", "inference", "backward"):
+            row = rows[target, mode]
+            assert row["local_bytes"] == 0, row
+            assert row["registers"] <= 168, "three blocks of 128 threads on a multiprocessor"
+            assert row["elements_a_thread"] == 8
+        # Nine pixels and the bias (32 bytes); two channels before and after each pixel's eight, and of the bias.
+        assert rows[target, "forward"]["accesses"] == {
+            "load 16 bytes": 9 + 2,
+            "load 4 bytes": 2 * 9,
+            "load 8 bytes": 2,
+            "store 16 bytes": 1,
+            "store 8 bytes": 1,
+        }
+        del rows[target, "forward"]["accesses"]["store 8 bytes"]
+        assert rows[target, "inference"]["accesses"] == rows[target, "forward"]["accesses"], "no offsets"
+        backward = rows[target, "backward"]["accesses"]
+        # Four windows' gradients, the input with four channels to each side, the bias with as many; offsets are bytes.
+        assert backward["load 16 bytes"] == 4 + 1 + 4
+        assert backward["store 16 bytes"] == 1
+        assert set(backward) == {
+            "load 16 bytes", "load 8 bytes", "load 4 bytes", "store 16 bytes", "store 4 bytes"
+        }  # fmt: skip
+        assert backward["store 4 bytes"] == 8, "the bias's sums"
+    forward = rows["sm_90", "forward"]
+    assert forward["shape"] == [128, 128, 27, 27]
+    # Input, output and a byte for each window, once.
+    assert forward["least_bytes"] == 128 * 128 * (27 * 27 * 2 + 13 * 13 * 3)
+    assert rows["sm_90", "backward"]["least_bytes"] == 128 * 128 * (2 * 27 * 27 * 2 + 13 * 13 * 3)
+
+
+def test_tensors_that_are_not_aligned_take_narrow_accesses(tmp_path: Path) -> None:
+    rows = built(tmp_path, "--target", "sm_90", "--misaligned", *PAPER)
+    for row in rows.values():
+        assert not row["aligned"]
+        assert row["local_bytes"] == 0
+        assert "load 16 bytes" not in row["accesses"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_everything_that_is_launched_can_be_built(tmp_path: Path) -> None:
+    rows = built(tmp_path, "--target", "sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
+    assert {row["local_bytes"] for row in rows.values()} == {0}
+
+
+def test_the_interpreter_has_nothing_to_compile() -> None:
+    done = run("kernels.aot", "--target", "sm_90", **{**os.environ, "TRITON_INTERPRET": "1"})
+    one_line(done, 2, "TRITON_INTERPRET=1 leaves nothing to compile")
