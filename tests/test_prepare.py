@@ -21,6 +21,7 @@ from net.data.images import PixelStatistics
 from net.data.prepare import prepare, verify
 from net.data.store import open_store
 from net.errors import DataError
+from net.files import locked
 from tests.pictures import CLASSES, image_folder, picture
 
 Usage = namedtuple("Usage", "total used free")
@@ -171,19 +172,19 @@ def children(session: int) -> list[str]:
 
 
 def test_nothing_is_left_running_when_it_is_killed(folder: Path, tmp_path: Path) -> None:
-    """SIGKILL of the process that hands out the work alone: its workers notice, and a second run has the folder."""
-    target = tmp_path / "store"
-    command = slow_command(folder, target, 0.0)
+    """SIGKILL of the process that hands out the work alone: its workers notice."""
     process = subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+        slow_command(folder, tmp_path / "store", 0.0),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
     )
     assert process.stdout is not None
     while "chunk" not in process.stdout.readline():
         assert process.poll() is None
     assert len(children(process.pid)) > 2
-    other = subprocess.run(command, env=environment(), capture_output=True, text=True)
-    assert other.returncode == 1
-    assert other.stderr == f"error: {target} is in use by another process\n"
     process.kill()
     process.wait()
     for _ in range(200):
@@ -191,6 +192,12 @@ def test_nothing_is_left_running_when_it_is_killed(folder: Path, tmp_path: Path)
             break
         time.sleep(0.05)
     assert children(process.pid) == []
+
+
+def test_a_target_is_for_one_process(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    with locked(tmp_path / "store"), pytest.raises(DataError, match="store is in use by another process"):
+        prepare(folder, tmp_path / "store", size=16, workers=1)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
