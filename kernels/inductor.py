@@ -1,7 +1,7 @@
 """The formulas of :mod:`kernels.reference` as regions compiled by ``torch.compile``, for eager callers on a CPU.
 
-Each combination of dtype, memory format and parameters is compiled when it is first met, which takes seconds to half a
-minute; without a C++ compiler the formulas run as they stand, after one notice.
+Each combination of shape, dtype, memory format and parameters is compiled when it is first met, which takes seconds to
+half a minute; without a C++ compiler the formulas run as they stand, after one notice.
 """
 
 import functools
@@ -15,6 +15,9 @@ import torch
 
 from . import reference
 
+#: Shapes and parameters that are compiled; further ones run as ``reference`` does.
+_VARIANTS = 64
+
 
 @functools.cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -22,7 +25,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     if not any(map(shutil.which, (compiler, "g++", "clang++"))):
         _say_once()
         return function
-    return torch.compile(function)
+    return torch.compile(function, dynamic=False)
 
 
 @functools.cache
@@ -36,9 +39,11 @@ def _say_once() -> None:
 
 def forward(*arguments: Any) -> Any:
     """See :func:`kernels.reference.forward`."""
-    return _compiled(reference.forward)(*arguments)
+    with torch._dynamo.config.patch(recompile_limit=_VARIANTS):
+        return _compiled(reference.forward)(*arguments)
 
 
 def backward(*arguments: Any) -> Any:
     """See :func:`kernels.reference.backward`."""
-    return _compiled(reference.backward)(*arguments)
+    with torch._dynamo.config.patch(recompile_limit=_VARIANTS):
+        return _compiled(reference.backward)(*arguments)

@@ -44,6 +44,15 @@ def _for_inductor() -> bool:
     return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
+def _fixed(size: int) -> int:
+    """``size`` as a number that torch.compile compiles for; batches may vary in size, images may not.
+
+    Inductor fails on loops over windows whose number is an expression of a size that varies (ValueRangeError). Dynamo
+    makes a number of what ``range`` is asked for.
+    """
+    return len(range(size))
+
+
 def _contiguous_strides(shape: Sequence[int]) -> list[int]:
     strides = [1]
     for size in reversed(shape[1:]):
@@ -189,7 +198,7 @@ def pool(values: Tensor, pooling: Pooling, save: bool) -> tuple[Tensor, Tensor]:
 
 def _pool_unrolled(values: Tensor, pooling: Pooling, save: bool) -> tuple[Tensor, Tensor]:
     """The same, element by element of a window."""
-    sizes = values.shape[1:3]
+    sizes = [_fixed(size) for size in values.shape[1:3]]
     windows = [pooling.output_size(size, axis) for axis, size in enumerate(sizes)]
     border: list[int] = [0, 0]
     for axis in (1, 0):

@@ -362,6 +362,9 @@ def test_inductor_compiles_it_without_a_break(format: torch.memory_format) -> No
     # A batch of another size, of a view that does not begin where its memory does, is traced with a size that varies.
     larger = torch.randn(7, 12, 11, 9).contiguous(memory_format=format)[2:].requires_grad_()
     assert_same(results(compiled, larger, bias), results(chain(True, WINDOW, POOLS[2]), larger, bias), 1e-5)
+    # So is a batch of larger images, with a new graph.
+    images = torch.randn(3, 12, 13, 15).contiguous(memory_format=format).requires_grad_()
+    assert_same(results(compiled, images, bias), results(chain(True, WINDOW, POOLS[2]), images, bias), 1e-5)
     alone = torch.compile(chain(False, None, PAPER_POOL), fullgraph=True)
     assert_same(results(alone, larger, None), results(chain(False, None, PAPER_POOL), larger, None))
 
@@ -378,6 +381,13 @@ def test_eager_calls_of_the_compiled_implementation(monkeypatch: pytest.MonkeyPa
     with kernels.implementation("inductor"):
         ours = results(chain(True, WINDOW, PAPER_POOL), input, bias)
         assert_same(ours, results(composed(True, WINDOW, PAPER_POOL), input, bias), 1e-5)
+        for shape in ((4, 6, 12, 10), (2, 8, 9, 9)):
+            other, other_bias = inputs(shape, torch.float32)
+            assert_same(
+                results(chain(True, WINDOW, PAPER_POOL), other, other_bias),
+                results(composed(True, WINDOW, PAPER_POOL), other, other_bias),
+                1e-5,
+            )
         second = torch.autograd.grad(
             torch.autograd.grad(stage.run(input, bias, True, WINDOW, PAPER_POOL).sum(), input, create_graph=True)[
                 0
