@@ -51,7 +51,7 @@ def test_paper_stages(benchmark: BenchmarkFixture, row: Row, implementation: str
         stages.append(Stage(plan, plan.operations(convolution)))
         channels, rows, columns = layer.input_shape
         tower = torch.randn(BATCH, channels // plan.towers, rows, columns) * 20
-        towers = [tower.contiguous(memory_format=FORMATS[memory_format]).requires_grad_() for _ in range(plan.towers)]
+        towers = [tower.clone(memory_format=FORMATS[memory_format]).requires_grad_() for _ in range(plan.towers)]
         tensors.append((towers, torch.randn(channels, requires_grad=True)))
 
     def forward() -> list[Tensor]:

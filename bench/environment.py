@@ -41,6 +41,7 @@ def _driver() -> str:
 
 def describe() -> dict[str, str | int | bool]:
     """The columns that every row of a record carries."""
+    now = datetime.datetime.now(datetime.UTC)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return {
         "machine": gpu or f"CPU: {_cpu_model()}",
@@ -54,5 +55,6 @@ def describe() -> dict[str, str | int | bool]:
         "commit": _git("rev-parse", "--short=10", "HEAD"),
         # What is measured is code: a record or a table that is not committed yet does not count.
         "dirty": bool(_git("status", "--porcelain", "--", "kernels", "net", "bench")),
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "date": now.strftime("%Y-%m-%d"),
+        "time": now.strftime("%H:%M:%S"),
     }

@@ -46,4 +46,9 @@ def read(folder: Path = DATA) -> pd.DataFrame:
         frame = pd.DataFrame(json.loads(line) for line in path.read_text().splitlines())
         frame["record"] = path.name
         frames.append(frame)
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    if not frames:
+        return pd.DataFrame()
+    rows = pd.concat(frames, ignore_index=True)
+    # Of one day's records the name says nothing of the order; the first ones did not note the time.
+    moments = rows["date"] + " " + (rows["time"].fillna("") if "time" in rows else "")
+    return rows.loc[moments.sort_values(kind="stable").index].reset_index(drop=True)

@@ -360,6 +360,9 @@ def _forward(
     else:
         offsets = values.new_empty(0, dtype=torch.uint8)
     output = cast(values, input.dtype).movedim(-1, 1)
+    if torch.compiler.is_compiling():
+        # See cast: neither may the output be a view of what was computed.
+        return output.clone(memory_format=memory_format(input)), offsets.clone()
     return output.contiguous(memory_format=memory_format(input)), offsets
 
 

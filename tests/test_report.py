@@ -30,6 +30,21 @@ def test_rows_carry_the_machine(tmp_path: Path) -> None:
     assert set(frame["record"]) == {path.name}
 
 
+def test_rows_are_in_the_order_of_time(tmp_path: Path) -> None:
+    """The names of one day's records end in commits, which are in no order."""
+    for name, moment in (
+        ("2026-01-02-cpu-b", {"time": "09:00:00"}),
+        ("2026-01-02-cpu-a", {"time": "11:00:00"}),
+        ("2026-01-02-cpu-c", {}),
+    ):
+        line = json.dumps({"case": name[-1], "date": "2026-01-02", **moment})
+        (tmp_path / f"{name}.jsonl").write_text(line + "\n")
+    (tmp_path / "2026-01-01-cpu-z.jsonl").write_text(
+        json.dumps({"case": "z", "date": "2026-01-01", "time": "23:00:00"}) + "\n"
+    )
+    assert list(records.read(tmp_path)["case"]) == ["z", "c", "b", "a"]
+
+
 def test_percentiles() -> None:
     assert records.time_columns([2e-3]) == {"median_us": 2000.0}
     assert records.time_columns([1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3]) == {
