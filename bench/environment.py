@@ -42,6 +42,8 @@ def _driver() -> str:
 def describe() -> dict[str, str | int | bool]:
     """The columns that every row of a record carries."""
     now = datetime.datetime.now(datetime.UTC)
+    # A copy of the checkout without its history is told which commit it is.
+    commit, copied = _git("rev-parse", "--short=10", "HEAD"), os.environ.get("SOURCE_COMMIT", "")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return {
         "machine": gpu or f"CPU: {_cpu_model()}",
@@ -52,9 +54,9 @@ def describe() -> dict[str, str | int | bool]:
         "torch": torch.__version__,
         "triton": triton.__version__,
         "numpy": np.__version__,
-        "commit": _git("rev-parse", "--short=10", "HEAD"),
+        "commit": commit or copied.removesuffix("-dirty"),
         # What is measured is code: a record or a table that is not committed yet does not count.
-        "dirty": bool(_git("status", "--porcelain", "--", "kernels", "net", "bench")),
+        "dirty": bool(_git("status", "--porcelain", "--", "kernels", "net", "bench")) or copied.endswith("-dirty"),
         "date": now.strftime("%Y-%m-%d"),
         "time": now.strftime("%H:%M:%S"),
     }

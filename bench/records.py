@@ -22,9 +22,9 @@ def time_columns(seconds: Iterable[float]) -> dict[str, float]:
     """Median, 20th and 80th percentile of repeated times, in microseconds; of a single one the time alone."""
     times = np.fromiter(seconds, float) * 1e6
     if len(times) == 1:
-        return {"median_us": round(times[0], 2)}
-    low, median, high = np.percentile(times, [20, 50, 80])
-    return {"median_us": round(median, 2), "p20_us": round(low, 2), "p80_us": round(high, 2)}
+        return {"median_us": round(float(times[0]), 2)}
+    low, median, high = (round(float(value), 2) for value in np.percentile(times, [20, 50, 80]))
+    return {"median_us": median, "p20_us": low, "p80_us": high}
 
 
 def write(rows: Iterable[Mapping[str, Any]], folder: Path = DATA) -> Path:

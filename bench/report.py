@@ -17,11 +17,16 @@ TABLES = {
     ),
     "stages.md": ("Stages", ("stages 1 and 2, forward and backward",)),
     "training.md": ("Training", ("update of the paper's network", "digits, a whole run")),
+    "gpu.md": (
+        "On a GPU",
+        ("update of paper", "update of one_weird_trick", "stage1", "stage2", "copy", "matrix product"),
+    ),
 }
 #: Column of a table, column of a record, and how a value is written.
 COLUMNS = (
     ("case", "case", "{}"),
     ("implementation", "implementation", "{}"),
+    ("mode", "mode", "{}"),
     ("shape", "shape", "{}"),
     ("dtype", "dtype", "{}"),
     ("memory format", "memory_format", "{}"),
@@ -30,27 +35,35 @@ COLUMNS = (
     ("p80 ms", "p80_us", "milliseconds"),
     ("images/s", "images_per_s", "{:,.0f}"),
     ("saved MiB", "saved_mib", "{:,.1f}"),
+    ("peak MiB", "peak_mib", "{:,.0f}"),
+    ("first call s", "first_call_s", "{:,.1f}"),
+    ("GB/s", "gb_per_s", "{:,.0f}"),
+    ("TFLOP/s", "tflop_per_s", "{:,.0f}"),
+    ("% of a copy", "percent_of_copy_bandwidth", "{:,.0f}"),
     ("top-1 %", "top1_accuracy_percent", "{:.2f}"),
 )
 
 
 #: The columns on README's first screen.
 HEADLINE = ("case", "shape", "median ms", "images/s", "top-1 %")
+GPU_HEADLINE = ("case", "implementation", "shape", "dtype", "median ms", "images/s", "peak MiB")
 
 
 def _written(value: object, how: str) -> str:
     if value is None or pd.isna(value):
         return ""
     if how == "milliseconds":
-        return f"{float(value) / 1000:,.2f}"  # type: ignore[arg-type]
+        return f"{float(value) / 1000:,.{2 if float(value) >= 1e4 else 4}f}"  # type: ignore[arg-type]
     return how.format(value)
 
 
 def newest(rows: pd.DataFrame, cases: tuple[str, ...]) -> pd.DataFrame:
-    """The newest row of each case, implementation and memory format, in the order of ``cases``."""
+    """The newest row of each thing measured, in the order of ``cases``."""
     if rows.empty:
         return rows
-    keys = [column for column in ("case", "implementation", "memory_format") if column in rows]
+    keys = [
+        column for column in ("case", "implementation", "mode", "shape", "dtype", "memory_format") if column in rows
+    ]
     latest = rows[rows["case"].isin(cases)].drop_duplicates(keys, keep="last")
     return latest.sort_values("case", key=lambda column: column.map(cases.index), kind="stable")
 
@@ -72,12 +85,14 @@ def table(rows: pd.DataFrame, columns: tuple[tuple[str, str, str], ...] = COLUMN
 
 
 def headline(rows: pd.DataFrame) -> str:
-    """The figures on README's first screen."""
+    """The figures on README's first screen: of a GPU, then of a CPU."""
+    gpu = newest(rows, ("update of paper", "update of one_weird_trick"))
     cases = ("digits, a whole run", "update of the paper's network", "loader, 2 reading", "prepare, one process")
     chosen = newest(rows, cases)
     if "implementation" in chosen:
         chosen = chosen[chosen["implementation"] != "aten"]
-    return table(chosen, tuple(column for column in COLUMNS if column[0] in HEADLINE))
+    parts = ((gpu, GPU_HEADLINE), (chosen, HEADLINE))
+    return "\n".join(table(part, tuple(column for column in COLUMNS if column[0] in names)) for part, names in parts)
 
 
 def write(reports: Path, readme: Path, rows: pd.DataFrame) -> list[Path]:

@@ -101,6 +101,8 @@ def source(launch: Any, aligned: bool = True) -> ASTSource:
                 attributes[(position,)] = [["tt.divisibility", 16]]
         elif isinstance(value, float):
             signature[name] = "fp32"
+        elif launch.kernel.params[position].do_not_specialize:
+            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
         elif value == 1:
             signature[name], constants[name] = "constexpr", 1
         else:
@@ -141,9 +143,19 @@ def _nvidia(compiled: Any) -> dict[str, Any]:
         ).stdout
         code = subprocess.run([_tool("cuobjdump"), "-sass", file], capture_output=True, text=True, check=True).stdout
     numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", usage)}
-    instructions = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", code)
-    # What stands behind the last EXIT or branch only fills the file up.
-    instructions = [name for name in instructions if name not in ("NOP", "BRA")]
+    lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);", code)
+    # Behind the last EXIT stand a branch to itself and NOPs: they only fill the file up.
+    placed = [(int(address, 16), name, operands) for address, name, operands in lines if name != "NOP"]
+    instructions = [name for _, name, _ in placed]
+    loop = 0
+    for address, name, operands in placed:
+        if (
+            name.split(".")[0] == "BRA"
+            and (target := re.search(r"0x([0-9a-f]+)", operands))
+            and int(target[1], 16) < address
+        ):
+            inside = [other for other, _, _ in placed if int(target[1], 16) <= other <= address]
+            loop = max(loop, len(inside))
     accesses: collections.Counter[str] = collections.Counter()
     for name in instructions:
         parts = name.split(".")
@@ -154,11 +166,13 @@ def _nvidia(compiled: Any) -> dict[str, Any]:
             accesses[f"{'load' if parts[0] == 'LDG' else 'store'} {width // 8} bytes"] += 1
     return {
         "registers": numbers["REG"],
-        "local_bytes": numbers["LOCAL"] + numbers["STACK"] + sum(name in ("LDL", "STL") for name in instructions),
+        "local_bytes": numbers["LOCAL"] + numbers["STACK"],
+        "local_accesses": sum(name.split(".")[0] in ("LDL", "STL") for name in instructions),
         "shared_bytes": compiled.metadata.shared,
         "accesses": dict(sorted(accesses.items())),
         "special_functions": sum(name.startswith("MUFU") for name in instructions),
         "instructions": len(instructions),
+        "loop_instructions": loop,
     }
 
 
@@ -176,10 +190,12 @@ def _amd(compiled: Any) -> dict[str, Any]:
     return {
         "registers": numbers["vgpr_count"],
         "local_bytes": 4 * numbers["vgpr_spill_count"],
+        "local_accesses": sum(name.startswith("scratch_") for name in instructions),
         "shared_bytes": compiled.metadata.shared,
         "accesses": dict(sorted(accesses.items())),
         "special_functions": sum(name.startswith(special) for name in instructions),
         "instructions": len(instructions),
+        "loop_instructions": 0,
     }
 
 
@@ -188,13 +204,17 @@ def build(launch: Any, target: str, aligned: bool = True) -> dict[str, Any]:
 
     Returns:
         registers a thread, bytes of local and shared memory, accesses to global memory by width, special functions and
-        all instructions in the code, and elements that a thread computes (loops are counted once).
+        all instructions in the code, those of the longest loop, and the elements that a thread computes in a turn of
+        it: of the output forward, of the input backward.
     """
+    if not aligned:
+        words = {name: 0 for name in ("WORDS", "OFFSET_WORDS") if name in launch.constants}
+        launch = launch._replace(constants={**launch.constants, **words})
     compiled = triton.compile(source(launch, aligned), target=_target(target), options=dict(triton_stage.OPTIONS))
     found = _nvidia(compiled) if "cubin" in compiled.asm else _amd(compiled)
     constants = launch.constants
-    threads = triton_stage.WARPS * _target(target).warp_size
-    return {**found, "elements_a_thread": constants["V"] * constants["PIXELS"] * constants["LANES"] / threads}
+    pixels = constants.get("TILE_ROWS", 1) * constants.get("TILE_COLUMNS", 1)
+    return {**found, "elements_a_step": constants["V"] * pixels}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -218,11 +238,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 continue
             for mode, launch, moved in launches(case, DTYPES[dtype], FORMATS[format]):
                 row = build(launch, target, not wanted.misaligned)
-                elements = row["elements_a_thread"]
+                elements = row["elements_a_step"]
                 print(
                     f"  {f'{case.name}, {mode}, {dtype}, {format}':60} {row['registers']:>5} {row['local_bytes']:>5} "
                     f"{row['shared_bytes']:>6} {row['special_functions'] / elements:>7.2f} "
-                    f"{row['instructions'] / elements:>5.0f}  "
+                    f"{row['loop_instructions'] / elements:>5.0f}  "
                     + ", ".join(f"{count} x {width}" for width, count in row["accesses"].items()),
                     flush=True,
                 )

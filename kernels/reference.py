@@ -64,8 +64,7 @@ def _written(values: Tensor) -> Tensor:
     """``values``, which must have been computed here and be no view of an argument, as a contiguous buffer.
 
     Inductor would compute them again wherever they are read, with a mask for each shifted read; it writes what is
-    viewed by strides to memory first, and then vectorizes the reads (5 instead of 17 ms forward, 9 instead of 47 ms
-    backward for the paper's first stage on two CPU cores).
+    viewed by strides to memory first, and then vectorizes the reads (reports/LOG.md has what that gives).
     """
     values = values.contiguous()
     written: Tensor = values.as_strided(values.shape, _contiguous_strides(values.shape), 0)
@@ -178,7 +177,7 @@ def pool(values: Tensor, pooling: Pooling, save: bool) -> tuple[Tensor, Tensor]:
     kernel_size, stride, padding, dilation, ceil_mode = pooling
     if _for_inductor() and kernel_size[0] * kernel_size[1] <= _UNROLLED:
         return _pool_unrolled(values, pooling, save)
-    # PyTorch pools eight times as fast on a CPU when the channels are next to each other, which more than pays for
+    # PyTorch pools much faster on a CPU when the channels are next to each other, which more than pays for
     # moving them there.
     maps = values.contiguous().movedim(-1, 1) if values.device.type == "cpu" else values.movedim(-1, 1)
     if not save:
@@ -316,7 +315,7 @@ _PART = 2**21
 
 
 def _images_at_once(input: Tensor) -> int:
-    """Images that eager CPU arithmetic takes at once; all of them where autograd or a compiler looks on."""
+    """Images that eager CPU arithmetic takes at once; all of them on a GPU, and where autograd looks on."""
     if input.device.type != "cpu" or torch.is_grad_enabled():
         return len(input)
     return max(1, _PART * len(input) // (input.numel() * compute_dtype(input.dtype).itemsize))

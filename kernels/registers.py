@@ -1,9 +1,9 @@
 """Device functions that the Triton kernels share: channels held in registers, window sums, powers.
 
-A lane holds ``V`` neighbouring channels of a pixel as a tuple of ``V`` values, with those of the window before and
-after them. With ``V`` of 8 and channels_last memory they come from loads of 8 channels, which are 16 bytes in half
-types, taken apart in registers; with ``V`` of 1 each comes from a load of its own, for any memory format and number of
-channels.
+A lane holds ``V`` neighbouring channels of a pixel as a tuple of ``V`` values. With ``V`` of 8 and channels_last memory
+they come from one load of 8 channels, 16 bytes in half types, taken apart in registers, and what a window needs of the
+channels before and after comes from the neighbouring lanes. With ``V`` of 1 each channel comes from a load of its own,
+for any memory format and number of channels.
 
 Arithmetic is in float32. The approximate reciprocal square root, square root, logarithm and exponential of the GPU are
 each within two units in the last place.
@@ -15,10 +15,10 @@ import triton.language as tl
 
 @triton.jit
 def apart(vectors):
-    """``[A, B, 8]`` as eight ``[A, B]``, in order."""
-    even, odd = tl.split(tl.reshape(vectors, (vectors.shape[0], vectors.shape[1], 4, 2)))
-    even0, even1 = tl.split(tl.reshape(even, (vectors.shape[0], vectors.shape[1], 2, 2)))
-    odd0, odd1 = tl.split(tl.reshape(odd, (vectors.shape[0], vectors.shape[1], 2, 2)))
+    """``[A, 8]`` as eight ``[A]``, in order."""
+    even, odd = tl.split(tl.reshape(vectors, (vectors.shape[0], 4, 2)))
+    even0, even1 = tl.split(tl.reshape(even, (vectors.shape[0], 2, 2)))
+    odd0, odd1 = tl.split(tl.reshape(odd, (vectors.shape[0], 2, 2)))
     v0, v4 = tl.split(even0)
     v2, v6 = tl.split(even1)
     v1, v5 = tl.split(odd0)
@@ -29,63 +29,15 @@ def apart(vectors):
 @triton.jit
 def together(values):
     """The inverse of :func:`apart`."""
-    shape: tl.constexpr = (values[0].shape[0], values[0].shape[1], 4)
+    shape: tl.constexpr = (values[0].shape[0], 4)
     even = tl.reshape(tl.join(tl.join(values[0], values[4]), tl.join(values[2], values[6])), shape)
     odd = tl.reshape(tl.join(tl.join(values[1], values[5]), tl.join(values[3], values[7])), shape)
-    return tl.reshape(tl.join(even, odd), (values[0].shape[0], values[0].shape[1], 8))
+    return tl.reshape(tl.join(even, odd), (values[0].shape[0], 8))
 
 
 @triton.jit
 def load_channels(
-    pointer, base, channel, step, position, group, mask, V: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr
-):
-    """``BEFORE + V + AFTER`` channels around ``channel``; zero outside its group and where ``mask`` is not set.
-
-    Args:
-        pointer, base: where the pixel's first channel lies.
-        channel: ``[A, B]``, the first of the ``V``.
-        step: elements between neighbouring channels.
-        position: ``channel``'s place in its group of ``group`` channels.
-        mask: ``[A, B]``.
-    """
-    if V == 8:
-        place = (base + channel)[:, :, None] + tl.arange(0, 8)[None, None, :]
-        values = apart(tl.load(pointer + place, mask=mask[:, :, None], other=0))
-        if BEFORE > 0:
-            before = apart(tl.load(pointer + place - 8, mask=(mask & (position >= 8))[:, :, None], other=0))
-            for number in tl.static_range(BEFORE):
-                values = (before[7 - number],) + values
-        if AFTER > 0:
-            after = apart(tl.load(pointer + place + 8, mask=(mask & (position + 8 < group))[:, :, None], other=0))
-            for number in tl.static_range(AFTER):
-                values = values + (after[number],)
-    else:
-        values = (tl.load(pointer + base + channel * step, mask=mask, other=0),)
-        for number in tl.static_range(1, BEFORE + 1):
-            there = mask & (position >= number)
-            values = (tl.load(pointer + base + (channel - number) * step, mask=there, other=0),) + values
-        for number in tl.static_range(1, AFTER + 1):
-            there = mask & (position + number < group)
-            values = values + (tl.load(pointer + base + (channel + number) * step, mask=there, other=0),)
-    return values
-
-
-@triton.jit
-def store_channels(pointer, base, channel, step, values, mask, V: tl.constexpr):
-    """Store ``V`` channels, rounded to the tensor's type."""
-    if V == 8:
-        place = (base + channel)[:, :, None] + tl.arange(0, 8)[None, None, :]
-        tl.store(pointer + place, together(values).to(pointer.dtype.element_ty), mask=mask[:, :, None])
-    else:
-        tl.store(pointer + base + channel * step, values[0].to(pointer.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def activations(
-    input,
-    biases,
-    base,
-    channel,
+    pointer,
     step,
     position,
     group,
@@ -93,16 +45,109 @@ def activations(
     V: tl.constexpr,
     BEFORE: tl.constexpr,
     AFTER: tl.constexpr,
-    BIAS: tl.constexpr,
-    RELU: tl.constexpr,
+    MASKED: tl.constexpr,
+    WORDS: tl.constexpr,
 ):
-    """``relu(input + bias)`` of the channels, in float32; zero outside the group, as ``biases`` must be."""
-    values = load_channels(input, base, channel, step, position, group, mask, V, BEFORE, AFTER)
+    """``V`` channels from each ``pointer``, ``step`` apart; with ``V`` of 1 also those before and after.
+
+    Zero outside the group, in which the first channel has the place ``position``, and where the mask is not set. They
+    are as they lie in memory, for :func:`floats` or :func:`integers` to take apart where they are used: ``WORDS`` are
+    32 bits, which are aligned, of several channels each.
+    """
+    if WORDS > 0:
+        words = pointer.to(tl.pointer_type(tl.int32), bitcast=True)[:, None] + tl.arange(0, WORDS)[None, :]
+        loaded = tl.load(words, mask=mask[:, None], other=0) if MASKED else tl.load(words)
+        if WORDS == 2:
+            return tl.split(loaded)
+        else:
+            even, odd = tl.split(tl.reshape(loaded, (loaded.shape[0], 2, 2)))
+            w0, w2 = tl.split(even)
+            w1, w3 = tl.split(odd)
+            return w0, w1, w2, w3
+    elif V == 8:
+        places = pointer[:, None] + tl.arange(0, 8)[None, :]
+        if MASKED:
+            return apart(tl.load(places, mask=mask[:, None], other=0))
+        else:
+            return apart(tl.load(places))
+    else:
+        values = (tl.load(pointer, mask=mask, other=0),)
+        for number in tl.static_range(1, BEFORE + 1):
+            values = (tl.load(pointer - number * step, mask=mask & (position >= number), other=0),) + values
+        for number in tl.static_range(1, AFTER + 1):
+            values = values + (tl.load(pointer + number * step, mask=mask & (position + number < group), other=0),)
+        return values
+
+
+@triton.jit
+def floats(loaded, FIRST: tl.constexpr, COUNT: tl.constexpr, WORDS: tl.constexpr):
+    """``COUNT`` channels in float32, of those that were loaded from number ``FIRST`` of ``loaded`` on."""
     result = ()
-    for number in tl.static_range(BEFORE + V + AFTER):
-        value = values[number].to(tl.float32)
+    if WORDS > 0:
+        # bfloat16: the upper half of a float32, an instruction for each number.
+        for number in tl.static_range(WORDS):
+            pair = loaded[FIRST + number]
+            result = result + ((pair << 16).to(tl.float32, bitcast=True), (pair & -65536).to(tl.float32, bitcast=True))
+    else:
+        for number in tl.static_range(COUNT):
+            result = result + (loaded[FIRST + number].to(tl.float32),)
+    return result
+
+
+@triton.jit
+def integers(loaded, FIRST: tl.constexpr, COUNT: tl.constexpr, WORDS: tl.constexpr):
+    """The same of integers, which are bytes where several lie in a word."""
+    result = ()
+    for number in tl.static_range(COUNT):
+        if WORDS > 0:
+            result = result + ((loaded[FIRST + number // 4] >> (8 * (number % 4))) & 255,)
+        else:
+            result = result + (loaded[FIRST + number].to(tl.int32),)
+    return result
+
+
+@triton.jit
+def store_channels(pointer, values, mask, V: tl.constexpr):
+    """Store ``V`` channels, rounded to the tensor's type."""
+    if V == 8:
+        places = pointer[:, None] + tl.arange(0, 8)[None, :]
+        tl.store(places, together(values).to(pointer.dtype.element_ty), mask=mask[:, None])
+    else:
+        tl.store(pointer, values[0].to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def with_neighbours(values, vector, vectors, V: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr):
+    """``values`` of a lane's channels with those of its neighbours' last and first channels; zero outside the group.
+
+    With ``V`` of 1 they are there already.
+
+    Args:
+        values: a tuple of ``V`` tensors, one for each channel.
+        vector: each lane's place among the ``vectors`` lanes of its group.
+    """
+    if V == 8:
+        lane = tl.arange(0, vector.shape[0])
+        result = values
+        for number in tl.static_range(BEFORE):
+            before = tl.gather(values[7 - number], tl.maximum(lane - 1, 0), 0)
+            result = (tl.where(vector > 0, before, 0.0),) + result
+        for number in tl.static_range(AFTER):
+            after = tl.gather(values[number], tl.minimum(lane + 1, vector.shape[0] - 1), 0)
+            result = result + (tl.where(vector < vectors - 1, after, 0.0),)
+        return result
+    else:
+        return values
+
+
+@triton.jit
+def activations(values, biases, COUNT: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr):
+    """``relu(value + bias)`` of ``COUNT`` channels in float32."""
+    result = ()
+    for number in tl.static_range(COUNT):
+        value = values[number]
         if BIAS:
-            value += biases[number].to(tl.float32)
+            value += biases[number]
         if RELU:
             # Not a number stays.
             value = tl.where(value <= 0, 0.0, value)
@@ -111,17 +156,21 @@ def activations(
 
 
 @triton.jit
-def scales(values, alpha, k, COUNT: tl.constexpr, SIZE: tl.constexpr):
-    """``k + alpha * sum of squares`` over each of ``COUNT`` windows of ``SIZE``; ``alpha`` is divided by the size."""
-    squares = ()
-    for number in tl.static_range(COUNT + SIZE - 1):
-        squares = squares + (values[number] * values[number],)
+def window_sums(values, factor, addend, COUNT: tl.constexpr, SIZE: tl.constexpr):
+    """``addend + factor * sum`` of each of ``COUNT`` windows of ``SIZE`` neighbours."""
     result = ()
-    for number in tl.static_range(COUNT):
-        total = squares[number]
-        for other in tl.static_range(1, SIZE):
-            total += squares[number + other]
-        result = result + (k + alpha * total,)
+    if SIZE == 5 and COUNT % 2 == 0:
+        # Two neighbouring windows have four of their five values in common.
+        for number in tl.static_range(0, COUNT, 2):
+            common = (values[number + 1] + values[number + 2]) + (values[number + 3] + values[number + 4])
+            common = addend + factor * common
+            result = result + (common + factor * values[number], common + factor * values[number + 5])
+    else:
+        for number in tl.static_range(COUNT):
+            total = values[number]
+            for other in tl.static_range(1, SIZE):
+                total += values[number + other]
+            result = result + (addend + factor * total,)
     return result
 
 

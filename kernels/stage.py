@@ -160,6 +160,7 @@ def run(
     Returns:
         A new tensor in ``input``'s dtype and memory format.
     """
+    assert normalization is not None or pooling is not None, "nothing would be kept to mask a ReLU's gradient with"
     implementation = _implementation(input)
     if input.numel() == 0 or implementation == "aten":
         return aten.forward(input, bias, relu, normalization, pooling)

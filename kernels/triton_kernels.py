@@ -1,79 +1,244 @@
 """The two Triton kernels behind every operator: the chain forward, and backward; see :mod:`kernels.triton_stage`.
 
-Each lane computes ``V`` neighbouring channels of one output pixel forward, of one input pixel backward. Parts of the
-chain that are missing are left out when a kernel is compiled.
+A program is one warp. Its lanes are ``UNITS`` units of ``G`` lanes; the lanes of a unit share pixels and hold ``V``
+channels each. Forward a unit computes an output column, backward columns of tiles of ``TILE_ROWS`` by
+``TILE_COLUMNS`` input pixels, and walks down the rows of its segment of the image. Parts of the chain that are missing
+are left out when a kernel is compiled.
 """
 
 import triton
 import triton.language as tl
 
-from .registers import activations, load_channels, negative_power, scales, store_channels
+from .registers import (
+    activations,
+    floats,
+    integers,
+    load_channels,
+    negative_power,
+    store_channels,
+    window_sums,
+    with_neighbours,
+)
+
+#: Sizes that kernels are compiled for once, whatever they are; strides tell which accesses are aligned.
+SIZES = [
+    "strips",
+    "segments",
+    "segment_rows",
+    "channel_blocks",
+    "rows",
+    "columns",
+    "out_rows",
+    "out_columns",
+    "channels",
+    "group",
+    "tile_rows",
+    "tile_columns",
+]
 
 
 @triton.jit
-def element_taken(
-    element,
-    best,
-    taken,
-    input,
+def unit_of_lane(
+    strips, segments, channel_blocks, channels, L: tl.constexpr, G: tl.constexpr, UNITS: tl.constexpr, V: tl.constexpr
+):
+    """Each lane's strip of the image, segment of rows, first channel, and whether it has work."""
+    program = tl.program_id(0)
+    # Neighbouring programs read neighbouring channels of the same pixels.
+    segment = program // channel_blocks % segments
+    lane = tl.arange(0, L)
+    strip = (program // channel_blocks // segments).to(tl.int64) * UNITS + lane // G
+    channel = (program % channel_blocks * G + lane % G) * V
+    mask = (lane < G * UNITS) & (strip < strips) & (channel < channels)
+    # Lanes without work do another's and do not store it.
+    if V == 1:
+        channel = tl.minimum(channel, channels - 1)
+    return tl.minimum(strip, strips - 1), segment, channel, mask
+
+
+@triton.jit
+def inside_image(row, column, rows, columns):
+    """Whether pixels lie inside the image; ``row`` is one for all lanes, which the interpreter's masks must not be."""
+    row = column * 0 + row
+    return (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+
+
+@triton.jit
+def normalized(
+    values,
     biases,
-    image_base,
-    first_row,
-    first_column,
-    rows,
-    columns,
-    pixel_stride,
-    channel,
-    channel_stride,
     position,
-    group,
-    mask,
     alpha,
     beta,
     k,
     V: tl.constexpr,
+    G: tl.constexpr,
     BIAS: tl.constexpr,
     RELU: tl.constexpr,
     BEHIND: tl.constexpr,
     AHEAD: tl.constexpr,
     NORMALIZE: tl.constexpr,
     THREE_QUARTERS: tl.constexpr,
-    POOL: tl.constexpr,
-    KERNEL_COLUMNS: tl.constexpr,
-    DILATION_ROWS: tl.constexpr,
-    DILATION_COLUMNS: tl.constexpr,
 ):
-    """Take an element of every window into account: the largest values so far, and the numbers of their elements."""
-    row = first_row + element // KERNEL_COLUMNS * DILATION_ROWS
-    column = first_column + element % KERNEL_COLUMNS * DILATION_COLUMNS
-    inside = mask & (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
-    base = image_base + (row.to(tl.int64) * columns + column) * pixel_stride
-    a = activations(input, biases, base, channel, channel_stride, position, group, inside, V, BEHIND, AHEAD, BIAS, RELU)
+    """Bias, ReLU and normalization of a pixel's channels; ``BEHIND`` and ``AHEAD`` are of the window."""
+    BEFORE: tl.constexpr = BEHIND if V == 1 else 0
+    AFTER: tl.constexpr = AHEAD if V == 1 else 0
+    values = activations(values, biases, BEFORE + V + AFTER, BIAS, RELU)
+    result = ()
     if NORMALIZE:
-        s = scales(a, alpha, k, V, BEHIND + AHEAD + 1)
-    new_best = ()
-    new_taken = ()
-    for number in tl.static_range(V):
-        value = a[BEHIND + number]
-        if NORMALIZE:
-            value = value * negative_power(s[number], beta, THREE_QUARTERS)
-        if POOL:
-            # The last of several that are not a number, the first of several that are equal: PyTorch's choice.
-            larger = inside & ((value > best[number]) | (value != value))
-            new_best = new_best + (tl.where(larger, value, best[number]),)
-            new_taken = new_taken + (tl.where(larger, element, taken[number]),)
-        else:
-            new_best = new_best + (value,)
-    return new_best, new_taken
+        squares = ()
+        for number in tl.static_range(BEFORE + V + AFTER):
+            squares = squares + (values[number] * values[number],)
+        squares = with_neighbours(squares, position // V, G, V, BEHIND, AHEAD)
+        scales = window_sums(squares, alpha, k, V, BEHIND + AHEAD + 1)
+        for number in tl.static_range(V):
+            result = result + (values[BEFORE + number] * negative_power(scales[number], beta, THREE_QUARTERS),)
+    else:
+        result = values
+    return result
 
 
 @triton.jit
+def beats(value, best):
+    """Whether ``value`` takes the place of the largest of those before it."""
+    # The last of several that are not a number, the first of several that are equal: PyTorch's choice.
+    return (value > best) | (value != value)
+
+
+@triton.jit
+def larger_of(
+    best,
+    taken,
+    value,
+    inside,
+    ELEMENT: tl.constexpr,
+    FIRST: tl.constexpr,
+    KEYS: tl.constexpr,
+    SAVE: tl.constexpr,
+    INSIDE: tl.constexpr,
+):
+    """A window's largest value and its element, once another ``ELEMENT`` of its row is looked at."""
+    if KEYS:
+        key = value.to(tl.int32, bitcast=True)
+        if SAVE:
+            key = (key & -16) | (15 - FIRST - ELEMENT)
+        if not INSIDE:
+            key = tl.where(inside, key, -(2**31))
+        elif ELEMENT > 0:
+            key = tl.maximum(best, key)
+        return key if INSIDE else tl.maximum(best, key), taken
+    elif INSIDE and ELEMENT == 0:
+        return value, taken
+    else:
+        larger = beats(value, best)
+        if not INSIDE:
+            larger = larger & inside
+        return tl.where(larger, value, best), tl.where(larger, FIRST + ELEMENT, taken)
+
+
+@triton.jit
+def load_row(
+    there,
+    row,
+    first_column,
+    rows,
+    columns,
+    pixel_stride,
+    channel_stride,
+    position,
+    group,
+    mask,
+    V: tl.constexpr,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+    INSIDE: tl.constexpr,
+    WORDS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    DILATION_COLUMNS: tl.constexpr,
+):
+    """What is loaded for ``PIXELS`` pixels of a row, one after the other."""
+    loaded = ()
+    for number in tl.static_range(PIXELS):
+        column = first_column + number * DILATION_COLUMNS
+        loaded = loaded + load_channels(
+            there + number * DILATION_COLUMNS * pixel_stride, channel_stride, position, group,
+            mask & inside_image(row, column, rows, columns), V, BEFORE, AFTER,
+            V == 1 or not INSIDE, WORDS,
+        )  # fmt: skip
+    return loaded
+
+
+@triton.jit
+def row_maxima(
+    loaded,
+    row,
+    first_column,
+    rows,
+    columns,
+    biases,
+    position,
+    alpha,
+    beta,
+    k,
+    FROM: tl.constexpr,
+    EACH: tl.constexpr,
+    FIRST: tl.constexpr,
+    V: tl.constexpr,
+    G: tl.constexpr,
+    BIAS: tl.constexpr,
+    RELU: tl.constexpr,
+    BEHIND: tl.constexpr,
+    AHEAD: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    THREE_QUARTERS: tl.constexpr,
+    KEYS: tl.constexpr,
+    SAVE: tl.constexpr,
+    INSIDE: tl.constexpr,
+    WORDS: tl.constexpr,
+    KERNEL_COLUMNS: tl.constexpr,
+    DILATION_COLUMNS: tl.constexpr,
+):
+    """The largest values in a row of a window, and the numbers of their elements from ``FIRST``.
+
+    The row's pixels are ``EACH`` of the values ``loaded``, from number ``FROM`` on.
+    """
+    best = ()
+    taken = ()
+    for _ in tl.static_range(V):
+        if KEYS:
+            best = best + (tl.full(position.shape, -(2**31), tl.int32),)
+        else:
+            best = best + (tl.full(position.shape, -float("inf"), tl.float32),)
+        taken = taken + (tl.full(position.shape, FIRST, tl.int32),)
+    for offset in tl.static_range(KERNEL_COLUMNS):
+        column = first_column + offset * DILATION_COLUMNS
+        inside = inside_image(row, column, rows, columns)
+        values = normalized(
+            floats(loaded, FROM + offset * EACH, EACH, WORDS), biases, position, alpha, beta, k, V, G, BIAS, RELU,
+            BEHIND, AHEAD, NORMALIZE, THREE_QUARTERS,
+        )  # fmt: skip
+        new_best = ()
+        new_taken = ()
+        for index in tl.static_range(V):
+            one_best, one_taken = larger_of(
+                best[index], taken[index], values[index], inside, offset, FIRST, KEYS, SAVE, INSIDE
+            )
+            new_best = new_best + (one_best,)
+            new_taken = new_taken + (one_taken,)
+        best = new_best
+        taken = new_taken
+    return best, taken
+
+
+@triton.jit(do_not_specialize=SIZES[:-2])
 def forward_kernel(
     input,
     bias,
     output,
     offsets,
-    pixels,
+    strips,
+    segments,
+    segment_rows,
+    channel_blocks,
     rows,
     columns,
     out_rows,
@@ -89,6 +254,9 @@ def forward_kernel(
     alpha,
     beta,
     k,
+    L: tl.constexpr,
+    G: tl.constexpr,
+    UNITS: tl.constexpr,
     V: tl.constexpr,
     BIAS: tl.constexpr,
     RELU: tl.constexpr,
@@ -98,6 +266,11 @@ def forward_kernel(
     THREE_QUARTERS: tl.constexpr,
     POOL: tl.constexpr,
     SAVE: tl.constexpr,
+    KEYS: tl.constexpr,
+    INSIDE: tl.constexpr,
+    WORDS: tl.constexpr,
+    CARRIED: tl.constexpr,
+    UNROLLED: tl.constexpr,
     KERNEL_ROWS: tl.constexpr,
     KERNEL_COLUMNS: tl.constexpr,
     STRIDE_ROWS: tl.constexpr,
@@ -106,55 +279,294 @@ def forward_kernel(
     PADDING_COLUMNS: tl.constexpr,
     DILATION_ROWS: tl.constexpr,
     DILATION_COLUMNS: tl.constexpr,
-    UNROLLED: tl.constexpr,
-    PIXELS: tl.constexpr,
-    LANES: tl.constexpr,
 ):
-    pixel = (tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS))[:, None]
-    channel = ((tl.program_id(1) * LANES + tl.arange(0, LANES)) * V)[None, :]
-    mask = (pixel < pixels) & (channel < channels)
+    strip, segment, channel, mask = unit_of_lane(strips, segments, channel_blocks, channels, L, G, UNITS, V)
     position = channel % group
-    image = pixel // (out_rows * out_columns)
-    place = pixel % (out_rows * out_columns)
-    first_row = (place // out_columns).to(tl.int32) * STRIDE_ROWS - PADDING_ROWS
-    first_column = (place % out_columns).to(tl.int32) * STRIDE_COLUMNS - PADDING_COLUMNS
-    image_base = image * image_stride
-    # The same for every pixel: read once.
+    image = strip // out_columns
+    out_column = (strip % out_columns).to(tl.int32)
+    out_row = segment * segment_rows
+    steps = tl.minimum(segment_rows, out_rows - out_row)
+    row = out_row * STRIDE_ROWS - PADDING_ROWS
+    column = out_column * STRIDE_COLUMNS - PADDING_COLUMNS
+    # Whatever Triton takes them for, from here on they are 64 bits wide.
+    zero = tl.zeros((), tl.int64)
+    pixel_stride = zero + pixel_stride
+    out_pixel_stride = zero + out_pixel_stride
+    row_stride = pixel_stride * columns
+    out_row_stride = out_pixel_stride * out_columns
+    there = input + image * image_stride + row * row_stride + column * pixel_stride
+    there += channel.to(tl.int64) * channel_stride
+    place = image * out_image_stride + out_row * out_row_stride + out_column * out_pixel_stride
+    place += channel.to(tl.int64) * out_channel_stride
+    BEFORE: tl.constexpr = BEHIND if V == 1 else 0
+    AFTER: tl.constexpr = AHEAD if V == 1 else 0
+    COUNT: tl.constexpr = BEFORE + V + AFTER
     biases = ()
     if BIAS:
-        biases = load_channels(bias, channel * 0, channel, 1, position, group, mask, V, BEHIND, AHEAD)
-    zero = tl.zeros([PIXELS, LANES], tl.float32)
-    best = ()
-    taken = ()
-    if POOL:
+        biases = floats(load_channels(bias + channel, 1, position, group, mask, V, BEFORE, AFTER, True, 0), 0, COUNT, 0)
+    EACH: tl.constexpr = WORDS if WORDS > 0 else COUNT
+    carried_best = ()
+    carried_taken = ()
+    if UNROLLED:
+        for number in tl.static_range(CARRIED):
+            row_loaded = load_row(
+                there + number * row_stride, row + number, column, rows, columns, pixel_stride, channel_stride,
+                position, group, mask, V, BEFORE, AFTER, INSIDE, WORDS, KERNEL_COLUMNS, DILATION_COLUMNS,
+            )  # fmt: skip
+            row_best, row_taken = row_maxima(
+                row_loaded, row + number, column, rows, columns, biases, position, alpha, beta, k, 0, EACH,
+                number * KERNEL_COLUMNS, V, G, BIAS, RELU, BEHIND, AHEAD, NORMALIZE, THREE_QUARTERS, KEYS, SAVE,
+                INSIDE, WORDS, KERNEL_COLUMNS, DILATION_COLUMNS,
+            )  # fmt: skip
+            carried_best = carried_best + row_best
+            carried_taken = carried_taken + row_taken
+    # Each row is loaded a step before it is used: its way from memory is longer than the other warps' arithmetic.
+    loaded = ()
+    last_row = row + (steps - 1) * STRIDE_ROWS
+    if UNROLLED:
+        for number in tl.static_range(CARRIED, KERNEL_ROWS):
+            loaded = loaded + load_row(
+                there + number * DILATION_ROWS * row_stride, row + number * DILATION_ROWS, column, rows, columns,
+                pixel_stride, channel_stride, position, group, mask, V, BEFORE, AFTER, INSIDE, WORDS,
+                KERNEL_COLUMNS, DILATION_COLUMNS,
+            )  # fmt: skip
+    for _ in tl.range(0, steps):
         # The first element that is no padding is the largest of a window of nothing but minus infinity.
-        skipped_rows = tl.maximum((DILATION_ROWS - 1 - first_row) // DILATION_ROWS, 0)
-        skipped_columns = tl.maximum((DILATION_COLUMNS - 1 - first_column) // DILATION_COLUMNS, 0)
-        first = tl.broadcast_to(skipped_rows * KERNEL_COLUMNS + skipped_columns, [PIXELS, LANES])
-        for _ in tl.static_range(V):
-            best = best + (zero - float("inf"),)
-            taken = taken + (first,)
-    if KERNEL_ROWS * KERNEL_COLUMNS <= UNROLLED:
-        for element in tl.static_range(KERNEL_ROWS * KERNEL_COLUMNS):
-            best, taken = element_taken(
-                element, best, taken, input, biases, image_base, first_row, first_column, rows, columns, pixel_stride,
-                channel, channel_stride, position, group, mask, alpha, beta, k, V, BIAS, RELU, BEHIND, AHEAD,
-                NORMALIZE, THREE_QUARTERS, POOL, KERNEL_COLUMNS, DILATION_ROWS, DILATION_COLUMNS,
-            )  # fmt: skip
-    else:
-        for element in tl.range(KERNEL_ROWS * KERNEL_COLUMNS):
-            best, taken = element_taken(
-                element, best, taken, input, biases, image_base, first_row, first_column, rows, columns, pixel_stride,
-                channel, channel_stride, position, group, mask, alpha, beta, k, V, BIAS, RELU, BEHIND, AHEAD,
-                NORMALIZE, THREE_QUARTERS, POOL, KERNEL_COLUMNS, DILATION_ROWS, DILATION_COLUMNS,
-            )  # fmt: skip
-    out_base = image * out_image_stride + place * out_pixel_stride
-    store_channels(output, out_base, channel, out_channel_stride, best, mask, V)
-    if SAVE:
-        store_channels(offsets, out_base, channel, out_channel_stride, taken, mask, V)
+        first = tl.maximum((DILATION_ROWS - 1 - row) // DILATION_ROWS, 0) * KERNEL_COLUMNS
+        first = first + tl.maximum((DILATION_COLUMNS - 1 - column) // DILATION_COLUMNS, 0)
+        best = ()
+        taken = ()
+        if UNROLLED:
+            rows_best = carried_best
+            rows_taken = carried_taken
+            next_row = tl.minimum(row + STRIDE_ROWS, last_row)
+            next_there = there + (next_row - row) * row_stride
+            next_loaded = ()
+            for number in tl.static_range(CARRIED, KERNEL_ROWS):
+                new_best, new_taken = row_maxima(
+                    loaded, row + number * DILATION_ROWS, column, rows, columns, biases, position, alpha, beta, k,
+                    (number - CARRIED) * KERNEL_COLUMNS * EACH, EACH, number * KERNEL_COLUMNS, V, G, BIAS, RELU, BEHIND,
+                    AHEAD, NORMALIZE, THREE_QUARTERS, KEYS, SAVE, INSIDE, WORDS, KERNEL_COLUMNS,
+                    DILATION_COLUMNS,
+                )  # fmt: skip
+                rows_best = rows_best + new_best
+                rows_taken = rows_taken + new_taken
+                next_loaded = next_loaded + load_row(
+                    next_there + number * DILATION_ROWS * row_stride, next_row + number * DILATION_ROWS, column, rows,
+                    columns, pixel_stride, channel_stride, position, group, mask, V, BEFORE, AFTER, INSIDE, WORDS,
+                    KERNEL_COLUMNS, DILATION_COLUMNS,
+                )  # fmt: skip
+            loaded = next_loaded
+            carried_best = ()
+            carried_taken = ()
+            for number in tl.static_range(CARRIED * V):
+                one_best = rows_best[STRIDE_ROWS * V + number]
+                one_taken = rows_taken[STRIDE_ROWS * V + number]
+                if KEYS and SAVE:
+                    one_best += STRIDE_ROWS * KERNEL_COLUMNS
+                carried_best = carried_best + (one_best,)
+                carried_taken = carried_taken + (one_taken - STRIDE_ROWS * KERNEL_COLUMNS,)
+            for index in tl.static_range(V):
+                largest = rows_best[index]
+                element = rows_taken[index]
+                if KEYS:
+                    for number in tl.static_range(1, KERNEL_ROWS):
+                        largest = tl.maximum(largest, rows_best[number * V + index])
+                    if SAVE:
+                        element = 15 - (largest & 15)
+                        largest = largest & -16
+                    largest = largest.to(tl.float32, bitcast=True)
+                else:
+                    if POOL and not INSIDE:
+                        element = tl.where((largest > -float("inf")) | (largest != largest), element, first)
+                    for number in tl.static_range(1, KERNEL_ROWS):
+                        value = rows_best[number * V + index]
+                        larger = beats(value, largest)
+                        largest = tl.where(larger, value, largest)
+                        element = tl.where(larger, rows_taken[number * V + index], element)
+                best = best + (largest,)
+                taken = taken + (element,)
+        else:
+            for _ in tl.static_range(V):
+                best = best + (tl.full([L], -float("inf"), tl.float32),)
+                taken = taken + (first,)
+            for element in tl.range(0, KERNEL_ROWS * KERNEL_COLUMNS):
+                down = element // KERNEL_COLUMNS * DILATION_ROWS
+                right = element % KERNEL_COLUMNS * DILATION_COLUMNS
+                inside = mask & inside_image(row + down, column + right, rows, columns)
+                values = load_channels(
+                    there + down * row_stride + right * pixel_stride, channel_stride, position, group, inside, V,
+                    BEFORE, AFTER, True, WORDS,
+                )  # fmt: skip
+                values = normalized(
+                    floats(values, 0, COUNT, WORDS), biases, position, alpha, beta, k, V, G, BIAS, RELU, BEHIND, AHEAD,
+                    NORMALIZE, THREE_QUARTERS,
+                )  # fmt: skip
+                new_best = ()
+                new_taken = ()
+                for index in tl.static_range(V):
+                    larger = inside & beats(values[index], best[index])
+                    new_best = new_best + (tl.where(larger, values[index], best[index]),)
+                    new_taken = new_taken + (tl.where(larger, element, taken[index]),)
+                best = new_best
+                taken = new_taken
+        store_channels(output + place, best, mask, V)
+        if SAVE:
+            store_channels(offsets + place, taken, mask, V)
+        row += STRIDE_ROWS
+        there += STRIDE_ROWS * row_stride
+        place += out_row_stride
 
 
 @triton.jit
+def window_place(above, out_row, out_column, out_rows, out_columns, out_pixel_stride):
+    """Where a window's values lie, and whether there is such a window; if not, where another's lie."""
+    holds = inside_image(out_row, out_column, out_rows, out_columns)
+    out_row = tl.minimum(tl.maximum(out_row, 0), out_rows - 1)
+    out_column = tl.minimum(tl.maximum(out_column, 0), out_columns - 1)
+    return above + out_row * (out_columns * out_pixel_stride) + out_column * out_pixel_stride, holds
+
+
+@triton.jit
+def load_window_row(
+    output_gradient,
+    output,
+    offsets,
+    above,
+    out_row,
+    last_column,
+    out_rows,
+    out_columns,
+    out_pixel_stride,
+    out_channel_stride,
+    position,
+    group,
+    mask,
+    V: tl.constexpr,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+    COUNT: tl.constexpr,
+    POOL: tl.constexpr,
+    MASKED: tl.constexpr,
+    WORDS: tl.constexpr,
+    OFFSET_WORDS: tl.constexpr,
+):
+    """What is loaded of ``COUNT`` neighbouring windows: gradients, outputs, elements."""
+    gradients = ()
+    outputs = ()
+    elements = ()
+    for number in tl.static_range(COUNT):
+        place, holds = window_place(
+            above, out_row, last_column - (COUNT - 1 - number), out_rows, out_columns, out_pixel_stride
+        )
+        holds = holds & mask
+        gradients = gradients + load_channels(
+            output_gradient + place, out_channel_stride, position, group, holds, V, AFTER, BEFORE, V == 1, WORDS
+        )
+        if POOL:
+            elements = elements + load_channels(
+                offsets + place, out_channel_stride, position, group, holds, V, AFTER, BEFORE, V == 1, OFFSET_WORDS
+            )
+        if MASKED:
+            outputs = outputs + load_channels(
+                output + place, out_channel_stride, position, group, holds, V, AFTER, BEFORE, V == 1, WORDS
+            )
+    return gradients, outputs, elements
+
+
+@triton.jit
+def load_tile(
+    there,
+    first_row,
+    first_column,
+    rows,
+    columns,
+    pixel_stride,
+    channel_stride,
+    position,
+    group,
+    mask,
+    V: tl.constexpr,
+    HALO: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    TILE_COLUMNS: tl.constexpr,
+    WORDS: tl.constexpr,
+):
+    """What is loaded of a tile's pixels, zero where they lie outside the image."""
+    loaded = ()
+    for tile in tl.static_range(TILE_ROWS * TILE_COLUMNS):
+        row = first_row + tile // TILE_COLUMNS
+        column = first_column + tile % TILE_COLUMNS
+        inside = mask & inside_image(row, column, rows, columns)
+        place = row * (columns * pixel_stride) + column * pixel_stride
+        loaded = loaded + load_channels(
+            there + place, channel_stride, position, group, inside, V, HALO, HALO, True, WORDS
+        )
+    return loaded
+
+
+@triton.jit
+def with_window(
+    db, gradients, outputs, elements, holds, element, COUNT: tl.constexpr, POOL: tl.constexpr, MASKED: tl.constexpr
+):
+    """``db`` of a pixel, with the gradients of a window where it holds the pixel as its ``element`` and took it."""
+    added = ()
+    for number in tl.static_range(COUNT):
+        held = holds
+        if POOL:
+            held = held & (elements[number] == element)
+        part = gradients[number]
+        if MASKED:
+            part = tl.where(outputs[number] <= 0, 0.0, part)
+        added = added + (db[number] + tl.where(held, part, 0.0),)
+    return added
+
+
+@triton.jit
+def with_tile_window(
+    db,
+    gradients,
+    outputs,
+    elements,
+    holds,
+    OVER: tl.constexpr,
+    DOWN: tl.constexpr,
+    RIGHT: tl.constexpr,
+    COUNT: tl.constexpr,
+    POOL: tl.constexpr,
+    MASKED: tl.constexpr,
+    WORDS: tl.constexpr,
+    OFFSET_WORDS: tl.constexpr,
+    KERNEL_ROWS: tl.constexpr,
+    KERNEL_COLUMNS: tl.constexpr,
+    DILATION_ROWS: tl.constexpr,
+    DILATION_COLUMNS: tl.constexpr,
+):
+    """The same with window number ``OVER`` of those loaded, which begins ``DOWN`` above and ``RIGHT`` left of it."""
+    if (
+        DOWN % DILATION_ROWS != 0
+        or RIGHT % DILATION_COLUMNS != 0
+        or DOWN >= KERNEL_ROWS * DILATION_ROWS
+        or RIGHT >= KERNEL_COLUMNS * DILATION_COLUMNS
+    ):
+        return db
+    else:
+        EACH: tl.constexpr = WORDS if WORDS > 0 else COUNT
+        OFFSET_EACH: tl.constexpr = OFFSET_WORDS if OFFSET_WORDS > 0 else COUNT
+        parts = floats(gradients, OVER * EACH, COUNT, WORDS)
+        masks = ()
+        if MASKED:
+            masks = floats(outputs, OVER * EACH, COUNT, WORDS)
+        taken = ()
+        if POOL:
+            taken = integers(elements, OVER * OFFSET_EACH, COUNT, OFFSET_WORDS)
+        return with_window(
+            db, parts, masks, taken, holds,
+            DOWN // DILATION_ROWS * KERNEL_COLUMNS + RIGHT // DILATION_COLUMNS, COUNT, POOL, MASKED,
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=SIZES)
 def backward_kernel(
     output_gradient,
     input,
@@ -163,7 +575,12 @@ def backward_kernel(
     offsets,
     gradient,
     sums,
-    pixels,
+    strips,
+    segments,
+    segment_rows,
+    tile_columns,
+    channel_blocks,
+    tile_rows,
     rows,
     columns,
     out_rows,
@@ -181,7 +598,13 @@ def backward_kernel(
     factor,
     beta,
     k,
+    L: tl.constexpr,
+    G: tl.constexpr,
+    UNITS: tl.constexpr,
     V: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    TILE_COLUMNS: tl.constexpr,
+    TILED: tl.constexpr,
     BIAS: tl.constexpr,
     RELU: tl.constexpr,
     BEHIND: tl.constexpr,
@@ -191,6 +614,8 @@ def backward_kernel(
     POOL: tl.constexpr,
     MASKED: tl.constexpr,
     SUM: tl.constexpr,
+    WORDS: tl.constexpr,
+    OFFSET_WORDS: tl.constexpr,
     KERNEL_ROWS: tl.constexpr,
     KERNEL_COLUMNS: tl.constexpr,
     STRIDE_ROWS: tl.constexpr,
@@ -201,86 +626,176 @@ def backward_kernel(
     DILATION_COLUMNS: tl.constexpr,
     OVER_ROWS: tl.constexpr,
     OVER_COLUMNS: tl.constexpr,
-    PIXELS: tl.constexpr,
-    LANES: tl.constexpr,
 ):
-    pixel = (tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS))[:, None]
-    channel = ((tl.program_id(1) * LANES + tl.arange(0, LANES)) * V)[None, :]
-    mask = (pixel < pixels) & (channel < channels)
+    strip, segment, channel, mask = unit_of_lane(strips, segments, channel_blocks, channels, L, G, UNITS, V)
     position = channel % group
-    image = pixel // (rows * columns)
-    place = pixel % (rows * columns)
-    # The channels whose windows hold a channel: the window the other way round.
-    COUNT: tl.constexpr = AHEAD + V + BEHIND
-    db = ()
-    for _ in tl.static_range(COUNT):
-        db = db + (tl.zeros([PIXELS, LANES], tl.float32),)
-    row = (place // columns).to(tl.int32) + PADDING_ROWS
-    column = (place % columns).to(tl.int32) + PADDING_COLUMNS
-    # From the last window to the first an element's gradients would be added in the other order than PyTorch's.
-    for over in tl.static_range(OVER_ROWS * OVER_COLUMNS):
-        out_row = row // STRIDE_ROWS - (OVER_ROWS - 1 - over // OVER_COLUMNS)
-        out_column = column // STRIDE_COLUMNS - (OVER_COLUMNS - 1 - over % OVER_COLUMNS)
-        inside_row = row - out_row * STRIDE_ROWS
-        inside_column = column - out_column * STRIDE_COLUMNS
-        holds = mask & (out_row >= 0) & (out_row < out_rows) & (out_column >= 0) & (out_column < out_columns)
-        holds = holds & (inside_row < KERNEL_ROWS * DILATION_ROWS) & (inside_column < KERNEL_COLUMNS * DILATION_COLUMNS)
-        holds = holds & (inside_row % DILATION_ROWS == 0) & (inside_column % DILATION_COLUMNS == 0)
-        out_base = image * out_image_stride + (out_row.to(tl.int64) * out_columns + out_column) * out_pixel_stride
-        parts = load_channels(
-            output_gradient, out_base, channel, out_channel_stride, position, group, holds, V, AHEAD, BEHIND
-        )
-        if POOL:
-            taken = load_channels(
-                offsets, out_base, channel, out_channel_stride, position, group, holds, V, AHEAD, BEHIND
-            )
-            element = inside_row // DILATION_ROWS * KERNEL_COLUMNS + inside_column // DILATION_COLUMNS
-        if MASKED:
-            outputs = load_channels(
-                output, out_base, channel, out_channel_stride, position, group, holds, V, AHEAD, BEHIND
-            )
-        added = ()
-        for number in tl.static_range(COUNT):
-            part = parts[number].to(tl.float32)
-            if POOL:
-                part = tl.where(holds & (taken[number].to(tl.int32) == element), part, 0.0)
-            if MASKED:
-                part = tl.where(outputs[number].to(tl.float32) <= 0, 0.0, part)
-            added = added + (db[number] + part,)
-        db = added
-    base = image * image_stride + place * pixel_stride
-    result = ()
+    image = strip // tile_columns
+    # Rows and columns from the padding's first.
+    first_column = (strip % tile_columns).to(tl.int32) * TILE_COLUMNS
+    first_tile = segment * segment_rows
+    steps = tl.minimum(segment_rows, tile_rows - first_tile)
+    above = image * out_image_stride + channel.to(tl.int64) * out_channel_stride
+    own = channel.to(tl.int64) * channel_stride
+    # Whatever Triton takes them for, from here on they are 64 bits wide.
+    pixel_stride = tl.zeros((), tl.int64) + pixel_stride
+    out_pixel_stride = tl.zeros((), tl.int64) + out_pixel_stride
+    # Gradients of the channels whose windows hold a channel are needed: the window the other way round.
+    BEFORE: tl.constexpr = BEHIND if V == 1 else 0
+    AFTER: tl.constexpr = AHEAD if V == 1 else 0
+    COUNT: tl.constexpr = AFTER + V + BEFORE
+    HALO: tl.constexpr = BEFORE + AFTER
+    PIXELS: tl.constexpr = TILE_ROWS * TILE_COLUMNS
+    zero = tl.zeros([L], tl.float32)
+    EACH: tl.constexpr = WORDS if WORDS > 0 else HALO + V + HALO
+    biases = ()
+    if BIAS and NORMALIZE:
+        biases = load_channels(bias + channel, 1, position, group, mask, V, HALO, HALO, True, 0)
+        biases = floats(biases, 0, HALO + V + HALO, 0)
+    totals = ()
+    for _ in tl.static_range(V):
+        totals = totals + (zero,)
+    # The input is loaded a step before it is used: its way from memory is longer than the other warps' arithmetic.
+    first_row = first_tile * TILE_ROWS
+    out_row = first_row // STRIDE_ROWS
+    out_column = first_column // STRIDE_COLUMNS
+    loaded = ()
     if NORMALIZE:
-        HALO: tl.constexpr = BEHIND + AHEAD
-        biases = ()
-        if BIAS:
-            biases = load_channels(bias, channel * 0, channel, 1, position, group, mask, V, HALO, HALO)
-        a = activations(input, biases, base, channel, channel_stride, position, group, mask, V, HALO, HALO, BIAS, RELU)
-        s = scales(a, alpha, k, COUNT, HALO + 1)
-        powers = ()
-        shares = ()
-        for number in tl.static_range(COUNT):
-            power = negative_power(s[number], beta, THREE_QUARTERS)
-            powers = powers + (power,)
-            shares = shares + (db[number] * a[BEHIND + number] * power / s[number],)
-        for number in tl.static_range(V):
-            total = shares[number]
-            for other in tl.static_range(1, HALO + 1):
-                total += shares[number + other]
-            own = a[HALO + number]
-            value = db[AHEAD + number] * powers[AHEAD + number] - factor * own * total
-            if RELU:
-                value = tl.where(own <= 0, 0.0, value)
-            result = result + (value,)
-    else:
-        for number in tl.static_range(V):
-            result = result + (db[AHEAD + number],)
-    store_channels(
-        gradient, image * gradient_image_stride + place * pixel_stride, channel, channel_stride, result, mask, V
-    )
+        loaded = load_tile(
+            input + image * image_stride + own, first_row - PADDING_ROWS, first_column - PADDING_COLUMNS, rows, columns,
+            pixel_stride, channel_stride, position, group, mask, V, HALO, TILE_ROWS, TILE_COLUMNS, WORDS,
+        )  # fmt: skip
+    for _ in tl.range(0, steps):
+        gradients = ()
+        outputs = ()
+        elements = ()
+        if TILED:
+            for over in tl.static_range(OVER_ROWS):
+                row_gradients, row_outputs, row_elements = load_window_row(
+                    output_gradient, output, offsets, above, out_row - (OVER_ROWS - 1 - over), out_column, out_rows,
+                    out_columns, out_pixel_stride, out_channel_stride, position, group, mask, V, BEFORE, AFTER,
+                    OVER_COLUMNS, POOL, MASKED, WORDS, OFFSET_WORDS,
+                )  # fmt: skip
+                gradients = gradients + row_gradients
+                outputs = outputs + row_outputs
+                elements = elements + row_elements
+        for tile in tl.static_range(PIXELS):
+            row = first_row + tile // TILE_COLUMNS - PADDING_ROWS
+            column = first_column + tile % TILE_COLUMNS - PADDING_COLUMNS
+            there = mask & inside_image(row, column, rows, columns)
+            # Minus zero is what a compiler may leave out of a sum.
+            db = ()
+            for _ in tl.static_range(COUNT):
+                db = db + (-zero,)
+            # From the last window to the first an element's gradients would be added in the other order than PyTorch's.
+            if TILED:
+                for over in tl.static_range(OVER_ROWS * OVER_COLUMNS):
+                    window_row = out_row - (OVER_ROWS - 1 - over // OVER_COLUMNS)
+                    window_column = out_column - (OVER_COLUMNS - 1 - over % OVER_COLUMNS)
+                    holds = mask & inside_image(window_row, window_column, out_rows, out_columns)
+                    db = with_tile_window(
+                        db, gradients, outputs, elements, holds, over,
+                        (OVER_ROWS - 1 - over // OVER_COLUMNS) * STRIDE_ROWS + tile // TILE_COLUMNS,
+                        (OVER_COLUMNS - 1 - over % OVER_COLUMNS) * STRIDE_COLUMNS + tile % TILE_COLUMNS, COUNT, POOL,
+                        MASKED, WORDS, OFFSET_WORDS, KERNEL_ROWS, KERNEL_COLUMNS, DILATION_ROWS, DILATION_COLUMNS,
+                    )  # fmt: skip
+            else:
+                for over in tl.range(0, OVER_ROWS * OVER_COLUMNS):
+                    window_row = out_row - (OVER_ROWS - 1 - over // OVER_COLUMNS)
+                    window_column = out_column - (OVER_COLUMNS - 1 - over % OVER_COLUMNS)
+                    down = first_row - window_row * STRIDE_ROWS
+                    right = first_column - window_column * STRIDE_COLUMNS
+                    place, one_holds = window_place(
+                        above, window_row, window_column, out_rows, out_columns, out_pixel_stride
+                    )
+                    one_holds = (
+                        one_holds
+                        & mask
+                        & (right * 0 + down % DILATION_ROWS == 0)
+                        & (right * 0 + down < KERNEL_ROWS * DILATION_ROWS)
+                    )
+                    one_holds = one_holds & (right % DILATION_COLUMNS == 0)
+                    one_holds = one_holds & (right < KERNEL_COLUMNS * DILATION_COLUMNS)
+                    one_gradients = load_channels(
+                        output_gradient + place, out_channel_stride, position, group, one_holds, V, AFTER, BEFORE, True,
+                        WORDS,
+                    )  # fmt: skip
+                    one_gradients = floats(one_gradients, 0, COUNT, WORDS)
+                    one_elements = ()
+                    if POOL:
+                        one_elements = load_channels(
+                            offsets + place, out_channel_stride, position, group, one_holds, V, AFTER, BEFORE, True,
+                            OFFSET_WORDS,
+                        )  # fmt: skip
+                        one_elements = integers(one_elements, 0, COUNT, OFFSET_WORDS)
+                    one_outputs = ()
+                    if MASKED:
+                        one_outputs = load_channels(
+                            output + place, out_channel_stride, position, group, one_holds, V, AFTER, BEFORE, True,
+                            WORDS,
+                        )  # fmt: skip
+                        one_outputs = floats(one_outputs, 0, COUNT, WORDS)
+                    db = with_window(
+                        db, one_gradients, one_outputs, one_elements, one_holds,
+                        down // DILATION_ROWS * KERNEL_COLUMNS + right // DILATION_COLUMNS, COUNT, POOL, MASKED,
+                    )  # fmt: skip
+            result = ()
+            if NORMALIZE:
+                a = floats(loaded, tile * EACH, HALO + V + HALO, WORDS)
+                a = activations(a, biases, HALO + V + HALO, BIAS, RELU)
+                squares = ()
+                for number in tl.static_range(HALO + V + HALO):
+                    squares = squares + (a[number] * a[number],)
+                squares = with_neighbours(squares, position // V, G, V, BEHIND, AHEAD)
+                scales = window_sums(squares, alpha, k, COUNT, BEHIND + AHEAD + 1)
+                direct = ()
+                shares = ()
+                for number in tl.static_range(COUNT):
+                    value = db[number]
+                    if THREE_QUARTERS:
+                        root = tl.rsqrt(scales[number])
+                        value = value * (root * tl.sqrt(root))
+                        shares = shares + (value * (a[BEFORE + number] * (root * root)),)
+                    else:
+                        value = value * negative_power(scales[number], beta, False)
+                        shares = shares + (value * (a[BEFORE + number] / scales[number]),)
+                    direct = direct + (value,)
+                shares = with_neighbours(shares, position // V, G, V, AHEAD, BEHIND)
+                sums_of_shares = window_sums(shares, 1.0, 0.0, V, BEHIND + AHEAD + 1)
+                for number in tl.static_range(V):
+                    activation = a[HALO + number]
+                    value = direct[AFTER + number] - factor * activation * sums_of_shares[number]
+                    if RELU:
+                        value = tl.where(activation <= 0, 0.0, value)
+                    result = result + (value,)
+            else:
+                for number in tl.static_range(V):
+                    result = result + (db[number],)
+            place = image * gradient_image_stride + row * (columns * pixel_stride) + column * pixel_stride + own
+            store_channels(gradient + place, result, there, V)
+            if SUM:
+                # Outside the image, and in lanes without work, there is no gradient and the input is zero: so is this.
+                new_totals = ()
+                for number in tl.static_range(V):
+                    new_totals = new_totals + (totals[number] + result[number],)
+                totals = new_totals
+        first_row += TILE_ROWS
+        out_row = first_row // STRIDE_ROWS
+        if NORMALIZE:
+            more = mask & (first_column * 0 + first_row < (first_tile + steps) * TILE_ROWS)
+            loaded = load_tile(
+                input + image * image_stride + own, first_row - PADDING_ROWS, first_column - PADDING_COLUMNS, rows,
+                columns, pixel_stride, channel_stride, position, group, more, V, HALO, TILE_ROWS, TILE_COLUMNS, WORDS,
+            )  # fmt: skip
     if SUM:
+        # The units of a program, in order; each program has a column of its own for its channels.
+        lane = tl.arange(0, L)
         for number in tl.static_range(V):
-            column_sum = tl.sum(tl.where(mask, result[number], 0.0), 0)
-            lane = tl.program_id(1) * LANES + tl.arange(0, LANES)
-            there = sums + tl.program_id(0).to(tl.int64) * channels + lane * V + number
-            tl.store(there, column_sum, mask=lane * V + number < channels)
+            total = totals[number]
+            if G == 1:
+                total = tl.where(lane == 0, tl.sum(total, 0), 0.0)
+            else:
+                for unit in tl.range(1, UNITS):
+                    total += tl.gather(totals[number], tl.minimum(lane % G + unit * G, L - 1), 0)
+            # A row for each channel: what is summed next lies next to each other.
+            place = (channel + number).to(tl.int64) * (tl.num_programs(0) // channel_blocks)
+            tl.store(sums + place + tl.program_id(0) // channel_blocks, total, mask=mask & (lane < G))

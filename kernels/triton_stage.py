@@ -2,11 +2,20 @@
 
 Bytes moved, for an input of ``n`` elements of ``b`` bytes and ``w`` pooling windows (times channels): forward reads
 ``n b`` and writes ``w b``, and ``w`` bytes of offsets where a gradient is wanted; backward reads ``n b + w b + w`` and
-writes ``n b``. What the overlapping windows and the halos of the channel window read twice comes from the caches.
+writes ``n b``. What overlapping windows read twice comes from the caches.
 
-Backward asks for each input pixel which of the windows over it took it, so that nothing is
-added atomically and every gradient has the same bits in every run, at any batch size. The bias's gradient is summed by
-blocks of :data:`PIXELS` input pixels, and the blocks in their order.
+A program is one warp that walks down the rows of a segment of an image. In channels_last memory a lane holds eight
+channels, and what the channel window needs of others comes from the neighbouring lanes; in other memory, or with
+channels in no multiples of eight, a lane holds one channel.
+
+Forward keeps the maxima of the rows that neighbouring windows share. In half types behind a normalization the four
+lowest bits of a value give way to the number of its element, so that one comparison finds both: of values that agree in
+twenty bits, far finer than the half types' 8 or 11, the first is the largest. Everywhere else the float32 values are
+compared as they are.
+
+Backward asks for each input pixel which of the windows over it took it, so that nothing is added atomically and every
+gradient has the same bits in every run, at any batch size. The bias's gradient is summed over the pixels of each
+program, and the programs' sums in their order.
 
 float32, float16 and bfloat16; float64 runs :mod:`kernels.reference`, which is exact where a GPU's roots are not.
 """
@@ -16,33 +25,32 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from . import reference
 from .arguments import Normalization, Pooling
 from .triton_kernels import backward_kernel, forward_kernel
 
-#: Lanes of a block, one a thread. The order in which the bias's gradient is summed depends on it: it is not tuned.
-LANES = 128
+#: Lanes of a program, which is one warp: neighbouring lanes hand each other values.
+LANES = 64 if torch.version.hip else 32
 #: Channels of a lane where memory format and sizes allow it.
 VECTOR = 8
-#: The most lanes of a block along the channels.
-CHANNEL_LANES = 16
-#: The largest window of channels whose halo lies in the neighbouring vectors, backward, where it is needed twice.
-LARGEST_SIZE = 9
-WARPS = 4
+#: Rows of windows, or of tiles, that a program walks down, more or less. It must not depend on the batch's size: the
+#: first row of a segment is computed by other instructions than the rest, which may round otherwise.
+SEGMENT_ROWS = 8
 #: Fused multiply-adds are more exact than two roundings; Triton's default for them changes with its versions.
-OPTIONS = {"num_warps": WARPS, "enable_fp_fusion": True}
-#: Elements of a window that are written out; larger windows are walked by a loop.
+OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
+#: Elements of a window, and windows over a pixel, that are written out; more are walked by a loop.
 UNROLLED = 9
+#: Pixels of a tile, backward.
+TILE = 4
 
 
 class Launch(NamedTuple):
     """A kernel, its grid, and its arguments by name; those in ``constants`` it is compiled for."""
 
     kernel: Any
-    grid: tuple[int, int]
+    grid: tuple[int]
     arguments: dict[str, Tensor | int | float]
     constants: dict[str, int]
 
@@ -75,18 +83,42 @@ _NOTHING = Normalization(1, 0.0, 0.0, 1.0, 1)
 _EACH = Pooling((1, 1), (1, 1), (0, 0), (1, 1), False)
 
 
-def _vector(channels: int, group: int, size: int, *tensors: Tensor) -> int:
+def _vector(channels: int, normalization: Normalization | None, *tensors: Tensor) -> int:
     """Channels that a lane takes at once."""
-    fits = channels % VECTOR == 0 and group % VECTOR == 0 and size <= LARGEST_SIZE
-    return VECTOR if fits and all(tensor.stride(1) == 1 for tensor in tensors) else 1
+    group = channels // normalization.groups if normalization else VECTOR
+    fits = channels % VECTOR == 0 and group % VECTOR == 0 and all(tensor.stride(1) == 1 for tensor in tensors)
+    if normalization:
+        # A window reaches no further than the neighbouring lane, and a group of channels lies in one program.
+        fits = fits and normalization.behind <= VECTOR and group <= VECTOR * LANES
+    return VECTOR if fits else 1
 
 
-def _block(channels: int, vector: int, channel_stride: int) -> tuple[int, int]:
-    """Pixels and lanes along the channels of a block: neighbouring threads read what lies next to each other."""
-    if channel_stride != 1:
-        return LANES, 1
-    lanes = min(CHANNEL_LANES, triton.next_power_of_2(-(-channels // vector)))
-    return LANES // lanes, lanes
+def _lanes(strips: int, channels: int, vector: int, normalization: Normalization | None, channel_stride: int) -> int:
+    """Lanes along the channels: neighbouring ones read what lies next to each other."""
+    if vector == 1:
+        return min(channels, LANES if channel_stride == 1 else max(1, LANES // strips))
+    vectors = channels // vector
+    if normalization:
+        return vectors // normalization.groups
+    divisors = [lanes for lanes in range(1, LANES + 1) if vectors % lanes == 0]
+    return max(divisors, key=lambda lanes: (LANES // lanes * lanes, lanes))
+
+
+def _words(vector: int, *tensors: Tensor) -> int:
+    """Words of 32 bits that hold a vector of channels of types narrower than float16; 0 where they are not aligned."""
+    size = tensors[0].element_size() * VECTOR
+    aligned = all(
+        tensor.data_ptr() % size == 0 and not any(tensor.stride(axis) % VECTOR for axis in (0, 2, 3))
+        for tensor in tensors
+    )
+    narrow = tensors[0].dtype in (torch.bfloat16, torch.uint8)
+    return size // 4 if vector == VECTOR and narrow and aligned else 0
+
+
+def _segments(rows: int) -> tuple[int, int]:
+    """Segments that an image of so many rows is cut into, and the rows of each."""
+    each = -(-rows // max(1, round(rows / SEGMENT_ROWS)))
+    return -(-rows // each), each
 
 
 def _parts(
@@ -149,28 +181,34 @@ def forward_launch(
     """The launch that computes ``output`` and ``offsets`` (empty without ``save``)."""
     source, target = _readable(_maps(input), reference.memory_format(input)), _maps(output)
     count, channels, out_rows, out_columns = target.shape
-    group = channels // (normalization or _NOTHING).groups
-    vector = _vector(channels, group, (normalization or _NOTHING).size, source, target)
-    pixels = count * out_rows * out_columns
+    pool = pooling or _EACH
+    vector = _vector(channels, normalization, source, target)
+    unrolled = pool.kernel_size[0] * pool.kernel_size[1] <= UNROLLED
+    overlap = pool.kernel_size[0] - pool.stride[0]
+    inside = not any(pool.padding) and all(
+        (target.shape[axis] - 1) * pool.stride[axis - 2] + pool.dilation[axis - 2] * (pool.kernel_size[axis - 2] - 1)
+        < source.shape[axis]
+        for axis in (2, 3)
+    )
     arguments, constants = _common(normalization, pooling, bias, relu)
     image_stride, pixel_stride, channel_stride = _strides(source)
     out_image_stride, out_pixel_stride, out_channel_stride = _strides(target)
-    block, lanes = _block(channels, vector, channel_stride)
+    grid, more = _grid(count * out_columns, out_rows, channels, vector, normalization, channel_stride, constants)
     return Launch(
         forward_kernel,
-        (-(-pixels // block), -(-channels // (lanes * vector))),
+        grid,
         {
             "input": source,
             "bias": source if bias is None else bias.contiguous(),
             "output": target,
             "offsets": offsets,
-            "pixels": pixels,
+            **more,
             "rows": source.shape[2],
             "columns": source.shape[3],
             "out_rows": out_rows,
             "out_columns": out_columns,
             "channels": channels,
-            "group": group,
+            "group": channels // (normalization or _NOTHING).groups,
             "image_stride": image_stride,
             "pixel_stride": pixel_stride,
             "channel_stride": channel_stride,
@@ -181,14 +219,41 @@ def forward_launch(
         },
         {
             **constants,
-            "V": vector,
-            "PIXELS": block,
-            "LANES": lanes,
             "POOL": pooling is not None,
             "SAVE": save and pooling is not None,
-            "UNROLLED": UNROLLED,
+            # Behind ReLU and normalization nothing is negative, and the bits of numbers are in their order.
+            "KEYS": bool(relu and normalization and pooling and unrolled)
+            and (not save or source.dtype in (torch.float16, torch.bfloat16)),
+            "INSIDE": inside,
+            "WORDS": _words(vector, source),
+            # Rows that a window has in common with the one below it, whose maxima are kept.
+            "CARRIED": overlap if unrolled and pool.dilation[0] == 1 and 0 < overlap <= 2 else 0,
+            "UNROLLED": unrolled,
         },
     )
+
+
+def _grid(
+    strips: int,
+    rows: int,
+    channels: int,
+    vector: int,
+    normalization: Normalization | None,
+    channel_stride: int,
+    constants: dict[str, int],
+) -> tuple[tuple[int], dict[str, Tensor | int | float]]:
+    """The grid, and the arguments that lead from a program to its strips; their constants go into ``constants``."""
+    lanes = _lanes(strips, channels, vector, normalization, channel_stride)
+    units = LANES // lanes
+    blocks, channel_blocks = -(-strips // units), -(-channels // (lanes * vector))
+    segments, each = _segments(rows)
+    constants.update({"L": LANES, "G": lanes, "UNITS": units, "V": vector})
+    return (blocks * segments * channel_blocks,), {
+        "strips": strips,
+        "segments": segments,
+        "segment_rows": each,
+        "channel_blocks": channel_blocks,
+    }
 
 
 @torch.library.custom_op("alexnet_fused::stage_forward", mutates_args=())
@@ -251,20 +316,21 @@ def backward_launch(
     source = target if input is None else _readable(_maps(input), format)
     if _strides(source)[1:] != _strides(target)[1:]:
         source = source.contiguous(memory_format=format)
-    group = channels // (normalization or _NOTHING).groups
-    vector = _vector(channels, group, (normalization or _NOTHING).size, source, target, *above)
-    pixels = count * rows * columns
+    vector = _vector(channels, normalization, source, target, *above)
     image_stride, pixel_stride, channel_stride = _strides(source)
-    block, lanes = _block(channels, vector, channel_stride)
-    blocks = -(-pixels // block)
-    sums = gradient.new_empty((blocks, channels) if bias_wanted else (0,), dtype=torch.float32)
     arguments, constants = _common(normalization, pooling, bias, relu)
     pool, norm = pooling or _EACH, normalization or _NOTHING
     over = [-(-(pool.dilation[axis] * (pool.kernel_size[axis] - 1) + 1) // pool.stride[axis]) for axis in (0, 1)]
+    tiled = over[0] * over[1] <= UNROLLED and pool.stride[0] * pool.stride[1] <= TILE
+    tile = pool.stride if tiled else (1, 1)
+    tile_rows, tile_columns = (-(-(target.shape[2 + axis] + pool.padding[axis]) // tile[axis]) for axis in (0, 1))
+    grid, more = _grid(count * tile_columns, tile_rows, channels, vector, normalization, channel_stride, constants)
+    programs = grid[0] // int(more["channel_blocks"])
+    sums = gradient.new_empty((channels, programs) if bias_wanted else (0,), dtype=torch.float32)
     out_image_stride, out_pixel_stride, out_channel_stride = _strides(above[0])
     launch = Launch(
         backward_kernel,
-        (blocks, -(-channels // (lanes * vector))),
+        grid,
         {
             "output_gradient": above[0],
             "input": source,
@@ -273,13 +339,15 @@ def backward_launch(
             "offsets": above[0] if offsets is None else above[1],
             "gradient": target,
             "sums": sums,
-            "pixels": pixels,
+            **more,
+            "tile_rows": tile_rows,
+            "tile_columns": tile_columns,
             "rows": rows,
             "columns": columns,
             "out_rows": above[0].shape[2],
             "out_columns": above[0].shape[3],
             "channels": channels,
-            "group": group,
+            "group": channels // norm.groups,
             "image_stride": image_stride,
             "pixel_stride": pixel_stride,
             "channel_stride": channel_stride,
@@ -292,12 +360,14 @@ def backward_launch(
         },
         {
             **constants,
-            "V": vector,
-            "PIXELS": block,
-            "LANES": lanes,
+            "TILE_ROWS": tile[0],
+            "TILE_COLUMNS": tile[1],
+            "TILED": tiled,
             "POOL": offsets is not None,
             "MASKED": output is not None,
             "SUM": bias_wanted,
+            "WORDS": _words(vector, source, *(tensor for tensor in above if tensor.dtype == source.dtype)),
+            "OFFSET_WORDS": 0 if offsets is None else _words(vector, above[1]),
             "OVER_ROWS": over[0],
             "OVER_COLUMNS": over[1],
         },
@@ -340,7 +410,7 @@ def _backward_op(
         output_gradient, input, bias, output, offsets, relu, normalization, pool, gradient, bias_wanted
     )
     launch.run(gradient.device)
-    return gradient, sums.sum(0) if bias_wanted else sums
+    return gradient, sums.sum(1) if bias_wanted else sums
 
 
 @_backward_op.register_fake

@@ -138,7 +138,8 @@ def spin_briefly() -> None:
     """Have PyTorch's threads sleep soon when they wait for one another; call it before torch is imported.
 
     GNU OpenMP lets a thread spin for about a millisecond first. As soon as another program wants one of the cores, a
-    thread spins while the one it waits for has no core to run on, and a small network's training slows down tenfold.
+    thread spins while the one it waits for has no core to run on, and a small network's training slows down by much
+    more than the core's share.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")

@@ -1,0 +1,79 @@
+"""How long a call takes on a GPU: replayed from a graph, on memory that is no longer in its cache."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+#: Calls of one sample take at least so long together: the timer's own microseconds do not count.
+SAMPLE_SECONDS = 1e-3
+SAMPLES = 30
+#: Bytes between two uses of one memory: more than any GPU's cache holds.
+COLD_BYTES = 2**28
+
+Call = Callable[[], object]
+
+
+def copies(bytes_moved: int) -> int:
+    """How many sets of inputs calls must take turns with, so that each finds its own out of the cache."""
+    return max(2, min(16, math.ceil(COLD_BYTES / max(1, bytes_moved)) + 1))
+
+
+def _elapsed(run: Call) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) * 1e-3
+
+
+def gpu_seconds(rivals: Sequence[Sequence[Call]], samples: int = SAMPLES) -> list[list[float]]:
+    """Seconds of one call of each rival, sampled in turns.
+
+    Each rival is a number of calls that do the same with inputs of their own; they are captured in one CUDA graph, in
+    which nothing waits for the host. A rival that cannot be captured raises what capturing raised.
+
+    The current stream must not be the default one, and whatever the calls depend on, a forward pass before a captured
+    backward pass, must have run on it.
+    """
+    stream = torch.cuda.current_stream()
+    graphs: list[tuple[torch.cuda.CUDAGraph, int]] = []
+    for calls in rivals:
+        for _ in range(2):
+            for call in calls:
+                call()
+        stream.synchronize()
+        begin = time.perf_counter()
+        for call in calls:
+            call()
+        stream.synchronize()
+        seconds = time.perf_counter() - begin
+        rounds = max(1, min(50, math.ceil(SAMPLE_SECONDS / seconds)))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            for _ in range(rounds):
+                for call in calls:
+                    call()
+        graphs.append((graph, rounds * len(calls)))
+    results: list[list[float]] = [[] for _ in rivals]
+    for sample in range(samples + 3):
+        for result, (graph, count) in zip(results, graphs, strict=True):
+            seconds = _elapsed(graph.replay) / count
+            if sample >= 3:
+                result.append(seconds)
+    return results
+
+
+def wall_seconds(call: Call, samples: int = SAMPLES, warmup: int = 3) -> list[float]:
+    """Seconds of calls that a host makes one after the other, each waited for."""
+    results = []
+    for sample in range(samples + warmup):
+        begin = time.perf_counter()
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if sample >= warmup:
+            results.append(time.perf_counter() - begin)
+    return results
