@@ -21,14 +21,17 @@ float32, float16 and bfloat16; float64 runs :mod:`kernels.reference`, which is e
 """
 
 import contextlib
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from . import reference
 from .arguments import Normalization, Pooling
+from .flops import backward_flops, forward_flops
 from .triton_kernels import backward_kernel, forward_kernel
 
 #: Lanes of a program, which is one warp: neighbouring lanes hand each other values.
@@ -292,6 +295,25 @@ def _(
     return _outputs(input, _parts(size, alpha, beta, k, groups, pooling)[1], save)
 
 
+@register_flop_formula(torch.ops.alexnet_fused.stage_forward)
+def _(
+    input: Sequence[int],
+    bias: Sequence[int] | None,
+    relu: bool,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    groups: int,
+    pooling: Sequence[int],
+    save: bool,
+    *,
+    out_shape: Any,
+) -> int:
+    parts = _parts(size, alpha, beta, k, groups, pooling)
+    return forward_flops(math.prod(input), math.prod(out_shape[0]), bias is not None, relu, *parts)
+
+
 def backward_launch(
     output_gradient: Tensor,
     input: Tensor | None,
@@ -434,6 +456,32 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     gradient = _gradient(output_gradient, size_of_input, pooling, dtype, channels_last)
     return gradient, gradient.new_empty(gradient.shape[1] if bias_wanted else 0, dtype=torch.float32)
+
+
+@register_flop_formula(torch.ops.alexnet_fused.stage_backward)
+def _(
+    output_gradient: Sequence[int],
+    input: Sequence[int] | None,
+    bias: Sequence[int] | None,
+    output: Sequence[int] | None,
+    offsets: Sequence[int] | None,
+    size_of_input: Sequence[int],
+    relu: bool,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    groups: int,
+    pooling: Sequence[int],
+    dtype: torch.dtype,
+    channels_last: bool,
+    bias_wanted: bool,
+    *,
+    out_shape: Any,
+) -> int:
+    parts = _parts(size, alpha, beta, k, groups, pooling)
+    elements, windows = math.prod(out_shape[0]), math.prod(output_gradient)
+    return backward_flops(elements, windows, bias is not None, relu, *parts, bias_wanted)
 
 
 def _numbers(normalization: Normalization | None, pooling: Pooling | None) -> tuple[list[float], list[int]]:

@@ -1,0 +1,52 @@
+"""How many operations the formulas take, for limits and for :mod:`torch.utils.flop_counter`.
+
+An addition, a multiplication, a comparison, a root and a power count one each, as the formulas at the heads of
+:mod:`kernels.local_response_norm` and :mod:`kernels.max_pool2d` have them; what an implementation computes twice or
+saves itself does not change the count. PyTorch's counter takes no notice of its own elementwise operators,
+normalization and pooling among them: with these operators a network counts slightly more FLOPs than with those.
+"""
+
+from .arguments import Normalization, Pooling
+
+#: Roots and products of ``s ** -0.75``, and as much for any other power.
+_POWER = 3
+
+
+def forward_flops(
+    elements: int, windows: int, bias: bool, relu: bool, normalization: Normalization | None, pooling: Pooling | None
+) -> int:
+    """Operations of the chain forward.
+
+    Args:
+        elements: of the input.
+        windows: times channels; elements of the output where there is pooling.
+        bias, relu, normalization, pooling: the parts of the chain.
+    """
+    each = bias + relu
+    if normalization:
+        # The squares' sum, times alpha / size, plus k; the power; the product with it.
+        each += normalization.size + 2 + _POWER + 1
+    return elements * each + (windows * (_elements(pooling) - 1) if pooling else 0)
+
+
+def backward_flops(
+    elements: int,
+    windows: int,
+    bias: bool,
+    relu: bool,
+    normalization: Normalization | None,
+    pooling: Pooling | None,
+    bias_wanted: bool,
+) -> int:
+    """Operations of the chain backward; see :func:`forward_flops`."""
+    each = relu + bias_wanted
+    if normalization:
+        # The activation again, its sums, the power; the direct term, its share in others' sums, those sums, their
+        # product with 2 alpha beta / size and the activation, the difference.
+        each += bias + relu + normalization.size + 2 + _POWER + 1 + 2 + (normalization.size - 1) + 3
+    # For each element of a window: is it the one that was largest, and the sum over windows.
+    return elements * each + (windows * 2 * _elements(pooling) if pooling else 0)
+
+
+def _elements(pooling: Pooling) -> int:
+    return pooling.kernel_size[0] * pooling.kernel_size[1]
