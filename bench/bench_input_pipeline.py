@@ -44,7 +44,13 @@ def test_prepare(benchmark: BenchmarkFixture, row: Row, tmp_path: Path) -> None:
     finally:
         torch.set_num_threads(before)
     size = np.mean([Path(file).stat().st_size for file in files])
-    row(case="prepare, one process", shape="500x375 JPEG to 256x256", images=CHUNK, file_kib=round(size / 1024, 1))
+    row(
+        suite="input",
+        case="prepare, one process",
+        shape="500x375 JPEG to 256x256",
+        images=CHUNK,
+        file_kib=round(size / 1024, 1),
+    )
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -59,7 +65,13 @@ def test_loader(benchmark: BenchmarkFixture, row: Row, tmp_path: Path, threads: 
     batches = iter(Loader(split, BATCH, torch.device("cpu"), shuffle=True, threads=threads))
     benchmark.pedantic(lambda: [next(batches) for _ in range(16)], rounds=20, warmup_rounds=2)
     batches.close()
-    row(case=f"loader, {threads} reading", shape=f"{BATCH}x{SIZE}x{SIZE}x3", dtype="uint8", images=16 * BATCH)
+    row(
+        suite="input",
+        case=f"loader, {threads} reading",
+        shape=f"{BATCH}x{SIZE}x{SIZE}x3",
+        dtype="uint8",
+        images=16 * BATCH,
+    )
 
 
 def test_training_input(benchmark: BenchmarkFixture, row: Row) -> None:
@@ -71,4 +83,10 @@ def test_training_input(benchmark: BenchmarkFixture, row: Row) -> None:
     make = TrainingInput(mean, colour, CROP, RecipeConfig(), torch.device("cpu"))
     varied = VariationTable(BATCH, make.margin, RecipeConfig(), 0).rows(0, np.arange(BATCH))
     benchmark.pedantic(make, (images, varied), rounds=20, warmup_rounds=2)
-    row(case="crop, reflect, colour, mean", shape=f"{BATCH}x{SIZE}x{SIZE}x3", dtype="float32", images=BATCH)
+    row(
+        suite="input",
+        case="crop, reflect, colour, mean",
+        shape=f"{BATCH}x{SIZE}x{SIZE}x3",
+        dtype="float32",
+        images=BATCH,
+    )

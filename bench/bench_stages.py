@@ -11,9 +11,11 @@ import kernels
 from net.alexnet import Stage
 from net.config import VARIANTS
 
+from .cases import CPU_FORMAT, FORMATS
+from .memory import kept_bytes
+
 Row = Callable[..., None]
 BATCH = 16
-FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 #: What is measured: the implementation chosen, and whether ``torch.compile`` compiles the caller. ``compiled`` is
 #: PyTorch's own operators compiled, ``traced`` our formula in the caller's graph.
 IMPLEMENTATIONS = {
@@ -25,22 +27,15 @@ IMPLEMENTATIONS = {
 }
 
 
-def _kept_bytes(forward: Callable[[], object]) -> int:
-    """Bytes of memory that autograd keeps for backward, each storage once."""
-    storages: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        forward()
-    return sum(storages.values())
-
-
-@pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    ("implementation", "memory_format"),
+    [
+        pytest.param(name, format, marks=[pytest.mark.long] if compiled or name == "inductor" else [])
+        for name, (_, compiled) in IMPLEMENTATIONS.items()
+        for format in ("contiguous", "channels_last")
+        if format == "channels_last" or name in CPU_FORMAT
+    ],
+)
 def test_paper_stages(benchmark: BenchmarkFixture, row: Row, implementation: str, memory_format: str) -> None:
     """Both stages as the network calls them, a tower at a time, on the CPU in float32."""
     torch.manual_seed(0)
@@ -66,8 +61,9 @@ def test_paper_stages(benchmark: BenchmarkFixture, row: Row, implementation: str
     with kernels.implementation(chosen):
         gradients = [torch.randn_like(output) for output in run()]
         benchmark.pedantic(lambda: torch.autograd.backward(run(), gradients), rounds=15, warmup_rounds=3)
-        kept = _kept_bytes(run)
+        kept = kept_bytes(run, ())
     row(
+        suite="kernels",
         case="stages 1 and 2, forward and backward",
         implementation=implementation,
         mode="forward_backward",

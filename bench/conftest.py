@@ -1,5 +1,7 @@
-"""What the benchmarks share: the ``--record`` flag, and rows made from what pytest-benchmark measured."""
+"""What the benchmarks share: flags, limits, and rows made from what pytest-benchmark measured."""
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,15 +13,23 @@ from net.cli import spin_briefly
 # As the commands do, before torch is imported.
 spin_briefly()
 
+import torch  # noqa: E402
+
 from net.device import keep_freed_memory  # noqa: E402
 
+from . import ceilings as ceilings_module  # noqa: E402
+from .ceilings import Ceilings  # noqa: E402
 from .records import time_columns, write  # noqa: E402
+from .roofline import Work  # noqa: E402
+from .timing import synchronized  # noqa: E402
 
 ROWS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--record", action="store_true", help="append what is measured to reports/data")
+    group = parser.getgroup("this project's benchmarks")
+    group.addoption("--record", action="store_true", help="append what is measured to reports/data")
+    group.addoption("--quick", action="store_true", help="fewer cases, nothing that is compiled for long")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,23 +38,62 @@ def pytest_configure(config: pytest.Config) -> None:
     keep_freed_memory()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name.startswith("bench_"):
+            item.add_marker(pytest.mark.benchmark(timer=synchronized))
+            # Compiling the whole network on two cores takes minutes.
+            item.add_marker(pytest.mark.timeout(900))
+            if config.getoption("--quick") and item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="left out by --quick"))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if session.config.getoption("--record") and session.config.stash[ROWS]:
         rows = session.config.stash[ROWS]
         print(f"\nrecorded {len(rows)} rows in {write(rows)}")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cold_compiler() -> Iterator[None]:
+    """What torch.compile makes is kept for this session alone, so that its first calls are first calls."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", os.path.join(folder, "inductor"))
+        yield
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(scope="session")
+def ceilings(request: pytest.FixtureRequest, device: torch.device) -> Ceilings:
+    """This machine's limits, measured once in a session; their rows are recorded with the others."""
+    rows = list(ceilings_module.rows(device))
+    request.config.stash[ROWS].extend(rows)
+    return ceilings_module.ceilings(rows)
+
+
 @pytest.fixture
 def row(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
-    """Says what a benchmark measures: ``row(case=..., images=...)``; ``images`` is for one timed call."""
+    """Says what a benchmark measures: ``row(case=..., images=..., work=...)``.
+
+    ``images`` and ``work`` are of one call; ``calls`` is how many calls were timed together.
+    """
     columns: dict[str, Any] = {}
     yield columns.update
-    if benchmark.stats is None:
-        return
-    times = benchmark.stats.stats.data
+    calls = columns.pop("calls", 1)
+    work: Work | None = columns.pop("work", None)
     images = columns.pop("images", None)
-    columns.update(time_columns(times))
-    if images is not None:
-        columns["images_per_s"] = round(images / (columns["median_us"] * 1e-6), 1)
+    if benchmark.stats is not None:
+        columns.update(time_columns(time / calls for time in benchmark.stats.stats.data))
+        if images is not None:
+            columns["images_per_s"] = round(images / (columns["median_us"] * 1e-6), 1)
+    elif "status" not in columns:
+        return
+    if work is not None:
+        limits = request.getfixturevalue("ceilings") if "ceilings" in request.fixturenames else None
+        columns.update(work.columns(columns.get("median_us"), columns["dtype"], limits))
     benchmark.extra_info.update(columns)
     request.config.stash[ROWS].append(columns)

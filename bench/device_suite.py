@@ -1,244 +1,368 @@
-"""Everything worth knowing of a GPU, in order of value: ``python -m bench.device_suite``.
+"""Everything worth knowing of a device, in order of value: ``python -m bench.device_suite``.
 
-Each part writes its rows to the record as soon as it ends, and no part begins after ``--budget-s`` seconds.
+For a GPU that may be had for minutes. Each part writes its rows to the record as soon as they are measured, and nothing
+begins after ``--budget-s`` seconds. On a CPU the same parts run at sizes that say nothing, to see that they run.
 """
 
-import argparse
+import gzip
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch._functorch.config as functorch_config
-import torch.nn.functional as F
-from torch import Tensor, nn
+import numpy as np
 
-import kernels
-from net.alexnet import alexnet
-from net.config import VARIANTS, TrainConfig
-from net.device import autocast, set_precision
-from net.recipe import PaperSGD, Schedule, parameter_groups
+from net.cli import Parser, spin_briefly
 
-from .environment import ROOT
-from .records import DATA, time_columns, write
-from .timing import copies, gpu_seconds, wall_seconds
+# As the commands do, before torch is imported.
+spin_briefly()
+
+import torch  # noqa: E402
+import torch._functorch.config as functorch_config  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+import kernels  # noqa: E402
+from net.config import VARIANTS  # noqa: E402
+from net.data.images import Split  # noqa: E402
+from net.data.loader import Loader  # noqa: E402
+from net.device import autocast  # noqa: E402
+
+from . import ceilings as ceilings_module  # noqa: E402
+from .cases import CASES, DTYPES, MODES, Prepared, WrongResultError, check, describe, inputs, prepare  # noqa: E402
+from .ceilings import Ceilings  # noqa: E402
+from .environment import ROOT  # noqa: E402
+from .memory import kept_bytes  # noqa: E402
+from .network import PRECISIONS, STORED, build, images_and_labels, layer_steps, update_step, whole_work  # noqa: E402
+from .records import DATA, time_columns, write  # noqa: E402
+from .roofline import Work, layers  # noqa: E402
+from .timing import copies, seconds, wall_seconds  # noqa: E402
 
 Rows = Iterator[dict[str, Any]]
-#: [channels, rows and columns] of what stages 1 and 2 of the paper's network read.
-STAGES = {"stage1": (96, 55), "stage2": (256, 27)}
+#: Runs that must give the same bits.
+REPEATS = 250
 
 
-def gate() -> Rows:
-    """The kernels' tests on this device; a failure ends the suite."""
-    tests = ["tests/test_triton_stage.py"]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
-    begin = time.perf_counter()
-    done = subprocess.run(command, cwd=ROOT)
-    if done.returncode:
-        raise SystemExit("error: the kernels' tests fail on this device; nothing is timed")
-    yield {"case": "the kernels' tests", "median_us": round((time.perf_counter() - begin) * 1e6)}
+class Suite:
+    """The parts on one device.
 
+    Args:
+        device: where they run.
+        images: a batch.
+        network: the variant of the network.
+        toy: few samples, and no tests: this is to see that it runs.
+    """
 
-def ceilings() -> Rows:
-    """Copies of several sizes, and matrix products."""
-    for mib in (16, 64, 1024):
-        columns = _copy(2 * mib * 2**20)
-        gb = 2 * mib * 2**20 / columns["median_us"] * 1e-3
-        yield {"case": "copy", "shape": f"{mib} MiB", "implementation": "aten", **columns, "gb_per_s": round(gb)}
-    for dtype in (torch.bfloat16, torch.float32):
-        a, b = (torch.randn(8192, 8192, device="cuda", dtype=dtype) for _ in range(2))
-        (times,) = gpu_seconds([[lambda a=a, b=b: torch.mm(a, b)]], 10)  # type: ignore[misc]
-        columns = time_columns(times)
-        rate = 2 * 8192**3 / columns["median_us"] * 1e-6
-        name = str(dtype).removeprefix("torch.")
-        yield {
-            "case": "matrix product",
-            "shape": "8192x8192x8192",
-            "dtype": name,
-            **columns,
-            "tflop_per_s": round(rate),
+    def __init__(self, device: torch.device, images: int, network: str, toy: bool) -> None:
+        self.device, self.images, self.network, self.toy = device, images, network, toy
+        self.samples = 3 if toy else 30
+        self.limits: Ceilings | None = None
+        self.rivals = ("triton", "aten", "compiled", "traced") if device.type == "cuda" else ("reference", "aten")
+
+    def gate(self) -> Rows:
+        """The kernels' tests, repeats bit for bit, a memory checker where there is one; a failure ends the suite."""
+        begin = time.perf_counter()
+        if not self.toy:
+            tests = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/test_triton_stage.py"]
+            if subprocess.run(tests, cwd=ROOT).returncode:
+                raise SystemExit("error: the kernels' tests fail on this device; nothing is timed")
+            if checker := shutil.which("compute-sanitizer"):
+                command = [checker, "--error-exitcode", "9", *tests, "-k", "half_types or every_dtype"]
+                if subprocess.run(command, cwd=ROOT).returncode == 9:
+                    raise SystemExit("error: compute-sanitizer found a wrong access to memory; nothing is timed")
+        for case in CASES[:2]:
+            input, bias = inputs(case, 2, torch.bfloat16, "channels_last", self.device)
+            prepared = prepare(case, self.rivals[0])
+            results = []
+            for _ in range(3 if self.toy else REPEATS):
+                output = prepared(input, bias)
+                results.append([output, *prepared.gradients(output, input, bias, torch.ones_like(output))])
+            if not all(
+                torch.equal(one, other) for result in results for one, other in zip(result, results[0], strict=True)
+            ):
+                raise SystemExit(f"error: {case.name} gives other bits when it is repeated; nothing is timed")
+        yield {"case": "the kernels' tests", "median_us": round((time.perf_counter() - begin) * 1e6)}
+
+    def ceilings(self) -> Rows:
+        """Copies and matrix products."""
+        measured = list(ceilings_module.rows(self.device, self.samples))
+        self.limits = ceilings_module.ceilings(measured)
+        yield from measured
+
+    def kernels(self) -> Rows:
+        """Every operator at the paper's shapes, its implementations sampled in turns."""
+        # What a backward pass has kept may be needed again.
+        functorch_config.donated_buffer = False
+        for dtype in DTYPES if self.toy else ("bfloat16", "float32"):
+            for case in CASES[1:2] if self.toy else CASES:
+                checked: list[Prepared] = []
+                for name in self.rivals:
+                    torch._dynamo.reset()
+                    prepared = prepare(case, name)
+                    try:
+                        check(prepared, DTYPES[dtype], "channels_last", self.device)
+                        checked.append(prepared)
+                    except (WrongResultError, RuntimeError) as error:
+                        status = f"failed: {type(error).__name__}: {str(error).splitlines()[0]}"
+                        yield {**describe(case, name, "forward", self.images, dtype, "channels_last"), "status": status}
+                for mode in MODES:
+                    yield from self._rivals(checked, mode, dtype)
+
+    def _rivals(self, rivals: list[Prepared], mode: str, dtype: str) -> Rows:
+        case = rivals[0].case
+        work = case.work(self.images, DTYPES[dtype])[mode]
+        count = copies(work.bytes) if self.device.type == "cuda" else 1
+        sets = [inputs(case, self.images, DTYPES[dtype], "channels_last", self.device, seed) for seed in range(count)]
+        times = seconds([rival.calls(mode, sets) for rival in rivals], self.device, self.samples)
+        for rival, found in zip(rivals, times, strict=True):
+            columns = time_columns(found)
+            if mode == "forward":
+                columns["saved_mib"] = round(kept_bytes(lambda r=rival: r(*sets[0]), ()) / 2**20, 2)  # type: ignore[misc]
+            yield {
+                **describe(case, rival.implementation, mode, self.images, dtype, "channels_last"),
+                **columns,
+                **work.columns(columns["median_us"], dtype, self.limits),
+            }
+
+    def layers(self) -> Rows:
+        """Every layer of the network in bfloat16, and what the whole eager step takes."""
+        dtype = "bfloat16"
+        total, graph = 0.0, self.device.type == "cuda"
+        for step in layer_steps(self.network, self.images, dtype, self.device):
+            if graph and step.name == "input preparation":
+                # It sends what was drawn on the host, which no graph holds.
+                times = wall_seconds(step.call, self.samples)
+            else:
+                (times,) = seconds([[step.call]], self.device, self.samples)
+            columns = time_columns(times)
+            if step.mode == "training" and step.name != "input preparation":
+                total += columns["median_us"]
+            yield self._layer(step.name, step.mode, dtype, columns, step.work, step.columns)
+        model = build(self.network, self.device)
+        batch = images_and_labels(self.network, self.images, self.device)
+        columns = time_columns(wall_seconds(update_step(model, model, *batch, dtype), self.samples))
+        more = {"sum_of_layers_us": round(total, 2), "percent_explained": round(100 * total / columns["median_us"], 1)}
+        yield self._layer("whole step", "training", dtype, columns, whole_work(self.network, self.images, dtype), more)
+
+    def _layer(
+        self, name: str, mode: str, dtype: str, times: dict[str, float], work: Work, more: dict[str, Any]
+    ) -> dict[str, Any]:
+        return {
+            "suite": "layers",
+            "case": name,
+            "implementation": "auto, graph" if self.device.type == "cuda" and name != "whole step" else "auto, eager",
+            "mode": mode,
+            "dtype": dtype,
+            "memory_format": "channels_last",
+            "images": self.images,
+            **times,
+            "images_per_s": round(self.images / times["median_us"] * 1e6, 1),
+            **work.columns(times["median_us"], dtype, self.limits),
+            **more,
         }
 
-
-def _copy(moved: int) -> dict[str, float]:
-    """Times of reading and writing ``moved`` bytes, half of them each."""
-    # By an elementwise kernel: a graph's own copies are slower for some sizes.
-    size = moved // 8
-    pairs = [torch.randn(2, size, device="cuda") for _ in range(copies(moved))]
-    (times,) = gpu_seconds([[lambda pair=pair: torch.neg(pair[1], out=pair[0]) for pair in pairs]])  # type: ignore[misc]
-    return time_columns(times)
-
-
-def _rivals() -> dict[str, Callable[[Callable[..., Tensor]], Callable[..., Tensor]]]:
-    def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def _compiled(self, model: torch.nn.Module, how: str) -> Callable[[Tensor], Tensor]:
         torch._dynamo.reset()
-        return torch.compile(function, dynamic=False)
+        return model if how == "eager" else torch.compile(model, mode=how, dynamic=False)
 
-    return {"triton": lambda f: f, "aten": lambda f: f, "compiled": compiled, "compiled reference": compiled}
+    def steps(self) -> Rows:
+        """Updates of the network and of the one without normalization."""
+        compiled = "eager" if self.toy else "reduce-overhead"
+        ours = self.rivals[0]
+        cells = [
+            (self.network, ours, compiled, "bfloat16", self.images),
+            (self.network, "aten", compiled, "float32" if self.toy else "bfloat16", self.images),
+        ]
+        if not self.toy:
+            cells += [
+                (self.network, ours, "default", "bfloat16", self.images),
+                (self.network, ours, "eager", "bfloat16", self.images),
+                (self.network, "aten", "eager", "bfloat16", self.images),
+                ("one_weird_trick", "aten", compiled, "bfloat16", self.images),
+                (self.network, ours, compiled, "bfloat16", 256),
+                (self.network, "aten", compiled, "bfloat16", 256),
+                (self.network, ours, compiled, "bfloat16", 1024),
+                (self.network, "aten", compiled, "bfloat16", 1024),
+                (self.network, ours, compiled, "float32", self.images),
+                (self.network, "aten", compiled, "float32", self.images),
+                (self.network, ours, "max-autotune", "bfloat16", self.images),
+            ]
+        for network, implementation, how, dtype, images in cells:
+            model = build(network, self.device)
+            forward = self._compiled(model, how)
+            call = update_step(model, forward, *images_and_labels(network, images, self.device), dtype)
+            yield self._step(network, "update", implementation, how, dtype, images, call, "train_step")
+            del model, forward, call
 
+    def inference(self) -> Rows:
+        """Logits of the network, without a gradient."""
+        compiled, dtype = "eager" if self.toy else "reduce-overhead", "float32" if self.toy else "bfloat16"
+        for implementation in (self.rivals[0], "aten"):
+            for images in (self.images,) if self.toy else (1, 128, 1024):
+                model = build(self.network, self.device).eval()
+                batch, _ = images_and_labels(self.network, images, self.device)
+                forward = self._compiled(model, compiled)
 
-def stages(batch: int) -> Rows:
-    """Stages 1 and 2 of the paper's network, each implementation against a copy of as many bytes."""
-    functorch_config.donated_buffer = False
-    for dtype in (torch.bfloat16, torch.float32):
-        for name, (channels, size) in STAGES.items():
-            out_size = (size - 3) // 2 + 1
-            whole, windows = (batch * channels * side * side for side in (size, out_size))
-            width = dtype.itemsize
-            moved = {
-                "inference": (whole + windows) * width,
-                "forward": (whole + windows) * width + windows,
-                "backward": (2 * whole + windows) * width + windows,
-            }
-            moved["forward_backward"] = moved["forward"] + moved["backward"]
-            count = copies(moved["inference"])
-            bias = torch.randn(channels, device="cuda", requires_grad=True)
-            inputs, gradients = [], []
-            for _ in range(count):
-                x = (torch.randn(batch, channels, size, size, device="cuda") * 20).to(dtype)
-                inputs.append(x.contiguous(memory_format=torch.channels_last).requires_grad_())
-                g = torch.randn(batch, channels, out_size, out_size, device="cuda").to(dtype)
-                gradients.append(g.contiguous(memory_format=torch.channels_last))
+                def call(
+                    forward: Callable[[Tensor], Tensor] = forward, batch: Tensor = batch, dtype: str = dtype
+                ) -> None:
+                    with torch.inference_mode(), autocast(PRECISIONS[dtype], self.device):
+                        forward(batch)
 
-            def stage(x: Tensor, bias: Tensor) -> Tensor:
-                return kernels.relu_lrn_max_pool2d(x, 5, 5e-4, 0.75, 2.0, groups=2, bias=bias)
+                yield self._step(self.network, "inference", implementation, compiled, dtype, images, call, "inference")
 
-            for mode in moved:
-                copy = _copy(moved[mode])
-                found: dict[str, Sequence[Callable[[], object]]] = {}
-                for rival, prepare in _rivals().items():
-                    chosen = {"compiled": "aten", "compiled reference": "reference"}.get(rival, rival)
-                    with kernels.implementation(chosen):
-                        found[rival] = _calls(prepare(stage), mode, inputs, bias, gradients)
-                        for call in found[rival]:
-                            call()
-                        (times,) = gpu_seconds([found[rival]])
-                    columns = time_columns(times)
-                    yield {
-                        "case": name,
-                        "implementation": rival,
-                        "mode": mode,
-                        "shape": f"{batch}x{channels}x{size}x{size}",
-                        "dtype": str(dtype).removeprefix("torch."),
-                        "memory_format": "channels_last",
-                        **columns,
-                        "fewest_mb": round(moved[mode] * 1e-6, 1),
-                        "copy_us": copy["median_us"],
-                        "percent_of_copy_bandwidth": round(100 * copy["median_us"] / columns["median_us"], 1),
-                    }
-
-
-def _calls(
-    run: Callable[..., Tensor], mode: str, inputs: list[Tensor], bias: Tensor, gradients: list[Tensor]
-) -> list[Callable[[], object]]:
-    calls: list[Callable[[], object]] = []
-    for x, gradient in zip(inputs, gradients, strict=True):
-        if mode == "inference":
-            frozen, plain = x.detach(), bias.detach()
-            calls.append(lambda x=frozen, b=plain: run(x, b))  # type: ignore[misc]
-        elif mode == "forward":
-            calls.append(lambda x=x: run(x, bias))  # type: ignore[misc]
-        elif mode == "forward_backward":
-            calls.append(lambda x=x, g=gradient: torch.autograd.grad(run(x, bias), (x, bias), g))  # type: ignore[misc]
-        else:
-            output = run(x, bias)
-            calls.append(
-                lambda o=output, x=x, g=gradient: torch.autograd.grad(o, (x, bias), g, retain_graph=True)  # type: ignore[misc]
-            )
-    return calls
-
-
-def training(batch: int) -> Rows:
-    """An update of the paper's network, and of the LRN-free one, in bfloat16."""
-    cases = [
-        ("paper", "triton", "reduce-overhead"),
-        ("paper", "aten", "reduce-overhead"),
-        ("paper", "triton", "default"),
-        ("paper", "triton", "eager"),
-        ("paper", "aten", "eager"),
-        ("one_weird_trick", "aten", "reduce-overhead"),
-    ]
-    device = torch.device("cuda")
-    for variant, implementation, mode in cases:
-        torch._dynamo.reset()
-        torch.manual_seed(0)
-        set_precision("bf16", device)
-        size = VARIANTS[variant].image_size
-        model: nn.Module = alexnet(variant).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        recipe = TrainConfig()
-        optimizer = PaperSGD(parameter_groups(model, recipe), recipe.lr, recipe.momentum, recipe.weight_decay)
-        Schedule(recipe).apply(optimizer)
-        images = (torch.randn(batch, 3, size, size, device=device) * 60).contiguous(memory_format=torch.channels_last)
-        labels = torch.randint(0, 1000, (batch,), device=device)
-        forward: Callable[[Tensor], Tensor] = model
-        if mode != "eager":
-            forward = torch.compile(model, mode=mode, dynamic=False)
-
-        def update(
-            forward: Callable[[Tensor], Tensor] = forward,
-            images: Tensor = images,
-            labels: Tensor = labels,
-            optimizer: PaperSGD = optimizer,
-        ) -> None:
-            with autocast("bf16", device):
-                loss = F.cross_entropy(forward(images), labels)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
+    def _step(
+        self,
+        network: str,
+        what: str,
+        implementation: str,
+        how: str,
+        dtype: str,
+        images: int,
+        call: Callable[[], object],
+        mode: str,
+    ) -> dict[str, Any]:
+        cuda, size = self.device.type == "cuda", VARIANTS[network].image_size
+        more: dict[str, Any] = {}
         with kernels.implementation(implementation):
             begin = time.perf_counter()
-            update()
-            torch.cuda.synchronize()
-            first = time.perf_counter() - begin
-            torch.cuda.reset_peak_memory_stats()
-            columns = time_columns(wall_seconds(update, 30, 10))
-        yield {
-            "case": f"update of {variant}",
-            "implementation": f"{implementation}, {mode}",
-            "mode": "train_step",
-            "shape": f"{batch}x3x{size}x{size}",
-            "dtype": "bfloat16",
+            call()
+            if cuda:
+                torch.cuda.synchronize()
+            more["first_call_s"] = round(time.perf_counter() - begin, 1)
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()
+            columns = time_columns(wall_seconds(call, self.samples, 1 if self.toy else 10))
+            if cuda:
+                more["peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
+                more["kernels_launched"] = _launched(call)
+        if what == "update":
+            work = whole_work(network, images, dtype)
+        else:
+            work = Work(0, 0)
+            for layer in layers(VARIANTS[network], images, DTYPES[dtype].itemsize).values():
+                work += layer["inference"]
+        return {
+            "suite": "steps",
+            "case": f"{what} of {network}",
+            "implementation": f"{implementation}, {how}",
+            "mode": mode,
+            "shape": f"{images}x3x{size}x{size}",
+            "dtype": dtype,
             "memory_format": "channels_last",
+            "images": images,
             **columns,
-            "images_per_s": round(batch / columns["median_us"] * 1e6),
-            "peak_mib": round(torch.cuda.max_memory_allocated() / 2**20),
-            "first_call_s": round(first, 1),
+            "images_per_s": round(images / columns["median_us"] * 1e6, 1),
+            **work.columns(columns["median_us"], dtype, self.limits),
+            **more,
         }
+
+    def input(self) -> Rows:
+        """Batches in random order from a mapped file in the page cache to the device."""
+        count = 4 * self.images if self.toy else 8192
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "images.npy"
+            written = np.lib.format.open_memmap(path, "w+", np.uint8, (count, STORED, STORED, 3))
+            written[:] = np.arange(count, dtype=np.uint8)[:, None, None, None]
+            del written
+            split = Split(np.load(path, mmap_mode="r"), np.arange(count, dtype=np.int64))
+            batches = iter(Loader(split, self.images, self.device, shuffle=True, threads=2))
+            times = wall_seconds(lambda: next(batches), 5 * self.samples)
+            batches.close()
+        columns = time_columns(times)
+        yield {
+            "suite": "input",
+            "case": "loader, 2 reading",
+            "shape": f"{self.images}x{STORED}x{STORED}x3",
+            "dtype": "uint8",
+            **columns,
+            "images_per_s": round(self.images / columns["median_us"] * 1e6, 1),
+        }
+
+    def trace(self, folder: Path) -> Rows:
+        """A profiler's trace of an update, for Perfetto or chrome://tracing."""
+        model = build(self.network, self.device)
+        forward = self._compiled(model, "eager" if self.toy else "reduce-overhead")
+        images, labels = images_and_labels(self.network, self.images, self.device)
+        begin = time.perf_counter()
+        for _ in range(1 if self.toy else 4):
+            F.cross_entropy(forward(images), labels).backward()
+        with torch.profiler.profile() as profile:
+            F.cross_entropy(forward(images), labels).backward()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+        with tempfile.TemporaryDirectory() as temporary:
+            plain = Path(temporary) / "trace.json"
+            profile.export_chrome_trace(str(plain))
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "trace.json.gz").write_bytes(gzip.compress(plain.read_bytes()))
+        yield {"case": "trace", "median_us": round((time.perf_counter() - begin) * 1e6)}
+
+
+def _launched(call: Callable[[], object]) -> int:
+    """Kernels that a call launches on a GPU."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    return sum(event.device_type.name == "CUDA" for event in profile.events())
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """The short table that is printed last."""
+    lines = [
+        f"{'case':28} {'implementation':24} {'mode':17} {'dtype':9} {'median us':>12} {'images/s':>10} {'% limit':>8}"
+    ]
+    for row in rows:
+        if "median_us" in row:
+            lines.append(
+                f"{row['case'][:28]:28} {row.get('implementation', '')[:24]:24} {row.get('mode', ''):17} "
+                f"{row.get('dtype', ''):9} {row['median_us']:>12,.1f} {row.get('images_per_s', 0):>10,.0f} "
+                f"{row.get('percent_of_limit', 0):>8.1f}"
+            )
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.device_suite", description=__doc__)
-    parser.add_argument("--budget-s", type=float, default=540, help="begin no part after so many seconds")
+    """Run the parts as the command line says; returns the exit status."""
+    parser = Parser(prog="python -m bench.device_suite", description=__doc__.splitlines()[0])
+    parts = ("gate", "ceilings", "kernels", "layers", "steps", "inference", "input", "trace")
+    parser.add_argument("--budget-s", type=float, default=540, help="begin nothing after so many seconds")
     parser.add_argument("--output", type=Path, default=DATA, help="folder for the record")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--parts", nargs="+", help="only these")
+    parser.add_argument("--batch-size", type=int, help="images; 128 on a GPU, else 2")
+    parser.add_argument("--network", choices=VARIANTS, help="paper on a GPU, else digits")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="only these")
     options = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
-        parser.error("there is no CUDA GPU here; python -m pytest --benchmark-only measures a CPU")
-    # Graphs cannot be captured on the default stream.
-    torch.cuda.set_stream(torch.cuda.Stream())
-    parts: dict[str, Callable[[], Rows]] = {
-        "gate": gate,
-        "ceilings": ceilings,
-        "stages": lambda: stages(options.batch_size),
-        "training": lambda: training(options.batch_size),
-    }
-    begin = time.perf_counter()
-    for name, part in parts.items():
-        if options.parts and name not in options.parts:
-            continue
-        print(f"--- {name}", flush=True)
-        rows = part()
+    cuda = torch.cuda.is_available()
+    if cuda:
+        # Graphs cannot be captured on the default stream.
+        torch.cuda.set_stream(torch.cuda.Stream())
+    else:
+        print("no GPU here: toy sizes, to see that everything runs; python -m pytest --benchmark-only measures a CPU")
+    device = torch.device("cuda" if cuda else "cpu")
+    images, network = options.batch_size or (128 if cuda else 2), options.network or ("paper" if cuda else "digits")
+    suite = Suite(device, images, network, toy=not cuda)
+    begin, done = time.perf_counter(), []
+    for name in options.parts:
+        spent = time.perf_counter() - begin
+        print(f"--- {name} ({spent:.0f} of {options.budget_s:.0f} s spent)", flush=True)
+        rows = suite.trace(options.output) if name == "trace" else getattr(suite, name)()
         while time.perf_counter() - begin < options.budget_s:
             row = next(rows, None)
             if row is None:
                 break
-            print({k: v for k, v in row.items() if k not in ("p20_us", "p80_us", "memory_format")}, flush=True)
-            write([row], options.output)
+            print(
+                {key: value for key, value in row.items() if key not in ("p20_us", "p80_us", "memory_format")},
+                flush=True,
+            )
+            path = write([row], options.output)
+            done.append(row)
+    print(summary(done))
+    if done:
+        print(f"recorded {len(done)} rows in {path}")
     return 0
 
 

@@ -35,7 +35,8 @@ def write(rows: Iterable[Mapping[str, Any]], folder: Path = DATA) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
         for row in rows:
-            file.write(json.dumps({**row, **environment}) + "\n")
+            # What a model says of another machine names that machine itself.
+            file.write(json.dumps({**environment, **row}) + "\n")
     return path
 
 

@@ -1,4 +1,4 @@
-"""How long a call takes on a GPU: replayed from a graph, on memory that is no longer in its cache."""
+"""How long a call takes: on a GPU replayed from a graph, on memory that is no longer in its cache."""
 
 import math
 import time
@@ -66,14 +66,34 @@ def gpu_seconds(rivals: Sequence[Sequence[Call]], samples: int = SAMPLES) -> lis
     return results
 
 
+def seconds(rivals: Sequence[Sequence[Call]], device: torch.device, samples: int = SAMPLES) -> list[list[float]]:
+    """Seconds of one call of each rival, sampled in turns: from graphs on a GPU, by the clock on a CPU."""
+    if device.type == "cuda":
+        return gpu_seconds(rivals, samples)
+    results: list[list[float]] = [[] for _ in rivals]
+    for sample in range(samples + 2):
+        for result, calls in zip(results, rivals, strict=True):
+            begin = time.perf_counter()
+            for call in calls:
+                call()
+            if sample >= 2:
+                result.append((time.perf_counter() - begin) / len(calls))
+    return results
+
+
+def synchronized() -> float:
+    """The clock, once a GPU has done all it was given: pytest-benchmark's timer here."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def wall_seconds(call: Call, samples: int = SAMPLES, warmup: int = 3) -> list[float]:
     """Seconds of calls that a host makes one after the other, each waited for."""
     results = []
     for sample in range(samples + warmup):
-        begin = time.perf_counter()
+        begin = synchronized()
         call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
         if sample >= warmup:
-            results.append(time.perf_counter() - begin)
+            results.append(synchronized() - begin)
     return results

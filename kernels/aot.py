@@ -37,12 +37,13 @@ PAPER_POOLING = Pooling((3, 3), (2, 2), (0, 0), (1, 1), False)
 
 
 class Case(NamedTuple):
-    """A configuration that the paper's network launches."""
+    """A configuration that the paper's network launches; ``activation`` is whether bias and ReLU come first."""
 
     name: str
     shape: tuple[int, int, int, int]
     normalization: Normalization | None
     pooling: Pooling | None
+    activation: bool = True
 
 
 #: A tower's maps behind conv1, conv2 and conv5; normalization alone is for other networks.
@@ -57,8 +58,8 @@ CASES = (
 def launches(case: Case, dtype: torch.dtype, format: torch.memory_format) -> Iterator[tuple[str, Any, int]]:
     """(mode, launch, bytes that must move) of a case's kernels, from the launcher itself and tensors without memory."""
     input = torch.empty(case.shape, dtype=dtype, device="meta", memory_format=format)
-    bias = torch.empty(case.shape[1], device="meta")
-    parts = (True, case.normalization, case.pooling)
+    bias = torch.empty(case.shape[1], device="meta") if case.activation else None
+    parts = (case.activation, case.normalization, case.pooling)
     output, offsets = triton_stage._outputs(input, case.pooling, True)
     nothing = output.new_empty(0, dtype=torch.uint8)
     size = input.numel() * input.element_size()
@@ -66,18 +67,18 @@ def launches(case: Case, dtype: torch.dtype, format: torch.memory_format) -> Ite
     saved = offsets.numel() * offsets.element_size()
     yield "forward", triton_stage.forward_launch(input, bias, *parts, True, output, offsets), size + out_size + saved
     yield "inference", triton_stage.forward_launch(input, bias, *parts, False, output, nothing), size + out_size
-    masked = case.normalization is None
+    masked = case.normalization is None and case.activation
     launch, _ = triton_stage.backward_launch(
         torch.empty_like(output),
-        None if masked else input,
-        None if masked else bias,
+        input if case.normalization else None,
+        bias if case.normalization else None,
         output if masked else None,
         offsets if case.pooling else None,
         *parts,
         torch.empty_like(input),
-        True,
+        case.activation,
     )
-    yield "backward", launch, (size if masked else 2 * size) + out_size * (2 if masked else 1) + saved
+    yield "backward", launch, (2 if case.normalization else 1) * size + (2 if masked else 1) * out_size + saved
 
 
 def source(launch: Any, aligned: bool = True) -> ASTSource:
@@ -147,15 +148,15 @@ def _nvidia(compiled: Any) -> dict[str, Any]:
     # Behind the last EXIT stand a branch to itself and NOPs: they only fill the file up.
     placed = [(int(address, 16), name, operands) for address, name, operands in lines if name != "NOP"]
     instructions = [name for _, name, _ in placed]
-    loop = 0
+    loop: list[str] = []
     for address, name, operands in placed:
         if (
             name.split(".")[0] == "BRA"
             and (target := re.search(r"0x([0-9a-f]+)", operands))
             and int(target[1], 16) < address
         ):
-            inside = [other for other, _, _ in placed if int(target[1], 16) <= other <= address]
-            loop = max(loop, len(inside))
+            inside = [other for place, other, _ in placed if int(target[1], 16) <= place <= address]
+            loop = max(loop, inside, key=len)
     accesses: collections.Counter[str] = collections.Counter()
     for name in instructions:
         parts = name.split(".")
@@ -172,7 +173,8 @@ def _nvidia(compiled: Any) -> dict[str, Any]:
         "accesses": dict(sorted(accesses.items())),
         "special_functions": sum(name.startswith("MUFU") for name in instructions),
         "instructions": len(instructions),
-        "loop_instructions": loop,
+        "loop_instructions": len(loop),
+        "loop_special_functions": sum(name.startswith("MUFU") for name in loop),
     }
 
 
@@ -196,6 +198,7 @@ def _amd(compiled: Any) -> dict[str, Any]:
         "special_functions": sum(name.startswith(special) for name in instructions),
         "instructions": len(instructions),
         "loop_instructions": 0,
+        "loop_special_functions": 0,
     }
 
 

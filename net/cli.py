@@ -17,7 +17,7 @@ from .fields import flag_name, near, typed, unwrapped
 Config = TypeVar("Config")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Refuses with one line instead of the whole usage."""
 
     def error(self, message: str) -> NoReturn:
@@ -37,7 +37,7 @@ def _key_value(text: str) -> tuple[str, Any]:
 
 def parser(config: type[Any], program: str, description: str) -> argparse.ArgumentParser:
     """A parser whose result holds only what the command line gave."""
-    result = _Parser(
+    result = Parser(
         prog=f"python -m {program}", description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False
     )
     hints = typing.get_type_hints(config)

@@ -1,0 +1,203 @@
+"""The operators at the paper's shapes, what they are measured against, and whether what runs is right.
+
+Implementations as everywhere in this project: ``aten`` is PyTorch's own operators, ``compiled`` those under
+``torch.compile``, ``reference`` and ``inductor`` the formulas of :mod:`kernels` called eagerly, ``traced`` the formulas
+in a compiled caller's graph, ``triton`` the kernels.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch._dynamo.config as dynamo_config
+from torch import Tensor
+
+import kernels
+from kernels.arguments import Normalization, Pooling
+
+from .roofline import Work, chain
+
+#: Name: the switch of :mod:`kernels`, and whether the caller is compiled.
+IMPLEMENTATIONS = {
+    "aten": ("aten", False),
+    "compiled": ("aten", True),
+    "reference": ("reference", False),
+    "inductor": ("inductor", False),
+    "traced": ("reference", True),
+    "triton": ("triton", False),
+}
+MODES = ("inference", "forward", "backward", "forward_backward")
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+#: The faster memory format of each implementation on a CPU (reports/LOG.md); on a GPU all of them take channels_last.
+CPU_FORMAT = {"aten": "contiguous", "compiled": "contiguous"}
+#: Standard deviation of what stands for a convolution's output: windows' sums then are about as large as k.
+SCALE = 60.0
+LRN = Normalization(5, 5e-4, 0.75, 2.0, 2)
+POOL = Pooling((3, 3), (2, 2), (0, 0), (1, 1), False)
+
+
+Operator = Callable[[Tensor, Tensor | None], Tensor]
+
+
+class Case(NamedTuple):
+    """An operator at one of the paper's layers: what it reads, and the parts of its chain."""
+
+    name: str
+    channels: int
+    size: int
+    bias: bool
+    relu: bool
+    normalization: Normalization | None
+    pooling: Pooling | None
+
+    def operator(self) -> Operator:
+        """The public operator that has these parts."""
+        norm = self.normalization._asdict() if self.normalization else {}
+        pool = self.pooling._asdict() if self.pooling else {}
+        if self.relu and norm and pool:
+            return lambda input, bias: kernels.relu_lrn_max_pool2d(input, **norm, bias=bias, **pool)
+        if self.relu and norm:
+            return lambda input, bias: kernels.relu_local_response_norm(input, **norm, bias=bias)
+        if norm:
+            return lambda input, bias: kernels.local_response_norm(input, **norm)
+        if self.relu:
+            return lambda input, bias: kernels.relu_max_pool2d(input, **pool, bias=bias)
+        return lambda input, bias: kernels.max_pool2d(input, **pool)
+
+    def work(self, images: int, dtype: torch.dtype) -> dict[str, Work]:
+        """FLOPs and fewest bytes by mode."""
+        return chain(
+            images, self.channels, self.size, dtype.itemsize, self.bias, self.relu, self.normalization, self.pooling
+        )
+
+
+CASES = (
+    Case("stage1", 96, 55, True, True, LRN, POOL),
+    Case("stage2", 256, 27, True, True, LRN, POOL),
+    Case("relu_lrn1", 96, 55, True, True, LRN, None),
+    Case("lrn1", 96, 55, False, False, LRN, None),
+    Case("max_pool1", 96, 55, False, False, None, POOL),
+    Case("relu_max_pool5", 256, 13, True, True, None, POOL),
+)
+
+
+class WrongResultError(Exception):
+    """What an implementation computes is not what the formula says; it is not timed."""
+
+
+def inputs(
+    case: Case, images: int, dtype: torch.dtype, format: str, device: torch.device, seed: int = 0
+) -> tuple[Tensor, Tensor | None]:
+    """Input and bias that ask for gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (images, case.channels, case.size, case.size)
+    input = (torch.randn(shape, generator=generator) * SCALE).to(device, dtype)
+    input = input.contiguous(memory_format=FORMATS[format]).requires_grad_()
+    bias = torch.randn(case.channels, generator=generator).to(device).requires_grad_() if case.bias else None
+    return input, bias
+
+
+@contextlib.contextmanager
+def many_variants() -> Iterator[None]:
+    """Every shape, dtype and format of a function may be compiled; PyTorch stops after eight."""
+    with dynamo_config.patch(recompile_limit=256, accumulated_recompile_limit=4096):
+        yield
+
+
+class Prepared(NamedTuple):
+    """An implementation of a case, ready to be called; :meth:`calls` makes the calls that are timed."""
+
+    case: Case
+    implementation: str
+    function: Operator
+
+    def __call__(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        switch = IMPLEMENTATIONS[self.implementation][0]
+        with kernels.implementation(switch), many_variants():
+            return self.function(input, bias)
+
+    def gradients(self, output: Tensor, input: Tensor, bias: Tensor | None, output_gradient: Tensor) -> list[Tensor]:
+        wanted = [input] if bias is None else [input, bias]
+        with many_variants():
+            return list(torch.autograd.grad(output, wanted, output_gradient, retain_graph=True))
+
+    def calls(self, mode: str, sets: list[tuple[Tensor, Tensor | None]]) -> list[Callable[[], object]]:
+        """One call for each set of inputs, which take turns."""
+        made: list[Callable[[], object]] = []
+        for input, bias in sets:
+            if mode == "inference":
+                frozen, plain = input.detach(), None if bias is None else bias.detach()
+                made.append(lambda x=frozen, b=plain: self(x, b))  # type: ignore[misc]
+                continue
+            if mode == "forward":
+                made.append(lambda x=input, b=bias: self(x, b))  # type: ignore[misc]
+                continue
+            output = self(input, bias)
+            gradient = torch.randn_like(output)
+            if mode == "backward":
+                made.append(
+                    lambda o=output, x=input, b=bias, g=gradient: self.gradients(o, x, b, g)  # type: ignore[misc]
+                )
+            else:
+                made.append(
+                    lambda x=input, b=bias, g=gradient: self.gradients(self(x, b), x, b, g)  # type: ignore[misc]
+                )
+        return made
+
+
+def prepare(case: Case, implementation: str) -> Prepared:
+    """An implementation of a case."""
+    run = case.operator()
+    if IMPLEMENTATIONS[implementation][1]:
+        run = torch.compile(run, dynamic=False)
+    return Prepared(case, implementation, run)
+
+
+def check(prepared: Prepared, dtype: torch.dtype, format: str, device: torch.device) -> None:
+    """Hold output and gradients of two images to PyTorch's operators in float64 on the CPU.
+
+    Raises:
+        WrongResultError: relative differences, by norm, of more than 1e-4 in float32, 2e-2 in bfloat16; gradients of
+            bfloat16 may differ by 1e-1, because PyTorch's own operators round before they compare.
+    """
+    case = prepared.case
+    input, bias = inputs(case, 2, dtype, format, device, seed=1)
+    doubles = [None if tensor is None else tensor.detach().cpu().double().requires_grad_() for tensor in (input, bias)]
+    oracle = prepare(case, "aten")
+    assert doubles[0] is not None
+    exact = oracle(doubles[0], doubles[1])
+    gradient = torch.randn(exact.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    output = prepared(input, bias)
+    ours = [output, *prepared.gradients(output, input, bias, gradient.to(output))]
+    theirs = [exact, *oracle.gradients(exact, doubles[0], doubles[1], gradient)]
+    with torch.no_grad():
+        ours.append(prepared(input.detach(), None if bias is None else bias.detach()))
+    theirs.append(exact)
+    half = dtype != torch.float32
+    allowed = [2e-2 if half else 1e-4] + [1e-1 if half else 1e-4] * (len(ours) - 2) + [2e-2 if half else 1e-4]
+    names = ["output", "input gradient", "bias gradient"][: len(ours) - 1] + ["output without a gradient"]
+    for name, one, other, most in zip(names, ours, theirs, allowed, strict=True):
+        difference = float((one.detach().cpu().double() - other.detach()).norm() / other.detach().norm())
+        if not difference <= most:
+            raise WrongResultError(f"{name} differs by {difference:.1e} of its norm, {most:g} is allowed")
+
+
+def describe(case: Case, implementation: str, mode: str, images: int, dtype: str, format: str) -> dict[str, Any]:
+    """The columns that say what a row measures."""
+    return {
+        "suite": "kernels",
+        "case": case.name,
+        "implementation": implementation,
+        "mode": mode,
+        "shape": f"{images}x{case.channels}x{case.size}x{case.size}",
+        "dtype": dtype,
+        "memory_format": format,
+        "images": images,
+    }
+
+
+def formats(implementation: str, device: torch.device) -> str:
+    """The memory format that serves an implementation best."""
+    return CPU_FORMAT.get(implementation, "channels_last") if device.type == "cpu" else "channels_last"
