@@ -430,6 +430,7 @@ class Trainer:
         print(
             f"{plan.variant}: {plan.parameters:,} parameters, {plan.multiply_adds / 1e6:,.1f} million multiply-adds an "
             f"image; {len(data.train):,} training and {len(data.val):,} validation images, {len(data.classes)} classes"
+            + (", synthetic" if data.synthetic else "")
         )
         if data.size > 1.5 * plan.image_size:
             print(

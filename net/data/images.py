@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..config import SHAPES, SYNTHETIC
+
 
 @dataclass(frozen=True)
 class Split:
@@ -55,8 +57,15 @@ class ImageData:
 
     @property
     def name(self) -> str:
-        """What it is called in messages."""
-        return "the embedded digits" if self.path is None else self.path
+        """What it is called in messages; rendered images are called synthetic."""
+        if self.path is None:
+            return "the embedded digits"
+        return f"{self.path} (synthetic shapes)" if self.classes == SHAPES else self.path
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the images were made up by this program."""
+        return self.path is not None and (self.path.partition(":")[0] == SYNTHETIC or self.classes == SHAPES)
 
     @property
     def size(self) -> int:
