@@ -1,6 +1,7 @@
 """What every data source gives: labelled images of one size, and the statistics of the training pixels."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -61,6 +62,13 @@ class ImageData:
         if self.path is None:
             return "the embedded digits"
         return f"{self.path} (synthetic shapes)" if self.classes == SHAPES else self.path
+
+    @property
+    def short_name(self) -> str:
+        """What it is called in figures: the last part of its path."""
+        if self.path is None:
+            return "embedded digits"
+        return "synthetic shapes" if self.classes == SHAPES else Path(self.path).name
 
     @property
     def synthetic(self) -> bool:
