@@ -65,8 +65,9 @@ def test_the_direction_is_checked_at_all(tmp_path: Path) -> None:
         "net.evaluate",
         "net.prepare",
         "net.predict",
+        "net.figures",
         "net.data.shapes",
-    ],  # fmt: skip
+    ],
 )
 def test_commands_start_without_torch(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'numpy', 'matplotlib'}} & set(sys.modules)))"
