@@ -127,11 +127,11 @@ def fastest(
 ) -> Curve:
     """:func:`train` at each rate; the training that came to 25 % first, or came nearest to it.
 
-    A training that has taken longer than the best one so far is not finished.
+    A training that takes longer than the best one so far is not finished.
     """
     best: Curve | None = None
     for rate in rates:
-        limit = float(max_epochs) if best is None or best.reached is None else best.reached
+        limit = float(max_epochs) if best is None or best.reached is None else float(best.epochs[-1])
         curve = train(
             data,
             activation,

@@ -540,6 +540,8 @@ class TrainConfig(RecipeConfig):
         None, "go on from a checkpoint, or from the newest intact one (auto)", optional_value="auto", metavar="PATH"
     )
     init_from: str | None = flag(None, "start from these weights (.safetensors or checkpoint)", metavar="PATH")
+    new_head: bool = flag(False, "with --init-from: start the last layer anew, for other classes (transfer)")
+    freeze: tuple[str, ...] = flag((), "with --init-from: layers that stay as they are, such as conv1", metavar="LAYER")
     checkpoint_every: int = flag(0, "updates between checkpoints besides the one of every epoch", metavar="STEPS")
     keep: int = flag(3, "newest checkpoints that are kept")
     output_dir: str | None = flag(None, "run folder; runs/PRESET-NNN by default", metavar="DIR")
@@ -554,8 +556,9 @@ class TrainConfig(RecipeConfig):
         at_least(self, 1, "max_steps", "image_size", called=flag_name)
         if self.seed >= 2**63:
             raise UsageError(f"--seed must be less than 2**63; got {self.seed}")
-        if self.resume is not None and self.init_from is not None:
-            raise UsageError("--init-from starts a new run and --resume goes on with one: give one of them")
+        for name in ("new_head", "freeze"):
+            if getattr(self, name) and self.init_from is None:
+                raise UsageError(f"{flag_name(name)} goes with --init-from, the weights to start from")
         if self.lr_scheduler == "multistep" and not self.lr_milestones:
             milestones = sorted({max(1, round(0.6 * self.epochs)), max(1, round(0.85 * self.epochs))})
             object.__setattr__(self, "lr_milestones", tuple(milestones))
