@@ -66,6 +66,7 @@ def test_the_direction_is_checked_at_all(tmp_path: Path) -> None:
         "net.prepare",
         "net.predict",
         "net.figures",
+        "net.hashing",
         "net.data.shapes",
     ],
 )
