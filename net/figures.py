@@ -46,6 +46,7 @@ def filters(config: FiltersConfig) -> Path:
     import torch
 
     from . import drawings
+    from .data.images import short_name
     from .trained import open_trained
 
     trained = open_trained(config.checkpoint, torch.device("cpu"))
@@ -69,8 +70,8 @@ def filters(config: FiltersConfig) -> Path:
     gray = trained.mean is not None and bool((trained.mean == trained.mean[..., :1]).all())
     if gray:
         print("its training images are gray: what colour the kernels have is left from their random start")
-    title = f"{name} of {trained.network.variant}, {len(kernels)} kernels" + (
-        "; trained on gray images: colours are left from the random start" if gray else ""
+    title = f"{name}, {len(kernels)} kernels, trained on {short_name(trained.data_path, trained.classes)}" + (
+        "\n(gray images: what colour there is is left from the random start)" if gray else ""
     )
     path = _output(config.output, trained.path, "filters.png")
     drawings.filters(path, title, towers, captions)
@@ -202,6 +203,11 @@ def activations(config: ActivationsConfig) -> Path:
             f"{tanh.reached / relu.reached:.1f} (paper: 6)"
         )
     print(outcome)
+    for curve in curves:
+        if len(config.rates) > 1 and curve.rate in (min(config.rates), max(config.rates)):
+            print(
+                f"{curve.activation} was fastest at the last of --rates, {curve.rate:g}: a rate beyond it may be faster"
+            )
     path = Path(config.output) if config.output is not None else runs.RUNS / "activations.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     title = f"{data.short_name}" + ("" if theirs else " (not what the paper used)") + f"\n{outcome}"

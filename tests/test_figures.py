@@ -13,10 +13,10 @@ from net.activations import crossing, fastest, train
 from net.alexnet import alexnet
 from net.config import SHAPES
 from net.data import digits
-from net.data.images import ImageData, Split, statistics
+from net.data.images import ImageData, Split, short_name, statistics
 from net.data.sources import open_data
 from net.figures import colour_selectivity
-from tests.commands import one_line, run_here
+from tests.commands import ROOT, one_line, run_here
 
 
 def colours_of(path: Path) -> tuple[tuple[int, int], bool]:
@@ -71,6 +71,9 @@ def test_gray_images_and_gray_networks(tmp_path: Path) -> None:
     done = run_here("net.figures", "filters", save(tmp_path / "digits.pt"), "--output", tmp_path / "a.png")
     assert done.returncode == 0, done.stderr
     assert "its training images are gray" in done.stdout
+    assert short_name(None, tuple("0123456789")) == "embedded digits"
+    assert short_name("some/cats.packed", ("a", "b")) == "cats.packed"
+    assert short_name("x.packed", SHAPES) == "synthetic shapes"
     one = save(tmp_path / "one.pt", towers=1)
     assert "all kernels: colour" in run_here("net.figures", "filters", one, "--output", tmp_path / "b.png").stdout
     gray = save(tmp_path / "gray.pt", image_channels=1)
@@ -151,6 +154,7 @@ def test_relu_against_tanh(shapes_run: Path, tmp_path: Path) -> None:
         ("tanh", "0.003"),
     ]
     assert "ReLU did not come to 25 % in 1 epochs: there is no ratio" in done.stdout
+    assert "relu was fastest at the last of --rates" in done.stdout
     colours_of(tmp_path / "deep" / "a.png")
 
 
@@ -185,3 +189,12 @@ def test_what_cannot_be_drawn_costs_one_line(shapes_run: Path, tmp_path: Path) -
         (2, "--batch-size 5000 is more than the 1442 training images", "activations", "-b", 5000),
     ):
         one_line(run_here("net.figures", *arguments), status, says)
+
+
+def test_the_committed_figures_are_small_and_listed() -> None:
+    listed = (ROOT / "reports" / "README.md").read_text()
+    figures = sorted((ROOT / "reports" / "figures").glob("*.png"))
+    assert figures
+    for path in figures:
+        colours_of(path)
+        assert f"figures/{path.name}" in listed

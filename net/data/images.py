@@ -41,6 +41,15 @@ class ColourComponents:
     vectors: NDArray[np.float64]
 
 
+def short_name(path: str | None, classes: tuple[str, ...]) -> str:
+    """What a data set is called in figures: the last part of its path; rendered images are called synthetic."""
+    if path is None:
+        return "embedded digits"
+    if classes == SHAPES:
+        return "synthetic shapes"
+    return "synthetic noise" if path.partition(":")[0] == SYNTHETIC else Path(path).name
+
+
 @dataclass(frozen=True)
 class ImageData:
     """A data set.
@@ -65,10 +74,8 @@ class ImageData:
 
     @property
     def short_name(self) -> str:
-        """What it is called in figures: the last part of its path."""
-        if self.path is None:
-            return "embedded digits"
-        return "synthetic shapes" if self.classes == SHAPES else Path(self.path).name
+        """What it is called in figures; see :func:`short_name`."""
+        return short_name(self.path, self.classes)
 
     @property
     def synthetic(self) -> bool:
