@@ -134,6 +134,30 @@ def given(config: type[Any], program: str, description: str, arguments: Sequence
     return vars(parser(config, program, description).parse_args(arguments))
 
 
+def subcommand(
+    program: str, description: str, summaries: Mapping[str, str], arguments: Sequence[str] | None
+) -> tuple[str, list[str]]:
+    """The first argument, which names one of the subcommands, and the arguments behind it.
+
+    Args:
+        program: the command.
+        description: of the command.
+        summaries: a line about each subcommand, for ``--help``.
+        arguments: None is ``sys.argv``.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    lines = [f"  {name:<{max(map(len, summaries))}}  {summary}" for name, summary in summaries.items()]
+    result = _Parser(
+        prog=f"python -m {program}",
+        usage=f"python -m {program} {{{','.join(summaries)}}} ...",
+        description=description,
+        epilog="\n".join(lines),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("name", choices=summaries, metavar="NAME", help=argparse.SUPPRESS)
+    return result.parse_args(arguments[:1]).name, arguments[1:]
+
+
 def spin_briefly() -> None:
     """Have PyTorch's threads sleep soon when they wait for one another; call it before torch is imported.
 

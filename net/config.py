@@ -423,6 +423,15 @@ def network(variant: str, **fields: Any) -> AlexNetConfig:
 #: The ``--data-path`` of random images, perhaps with a number behind it: ``synthetic:2048``.
 SYNTHETIC = "synthetic"
 
+#: The classes of the synthetic shapes (net.data.shapes), in the order of their folders: three words each, and each word
+#: is needed to tell them apart.
+SHAPES = tuple(
+    f"{colour}_{texture}_{shape}"
+    for colour in ("blue", "green", "red")
+    for texture in ("chequered", "striped")
+    for shape in ("disc", "triangle")
+)
+
 
 @dataclass(frozen=True)
 class RecipeConfig:
@@ -531,6 +540,8 @@ class TrainConfig(RecipeConfig):
         None, "go on from a checkpoint, or from the newest intact one (auto)", optional_value="auto", metavar="PATH"
     )
     init_from: str | None = flag(None, "start from these weights (.safetensors or checkpoint)", metavar="PATH")
+    new_head: bool = flag(False, "with --init-from: start the last layer anew, for other classes (transfer)")
+    freeze: tuple[str, ...] = flag((), "with --init-from: layers that stay as they are, such as conv1", metavar="LAYER")
     checkpoint_every: int = flag(0, "updates between checkpoints besides the one of every epoch", metavar="STEPS")
     keep: int = flag(3, "newest checkpoints that are kept")
     output_dir: str | None = flag(None, "run folder; runs/PRESET-NNN by default", metavar="DIR")
@@ -545,8 +556,9 @@ class TrainConfig(RecipeConfig):
         at_least(self, 1, "max_steps", "image_size", called=flag_name)
         if self.seed >= 2**63:
             raise UsageError(f"--seed must be less than 2**63; got {self.seed}")
-        if self.resume is not None and self.init_from is not None:
-            raise UsageError("--init-from starts a new run and --resume goes on with one: give one of them")
+        for name in ("new_head", "freeze"):
+            if getattr(self, name) and self.init_from is None:
+                raise UsageError(f"{flag_name(name)} goes with --init-from, the weights to start from")
         if self.lr_scheduler == "multistep" and not self.lr_milestones:
             milestones = sorted({max(1, round(0.6 * self.epochs)), max(1, round(0.85 * self.epochs))})
             object.__setattr__(self, "lr_milestones", tuple(milestones))
@@ -570,6 +582,136 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "workers", called=flag_name)
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """What ``python -m net.predict`` is asked to do."""
+
+    checkpoint: str = flag("", "run folder or checkpoint (.pt)", positional=True)
+    images: tuple[str, ...] = flag((), "image files", positional=True)
+    ten_crops: bool = flag(False, "average over ten crops; else the central one")
+    json: bool = flag(False, "JSON instead of a table")
+    features: str | None = flag(
+        None, "write the central crops' last hidden features (fc7), float32 [images, features]", metavar="FILE.npy"
+    )
+    batch_size: int = flag(128, "images in a batch", short="b")
+    precision: Literal["fp32", "tf32", "bf16"] = flag("fp32", "as in net.train")
+    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch_size", called=flag_name)
+        if self.features is not None and not self.features.endswith(".npy"):
+            raise UsageError(f"--features must end in .npy; got {self.features}")
+
+
+@dataclass(frozen=True)
+class FiltersConfig:
+    """What ``python -m net.figures filters`` is asked to do."""
+
+    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors)", positional=True)
+    output: str | None = flag(None, "filters.png in the run folder by default", metavar="FILE.png")
+
+    def __post_init__(self) -> None:
+        _is_png(self.output)
+
+
+@dataclass(frozen=True)
+class PredictionsConfig:
+    """What ``python -m net.figures predictions`` is asked to do."""
+
+    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors)", positional=True)
+    data_path: str | None = flag(None, "as in net.train; by default what it was trained on", metavar="PATH")
+    seed: int = flag(0, "which images are drawn")
+    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    output: str | None = flag(None, "predictions.png in the run folder by default", metavar="FILE.png")
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "seed", called=flag_name)
+        _is_png(self.output)
+
+
+@dataclass(frozen=True)
+class NeighboursConfig:
+    """What ``python -m net.figures neighbours`` is asked to do."""
+
+    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors)", positional=True)
+    data_path: str | None = flag(None, "as in net.train; by default what it was trained on", metavar="PATH")
+    seed: int = flag(0, "which images are drawn")
+    batch_size: int = flag(128, "images in a batch", short="b")
+    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    output: str | None = flag(None, "neighbours.png in the run folder by default", metavar="FILE.png")
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "seed", called=flag_name)
+        at_least(self, 1, "batch_size", called=flag_name)
+        _is_png(self.output)
+
+
+@dataclass(frozen=True)
+class ActivationsConfig:
+    """What ``python -m net.figures activations`` is asked to do."""
+
+    data_path: str | None = flag(None, "as in net.train; the embedded digits by default", metavar="PATH")
+    rates: tuple[float, ...] = flag(
+        (0.001, 0.003, 0.01), "learning rates to try; each activation keeps its fastest", metavar="RATE"
+    )
+    max_epochs: int = flag(60, "epochs after which a training that has not come to 25 % is given up")
+    batch_size: int = flag(128, "images in an update", short="b")
+    seed: int = flag(0, "of weights and order")
+    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    output: str | None = flag(None, "runs/activations.png by default", metavar="FILE.png")
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "max_epochs", "batch_size", called=flag_name)
+        at_least(self, 0, "seed", called=flag_name)
+        for rate in self.rates:
+            if not 0 < rate < math.inf:
+                raise UsageError(f"--rates must be more than 0; got {rate!r}")
+        _is_png(self.output)
+
+
+def _is_png(output: str | None) -> None:
+    if output is not None and not output.endswith(".png"):
+        raise UsageError(f"--output must end in .png; got {output}")
+
+
+@dataclass(frozen=True)
+class HashingConfig:
+    """What ``python -m net.hashing`` is asked to do."""
+
+    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors)", positional=True)
+    data_path: str | None = flag(None, "as in net.train; by default what it was trained on", metavar="PATH")
+    bits: int = flag(64, "bits of a code, a multiple of 64")
+    epochs: int = flag(30, "passes of the auto-encoder over the training images' features")
+    queries: int = flag(1000, "validation images that are searched for")
+    seed: int = flag(0, "of the auto-encoder and of the queries")
+    batch_size: int = flag(128, "images in a batch", short="b")
+    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    output: str | None = flag(None, "JSON file; hashing.json in the run folder by default", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "bits", "epochs", "queries", "batch_size", called=flag_name)
+        at_least(self, 0, "seed", called=flag_name)
+        if self.bits % 64:
+            raise UsageError(f"--bits must be a multiple of 64; got {self.bits}")
+
+
+@dataclass(frozen=True)
+class ShapesConfig:
+    """What ``python -m net.data.shapes`` is asked to do."""
+
+    folder: str = flag("", "folder to render into; new or empty", positional=True)
+    train: int = flag(400, "training images of each class")
+    val: int = flag(100, "validation images of each class")
+    size: int = flag(64, "rows and columns of an image")
+    seed: int = flag(0, "the same seed gives the same images")
+    workers: int | None = flag(None, "processes; one a core by default", short="j")
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "train", "val", "workers", called=flag_name)
+        at_least(self, 8, "size", called=flag_name)
+        at_least(self, 0, "seed", called=flag_name)
 
 
 @dataclass(frozen=True)

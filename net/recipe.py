@@ -113,9 +113,10 @@ def _like(gradient: Tensor, parameter: Tensor) -> Tensor:
 
 
 def parameter_groups(model: nn.Module, recipe: RecipeConfig) -> list[dict[str, Any]]:
-    """Weights, with weight decay, and biases, without (the paper's rule is stated for weights)."""
-    weights = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    biases = [parameter for parameter in model.parameters() if parameter.dim() == 1]
+    """Weights, with weight decay, and biases, without (the paper's rule is stated for weights); no frozen ones."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    weights = [parameter for parameter in learning if parameter.dim() > 1]
+    biases = [parameter for parameter in learning if parameter.dim() == 1]
     return [
         {"params": weights, "weight_decay": recipe.weight_decay, "multiplier": 1.0},
         {"params": biases, "weight_decay": 0.0, "multiplier": recipe.bias_lr_multiplier},

@@ -7,6 +7,7 @@ from typing import Any
 from . import cli, runs
 from .config import TrainConfig
 from .errors import DataError, UsageError
+from .fields import flag_name
 
 DESCRIPTION = (
     "Train an AlexNet. Without flags: the embedded digits, in about a minute. With --preset imagenet --data-path "
@@ -33,6 +34,9 @@ def _resume(flags: dict[str, Any], source: Path) -> int:
     if flags.get("preset", saved["preset"]) != saved["preset"]:
         raise UsageError(f"--preset {flags['preset']}: the run in {source} has the preset {saved['preset']}")
     config = cli.resolve(flags, TrainConfig, saved)
+    for name, default in (("new_head", False), ("freeze", ())):
+        if getattr(config, name) != saved.get(name, default):
+            raise UsageError(f"{flag_name(name)} belongs to the start of a run; the one in {source} keeps its own")
     folder = Path(config.output_dir) if config.output_dir is not None else source
     same = folder.resolve() == source.resolve()
     with runs.claimed(folder, config.preset):
@@ -69,6 +73,8 @@ def _resume(flags: dict[str, Any], source: Path) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the command line says; returns the exit status."""
     flags = cli.given(TrainConfig, "net.train", DESCRIPTION, arguments)
+    if "resume" in flags and "init_from" in flags:
+        raise UsageError("--init-from starts a new run and --resume goes on with one: give one of them")
     if flags.get("resume") is not None and (source := _run_to_resume(flags)) is not None:
         return _resume(flags, source)
     config = cli.resolve(flags, TrainConfig)

@@ -72,6 +72,18 @@ def architecture(config: TrainConfig, data: ImageData | None = None) -> AlexNetC
     return network(config.network, **fields)
 
 
+def _check_frozen(config: TrainConfig, plan: AlexNetConfig) -> None:
+    """Refuse to freeze what is no layer, the layer that starts anew, or everything."""
+    layers = [layer.name for layer in plan.layers() if layer.parameters]
+    for name in config.freeze:
+        if name not in layers:
+            raise UsageError(f"--freeze {name}: {config.network} has the layers {', '.join(layers)}")
+        if config.new_head and name == plan.output_name:
+            raise UsageError(f"--freeze {name}: --new-head starts it anew, so it has to learn")
+    if set(config.freeze) == set(layers):
+        raise UsageError("--freeze names every layer; at least one has to learn")
+
+
 def open_run_data(config: TrainConfig) -> tuple[ImageData, AlexNetConfig]:
     """The data set of a run and the network for it.
 
@@ -81,6 +93,7 @@ def open_run_data(config: TrainConfig) -> tuple[ImageData, AlexNetConfig]:
     if config.data_path is None and config.preset != "digits":
         raise UsageError(f"--preset {config.preset} needs --data-path; synthetic gives random images, for speed")
     plan = architecture(config)
+    _check_frozen(config, plan)
     data = open_data(
         config.data_path,
         image_size=plan.image_size,
@@ -169,9 +182,13 @@ class Trainer:
         self.data, self.plan = open_run_data(config)
         torch.manual_seed(config.seed)
         model = AlexNet(self.plan)
-        if config.init_from is not None:
-            report = weights.load_weights(model, Path(config.init_from))
-            print(f"starting from {config.init_from}: {len(report.loaded)} tensors")
+        if config.init_from is not None and resumed is None:
+            head = self.plan.output_name
+            report = weights.load_weights(model, Path(config.init_from), without=[head] if config.new_head else [])
+            new = f", {head} anew for {self.plan.classes} classes" if config.new_head else ""
+            print(f"starting from {config.init_from}: {len(report.loaded)} tensors{new}")
+        for name in config.freeze:
+            model.get_submodule(name).requires_grad_(False)
         self.model = model.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         groups = parameter_groups(self.model, config)
         self.optimizer = PaperSGD(groups, config.lr, config.momentum, config.weight_decay)
@@ -430,6 +447,7 @@ class Trainer:
         print(
             f"{plan.variant}: {plan.parameters:,} parameters, {plan.multiply_adds / 1e6:,.1f} million multiply-adds an "
             f"image; {len(data.train):,} training and {len(data.val):,} validation images, {len(data.classes)} classes"
+            + (", synthetic" if data.synthetic else "")
         )
         if data.size > 1.5 * plan.image_size:
             print(

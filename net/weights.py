@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,13 @@ def save(path: Path, model: AlexNet, metadata: dict[str, Any]) -> None:
         file.write(serialize(tensors, {"alexnet": json.dumps(metadata)}))
 
 
-def load_weights(model: AlexNet, source: Path | str | Mapping[str, Tensor], *, strict: bool = True) -> LoadReport:
+def load_weights(
+    model: AlexNet,
+    source: Path | str | Mapping[str, Tensor],
+    *,
+    strict: bool = True,
+    without: Collection[str] = (),
+) -> LoadReport:
     """Copy weights into ``model`` from another AlexNet.
 
     Names of this project, of torchvision's AlexNet (``features.0.weight``), of Caffe's and of the ONNX models made from
@@ -109,6 +115,7 @@ def load_weights(model: AlexNet, source: Path | str | Mapping[str, Tensor], *, s
         model: the network; parameters keep their dtype and device.
         source: a ``.safetensors`` file, a checkpoint of this program, or a state dict.
         strict: refuse, and change nothing, unless every parameter is there in the right shape and nothing is left.
+        without: layers that keep the weights they have, whatever the source holds for them.
 
     Returns:
         What was loaded and what did not match.
@@ -117,8 +124,9 @@ def load_weights(model: AlexNet, source: Path | str | Mapping[str, Tensor], *, s
         DataError: an unreadable file, or, when ``strict``, anything that does not match.
     """
     tensors = read(Path(source))[0] if isinstance(source, (str, Path)) else source
-    theirs = _canonical(tensors, model)
-    ours = dict(model.named_parameters())
+    left = {f"{layer}.{kind}" for layer in without for kind in ("weight", "bias")}
+    theirs = {name: tensor for name, tensor in _canonical(tensors, model).items() if name not in left}
+    ours = {name: parameter for name, parameter in model.named_parameters() if name not in left}
     mismatched = tuple(
         (name, tuple(parameter.shape), tuple(theirs[name].shape))
         for name, parameter in ours.items()

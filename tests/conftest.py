@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,8 @@ import torch  # noqa: E402 - after the line above
 if not torch.cuda.is_available():
     # Without a GPU the Triton kernels run in Triton's interpreter, which is chosen when they are defined.
     os.environ["TRITON_INTERPRET"] = "1"
+
+from tests.commands import run_here  # noqa: E402 - after the line above
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +33,17 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def shapes_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder: the digits network after a few updates on small synthetic shapes, whose folder is beside it."""
+    root = tmp_path_factory.mktemp("shapes")
+    done = run_here("net.data.shapes", root / "shapes", "--train", 12, "--val", 4, "--size", 32)
+    assert done.returncode == 0, done.stderr
+    done = run_here(
+        "net.train", "--data-path", root / "shapes", "--network", "digits", "--image-size", 28, "-b", 48,
+        "--epochs", 3, "--output-dir", root / "run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return root / "run"

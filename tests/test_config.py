@@ -168,7 +168,8 @@ def test_the_paper_s_recipe_is_the_default() -> None:
         ({"batch_size": 0}, "--batch-size must be at least 1"),
         ({"checkpoint_every": -1}, "--checkpoint-every must be at least 0"),
         ({"max_steps": 0}, "--max-steps must be at least 1"),
-        ({"resume": "auto", "init_from": "x"}, "give one of them"),
+        ({"freeze": ("conv1",)}, "--freeze goes with --init-from"),
+        ({"new_head": True}, "--new-head goes with --init-from"),
         ({"lr_scheduler": "multistep", "lr_milestones": (5, 3)}, "--lr-milestones must be increasing"),
     ],
 )

@@ -1,10 +1,13 @@
 """What every data source gives: labelled images of one size, and the statistics of the training pixels."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from ..config import SHAPES, SYNTHETIC
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,15 @@ class ColourComponents:
     vectors: NDArray[np.float64]
 
 
+def short_name(path: str | None, classes: tuple[str, ...]) -> str:
+    """What a data set is called in figures: the last part of its path; rendered images are called synthetic."""
+    if path is None:
+        return "embedded digits"
+    if classes == SHAPES:
+        return "synthetic shapes"
+    return "synthetic noise" if path.partition(":")[0] == SYNTHETIC else Path(path).name
+
+
 @dataclass(frozen=True)
 class ImageData:
     """A data set.
@@ -55,8 +67,20 @@ class ImageData:
 
     @property
     def name(self) -> str:
-        """What it is called in messages."""
-        return "the embedded digits" if self.path is None else self.path
+        """What it is called in messages; rendered images are called synthetic."""
+        if self.path is None:
+            return "the embedded digits"
+        return f"{self.path} (synthetic shapes)" if self.classes == SHAPES else self.path
+
+    @property
+    def short_name(self) -> str:
+        """What it is called in figures; see :func:`short_name`."""
+        return short_name(self.path, self.classes)
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the images were made up by this program."""
+        return self.path is not None and (self.path.partition(":")[0] == SYNTHETIC or self.classes == SHAPES)
 
     @property
     def size(self) -> int:

@@ -2,15 +2,11 @@
 
 import contextlib
 import json
-import multiprocessing
-import multiprocessing.forkserver as forkserver
 import os
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +20,7 @@ from ..device import keep_freed_memory
 from ..errors import DataError
 from ..files import atomic_write, locked
 from ..progress import Progress, duration
+from . import processes
 from .decode import UnreadableImageError, decode
 from .folder import SPLITS, Listing, scan
 from .images import ImageData, PixelStatistics
@@ -81,28 +78,6 @@ def pack(task: Task) -> _Done:
 def _start_worker() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End this worker when the process that hands out the work is killed; it would wait for work forever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-@contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Processes started inside ignore Ctrl-C, which reaches a whole group: who hands out the work stops it in order."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @dataclass
@@ -169,11 +144,6 @@ class _State:
         except (OSError, ValueError, KeyError, EOFError):
             return None
         return cls(parts[0], parts[1], parts[2], statistics, skipped)
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _header(path: Path, shape: tuple[int, ...]) -> int:
@@ -313,7 +283,7 @@ def prepare(
         with locked(target):
             # Another process may have finished it since.
             if not _existing(target, listing, size):
-                _pack_all(listing, target, size, workers or available_cores())
+                _pack_all(listing, target, size, workers or processes.available_cores())
                 return
     print(f"{target} is prepared already")
 
@@ -346,11 +316,7 @@ def _pack_all(listing: Listing, target: Path, size: int, workers: int) -> None:
     began = time.monotonic()
     tasks = _tasks(listing, state, target, offsets, size)
     with Progress("images", total, before) as progress, contextlib.ExitStack() as stack:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
-        with _without_interrupts():
-            forkserver.ensure_running()
-        pool = stack.enter_context(ProcessPoolExecutor(workers, context, _start_worker))
+        pool = stack.enter_context(processes.pool(workers, __name__, _start_worker))
         running: dict[Future[_Done], Task] = {}
         saved = time.monotonic()
         try:

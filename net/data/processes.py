@@ -1,0 +1,57 @@
+"""Worker processes that end in order: on Ctrl-C, and when the process that hands out the work is killed."""
+
+import contextlib
+import multiprocessing
+import multiprocessing.forkserver as forkserver
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def pool(workers: int, module: str, start: Callable[[], None] | None = None) -> ProcessPoolExecutor:
+    """Processes that ignore Ctrl-C, which reaches a whole group: who hands out the work stops it in order.
+
+    Args:
+        workers: processes.
+        module: imported once for all of them.
+        start: called in each before its first task.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module])
+    with _without_interrupts():
+        forkserver.ensure_running()
+    return ProcessPoolExecutor(workers, context, _start, (start,))
+
+
+def _start(also: Callable[[], None] | None) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if also is not None:
+        also()
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that hands out the work is killed; it would wait for work forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes started inside ignore Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

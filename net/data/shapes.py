@@ -1,0 +1,54 @@
+"""Synthetic images to learn from: ``python -m net.data.shapes DIR``; ``--help`` lists the flags."""
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .. import cli
+from ..config import SHAPES, ShapesConfig
+from ..errors import DataError
+from ..files import PARTIAL
+
+DESCRIPTION = (
+    f"Render an image folder (train/CLASS/*.jpg, val/CLASS/*.jpg) of {len(SHAPES)} classes of shapes on textured "
+    "backgrounds. Colour, texture and shape are all needed to tell the classes apart. The images are synthetic: what "
+    "is measured on them says nothing of photographs."
+)
+
+
+def _terminate(number: int, frame: object) -> None:
+    """SIGTERM ends a run as Ctrl-C does: what was begun is removed."""
+    raise SystemExit(128 + number)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Render as the command line says; returns the exit status."""
+    config = cli.resolve(cli.given(ShapesConfig, "net.data.shapes", DESCRIPTION, arguments), ShapesConfig)
+    folder = Path(config.folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder} is there already; give an empty or a new folder")
+    from .rendering import write_folder
+
+    signal.signal(signal.SIGTERM, _terminate)
+    began = time.monotonic()
+    # Rendered under another name, so that a folder is whole or not there.
+    partial = folder.with_name(f"{folder.resolve().name}.{os.getpid()}{PARTIAL}")
+    partial.mkdir(parents=True)
+    try:
+        write_folder(partial, config)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    count = len(SHAPES) * (config.train + config.val)
+    seconds = time.monotonic() - began
+    print(f"rendered {count:,} synthetic images of {len(SHAPES)} classes into {folder}, {count / seconds:,.0f}/s")
+    print(f"next: python -m net.train --data-path {folder} --network digits --image-size 32")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,240 @@
+"""The paper's figures: ``python -m net.figures FIGURE ...``; ``--help`` lists them, ``FIGURE --help`` the flags."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import cli, runs
+from .config import ActivationsConfig, FiltersConfig, NeighboursConfig, PredictionsConfig, network
+from .errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+DESCRIPTION = "Draw a figure of the paper from a trained network, as a PNG file."
+#: Images in Figure 4, left, and rows and columns of neighbours in Figure 4, right.
+SHOWN, QUERIES, NEIGHBOURS = 8, 5, 6
+#: Validation images over which the neighbours' classes are counted.
+COUNTED = 1000
+
+
+def _output(given: str | None, checkpoint: Path, name: str) -> Path:
+    """The file to write: as given, else in the run folder."""
+    return Path(given) if given is not None else runs.folder_of(checkpoint) / name
+
+
+def colour_selectivity(kernels: "NDArray[np.float32]") -> "NDArray[np.float32]":
+    """The share of each kernel's energy that is colour: what remains without every pixel's mean over R, G and B.
+
+    Args:
+        kernels: ``[kernels, 3, rows, columns]``.
+
+    Returns:
+        ``[kernels]`` numbers between 0, for a gray kernel, and 1; independent random weights come to 2/3.
+    """
+    colour = kernels - kernels.mean(1, keepdims=True)
+    energy = (kernels**2).sum((1, 2, 3))
+    share: NDArray[np.float32] = (colour**2).sum((1, 2, 3)) / energy.clip(1e-30)
+    return share
+
+
+def filters(config: FiltersConfig) -> Path:
+    """Figure 3: the kernels of the first layer and how colour-selective each tower is."""
+    import numpy as np
+    import torch
+
+    from . import drawings
+    from .data.images import short_name
+    from .trained import open_trained
+
+    trained = open_trained(config.checkpoint, torch.device("cpu"))
+    name = next(layer for layer, _ in trained.model.trunk if layer is not None)
+    kernels = trained.model.get_parameter(f"{name}.weight").detach().contiguous().numpy()
+    if kernels.shape[1] != 3:
+        raise DataError(
+            f"{trained.path}: its first layer, {name}, reads {kernels.shape[1]} channels: grayscale has no colour-"
+            "selective filters; Figure 3 needs a network that reads RGB"
+        )
+    towers = np.split(kernels, trained.network.towers)
+    captions = []
+    for number, tower in enumerate(towers, 1):
+        selectivity = colour_selectivity(tower)
+        captions.append(
+            f"{f'tower {number}' if len(towers) > 1 else 'all kernels'}: colour selectivity "
+            f"{selectivity.mean():.2f} on average, {selectivity.min():.2f} to {selectivity.max():.2f}"
+        )
+        print(captions[-1])
+    print("(0: a gray kernel, 0.67: random weights, 1: colour alone)")
+    gray = trained.mean is not None and bool((trained.mean == trained.mean[..., :1]).all())
+    if gray:
+        print("its training images are gray: what colour the kernels have is left from their random start")
+    title = f"{name}, {len(kernels)} kernels, trained on {short_name(trained.data_path, trained.classes)}" + (
+        "\n(gray images: what colour there is is left from the random start)" if gray else ""
+    )
+    path = _output(config.output, trained.path, "filters.png")
+    drawings.filters(path, title, towers, captions)
+    return path
+
+
+def predictions(config: PredictionsConfig) -> Path:
+    """Figure 4, left: eight validation images and the five most probable labels."""
+    import numpy as np
+    import torch
+
+    from . import drawings
+    from .augmentation import centre_crop
+    from .device import choose, keep_freed_memory
+    from .evaluation import TOP, probabilities
+    from .trained import open_its_data, open_trained
+
+    device = choose(config.device)
+    keep_freed_memory()
+    trained = open_trained(config.checkpoint, device)
+    data, mean = open_its_data(trained, config.data_path, device)
+    generator = np.random.default_rng(config.seed)
+    drawn = generator.choice(len(data.val), min(SHOWN, len(data.val)), replace=False)
+    images = data.val.images[drawn]
+    with torch.no_grad():
+        crops = centre_crop(torch.from_numpy(images).to(device), mean, trained.network.image_size)
+        top = probabilities(trained.model, crops, "fp32", torch.channels_last).topk(min(TOP, len(data.classes)))
+    likely = [
+        [(data.classes[label], value) for label, value in zip(labels, values, strict=True)]
+        for labels, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    ]
+    truth = [data.classes[label] for label in data.val.labels[drawn]]
+    right = sum(bars[0][0] == name for bars, name in zip(likely, truth, strict=True))
+    print(f"{right} of these {len(drawn)} validation images are named rightly first")
+    path = _output(config.output, trained.path, "predictions.png")
+    title = f"{data.short_name}: validation images, most probable labels (true one red, bar ends at 1)"
+    drawings.predictions(path, title, images, truth, likely)
+    return path
+
+
+def neighbours(config: NeighboursConfig) -> Path:
+    """Figure 4, right: validation images and the six training images nearest by fc7 features."""
+    import numpy as np
+    import torch
+
+    from . import drawings
+    from .data.images import Split
+    from .device import choose, keep_freed_memory
+    from .progress import Progress
+    from .retrieval import nearest
+    from .trained import features_of, open_its_data, open_trained
+
+    device = choose(config.device)
+    keep_freed_memory()
+    trained = open_trained(config.checkpoint, device)
+    data, mean = open_its_data(trained, config.data_path, device)
+    if len(data.train) < NEIGHBOURS:
+        raise DataError(f"{data.name} has {len(data.train)} training images; the figure shows {NEIGHBOURS} neighbours")
+    generator = np.random.default_rng(config.seed)
+    drawn = generator.choice(len(data.val), min(COUNTED, len(data.val)), replace=False)
+    asked = Split(data.val.images[drawn], data.val.labels[drawn])
+    with Progress("images", len(asked) + len(data.train)) as progress:
+        queries = torch.cat(list(features_of(trained, asked, mean, config.batch_size, progress.update)))
+        searched = features_of(trained, data.train, mean, config.batch_size, progress.update)
+        _, found = nearest(queries, searched, NEIGHBOURS)
+    numbers = found.cpu().numpy()
+    same = 100 * (data.train.labels[numbers] == asked.labels[:, None]).mean()
+    print(f"of the {NEIGHBOURS} nearest training images {same:.1f} % have the class of the image asked for")
+    print(f"({len(asked):,} validation images against {len(data.train):,}; {queries.shape[1]} features)")
+    shown = min(QUERIES, len(asked))
+    path = _output(config.output, trained.path, "neighbours.png")
+    drawings.neighbours(
+        path,
+        f"{data.short_name}: validation images (left) and nearest training images (another class: red)",
+        asked.images[:shown],
+        [data.classes[label] for label in asked.labels[:shown]],
+        np.stack([data.train.images[row] for row in numbers[:shown]]),
+        [[data.classes[label] for label in data.train.labels[row]] for row in numbers[:shown]],
+    )
+    return path
+
+
+def activations(config: ActivationsConfig) -> Path:
+    """Figure 1: the 4-layer network with ReLU and with tanh, trained to 25 % training error."""
+    from . import drawings
+    from .activations import TARGET, fastest
+    from .data.cifar10 import CLASSES
+    from .data.sources import open_data
+    from .device import choose, keep_freed_memory
+    from .progress import Progress
+
+    device = choose(config.device)
+    keep_freed_memory()
+    plan = network("cifar10")
+    data = open_data(config.data_path, image_size=plan.image_size, classes=plan.classes)
+    if data.size < plan.image_size:
+        raise DataError(f"{data.name} holds images of {data.size}x{data.size}; the 4-layer network reads 32x32")
+    if len(data.train) < config.batch_size:
+        raise UsageError(f"--batch-size {config.batch_size} is more than the {len(data.train)} training images")
+    theirs = data.classes == CLASSES
+    print(f"the 4-layer network on {data.name}" + ("" if theirs else ": not what the paper used, CIFAR-10"))
+    updates = len(data.train) // config.batch_size * config.max_epochs
+    curves = []
+    for activation in ("relu", "tanh"):
+        with Progress("updates at most", updates * len(config.rates)) as progress:
+            curves.append(
+                fastest(
+                    data,
+                    activation,
+                    config.rates,
+                    max_epochs=config.max_epochs,
+                    batch_size=config.batch_size,
+                    seed=config.seed,
+                    device=device,
+                    progress=partial(progress.update, 1),
+                )
+            )
+    relu, tanh = curves
+    if relu.reached is None:
+        outcome = f"ReLU did not come to {TARGET:g} % in {config.max_epochs} epochs: there is no ratio"
+    elif tanh.reached is None:
+        outcome = (
+            f"to {TARGET:g} %: ReLU {relu.reached:.2f} epochs, tanh more than {config.max_epochs}, ratio more than "
+            f"{config.max_epochs / relu.reached:.1f} (paper: 6)"
+        )
+    else:
+        outcome = (
+            f"to {TARGET:g} %: ReLU {relu.reached:.2f} epochs, tanh {tanh.reached:.2f}, ratio "
+            f"{tanh.reached / relu.reached:.1f} (paper: 6)"
+        )
+    print(outcome)
+    for curve in curves:
+        if len(config.rates) > 1 and curve.rate in (min(config.rates), max(config.rates)):
+            print(
+                f"{curve.activation} was fastest at the last of --rates, {curve.rate:g}: a rate beyond it may be faster"
+            )
+    path = Path(config.output) if config.output is not None else runs.RUNS / "activations.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    title = f"{data.short_name}" + ("" if theirs else " (not what the paper used)") + f"\n{outcome}"
+    labels = (f"ReLU, rate {relu.rate:g}", f"tanh, rate {tanh.rate:g}")
+    drawings.activations(
+        path, title, [(label, curve.epochs, curve.errors) for label, curve in zip(labels, curves, strict=True)], TARGET
+    )
+    return path
+
+
+FIGURES: dict[str, tuple[Any, Callable[[Any], Path]]] = {
+    "filters": (FiltersConfig, filters),
+    "predictions": (PredictionsConfig, predictions),
+    "neighbours": (NeighboursConfig, neighbours),
+    "activations": (ActivationsConfig, activations),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw as the command line says; returns the exit status."""
+    summaries = {name: draw.__doc__ or "" for name, (_, draw) in FIGURES.items()}
+    name, rest = cli.subcommand("net.figures", DESCRIPTION, summaries, arguments)
+    config_type, draw = FIGURES[name]
+    config = cli.resolve(cli.given(config_type, f"net.figures {name}", summaries[name], rest), config_type)
+    print(f"written to {draw(config)}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,132 @@
+"""Short binary codes for image search: ``python -m net.hashing CHECKPOINT``; ``--help`` lists the flags."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import cli, runs
+from .config import HashingConfig
+from .errors import DataError
+from .files import atomic_write
+
+DESCRIPTION = (
+    "Section 6.1's proposal: an auto-encoder compresses a network's last hidden features (fc7) to short binary codes, "
+    "which are searched by Hamming distance. Says how many of the exact Euclidean neighbours the codes find, beside "
+    "codes from random hyperplanes, and how fast both searches are on the CPU."
+)
+#: Exact neighbours that are to be found, and the numbers of nearest codes among which they are looked for.
+EXACT = 10
+LOOKED_AT = (10, 100)
+#: Each search is timed so many times; the fastest counts.
+TIMINGS = 3
+#: Vectors of the training images that the exact search compares with all queries at a time.
+_PART = 8192
+
+
+def _hash(config: HashingConfig) -> dict[str, Any]:
+    """What is measured, as it is written to the JSON file."""
+    import numpy as np
+    import torch
+
+    from .autoencoder import learn
+    from .data.images import Split
+    from .data.loader import free_host_memory
+    from .device import choose, describe, keep_freed_memory
+    from .progress import Progress
+    from .retrieval import nearest, nearest_codes, packed, recall
+    from .trained import features_of, open_its_data, open_trained
+
+    device = choose(config.device)
+    keep_freed_memory()
+    trained = open_trained(config.checkpoint, device)
+    data, mean = open_its_data(trained, config.data_path, device)
+    if len(data.train) < LOOKED_AT[-1]:
+        raise DataError(f"{data.name} has {len(data.train)} training images; at least {LOOKED_AT[-1]} are searched")
+    drawn = np.random.default_rng(config.seed).permutation(len(data.val))[: config.queries]
+    asked = Split(data.val.images[drawn], data.val.labels[drawn])
+    print(f"{len(asked):,} validation images against {len(data.train):,} training images of {data.name}", flush=True)
+    with Progress("images", len(asked) + len(data.train)) as progress:
+        queries = torch.cat(list(features_of(trained, asked, mean, config.batch_size, progress.update)))
+        width = queries.shape[1]
+        if (needed := 4 * width * len(data.train)) > 0.8 * free_host_memory():
+            raise DataError(f"the features of {len(data.train):,} images take {needed / 2**30:,.1f} GiB of memory")
+        vectors = torch.empty(len(data.train), width)
+        first = 0
+        for part in features_of(trained, data.train, mean, config.batch_size, progress.update):
+            vectors[first : first + len(part)] = part
+            first += len(part)
+    queries = queries.cpu()
+
+    with Progress("vectors compressed", config.epochs * len(vectors)) as progress:
+        model, error = learn(
+            vectors.to(device), config.bits, epochs=config.epochs, seed=config.seed, progress=progress.update
+        )
+    planes = torch.randn(width, config.bits, generator=torch.Generator().manual_seed(config.seed))
+    centre = vectors.mean(0)
+    codes = {
+        "autoencoder": [packed(model.bits(part.to(device))) for part in (queries, vectors)],
+        "random_hyperplanes": [packed((part - centre) @ planes > 0) for part in (queries, vectors)],
+    }
+
+    def timed(search: Any) -> tuple[Any, float]:
+        """What a search finds and its queries per second."""
+        seconds = []
+        for _ in range(TIMINGS):
+            began = time.perf_counter()
+            found = search()
+            seconds.append(time.perf_counter() - began)
+        return found, len(asked) / min(seconds)
+
+    (_, numbers), exact_speed = timed(lambda: nearest(queries, vectors.split(_PART), EXACT))
+    exact = numbers.numpy()
+    asked_codes, searched_codes = codes["autoencoder"]
+    _, hamming_speed = timed(lambda: nearest_codes(asked_codes, searched_codes, EXACT))
+    recalls: dict[str, dict[str, float]] = {}
+    for name, (theirs, ours) in codes.items():
+        found = nearest_codes(theirs, ours, LOOKED_AT[-1])
+        recalls[name] = {f"recall_at_{count}": recall(found[:, :count], exact) for count in LOOKED_AT}
+    return {
+        "network": str(trained.path),
+        "data": data.name,
+        "training_images": len(vectors),
+        "queries": len(asked),
+        "features": width,
+        "bits": config.bits,
+        "bytes_per_image": {"features": 4 * width, "code": config.bits // 8},
+        "epochs": config.epochs,
+        "variance_missed": error,
+        "exact_neighbours": EXACT,
+        **recalls,
+        "chance": {f"recall_at_{count}": count / len(vectors) for count in LOOKED_AT},
+        "queries_per_s": {"exact": exact_speed, "hamming": hamming_speed},
+        "search_ran_on": f"{describe(torch.device('cpu'))} (exact), one thread (Hamming)",
+        "torch": torch.__version__,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Hash as the command line says; returns the exit status."""
+    config = cli.resolve(cli.given(HashingConfig, "net.hashing", DESCRIPTION, arguments), HashingConfig)
+    result = _hash(config)
+    output = (
+        Path(config.output) if config.output is not None else runs.folder_of(Path(result["network"])) / "hashing.json"
+    )
+    with atomic_write(output) as file:
+        file.write(json.dumps(result, indent=1).encode())
+    speed, size = result["queries_per_s"], result["bytes_per_image"]
+    for name in ("autoencoder", "random_hyperplanes", "chance"):
+        shares = ", ".join(f"{100 * result[name][f'recall_at_{count}']:.1f} % in {count}" for count in LOOKED_AT)
+        print(f"{name.replace('_', ' '):<18}  of the {EXACT} nearest by Euclidean distance {shares} nearest codes")
+    print(
+        f"{config.bits} bits: {size['code']} bytes an image instead of {size['features']:,}; "
+        f"{speed['hamming']:,.0f} queries/s by Hamming distance, {speed['exact']:,.0f} exact; "
+        f"{result['search_ran_on']}"
+    )
+    print(f"written to {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,97 @@
+"""Name what is in images: ``python -m net.predict CHECKPOINT IMAGE...``; ``--help`` lists the flags."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import cli
+from .config import PredictConfig
+from .errors import DataError, UsageError
+from .files import atomic_write
+
+DESCRIPTION = (
+    "The five most probable classes of each image, which is scaled and cropped as the training images were and has the "
+    "run's own mean image subtracted."
+)
+
+
+def _predict(config: PredictConfig) -> dict[str, Any]:
+    """The answers as they are written with ``--json``; writes the features if they are wanted."""
+    import numpy as np
+    import torch
+
+    from .augmentation import centre_crop, ten_crops
+    from .data.decode import UnreadableImageError, decode
+    from .device import choose, keep_freed_memory, set_precision
+    from .evaluation import TOP, probabilities
+    from .progress import Progress
+    from .trained import features, open_trained
+
+    device = choose(config.device)
+    set_precision(config.precision, device)
+    keep_freed_memory()
+    trained = open_trained(config.checkpoint, device)
+    if trained.mean is None:
+        raise DataError(f"{trained.path} holds no mean image to subtract; give the run folder or a checkpoint")
+    stored, size = trained.mean.shape[0], trained.network.image_size
+    if config.ten_crops and stored == size:
+        raise UsageError(f"--ten-crops: {trained.path} was trained on images of {size}x{size}, which it reads whole")
+    count = min(TOP, len(trained.classes))
+    crops = ten_crops if config.ten_crops else centre_crop
+    answers, vectors = [], []
+    with Progress("images", len(config.images)) as progress, torch.no_grad():
+        for first in range(0, len(config.images), config.batch_size):
+            names = config.images[first : first + config.batch_size]
+            pixels = []
+            for name in names:
+                try:
+                    pixels.append(decode(Path(name), stored))
+                except UnreadableImageError as error:
+                    raise DataError(f"{name} cannot be read as an image: {error}") from None
+            images = torch.from_numpy(np.stack(pixels)).to(device)
+            input = crops(images, trained.mean, size)
+            top = probabilities(trained.model, input, config.precision, torch.channels_last).topk(count)
+            for name, values, labels in zip(names, top.values.tolist(), top.indices.tolist(), strict=True):
+                likely = [
+                    {"class": trained.classes[label], "probability": value}
+                    for label, value in zip(labels, values, strict=True)
+                ]
+                answers.append({"image": name, "top": likely})
+            if config.features is not None:
+                vectors.append(features(trained, images, trained.mean).cpu().numpy())
+            progress.update(len(names))
+    if config.features is not None:
+        with atomic_write(Path(config.features)) as file:
+            np.save(file, np.concatenate(vectors))
+    return {"network": str(trained.path), "crops": 10 if config.ten_crops else 1, "predictions": answers}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Predict as the command line says; returns the exit status."""
+    config = cli.resolve(cli.given(PredictConfig, "net.predict", DESCRIPTION, arguments), PredictConfig)
+    if config.features is not None and not Path(config.features).absolute().parent.is_dir():
+        raise UsageError(f"--features {config.features}: there is no folder {Path(config.features).parent}")
+    # With --json nothing but JSON is printed to stdout.
+    with contextlib.redirect_stdout(sys.stderr) if config.json else contextlib.nullcontext():
+        result = _predict(config)
+    if config.json:
+        print(json.dumps(result, indent=1))
+        return 0
+    answers = result["predictions"]
+    image = max(len("image"), *(len(answer["image"]) for answer in answers))
+    name = max(len("class"), *(len(item["class"]) for answer in answers for item in answer["top"]))
+    print(f"{'image':<{image}}  {'class':<{name}}  probability")
+    for answer in answers:
+        for position, item in enumerate(answer["top"]):
+            first = answer["image"] if position == 0 else ""
+            print(f"{first:<{image}}  {item['class']:<{name}}  {100 * item['probability']:>9.2f} %")
+    if config.features is not None:
+        print(f"features written to {config.features}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
