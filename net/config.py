@@ -530,7 +530,7 @@ class TrainConfig(RecipeConfig):
     resume: str | None = flag(
         None, "go on from a checkpoint, or from the newest intact one (auto)", optional_value="auto", metavar="PATH"
     )
-    init_from: str | None = flag(None, "start from these weights (.safetensors or checkpoint)", metavar="PATH")
+    init_from: str | None = flag(None, "start from these weights (.safetensors, .onnx or checkpoint)", metavar="PATH")
     checkpoint_every: int = flag(0, "updates between checkpoints besides the one of every epoch", metavar="STEPS")
     keep: int = flag(3, "newest checkpoints that are kept")
     output_dir: str | None = flag(None, "run folder; runs/PRESET-NNN by default", metavar="DIR")
@@ -557,7 +557,7 @@ class EvaluateConfig:
     """What ``python -m net.evaluate`` is asked to do."""
 
     checkpoints: tuple[str, ...] = flag(
-        (), "run folders, checkpoints (.pt) or weights (.safetensors); several are averaged", positional=True
+        (), "run folders, checkpoints (.pt) or weights (.safetensors, .onnx); several are averaged", positional=True
     )
     data_path: str | None = flag(None, "as in net.train; by default what the first was trained on", metavar="PATH")
     ten_crops: bool = flag(True, "also average over ten crops where the images are larger than the network's input")
@@ -570,6 +570,23 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "workers", called=flag_name)
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What ``python -m net.export`` is asked to do."""
+
+    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors, .onnx)", positional=True)
+    output: str = flag("", "file to write: .onnx, or .pt2 for the other formats", positional=True)
+    format: Literal["onnx", "torch-export", "aoti"] = flag(
+        "onnx", "ONNX, a torch.export program, or a package that AOTInductor compiled"
+    )
+    device: str | None = flag(None, "as in net.train; where an aoti package runs")
+
+    def __post_init__(self) -> None:
+        suffix = ".onnx" if self.format == "onnx" else ".pt2"
+        if not self.output.endswith(suffix):
+            raise UsageError(f"OUTPUT of --format {self.format} must end in {suffix}; got {self.output}")
 
 
 @dataclass(frozen=True)

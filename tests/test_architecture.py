@@ -55,7 +55,10 @@ def test_the_direction_is_checked_at_all(tmp_path: Path) -> None:
     assert imports(tmp_path / "a.py") == [(2, "net"), (0, "bench.report"), (0, "torch")]
 
 
-@pytest.mark.parametrize("module", ["net.config", "net.cli", "net.runs", "net.train", "net.evaluate", "net.prepare"])
+@pytest.mark.parametrize(
+    "module",
+    ["net.config", "net.cli", "net.runs", "net.train", "net.evaluate", "net.prepare", "net.export"],
+)
 def test_commands_start_without_torch(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'numpy', 'matplotlib'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

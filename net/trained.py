@@ -1,0 +1,73 @@
+"""Trained networks as they were saved, for the commands that use one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from . import checkpoint, runs, weights
+from .alexnet import AlexNet
+from .config import AlexNetConfig
+from .errors import DataError, UsageError
+from .fields import from_table, typed
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network as it was saved.
+
+    ``classes`` is None where the file does not name them, ``data_path`` where it was trained on the embedded digits or
+    does not say on what, and ``mean``, the mean image, where the file holds weights alone.
+    """
+
+    path: Path
+    weights: dict[str, Tensor]
+    network: AlexNetConfig
+    classes: tuple[str, ...] | None
+    data_path: str | None
+    mean: Tensor | None
+
+    def model(self) -> AlexNet:
+        """The network with its weights, on the CPU.
+
+        Raises:
+            DataError: the weights are not those of the network that the file names.
+        """
+        model = AlexNet(self.network)
+        try:
+            weights.load_weights(model, self.weights)
+        except DataError as error:
+            raise DataError(f"{self.path}: {error}") from None
+        return model
+
+
+def open_trained(argument: str) -> Trained:
+    """The network in a run folder (its newest intact checkpoint), a checkpoint, or a weights file.
+
+    Raises:
+        DataError: there is none that can be used. UsageError: an ONNX file, and onnx is not installed.
+    """
+    path = Path(argument)
+    if not path.exists():
+        raise DataError(f"{argument} does not exist")
+    mean = None
+    if path.is_dir():
+        found = checkpoint.newest(runs.folder_of(path) / "checkpoints")
+        if found is None:
+            raise DataError(f"{argument} holds no intact checkpoint (checkpoints/step_*.pt)")
+        path, state = found
+        tensors, metadata, mean = state["model"], state["metadata"], state["mean_image"]
+    elif path.suffix in (".safetensors", ".onnx"):
+        tensors, metadata = weights.read(path)
+    else:
+        state = checkpoint.load(path)
+        tensors, metadata, mean = state["model"], state["metadata"], state["mean_image"]
+    if "network" not in metadata:
+        raise DataError(f"{path} does not say what network it is; give a run folder, a checkpoint or model.safetensors")
+    try:
+        network = from_table(AlexNetConfig, metadata["network"], "network")
+        classes = typed("classes", metadata["classes"], tuple[str, ...] | None)
+        data_path = typed("data_path", metadata["data_path"], str | None)
+    except (UsageError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: what it says of its network cannot be used: {error}") from None
+    return Trained(path, tensors, network, classes, data_path, mean)
