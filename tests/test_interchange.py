@@ -102,7 +102,7 @@ def case(name: str) -> AlexNet:
     layers = VARIANTS["digits"].to_dict()["convolutions"]
     changed = [{**layer, "then": operations[layer["name"]]} for layer in layers]
     changed[0] |= {"stride": 2, "padding": 0, "ceil_mode": True}
-    return lively(convolutions=changed, image_size=46, lrn_alpha=0.02)
+    return lively(convolutions=changed, image_size=48, lrn_alpha=0.02)
 
 
 @onnx_installed
@@ -148,10 +148,11 @@ def test_an_onnx_file_is_evaluated_as_its_checkpoint(tmp_path: Path) -> None:
     assert [row["loss"] for row in rows] == [rows[0]["loss"]] * 2
 
 
-def caffe_graph(
-    path: Path, *, images: int = 67, alpha: float = 0.05, spoil: Any = None, names: str = ""
-) -> dict[str, Tensor]:
-    """A small network as bvlc_alexnet is in ONNX, node by node; returns its weights, which read blue, green, red."""
+def caffe_graph(path: Path, *, padded: bool = False, spoil: Any = None) -> dict[str, Tensor]:
+    """A small network as bvlc_alexnet is in ONNX, node by node; returns its weights, which read blue, green, red.
+
+    ``padded``: for images whose maps have an even number of rows, with a row more behind each before it is pooled.
+    """
     from onnx import TensorProto, helper, numpy_helper
 
     torch.manual_seed(0)
@@ -162,7 +163,7 @@ def caffe_graph(
         ("conv3", (12, 16, 3, 3)),
         ("conv4", (12, 6, 3, 3)),
         ("conv5", (8, 6, 3, 3)),
-        ("fc6", (20, 8)),
+        ("fc6", (20, 32 if padded else 8)),
         ("fc7", (20, 20)),
         ("fc8", (7, 20)),
     ):
@@ -178,8 +179,8 @@ def caffe_graph(
         inputs += ["shape"] if kind == "Reshape" else []
         nodes.append(helper.make_node(kind, inputs, [name], **attributes))
 
-    lrn = {"size": 5, "alpha": alpha, "beta": 0.75, "bias": 1.0}
-    pool = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [0, 0, 0, 0]}
+    lrn = {"size": 5, "alpha": 0.05, "beta": 0.75, "bias": 1.0}
+    pool = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [0, 0, int(padded), int(padded)]}
     add("Conv", "conv1_1", "conv1", strides=[4, 4], kernel_shape=[11, 11])
     add("Relu", "conv1_2")
     add("LRN", "norm1_1", **lrn)
@@ -201,8 +202,8 @@ def caffe_graph(
     if spoil is not None:
         spoil(nodes, tensors)
     initializers = [numpy_helper.from_array(tensor.numpy(), name) for name, tensor in tensors.items()]
-    initializers.append(numpy_helper.from_array(np.array([-1, 8]), "shape"))
-    value = helper.make_tensor_value_info
+    initializers.append(numpy_helper.from_array(np.array([0, -1]), "shape"))
+    value, images = helper.make_tensor_value_info, 71 if padded else 67
     graph = helper.make_graph(
         nodes,
         "bvlc_alexnet",
@@ -216,9 +217,10 @@ def caffe_graph(
 
 
 @onnx_installed
-def test_caffe_s_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("padded", [False, True])
+def test_caffe_s_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str], padded: bool) -> None:
     path = tmp_path / "bvlc.onnx"
-    tensors = caffe_graph(path)
+    tensors = caffe_graph(path, padded=padded)
     trained = open_trained(str(path))
     assert "reads blue, green, red" in capsys.readouterr().out
     config = trained.network
@@ -228,8 +230,9 @@ def test_caffe_s_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         pytest.approx(0.05),
         True,
     )
+    assert config.pool_ceil_mode == padded
     model = trained.model().eval()
-    images = torch.randn(4, 3, 67, 67) * 60
+    images = torch.randn(4, 3, config.image_size, config.image_size) * 60
     with torch.no_grad():
         expected = run_onnx(path, images.flip(1))
         assert_same(model(images), expected)
