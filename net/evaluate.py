@@ -10,6 +10,7 @@ from . import cli, runs
 from .config import EvaluateConfig
 from .errors import DataError
 from .files import atomic_write
+from .published import Published, is_ilsvrc, published
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,6 +84,9 @@ def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
             ways.append(("10", ten_crops))
         else:
             print(f"ten crops need images larger than the network's input; {data.name} holds {data.size}x{data.size}")
+    variants = [[item.network.variant] for item in trained]
+    if len(trained) > 1:
+        variants.append([item.network.variant for item in trained])
     rows = []
     for crops, cut in ways:
         loader = Loader(data.val, config.batch_size, device, shuffle=False, threads=config.workers)
@@ -99,8 +103,16 @@ def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
             )
         assert results is not None
         rows += [
-            {"network": name, "data": data.name, "crops": int(crops), **asdict(errors)}
-            for name, errors in zip(names, results, strict=True)
+            {
+                "network": name,
+                "data": data.name,
+                "crops": int(crops),
+                **asdict(errors),
+                "published": [
+                    asdict(item) for item in (published(nets, int(crops)) if is_ilsvrc(data.classes) else ())
+                ],
+            }
+            for name, nets, errors in zip(names, variants, results, strict=True)
         ]
     return rows
 
@@ -110,11 +122,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = cli.resolve(cli.given(EvaluateConfig, "net.evaluate", DESCRIPTION, arguments), EvaluateConfig)
     rows = _evaluate(config)
     width = max(len(row["network"]) for row in rows)
-    print(f"{'network':<{width}}  crops  top-1 error  top-5 error")
+    beside = "  published top-1 / top-5" if any(row["published"] for row in rows) else ""
+    print(f"{'network':<{width}}  crops  top-1 error  top-5 error{beside}")
     for row in rows:
         top5 = row["top5_error_percent"]
         last = f"{top5:.2f} %" if top5 is not None else "-"
-        print(f"{row['network']:<{width}}  {row['crops']:>5}  {row['top1_error_percent']:>9.2f} %  {last:>11}")
+        line = f"{row['network']:<{width}}  {row['crops']:>5}  {row['top1_error_percent']:>9.2f} %  {last:>11}"
+        print(f"{line}  {'; '.join(str(Published(**item)) for item in row['published'])}".rstrip())
     if rows[0]["top5_error_percent"] is None:
         print("top-5 error says nothing of five classes or fewer")
     first = Path(config.checkpoints[0])
