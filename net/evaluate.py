@@ -55,7 +55,7 @@ def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
     device = choose(config.device)
     set_precision(config.precision, device)
     keep_freed_memory()
-    trained = [open_trained(argument) for argument in config.checkpoints]
+    trained = [open_trained(argument, device) for argument in config.checkpoints]
     first = trained[0]
     for other in trained[1:]:
         if other.classes != first.classes:
@@ -73,7 +73,7 @@ def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
                 f"{data.name} holds {data.size}x{data.size}"
             )
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    models = [item.model().to(device, memory_format=memory_format) for item in trained]  # type: ignore[call-overload]
+    models = [item.model.to(memory_format=memory_format) for item in trained]  # type: ignore[call-overload]
     means = [_mean(item, data).to(device) for item in trained]
     sizes = [item.network.image_size for item in trained]
     print(f"{len(data.val):,} validation images of {data.name} on {describe(device)}, {config.precision}")

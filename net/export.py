@@ -21,12 +21,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not output.parent.is_dir():
         raise DataError(f"OUTPUT {output}: there is no folder {output.parent}")
 
+    import torch
+
     from . import interchange
     from .device import choose, describe
     from .trained import open_trained
 
-    trained = open_trained(config.checkpoint)
-    model = trained.model().to(choose(config.device)).eval()
+    device = choose(config.device)
+    trained = open_trained(config.checkpoint, device)
     metadata = {
         "network": trained.network.to_dict(),
         "classes": trained.classes,
@@ -35,13 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "mean_rgb": None if trained.mean is None else [round(value, 4) for value in trained.mean.mean((0, 1)).tolist()],
     }
     if config.format == "aoti":
-        print(f"compiling for {describe(next(model.parameters()).device)}, a minute or so", flush=True)
+        print(f"compiling for {describe(device)}, a minute or so", flush=True)
     write = {
         "onnx": interchange.onnx_bytes,
         "torch-export": interchange.torch_export_bytes,
         "aoti": interchange.aoti_bytes,
     }[config.format]
-    content = write(model, metadata)
+    # torch.export saves other memory formats with a warning.
+    content = write(trained.model.to(memory_format=torch.contiguous_format), metadata)  # type: ignore[call-overload]
     with atomic_write(output) as file:
         file.write(content)
     network = trained.network

@@ -1,8 +1,9 @@
-"""Trained networks as they were saved, for the commands that use one."""
+"""A trained network as its run left it, for the commands that use one."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from . import checkpoint, runs, weights
@@ -14,34 +15,26 @@ from .fields import from_table, typed
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network as it was saved.
+    """A network ready to be asked.
 
-    ``classes`` is None where the file does not name them, ``data_path`` where it was trained on the embedded digits or
-    does not say on what, and ``mean``, the mean image, where the file holds weights alone.
+    ``model`` is in evaluation mode. ``classes`` is None where the file does not name them, ``data_path`` where it was
+    trained on the embedded digits or does not say on what, and ``mean``, the mean image of its training images, float32
+    ``[size, size, 3]``, where the file holds weights alone.
     """
 
     path: Path
-    weights: dict[str, Tensor]
-    network: AlexNetConfig
+    model: AlexNet
     classes: tuple[str, ...] | None
     data_path: str | None
     mean: Tensor | None
 
-    def model(self) -> AlexNet:
-        """The network with its weights, on the CPU.
-
-        Raises:
-            DataError: the weights are not those of the network that the file names.
-        """
-        model = AlexNet(self.network)
-        try:
-            weights.load_weights(model, self.weights)
-        except DataError as error:
-            raise DataError(f"{self.path}: {error}") from None
-        return model
+    @property
+    def network(self) -> AlexNetConfig:
+        """The architecture."""
+        return self.model.config
 
 
-def open_trained(argument: str) -> Trained:
+def open_trained(argument: str, device: torch.device) -> Trained:
     """The network in a run folder (its newest intact checkpoint), a checkpoint, or a weights file.
 
     Raises:
@@ -70,4 +63,10 @@ def open_trained(argument: str) -> Trained:
         data_path = typed("data_path", metadata["data_path"], str | None)
     except (UsageError, KeyError, TypeError) as error:
         raise DataError(f"{path}: what it says of its network cannot be used: {error}") from None
-    return Trained(path, tensors, network, classes, data_path, mean)
+    model = AlexNet(network)
+    try:
+        weights.load_weights(model, tensors)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Trained(path, model.eval(), classes, data_path, None if mean is None else mean.to(device))

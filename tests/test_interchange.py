@@ -118,11 +118,11 @@ def test_onnx_runtime_says_the_same(tmp_path: Path, name: str) -> None:
         used = kinds(tmp_path / "network.onnx")
         assert (used.count("LRN"), used.count("Split"), used.count("Concat")) == (4, 2, 2)
     # And back.
-    trained = open_trained(str(tmp_path / "network.onnx"))
+    trained = open_trained(str(tmp_path / "network.onnx"), torch.device("cpu"))
     assert trained.network == model.config
     assert trained.classes == digits.load().classes
     for name, parameter in model.named_parameters():
-        assert torch.equal(trained.weights[name], parameter)
+        assert torch.equal(trained.model.get_parameter(name), parameter)
 
 
 @onnx_installed
@@ -221,7 +221,7 @@ def caffe_graph(path: Path, *, padded: bool = False, spoil: Any = None) -> dict[
 def test_caffe_s_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str], padded: bool) -> None:
     path = tmp_path / "bvlc.onnx"
     tensors = caffe_graph(path, padded=padded)
-    trained = open_trained(str(path))
+    trained = open_trained(str(path), torch.device("cpu"))
     assert "reads blue, green, red" in capsys.readouterr().out
     config = trained.network
     assert (config.variant, config.lrn_k, config.lrn_alpha, config.lrn_across_towers) == (
@@ -231,14 +231,14 @@ def test_caffe_s_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str], padd
         True,
     )
     assert config.pool_ceil_mode == padded
-    model = trained.model().eval()
+    model = trained.model
     images = torch.randn(4, 3, config.image_size, config.image_size) * 60
     with torch.no_grad():
         expected = run_onnx(path, images.flip(1))
         assert_same(model(images), expected)
         # The border between the groups matters, and the order of the colours.
         wrong = AlexNet(dataclasses.replace(config, lrn_across_towers=False)).eval()
-        weights.load_weights(wrong, trained.weights)
+        weights.load_weights(wrong, model.state_dict())
         assert (wrong(images) - expected).abs().max() > 1e-3 * expected.abs().max()
         assert (model(images.flip(1)) - expected).abs().max() > 1e-2 * expected.abs().max()
         # The same from a state dict in Caffe's order.
