@@ -573,6 +573,29 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class AblationsConfig:
+    """What ``python -m net.ablations`` is asked to do."""
+
+    names: tuple[str, ...] = flag((), "ablations; all by default", positional=True, nargs="*", metavar="NAME")
+    data_path: str | None = flag(None, "as in net.train; the embedded digits by default", metavar="PATH")
+    baseline: str | None = flag(
+        None,
+        "TOML file of net.train's flags for the network that is compared with; by default the small network of the "
+        "digits preset, and the paper's on stored images of 256x256 and more",
+        metavar="FILE.toml",
+    )
+    seeds: int | None = flag(None, "trainings of each network, with the seeds 0, 1, ...; 5, or 3 with --quick")
+    quick: bool = flag(False, "a quarter of the epochs, three seeds: to see that it works, not to learn much")
+    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    output_dir: str | None = flag(
+        None, "folder of the results, runs/ablations or runs/ablations-quick by default", metavar="DIR"
+    )
+
+    def __post_init__(self) -> None:
+        at_least(self, 3, "seeds", called=flag_name)
+
+
+@dataclass(frozen=True)
 class ExportConfig:
     """What ``python -m net.export`` is asked to do."""
 

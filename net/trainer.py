@@ -35,6 +35,10 @@ CPU_CORE_FLOP_PER_S = 30e9
 CHECKPOINT_SHARE = 10
 
 
+class DivergedError(DataError):
+    """A loss or a weight became infinite or not a number."""
+
+
 class StopSignal:
     """Inside a ``with`` block notes the first SIGTERM or SIGINT; a second one takes its usual course at once."""
 
@@ -336,7 +340,7 @@ class Trainer:
             return
         kept = checkpoint.checkpoints(self.checkpoints)
         last = f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
-        raise DataError(f"{where}; {last}. A lower --lr may help")
+        raise DivergedError(f"{where}; {last}. A lower --lr may help")
 
     def _log(self) -> None:
         """A line of progress and a row of metrics for the updates since the last one."""

@@ -57,7 +57,7 @@ def test_the_direction_is_checked_at_all(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["net.config", "net.cli", "net.runs", "net.train", "net.evaluate", "net.prepare", "net.export"],
+    ["net.config", "net.cli", "net.runs", "net.train", "net.evaluate", "net.prepare", "net.export", "net.ablations"],
 )
 def test_commands_start_without_torch(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'numpy', 'matplotlib'}} & set(sys.modules)))"
