@@ -33,6 +33,8 @@ BASELINE = "baseline"
 RESULTS = "results.jsonl"
 #: Of the trainings of the digits network: what keeps all of them on the embedded digits under half an hour.
 EPOCHS, BATCH_SIZE = 12, 32
+#: One part in so many of the epochs is what --quick trains.
+QUICK = 6
 #: Stored images of at least so many rows are for the paper's network.
 LARGE = 256
 
@@ -144,7 +146,7 @@ def baseline(config: AblationsConfig) -> "tuple[TrainConfig, ImageData]":
     given = {name: getattr(config, name) for name in ("data_path", "device") if getattr(config, name) is not None}
     result = cli.resolve({**flags, **given, "keep": 1}, TrainConfig)
     if config.quick:
-        flags["epochs"] = max(1, result.epochs // 4)
+        flags["epochs"] = max(1, result.epochs // QUICK)
         result = cli.resolve({**flags, **given, "keep": 1}, TrainConfig)
     data, _ = open_run_data(result)
     return result, data

@@ -585,7 +585,7 @@ class AblationsConfig:
         metavar="FILE.toml",
     )
     seeds: int | None = flag(None, "trainings of each network, with the seeds 0, 1, ...; 5, or 3 with --quick")
-    quick: bool = flag(False, "a quarter of the epochs, three seeds: to see that it works, not to learn much")
+    quick: bool = flag(False, "a sixth of the epochs, three seeds: to see that it works, not to learn much")
     device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
     output_dir: str | None = flag(
         None, "folder of the results, runs/ablations or runs/ablations-quick by default", metavar="DIR"
