@@ -236,6 +236,9 @@ class _Chain:
     dense: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     #: Dense layers that an activation follows.
     activated: int = 0
+    #: Whether the maps were made features, and whether the softmax behind the logits came.
+    flat: bool = False
+    ended: bool = False
 
     def refuse(self, node: Any, reason: str) -> DataError:
         return DataError(f"{self.path}: operator {node.op_type} (output {node.output[0]}) {reason}")
@@ -249,10 +252,14 @@ class _Chain:
     def take(self, node: Any, values: dict[str, Any]) -> None:
         """The next operator of the chain, with its attributes."""
         kind = node.op_type
-        if kind in ("Dropout", "Identity", "Reshape", "Flatten", "Softmax"):
-            # None of these changes a number of the logits, but for the softmax behind them.
+        if kind in ("Dropout", "Identity"):
+            # In evaluation they do nothing.
             return
-        if kind == "Conv" and not self.dense:
+        if kind in ("Reshape", "Flatten") and self.convolutions and not self.dense:
+            self.flat = True
+        elif kind == "Softmax" and self.dense:
+            self.ended = True
+        elif kind == "Conv" and not self.flat:
             values = {**_PLAIN, "group": 1, **values}
             for name in ("strides", "dilations", "pads"):
                 if len(set(values[name])) > 1:
@@ -262,16 +269,16 @@ class _Chain:
             if not plain or values["group"] not in (1, 2) or values.get("auto_pad", b"NOTSET") != b"NOTSET":
                 raise self.refuse(node, "must have a square kernel, 1 or 2 groups, no dilation and explicit pads")
             self.convolutions.append((weight, self.tensor(node, 2), values, []))
-        elif kind == "Relu" and self.dense:
+        elif kind == "Relu" and self.dense and not self.ended:
             self.activated += 1
-        elif kind == "Gemm":
+        elif kind == "Gemm" and not self.ended:
             if values.get("alpha", 1.0) != 1 or values.get("beta", 1.0) != 1 or values.get("transA", 0):
                 raise self.refuse(node, "must be a plain product, with alpha and beta 1")
             if self.activated != len(self.dense):
                 raise self.refuse(node, "must have a Relu before it")
             weight = self.tensor(node, 1)
             self.dense.append((weight if values.get("transB", 0) else weight.T, self.tensor(node, 2)))
-        elif kind in ("Relu", "LRN", "MaxPool") and self.convolutions and not self.dense:
+        elif kind in ("Relu", "LRN", "MaxPool") and self.convolutions and not self.flat:
             followers = self.convolutions[-1][3]
             operation: Operation = "activation" if kind == "Relu" else "lrn" if kind == "LRN" else "pool"
             if operation in followers:
@@ -298,8 +305,10 @@ class _Chain:
     def _take_pool(self, node: Any, values: dict[str, Any]) -> None:
         kernel, strides = values["kernel_shape"], values.get("strides", [1, 1])
         before, after = values.get("pads", [0] * 4)[:2], values.get("pads", [0] * 4)[2:]
-        if kernel not in ([2, 2], [3, 3]) or strides != [2, 2] or before != [0, 0] or after not in ([0, 0], [1, 1]):
-            raise self.refuse(node, "must have a window of 2 or 3, a stride of 2 and no padding before")
+        plain = set(values.get("dilations", [1])) == {1} and values.get("auto_pad", b"NOTSET") == b"NOTSET"
+        window = kernel in ([2, 2], [3, 3]) and strides == [2, 2]
+        if not (plain and window and before == [0, 0] and after in ([0, 0], [1, 1])):
+            raise self.refuse(node, "must have a window of 2 or 3, a stride of 2, no dilation and no padding before")
         if self.pools and self.pools[-1][0] != kernel[0]:
             raise self.refuse(node, "has another window than the one before")
         self.pools.append((kernel[0], after[0], bool(values.get("ceil_mode", 0))))

@@ -316,6 +316,13 @@ def _replace(nodes: list[Any], output: str, kind: str, **attributes: Any) -> Non
     ("spoil", "says"),
     [
         (lambda nodes, _: _replace(nodes, "conv3_2", "Sigmoid"), "operator Sigmoid (output conv3_2) has no place"),
+        (lambda nodes, _: _replace(nodes, "fc7_2", "Softmax"), "operator Gemm (output fc8_1) has no place"),
+        (
+            lambda nodes, _: _replace(
+                nodes, "pool2_1", "MaxPool", kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_UPPER"
+            ),
+            "operator MaxPool (output pool2_1) must have a window of 2 or 3",
+        ),
         (
             lambda nodes, _: _replace(nodes, "norm2_1", "LRN", size=4, alpha=0.05),
             "operator LRN (output norm2_1) has size 4; sizes must be odd",
@@ -333,7 +340,7 @@ def _replace(nodes: list[Any], output: str, kind: str, **attributes: Any) -> Non
             "does not read conv1_1; the operators must be a chain",
         ),
     ],
-    ids=["operator", "even", "two LRNs", "pads", "alpha", "sizes", "bias", "branch"],
+    ids=["operator", "softmax", "pool", "even", "two LRNs", "pads", "alpha", "sizes", "bias", "branch"],
 )
 def test_other_networks_are_refused(tmp_path: Path, spoil: Any, says: str) -> None:
     caffe_graph(tmp_path / "other.onnx", spoil=spoil)
