@@ -5,8 +5,10 @@ from pathlib import Path
 import pandas as pd
 from tabulate import tabulate
 
+from net import ablation_report
+
 from .environment import ROOT
-from .records import read
+from .records import DATA, read
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 #: The table's file and title, and the cases in it.
@@ -108,8 +110,14 @@ def write(reports: Path, readme: Path, rows: pd.DataFrame) -> list[Path]:
     return [*written, readme]
 
 
+def write_accuracy(reports: Path, data: Path) -> list[Path]:
+    """Write the tables and pictures of the results of ``net.ablations`` in ``data/ablations``; returns the files."""
+    return ablation_report.write(sorted((data / "ablations").glob("*.jsonl")), reports)
+
+
 def main() -> None:
-    for path in write(ROOT / "reports", ROOT / "README.md", read()):
+    reports = ROOT / "reports"
+    for path in (*write(reports, ROOT / "README.md", read()), *write_accuracy(reports, DATA)):
         print(path.relative_to(ROOT))
 
 

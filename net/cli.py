@@ -59,7 +59,7 @@ def parser(config: type[Any], program: str, description: str) -> argparse.Argume
         elif typing.get_origin(annotation) is typing.Literal:
             keywords.update(choices=typing.get_args(annotation))
         elif typing.get_origin(annotation) is tuple:
-            keywords.update(nargs="+", type=typing.get_args(annotation)[0])
+            keywords.update(nargs=options.get("nargs", "+"), type=typing.get_args(annotation)[0])
         else:
             keywords.update(type=annotation)
         if "optional_value" in options:
@@ -73,8 +73,8 @@ def parser(config: type[Any], program: str, description: str) -> argparse.Argume
     return result
 
 
-def read_toml(path: str, config: type[Any]) -> dict[str, Any]:
-    """The flags in a TOML file, with their types checked.
+def read_toml(path: str, config: type[Any], flag: str = "--config") -> dict[str, Any]:
+    """The flags in a TOML file that ``flag`` names, with their types checked.
 
     Raises:
         UsageError: the file cannot be read, or holds what is no flag or no value for it.
@@ -83,16 +83,16 @@ def read_toml(path: str, config: type[Any]) -> dict[str, Any]:
         with open(path, "rb") as file:
             values = tomllib.load(file)
     except OSError as error:
-        raise UsageError(f"--config: cannot read {path}: {error.strerror}") from None
+        raise UsageError(f"{flag}: cannot read {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config: {path} is not TOML: {error}") from None
+        raise UsageError(f"{flag}: {path} is not TOML: {error}") from None
     hints = typing.get_type_hints(config)
     result = {}
     for key, value in values.items():
         name = key.replace("-", "_")
         if name not in hints or name == "config":
-            raise UsageError(f"--config: {path}: {key!r} is no flag{near(name, hints)}")
-        result[name] = typed(f"--config: {path}: {key}", value, hints[name])
+            raise UsageError(f"{flag}: {path}: {key!r} is no flag{near(name, hints)}")
+        result[name] = typed(f"{flag}: {path}: {key}", value, hints[name])
     return result
 
 
@@ -147,7 +147,7 @@ def subcommand(
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     lines = [f"  {name:<{max(map(len, summaries))}}  {summary}" for name, summary in summaries.items()]
-    result = _Parser(
+    result = Parser(
         prog=f"python -m {program}",
         usage=f"python -m {program} {{{','.join(summaries)}}} ...",
         description=description,

@@ -539,7 +539,7 @@ class TrainConfig(RecipeConfig):
     resume: str | None = flag(
         None, "go on from a checkpoint, or from the newest intact one (auto)", optional_value="auto", metavar="PATH"
     )
-    init_from: str | None = flag(None, "start from these weights (.safetensors or checkpoint)", metavar="PATH")
+    init_from: str | None = flag(None, "start from these weights (.safetensors, .onnx or checkpoint)", metavar="PATH")
     new_head: bool = flag(False, "with --init-from: start the last layer anew, for other classes (transfer)")
     freeze: tuple[str, ...] = flag((), "with --init-from: layers that stay as they are, such as conv1", metavar="LAYER")
     checkpoint_every: int = flag(0, "updates between checkpoints besides the one of every epoch", metavar="STEPS")
@@ -569,7 +569,7 @@ class EvaluateConfig:
     """What ``python -m net.evaluate`` is asked to do."""
 
     checkpoints: tuple[str, ...] = flag(
-        (), "run folders, checkpoints (.pt) or weights (.safetensors); several are averaged", positional=True
+        (), "run folders, checkpoints (.pt) or weights (.safetensors, .onnx); several are averaged", positional=True
     )
     data_path: str | None = flag(None, "as in net.train; by default what the first was trained on", metavar="PATH")
     ten_crops: bool = flag(True, "also average over ten crops where the images are larger than the network's input")
@@ -712,6 +712,46 @@ class ShapesConfig:
         at_least(self, 1, "train", "val", "workers", called=flag_name)
         at_least(self, 8, "size", called=flag_name)
         at_least(self, 0, "seed", called=flag_name)
+
+
+@dataclass(frozen=True)
+class AblationsConfig:
+    """What ``python -m net.ablations`` is asked to do."""
+
+    names: tuple[str, ...] = flag((), "ablations; all by default", positional=True, nargs="*", metavar="NAME")
+    data_path: str | None = flag(None, "as in net.train; the embedded digits by default", metavar="PATH")
+    baseline: str | None = flag(
+        None,
+        "TOML file of net.train's flags for the network that is compared with; by default the small network of the "
+        "digits preset, and the paper's on stored images of 256x256 and more",
+        metavar="FILE.toml",
+    )
+    seeds: int | None = flag(None, "trainings of each network, with the seeds 0, 1, ...; 5, or 3 with --quick")
+    quick: bool = flag(False, "a sixth of the epochs, three seeds: to see that it works, not to learn much")
+    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    output_dir: str | None = flag(
+        None, "folder of the results, runs/ablations or runs/ablations-quick by default", metavar="DIR"
+    )
+
+    def __post_init__(self) -> None:
+        at_least(self, 3, "seeds", called=flag_name)
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What ``python -m net.export`` is asked to do."""
+
+    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors, .onnx)", positional=True)
+    output: str = flag("", "file to write: .onnx, or .pt2 for the other formats", positional=True)
+    format: Literal["onnx", "torch-export", "aoti"] = flag(
+        "onnx", "ONNX, a torch.export program, or a package that AOTInductor compiled"
+    )
+    device: str | None = flag(None, "as in net.train; where an aoti package runs")
+
+    def __post_init__(self) -> None:
+        suffix = ".onnx" if self.format == "onnx" else ".pt2"
+        if not self.output.endswith(suffix):
+            raise UsageError(f"OUTPUT of --format {self.format} must end in {suffix}; got {self.output}")
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,21 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import cli, runs
-from .config import AlexNetConfig, EvaluateConfig
-from .errors import DataError, UsageError
-from .fields import from_table, typed
+from .config import EvaluateConfig
+from .errors import DataError
 from .files import atomic_write
+from .published import Published, is_ilsvrc, published
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .data.images import ImageData
+    from .trained import Trained
 
 DESCRIPTION = (
     "Top-1 and top-5 errors on the validation images, from the central crop and from ten crops. Several networks are "
@@ -23,49 +24,7 @@ DESCRIPTION = (
 )
 
 
-@dataclass(frozen=True)
-class _Trained:
-    """A trained network as it was saved."""
-
-    path: Path
-    weights: "dict[str, Tensor]"
-    network: AlexNetConfig
-    classes: tuple[str, ...]
-    data_path: str | None
-    mean: "Tensor | None"
-
-
-def _open(argument: str) -> _Trained:
-    """The network in a run folder (its newest intact checkpoint), a checkpoint, or a weights file."""
-    from . import checkpoint, weights
-
-    path = Path(argument)
-    if not path.exists():
-        raise DataError(f"{argument} does not exist")
-    mean = None
-    if path.is_dir():
-        found = checkpoint.newest(runs.folder_of(path) / "checkpoints")
-        if found is None:
-            raise DataError(f"{argument} holds no intact checkpoint (checkpoints/step_*.pt)")
-        path, state = found
-        tensors, metadata, mean = state["model"], state["metadata"], state["mean_image"]
-    elif path.suffix == ".safetensors":
-        tensors, metadata = weights.read(path)
-    else:
-        state = checkpoint.load(path)
-        tensors, metadata, mean = state["model"], state["metadata"], state["mean_image"]
-    if "network" not in metadata:
-        raise DataError(f"{path} does not say what network it is; give a run folder, a checkpoint or model.safetensors")
-    try:
-        network = from_table(AlexNetConfig, metadata["network"], "network")
-        classes = typed("classes", metadata["classes"], tuple[str, ...])
-        data_path = typed("data_path", metadata["data_path"], str | None)
-    except (UsageError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: what it says of its network cannot be used: {error}") from None
-    return _Trained(path, tensors, network, classes, data_path, mean)
-
-
-def _mean(trained: _Trained, data: "ImageData") -> "Tensor":
+def _mean(trained: "Trained", data: "ImageData") -> "Tensor":
     """The mean image that a network expects to be subtracted."""
     import torch
 
@@ -85,26 +44,27 @@ def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
     """A row for each network, and for their average, and each way of cropping."""
     import torch
 
-    from .alexnet import AlexNet
     from .augmentation import centre_crop, ten_crops
     from .data.loader import Loader
     from .data.sources import open_data
     from .device import choose, describe, keep_freed_memory, set_precision
     from .evaluation import evaluate
     from .progress import Progress
-    from .weights import load_weights
+    from .trained import open_trained
 
     device = choose(config.device)
     set_precision(config.precision, device)
     keep_freed_memory()
-    trained = [_open(argument) for argument in config.checkpoints]
+    trained = [open_trained(argument, device) for argument in config.checkpoints]
     first = trained[0]
     for other in trained[1:]:
         if other.classes != first.classes:
             raise DataError(f"{other.path} has other classes than {first.path}: their outputs cannot be averaged")
     path = config.data_path if config.data_path is not None else first.data_path
-    data = open_data(path, image_size=first.network.image_size, classes=len(first.classes))
-    if data.classes != first.classes:
+    data = open_data(path, image_size=first.network.image_size, classes=first.network.classes)
+    if first.classes is None and len(data.classes) == first.network.classes:
+        print(f"{first.path} does not name its classes: they are taken to be those of {data.name}, in their order")
+    elif data.classes != first.classes:
         raise DataError(f"{data.name} has other classes than {first.path} was trained on")
     for item in trained:
         if data.size < item.network.image_size:
@@ -113,11 +73,7 @@ def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
                 f"{data.name} holds {data.size}x{data.size}"
             )
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    models = []
-    for item in trained:
-        model = AlexNet(item.network)
-        load_weights(model, item.weights)
-        models.append(model.to(device, memory_format=memory_format))  # type: ignore[call-overload]
+    models = [item.model.to(memory_format=memory_format) for item in trained]  # type: ignore[call-overload]
     means = [_mean(item, data).to(device) for item in trained]
     sizes = [item.network.image_size for item in trained]
     print(f"{len(data.val):,} validation images of {data.name} on {describe(device)}, {config.precision}")
@@ -128,6 +84,9 @@ def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
             ways.append(("10", ten_crops))
         else:
             print(f"ten crops need images larger than the network's input; {data.name} holds {data.size}x{data.size}")
+    variants = [[item.network.variant] for item in trained]
+    if len(trained) > 1:
+        variants.append([item.network.variant for item in trained])
     rows = []
     for crops, cut in ways:
         loader = Loader(data.val, config.batch_size, device, shuffle=False, threads=config.workers)
@@ -144,8 +103,16 @@ def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
             )
         assert results is not None
         rows += [
-            {"network": name, "data": data.name, "crops": int(crops), **asdict(errors)}
-            for name, errors in zip(names, results, strict=True)
+            {
+                "network": name,
+                "data": data.name,
+                "crops": int(crops),
+                **asdict(errors),
+                "published": [
+                    asdict(item) for item in (published(nets, int(crops)) if is_ilsvrc(data.classes) else ())
+                ],
+            }
+            for name, nets, errors in zip(names, variants, results, strict=True)
         ]
     return rows
 
@@ -155,11 +122,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = cli.resolve(cli.given(EvaluateConfig, "net.evaluate", DESCRIPTION, arguments), EvaluateConfig)
     rows = _evaluate(config)
     width = max(len(row["network"]) for row in rows)
-    print(f"{'network':<{width}}  crops  top-1 error  top-5 error")
+    beside = "  published top-1 / top-5" if any(row["published"] for row in rows) else ""
+    print(f"{'network':<{width}}  crops  top-1 error  top-5 error{beside}")
     for row in rows:
         top5 = row["top5_error_percent"]
         last = f"{top5:.2f} %" if top5 is not None else "-"
-        print(f"{row['network']:<{width}}  {row['crops']:>5}  {row['top1_error_percent']:>9.2f} %  {last:>11}")
+        line = f"{row['network']:<{width}}  {row['crops']:>5}  {row['top1_error_percent']:>9.2f} %  {last:>11}"
+        print(f"{line}  {'; '.join(str(Published(**item)) for item in row['published'])}".rstrip())
     if rows[0]["top5_error_percent"] is None:
         print("top-5 error says nothing of five classes or fewer")
     first = Path(config.checkpoints[0])

@@ -22,8 +22,8 @@ def flag(default: Any, help: str, **options: Any) -> Any:
     Args:
         default: its value when neither flag, configuration file nor preset gives one.
         help: the line ``--help`` prints.
-        options: ``short`` (a one-letter flag), ``metavar``, ``positional``, ``optional_value`` (what the flag means
-            without a value), ``key_values`` (NAME=VALUE items).
+        options: ``short`` (a one-letter flag), ``metavar``, ``positional``, ``nargs`` (of a tuple; ``"*"`` allows
+            none), ``optional_value`` (what the flag means without a value), ``key_values`` (NAME=VALUE items).
     """
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata={"help": help, **options})

@@ -70,7 +70,7 @@ def filters(config: FiltersConfig) -> Path:
     gray = trained.mean is not None and bool((trained.mean == trained.mean[..., :1]).all())
     if gray:
         print("its training images are gray: what colour the kernels have is left from their random start")
-    title = f"{name}, {len(kernels)} kernels, trained on {short_name(trained.data_path, trained.classes)}" + (
+    title = f"{name}, {len(kernels)} kernels, trained on {short_name(trained.data_path, trained.names)}" + (
         "\n(gray images: what colour there is is left from the random start)" if gray else ""
     )
     path = _output(config.output, trained.path, "filters.png")

@@ -36,10 +36,12 @@ def _predict(config: PredictConfig) -> dict[str, Any]:
     trained = open_trained(config.checkpoint, device)
     if trained.mean is None:
         raise DataError(f"{trained.path} holds no mean image to subtract; give the run folder or a checkpoint")
+    if trained.classes is None:
+        print(f"{trained.path} holds no class names: classes are called by their numbers", file=sys.stderr)
     stored, size = trained.mean.shape[0], trained.network.image_size
     if config.ten_crops and stored == size:
         raise UsageError(f"--ten-crops: {trained.path} was trained on images of {size}x{size}, which it reads whole")
-    count = min(TOP, len(trained.classes))
+    count = min(TOP, len(trained.names))
     crops = ten_crops if config.ten_crops else centre_crop
     answers, vectors = [], []
     with Progress("images", len(config.images)) as progress, torch.no_grad():
@@ -56,7 +58,7 @@ def _predict(config: PredictConfig) -> dict[str, Any]:
             top = probabilities(trained.model, input, config.precision, torch.channels_last).topk(count)
             for name, values, labels in zip(names, top.values.tolist(), top.indices.tolist(), strict=True):
                 likely = [
-                    {"class": trained.classes[label], "probability": value}
+                    {"class": trained.names[label], "probability": value}
                     for label, value in zip(labels, values, strict=True)
                 ]
                 answers.append({"image": name, "top": likely})

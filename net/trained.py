@@ -1,6 +1,5 @@
 """A trained network as its run left it, with the data and the preprocessing that belong to it."""
 
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +22,14 @@ from .fields import from_table, typed
 class Trained:
     """A network ready to be asked.
 
-    ``model`` is in evaluation mode, ``mean`` the mean image of its training images, float32 ``[size, size, 3]`` where
-    ``size`` is that of the stored images it was trained on; None when only weights were given.
+    ``model`` is in evaluation mode. ``classes`` is None where the file does not name them, ``data_path`` where it was
+    trained on the embedded digits or does not say on what, and ``mean``, the mean image of its training images, float32
+    ``[size, size, 3]`` where ``size`` is that of the stored images, where the file holds weights alone.
     """
 
     path: Path
     model: AlexNet
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] | None
     data_path: str | None
     mean: Tensor | None
 
@@ -38,14 +38,17 @@ class Trained:
         """The architecture."""
         return self.model.config
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes' names, or their numbers where the file does not name them."""
+        return self.classes or tuple(map(str, range(self.network.classes)))
+
 
 def open_trained(argument: str, device: torch.device) -> Trained:
     """The network in a run folder (its newest intact checkpoint), a checkpoint, or a weights file.
 
-    Classes without names are called by their numbers, and that is said.
-
     Raises:
-        DataError: nothing there, damaged, or not of this program.
+        DataError: there is none that can be used. UsageError: an ONNX file, and onnx is not installed.
     """
     path = Path(argument)
     if not path.exists():
@@ -57,7 +60,7 @@ def open_trained(argument: str, device: torch.device) -> Trained:
             raise DataError(f"{argument} holds no intact checkpoint (checkpoints/step_*.pt)")
         path, state = found
         tensors, metadata, mean = state["model"], state["metadata"], state["mean_image"]
-    elif path.suffix == ".safetensors":
+    elif path.suffix in (".safetensors", ".onnx"):
         tensors, metadata = weights.read(path)
     else:
         state = checkpoint.load(path)
@@ -66,19 +69,19 @@ def open_trained(argument: str, device: torch.device) -> Trained:
         raise DataError(f"{path} does not say what network it is; give a run folder, a checkpoint or model.safetensors")
     try:
         network = from_table(AlexNetConfig, metadata["network"], "network")
-        classes = typed("classes", metadata.get("classes", ()), tuple[str, ...])
+        classes = typed("classes", metadata.get("classes"), tuple[str, ...] | None)
         data_path = typed("data_path", metadata.get("data_path"), str | None)
     except (UsageError, KeyError, TypeError) as error:
         raise DataError(f"{path}: what it says of its network cannot be used: {error}") from None
-    if not classes:
-        print(f"{path} holds no class names: classes are called by their numbers", file=sys.stderr)
-        classes = tuple(map(str, range(network.classes)))
-    if len(classes) != network.classes:
+    if classes and len(classes) != network.classes:
         raise DataError(f"{path} names {len(classes)} classes and its network has {network.classes}")
     model = AlexNet(network)
-    weights.load_weights(model, tensors)
+    try:
+        weights.load_weights(model, tensors)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Trained(path, model.eval(), classes, data_path, None if mean is None else mean.to(device))
+    return Trained(path, model.eval(), classes or None, data_path, None if mean is None else mean.to(device))
 
 
 def open_its_data(trained: Trained, data_path: str | None, device: torch.device) -> tuple[ImageData, Tensor]:
@@ -88,8 +91,10 @@ def open_its_data(trained: Trained, data_path: str | None, device: torch.device)
         DataError: images of other classes or of another size.
     """
     path = data_path if data_path is not None else trained.data_path
-    data = open_data(path, image_size=trained.network.image_size, classes=len(trained.classes))
-    if data.classes != trained.classes:
+    data = open_data(path, image_size=trained.network.image_size, classes=trained.network.classes)
+    if trained.classes is None and len(data.classes) == trained.network.classes:
+        print(f"{trained.path} does not name its classes: they are taken to be those of {data.name}, in their order")
+    elif data.classes != trained.classes:
         raise DataError(f"{data.name} has other classes than {trained.path} was trained on")
     size = trained.network.image_size if trained.mean is None else trained.mean.shape[0]
     if data.size < size or (trained.mean is not None and data.size != size):

@@ -1,8 +1,6 @@
 """The training run behind ``python -m net.train``: build, resume, learn, evaluate, save, say how it went."""
 
 import math
-import os
-import shutil
 import signal
 import sys
 import time
@@ -23,7 +21,7 @@ from .config import AlexNetConfig, TrainConfig, network
 from .data.images import ImageData
 from .data.loader import Batch, Loader, cache_that_fits
 from .data.sources import open_data, packed_size
-from .device import autocast, choose, describe, keep_freed_memory, peak_memory_mib, set_precision
+from .device import autocast, choose, describe, has_cpp_compiler, keep_freed_memory, peak_memory_mib, set_precision
 from .errors import DataError, UsageError
 from .evaluation import Errors, evaluate
 from .progress import duration
@@ -35,6 +33,10 @@ COMPILE_AFTER_SECONDS = 900.0
 CPU_CORE_FLOP_PER_S = 30e9
 #: Checkpoints at the end of an epoch may take one part in so many of the time.
 CHECKPOINT_SHARE = 10
+
+
+class DivergedError(DataError):
+    """A loss or a weight became infinite or not a number."""
 
 
 class StopSignal:
@@ -123,7 +125,7 @@ def compile_wanted(config: TrainConfig, plan: AlexNetConfig, steps: int, device:
         seconds = steps * config.batch_size * 6 * plan.multiply_adds / (CPU_CORE_FLOP_PER_S * torch.get_num_threads())
         if min(seconds, config.time_budget or math.inf) < COMPILE_AFTER_SECONDS:
             return False
-    if not any(shutil.which(compiler) for compiler in (os.environ.get("CXX") or "g++", "g++", "clang++")):
+    if not has_cpp_compiler():
         print("torch.compile needs a C++ compiler (g++ or clang++) and finds none: running eager")
         return False
     return True
@@ -355,7 +357,7 @@ class Trainer:
             return
         kept = checkpoint.checkpoints(self.checkpoints)
         last = f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
-        raise DataError(f"{where}; {last}. A lower --lr may help")
+        raise DivergedError(f"{where}; {last}. A lower --lr may help")
 
     def _log(self) -> None:
         """A line of progress and a row of metrics for the updates since the last one."""

@@ -70,11 +70,15 @@ def _canonical(source: Mapping[str, Tensor], model: AlexNet) -> dict[str, Tensor
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of a ``.safetensors`` file, or the model in a checkpoint of this program.
+    """Tensors and metadata of a ``.safetensors`` or ``.onnx`` file, or the model in a checkpoint of this program.
 
     Raises:
-        DataError: the file is missing, damaged or neither.
+        DataError: the file is missing, damaged or none of these. UsageError: ONNX, and onnx is not installed.
     """
+    if path.suffix == ".onnx":
+        from .interchange import read_onnx
+
+        return read_onnx(path)
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
@@ -97,6 +101,20 @@ def save(path: Path, model: AlexNet, metadata: dict[str, Any]) -> None:
         file.write(serialize(tensors, {"alexnet": json.dumps(metadata)}))
 
 
+def from_bgr(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights for pixels in red, green, blue from those of a network that reads blue, green, red, as Caffe's do.
+
+    The mean that is subtracted stays the same: it goes with the pixels.
+
+    Raises:
+        DataError: not exactly one convolution reads three channels.
+    """
+    first = [name for name, tensor in tensors.items() if tensor.dim() == 4 and tensor.shape[1] == 3]
+    if len(first) != 1:
+        raise DataError(f"one convolution must read three colours; got {', '.join(first) or 'none'}")
+    return {name: tensor.flip(1) if name == first[0] else tensor for name, tensor in tensors.items()}
+
+
 def load_weights(
     model: AlexNet,
     source: Path | str | Mapping[str, Tensor],
@@ -109,11 +127,11 @@ def load_weights(
     Names of this project, of torchvision's AlexNet (``features.0.weight``), of Caffe's and of the ONNX models made from
     it (``conv1_w_0``) are understood; convolutions have the usual grouped layout in all of them. Only names and shapes
     are compared: torchvision's weights expect pixels in [0, 1] less a mean and divided by a deviation, and Caffe's
-    expect blue, green, red.
+    expect blue, green, red, which :func:`from_bgr` changes (:func:`net.interchange.read_onnx` has done so).
 
     Args:
         model: the network; parameters keep their dtype and device.
-        source: a ``.safetensors`` file, a checkpoint of this program, or a state dict.
+        source: a ``.safetensors`` or ``.onnx`` file, a checkpoint of this program, or a state dict.
         strict: refuse, and change nothing, unless every parameter is there in the right shape and nothing is left.
         without: layers that keep the weights they have, whatever the source holds for them.
 

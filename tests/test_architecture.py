@@ -68,6 +68,8 @@ def test_the_direction_is_checked_at_all(tmp_path: Path) -> None:
         "net.figures",
         "net.hashing",
         "net.data.shapes",
+        "net.export",
+        "net.ablations",
     ],
 )
 def test_commands_start_without_torch(module: str) -> None:

@@ -1,0 +1,314 @@
+"""What each part of the paper's network is worth: ``python -m net.ablations``; ``--help`` lists the flags."""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import cli, runs
+from .config import AblationsConfig, AlexNetConfig, Operation, TrainConfig
+from .errors import DataError, UsageError
+from .fields import near
+from .files import atomic_write, locked
+from .progress import duration
+
+if TYPE_CHECKING:
+    from .data.images import ImageData
+
+DESCRIPTION = (
+    "Train the network without one of its parts after the other, each with several seeds, and compare the validation "
+    "error with that of the whole network, seed by seed. Killed, it goes on where it stopped when the same command is "
+    "given again. On the embedded digits it takes under half an hour of two CPU cores, --quick under five minutes. "
+    "Ablations: "
+)
+BASELINE = "baseline"
+RESULTS = "results.jsonl"
+#: Of the trainings of the digits network: what keeps all of them on the embedded digits under half an hour.
+EPOCHS, BATCH_SIZE = 12, 32
+#: One part in so many of the epochs is what --quick trains.
+QUICK = 6
+#: Stored images of at least so many rows are for the paper's network.
+LARGE = 256
+
+
+def _half(network: AlexNetConfig) -> dict[str, Any]:
+    """The one-GPU net of section 3.2: half the maps but in the last convolution, which feeds the dense layers."""
+    *others, last = network.convolutions
+    halved = [dataclasses.replace(layer, channels=layer.channels // 2) for layer in others]
+    return {"towers": 1, "convolutions": _tables([*halved, last])}
+
+
+def _program_s_order(network: AlexNetConfig) -> dict[str, Any]:
+    """Stage 1 normalizes and pools before its ReLU, the last pooling stands before its ReLU (net 145 of 2012)."""
+    order: dict[str, tuple[Operation, ...]] = {
+        "conv1": ("lrn", "pool", "activation"),
+        "conv5": ("pool", "activation"),
+    }
+    changed = [dataclasses.replace(layer, then=order.get(layer.name, layer.then)) for layer in network.convolutions]
+    return {"convolutions": _tables(changed)}
+
+
+def _tables(layers: Sequence[Any]) -> list[dict[str, Any]]:
+    return [dataclasses.asdict(layer) for layer in layers]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A part that is taken away.
+
+    ``fields`` are those of the architecture that change, ``recipe`` those of the training. ``paper`` and ``program``
+    are the changes of top-1 / top-5 error in points that the paper and the notes of its 2012 program give.
+    """
+
+    name: str
+    title: str
+    fields: Callable[[AlexNetConfig], Mapping[str, Any]] = lambda network: {}
+    recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    paper: str = ""
+    program: str = ""
+
+
+def _always(**fields: Any) -> Callable[[AlexNetConfig], Mapping[str, Any]]:
+    return lambda network: fields
+
+
+ABLATIONS = (
+    Ablation("no_lrn", "no response normalization", _always(lrn=False), {}, "+1.4 / +1.2", "+1.37 / +1.15"),
+    Ablation(
+        "no_overlap", "pooling windows of 2", _always(overlapping_pooling=False), {}, "+0.4 / +0.3", "+0.39 / +0.30"
+    ),
+    Ablation("no_dropout", "no dropout", _always(dropout=0.0)),
+    Ablation("no_colour", "no colour noise", recipe={"colour_noise": 0.0}, paper="more than +1 / -"),
+    Ablation("no_crops", "no random crops", recipe={"crop": False}),
+    Ablation("half", "the half net", _half, {}, "+1.7 / +1.2", "+1.70 / +1.23"),
+    Ablation("one_tower", "one tower, all maps connected", _always(towers=1)),
+    Ablation("no_exchange", "no exchange between the towers", _always(exchange=False), program="+1.16 / +1.12"),
+    Ablation("tanh", "tanh in place of ReLU", _always(activation="tanh"), paper="slower: Figure 1"),
+    *(
+        Ablation(
+            f"without_conv{number}",
+            f"without convolution {number}",
+            _always(without=[f"conv{number}"]),
+            # Section 7 says this of the layers in the middle.
+            paper="about +2 / -" if number in (2, 3, 4) else "",
+        )
+        for number in range(1, 6)
+    ),
+    Ablation("program_order", "the 2012 program's order of operations", _program_s_order),
+)
+
+
+def _effective(network: AlexNetConfig) -> AlexNetConfig:
+    """``network`` without what makes no difference: one tower has nobody to exchange with."""
+    return dataclasses.replace(network, exchange=True) if network.towers == 1 else network
+
+
+def _chosen(names: Sequence[str]) -> list[Ablation]:
+    known = {ablation.name: ablation for ablation in ABLATIONS}
+    for name in names:
+        if name not in known:
+            raise UsageError(f"{name!r} is no ablation{near(name, known)}; there are {', '.join(known)}")
+    return [ablation for ablation in ABLATIONS if ablation.name in names or not names]
+
+
+def baseline(config: AblationsConfig) -> "tuple[TrainConfig, ImageData]":
+    """The training that everything is compared with, and its images.
+
+    Raises:
+        UsageError: flags in ``--baseline`` that do not belong there. DataError: no such images.
+    """
+    from .data.sources import open_data
+    from .trainer import open_run_data
+
+    flags: dict[str, Any] = {}
+    if config.baseline is not None:
+        flags = cli.read_toml(config.baseline, TrainConfig, "--baseline")
+        for name in ("resume", "output_dir", "seed", "data_path", "device"):
+            if name in flags:
+                raise UsageError(f"--baseline: {config.baseline}: {name} is for net.ablations itself to say")
+    else:
+        data = open_data(config.data_path, image_size=32, classes=10)
+        if data.size >= LARGE:
+            flags = {"preset": "imagenet"}
+        else:
+            # A seventh of an image's rows and columns is left for the crops, as of the paper's 256.
+            recipe = "digits" if config.data_path is None else "paper"
+            flags = {"network": "digits", "recipe": recipe, "image_size": round(data.size * 7 / 8)}
+            flags |= {"epochs": EPOCHS, "batch_size": BATCH_SIZE}
+    given = {name: getattr(config, name) for name in ("data_path", "device") if getattr(config, name) is not None}
+    result = cli.resolve({**flags, **given, "keep": 1}, TrainConfig)
+    if config.quick:
+        flags["epochs"] = max(1, result.epochs // QUICK)
+        result = cli.resolve({**flags, **given, "keep": 1}, TrainConfig)
+    data, _ = open_run_data(result)
+    return result, data
+
+
+def ablated(ablation: Ablation, config: TrainConfig, data: "ImageData") -> TrainConfig | str:
+    """The training without a part, or why it would show nothing."""
+    from .trainer import architecture
+
+    network = architecture(config, data)
+    if "colour_noise" in ablation.recipe and data.colour.values[1] <= 1e-9 * data.colour.values[0]:
+        return "not shown by this data: its images are gray"
+    if "crop" in ablation.recipe and data.size == network.image_size:
+        return "not shown by this data: its images are no larger than the network's input"
+    try:
+        fields = {**config.architecture, **ablation.fields(network)}
+        changed = dataclasses.replace(config, architecture=fields, **ablation.recipe)
+        same = _effective(architecture(changed, data)) == _effective(network)
+    except UsageError as error:
+        return f"cannot be built: {error}"
+    if same and all(getattr(config, name) == value for name, value in ablation.recipe.items()):
+        return "the whole network is without it"
+    return changed
+
+
+def _commit() -> str:
+    """The checkout's commit, "-dirty" with changes; empty where there is none."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+    return ""
+
+
+def _read(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The results that are there already; a last line that was cut short is left out.
+
+    Raises:
+        UsageError: they are of other trainings.
+    """
+    from .ablation_report import read
+
+    if not path.exists():
+        return []
+    before, results = read(path)
+    if before != settings:
+        changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
+        raise UsageError(
+            f"--output-dir {path.parent} holds results of other trainings: they differ in {', '.join(sorted(changed))}"
+        )
+    return results
+
+
+def _settings(config: TrainConfig, data: "ImageData") -> dict[str, Any]:
+    """What the results depend on but for the seed; as JSON gives it back."""
+    values = runs.settings(config)
+    for name in ("seed", "device", "workers", "cache", "keep", "log_every", "checkpoint_every", "tensorboard"):
+        values.pop(name, None)
+    values |= {"data": data.name, "train_images": len(data.train), "val_images": len(data.val)}
+    result: dict[str, Any] = json.loads(json.dumps(values))
+    return result
+
+
+def train(config: TrainConfig, folder: Path) -> dict[str, Any] | int:
+    """Train in ``folder``, from its newest checkpoint if there is one; returns the results, or a signal's exit status.
+
+    What the training prints goes to ``log.txt``.
+    """
+    from . import checkpoint
+    from .trainer import DivergedError, Trainer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    row: dict[str, Any] = {}
+    with open(folder / "log.txt", "a") as log, contextlib.redirect_stdout(log):
+        trainer = Trainer(config, folder, checkpoint.newest(folder / "checkpoints"))
+        try:
+            status = trainer.run()
+        except DivergedError as error:
+            row["diverged"] = str(error)
+        else:
+            if status:
+                return status
+            assert trainer.errors is not None
+            row |= vars(trainer.errors)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return {**row, "updates": trainer.step, "seconds": round(time.monotonic() - started, 2)}
+
+
+def _machine(config: TrainConfig) -> dict[str, Any]:
+    import torch
+
+    from .device import choose, describe
+
+    return {
+        "device": describe(choose(config.device)),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Ablate as the command line says; returns the exit status."""
+    description = DESCRIPTION + ", ".join(ablation.name for ablation in ABLATIONS) + "."
+    config = cli.resolve(cli.given(AblationsConfig, "net.ablations", description, arguments), AblationsConfig)
+    chosen = _chosen(config.names)
+    folder = Path(config.output_dir or runs.RUNS / ("ablations-quick" if config.quick else "ablations"))
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"--output-dir {folder} is a file")
+    from . import ablation_report
+
+    base, data = baseline(config)
+    settings, machine = _settings(base, data), _machine(base)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        results = _read(folder / RESULTS, settings)
+        trainings: dict[str, TrainConfig] = {BASELINE: base}
+        for ablation in chosen:
+            changed = ablated(ablation, base, data)
+            if isinstance(changed, TrainConfig):
+                trainings[ablation.name] = changed
+            else:
+                print(f"{ablation.title}: {changed}")
+                results = [row for row in results if row["ablation"] != ablation.name]
+                results.append({"ablation": ablation.name, "not_shown": changed})
+        with atomic_write(folder / RESULTS) as file:
+            lines = [{"settings": settings}, *results]
+            file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+        done = {(row["ablation"], row.get("seed")) for row in results}
+        seeds = config.seeds or (3 if config.quick else 5)
+        # Seed by seed, so that whenever it is stopped there are as many trainings of one network as of another.
+        missing = [(name, seed) for seed in range(seeds) for name in trainings if (name, seed) not in done]
+        total = seeds * len(trainings)
+        print(
+            f"{len(trainings)} networks on {data.name}, {seeds} seeds: {total} trainings of {base.epochs} epochs, "
+            f"{total - len(missing)} of them done before; results in {folder / RESULTS}",
+            flush=True,
+        )
+        began = time.monotonic()
+        for number, (name, seed) in enumerate(missing, 1):
+            run = dataclasses.replace(trainings[name], seed=seed)
+            row = train(run, folder / f"{name}-seed{seed}")
+            if isinstance(row, int):
+                print(f"stopped in {name}, seed {seed}; go on with the same command")
+                return row
+            with open(folder / RESULTS, "a") as file:
+                file.write(json.dumps({"ablation": name, "seed": seed, **row, **machine}) + "\n")
+            left = (time.monotonic() - began) / number * (len(missing) - number)
+            said = "diverged" if "diverged" in row else f"top-1 error {row['top1_error_percent']:.2f} %"
+            print(
+                f"{total - len(missing) + number}/{total}  {name}, seed {seed}: {said} in {row['seconds']:.1f} s  "
+                f"ETA {duration(left)}",
+                flush=True,
+            )
+        written = ablation_report.write([folder / RESULTS], folder)
+    print(f"\n{ablation_report.table(folder / RESULTS)}")
+    print(f"written to {' and '.join(map(str, written))}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
