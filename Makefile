@@ -11,7 +11,7 @@ has = $(1) -c 'import sys, importlib.metadata as m, importlib.util as u; \
 	v = tuple(map(int, m.version("torch").split(".")[:2])); \
 	sys.exit(not (sys.version_info >= (3, 11) and (2, 11) <= v < (2, 14) and all(map(u.find_spec, "$(2)".split()))))' \
 	2>/dev/null
-RUN_MODULES := torch triton numpy pandas tabulate matplotlib PIL safetensors tqdm
+RUN_MODULES := torch triton numpy tabulate matplotlib PIL safetensors tqdm
 TEST_MODULES := $(RUN_MODULES) pytest pytest_benchmark pytest_timeout hypothesis
 LINT_MODULES := $(RUN_MODULES) ruff mypy pytest
 
