@@ -250,6 +250,7 @@ def _label(axis: "Axes", points: Sequence[tuple[float, float, str, str | None]])
             point[:2],
             tuple(place),
             fontsize=SIZE,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
             arrowprops={"arrowstyle": "-", "color": "#888888", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2},
         )
 

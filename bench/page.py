@@ -27,7 +27,7 @@ form { position: sticky; top: 0; z-index: 2; display: flex; flex-wrap: wrap; gap
 input { flex: 0 1 24rem; min-width: 0; padding: 0.35rem 0.6rem; font: inherit; color: inherit;
   background: var(--band); border: 1px solid var(--line); border-radius: 4px; }
 output, .sources { color: var(--faint); font-size: 0.85rem; }
-.sources { margin: 0.25rem 0 0; padding-left: 1.2rem; overflow-wrap: anywhere; }
+.sources { margin: 0.25rem 0 1rem; padding-left: 1.2rem; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 4px; }
 table { width: 100%; border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 caption { padding: 0.4rem 0.6rem; text-align: left; font-weight: 600; }
@@ -46,6 +46,8 @@ thead button::after { content: " \\2195"; color: var(--faint); }
 figure { margin: 0.75rem 0; }
 img { max-width: 100%; height: auto; padding: 0.5rem; background: #ffffff; border: 1px solid var(--line);
   border-radius: 4px; }
+main > section { scroll-margin-top: 4rem; }
+@media (max-width: 40rem) { tbody th { position: static; } }
 [hidden] { display: none !important; }
 """
 
@@ -86,6 +88,8 @@ function filter() {
     block.hidden = wanted.length > 0 && left === 0;
     shown += left;
   }
+  for (const part of document.querySelectorAll(".machine, main > section"))
+    part.hidden = wanted.length > 0 && !part.querySelector(".block:not([hidden])");
   document.querySelector("output").textContent = wanted.length ? `${shown} of ${all} rows` : `${all} rows`;
 }
 words.addEventListener("input", filter);
@@ -98,7 +102,7 @@ def _table(table: Table, page: str, machine: str) -> Iterable[str]:
     yield f'<div class="block" data-machine="{escape(machine)}">'
     label = escape(f"{table.title or page}, {machine}")
     yield f'<div class="scroll" role="region" aria-label="{label}" tabindex="0"><table>'
-    yield f"<caption>{label}</caption>"
+    yield f"<caption>{escape(table.title or page)}</caption>"
     yield "<thead><tr>"
     for title, numeric in table.columns:
         kind = ' class="number"' if numeric else ""
@@ -142,15 +146,16 @@ def html(pages: Sequence[Page], figures: Sequence[Figure]) -> str:
     for page in pages:
         lines.append(f'<section id="{names[page.file]}"><h2>{escape(page.title)}</h2><p>{_code(page.about)}</p>')
         for section in page.sections:
-            lines.append(f"<h3>{escape(str(section.machine))}</h3>")
+            lines.append(f'<div class="machine"><h3>{escape(str(section.machine))}</h3>')
             for figure in figures:
                 if (figure.page, figure.machine) == (page.file, section.machine):
                     lines.append(
-                        f'<figure><img src="{figure.file}" alt="{escape(figure.about)}" loading="lazy"></figure>'
+                        f'<figure><img src="{figure.file}" alt="{escape(figure.about)}"></figure>'
                     )
             if not section.tables:
                 lines.append("<p>Not measured.</p>")
             for table in section.tables:
                 lines.extend(_table(table, page.title, str(section.machine)))
+            lines.append("</div>")
         lines.append("</section>")
     return "\n".join([*lines, f"</main><script>{SCRIPT}</script></body></html>"]) + "\n"

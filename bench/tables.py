@@ -429,22 +429,25 @@ def pages(rows: Sequence[Row]) -> list[Page]:
     return found
 
 
-def _headline_rows(rows: Sequence[Row]) -> list[Row]:
-    """Of a machine's rows those on README's first screen."""
+def _headline_rows(rows: Sequence[Row], cpu: bool) -> list[Row]:
+    """Of a machine's rows those on README's first screen: of a case the fastest of ours and of PyTorch's own."""
 
     def best(case: str, mode: str | None = None) -> list[Row]:
-        """The fastest of ours and the fastest of PyTorch's own."""
-        its = [row for row in rows if row["case"] == case and mode in (None, row.get("mode"))]
-        ours = fastest(row for row in its if _rival(row) is None)
-        return [row for row in (ours, fastest(row for row in its if _rival(row) is not None)) if row is not None]
+        its = [row for row in rows if row["case"] == case and mode in (None, row.get("mode")) and "median_us" in row]
+        its = most(its, lambda row: values(row, ("dtype", "shape")))
+        ours, theirs = (fastest(row for row in its if (_rival(row) is None) == own) for own in (True, False))
+        # Called eagerly PyTorch's own are what a GPU's users have without doing anything.
+        eager = None if cpu else fastest(row for row in its if row.get("implementation") == "aten, eager")
+        return [row for row in (ours, theirs, eager) if row is not None]
 
-    chosen = best("update of paper")
-    chosen += [row for row in rows if row["case"] == "update of paper" and row.get("implementation") == "aten, eager"]
-    chosen += best("update of one_weird_trick") + best("inference of paper")
-    stages = best("stage1", "forward_backward") + best("stage2", "forward_backward")
-    chosen += stages or best("stages 1 and 2, forward and backward")
-    for case in ("loader, 2 reading", "prepare, one process", "digits, a whole run"):
-        chosen += [row for row in rows if row["case"] == case]
+    if not cpu:
+        weird = fastest(best("update of one_weird_trick"))
+        chosen = [*best("update of paper"), *([weird] if weird else []), *best("inference of paper")[:2]]
+    else:
+        stages = best("stage1", "forward_backward") + best("stage2", "forward_backward")
+        chosen = best("update of paper") + (stages or best("stages 1 and 2, forward and backward"))
+        for case in ("loader, 2 reading", "prepare, one process", "digits, a whole run"):
+            chosen += best(case)
     return list({id(row): row for row in chosen}.values())
 
 
@@ -458,10 +461,10 @@ def headline(rows: Sequence[Row]) -> list[Section]:
     """README's tables: of a GPU, then of a CPU; each of the machine with the most to show."""
     found: dict[bool, Section] = {}
     for machine in machines_of(rows):
-        its = _headline_rows([row for row in rows if row["on"] == machine])
+        cpu = machine.name.startswith("CPU")
+        its = _headline_rows([row for row in rows if row["on"] == machine], cpu)
         # The rows are of many kinds: what one of them lacks has mostly no meaning for it.
         tables = detail("", its, [BY_KEY[key]._replace(missing="-") for key in HEADLINE])
-        cpu = machine.name.startswith("CPU")
         if tables and (cpu not in found or len(tables[0].rows) > len(found[cpu].tables[0].rows)):
             found[cpu] = Section(machine, tables)
     return [found[cpu] for cpu in sorted(found)]

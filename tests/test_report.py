@@ -261,15 +261,18 @@ def test_machines_are_never_mixed(tmp_path: Path) -> None:
 
 
 def test_the_first_screen_shows_the_headline(tmp_path: Path) -> None:
-    slow = step("triton, default", 4900.0)
-    write(tmp_path, "a.jsonl", [*everything(), slow])
+    # A slower way of ours, and one whose rivals were not measured.
+    others = [step("triton, default", 4900.0), step("triton, eager", 10.0, dtype="float16")]
+    write(tmp_path, "a.jsonl", [*everything(), *others])
     readme = texts(tmp_path)["README.md"]
     assert readme.startswith(f"before\n{report.BEGIN}\n|")
     assert readme.endswith(f"{report.END}\nafter\n")
     assert "old" not in readme
     assert cells(readme, "triton, reduce-overhead")["images/s"] == "26,667"
     assert cells(readme, "loader, 2 reading")["images/s"] == "68,267"
+    assert cells(readme, "aten, eager")["x aten"] == "1.00"
     assert "triton, default" not in readme
+    assert "triton, eager" not in readme
     assert "Not measured." in texts(tmp_path / "none")["README.md"]
 
 
