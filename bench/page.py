@@ -149,9 +149,7 @@ def html(pages: Sequence[Page], figures: Sequence[Figure]) -> str:
             lines.append(f'<div class="machine"><h3>{escape(str(section.machine))}</h3>')
             for figure in figures:
                 if (figure.page, figure.machine) == (page.file, section.machine):
-                    lines.append(
-                        f'<figure><img src="{figure.file}" alt="{escape(figure.about)}"></figure>'
-                    )
+                    lines.append(f'<figure><img src="{figure.file}" alt="{escape(figure.about)}"></figure>')
             if not section.tables:
                 lines.append("<p>Not measured.</p>")
             for table in section.tables:

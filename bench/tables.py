@@ -154,7 +154,7 @@ def measured(rows: Sequence[Row]) -> list[Row]:
         if name is not None and "median_us" in row:
             key = (name, row["record"], machine_of(row), values(row, TASK))
             rivals[key] = min(row["median_us"], rivals.get(key, math.inf))
-    models = {(values(row, KEYS), row["machine"]): row for row in rows if row["suite"] == "model"}
+    models = {(values(row, KEYS), row["machine"]): row for row in rows if "modelled_us" in row}
     shown = [row for row in rows if row["suite"] and row["suite"] != "model"]
     machines = {row["machine"]: machine_of(row) for row in shown}
     result = []
@@ -289,7 +289,7 @@ def overview(rows: Sequence[Row]) -> list[Table]:
     if not rows:
         return []
     unit, scale = unit_of(rows)
-    names = sorted({row["implementation"] for row in rows}, key=lambda name: rank(IMPLEMENTATIONS, name))
+    names = sorted({str(row.get("implementation")) for row in rows}, key=lambda name: rank(IMPLEMENTATIONS, name))
     tasks: dict[tuple[Any, ...], list[Row]] = {}
     for row in ordered(rows):
         tasks.setdefault(values(row, ("case", "mode", "shape", "dtype")), []).append(row)
@@ -298,7 +298,7 @@ def overview(rows: Sequence[Row]) -> list[Table]:
     for task, group in tasks.items():
         line = [Cell("-" if value is None else str(value)) for value in task]
         for name in names:
-            its = [row for row in group if row["implementation"] == name]
+            its = [row for row in group if str(row.get("implementation")) == name]
             row = fastest(its) or next((row for row in its if "status" in row), {})
             line.append(_cell(row, BY_KEY["median_us"], scale))
         for column in extra:
