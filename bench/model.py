@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--record", action="store_true", help="append the rows to reports/data")
     parser.add_argument("--output", type=Path, default=DATA, help="folder for the record")
     options = parser.parse_args(arguments)
-    records, found = read(), []
+    records, found = pd.DataFrame(read(DATA)), []
     print(f"{'':42} bytes special instr. latency modelled measured us")
     for row in rows([case for case in CASES if not options.case or case.name in options.case], options.dtype):
         was = measured(records, row)

@@ -1,8 +1,9 @@
 """Records: files of JSON lines in ``reports/data``, a row for each measurement.
 
-A row says what was measured (``case``, ``implementation``, ``mode``, ``shape``, ``dtype``, ``memory_format``), the
-values with their units in the column names (``median_us``, ``p20_us``, ``p80_us``, ``images_per_s``, ...), and all that
-:func:`bench.environment.describe` says of the machine.
+A row says what was measured (``suite``, ``case``, ``implementation``, ``mode``, ``shape``, ``dtype``,
+``memory_format``), the values with their units in the column names (``median_us``, ``p20_us``, ``p80_us``,
+``images_per_s``, ...), or in ``status`` why there are none, and all that :func:`bench.environment.describe` says of the
+machine. Reading needs no torch.
 """
 
 import json
@@ -11,11 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from .environment import ROOT, describe
+from net.errors import DataError
 
-DATA = ROOT / "reports" / "data"
+DATA = Path(__file__).parents[1] / "reports" / "data"
+Row = dict[str, Any]
+SUITES = ("ceilings", "kernels", "layers", "steps", "input", "model")
+#: What every row says.
+REQUIRED = ("case", "machine", "date")
+#: How the cases begin whose rows, the first ones, do not name their suite; the last belong to none.
+EARLIER_SUITES = {
+    "copy": "ceilings",
+    "matrix product": "ceilings",
+    "stage": "kernels",
+    "update of ": "steps",
+    "digits, ": "steps",
+    "prepare, ": "input",
+    "loader, ": "input",
+    "crop, ": "input",
+    "the kernels' tests": "",
+    "trace": "",
+}
 
 
 def time_columns(seconds: Iterable[float]) -> dict[str, float]:
@@ -29,6 +46,8 @@ def time_columns(seconds: Iterable[float]) -> dict[str, float]:
 
 def write(rows: Iterable[Mapping[str, Any]], folder: Path = DATA) -> Path:
     """Append rows, with the machine's columns, to this day's and commit's record of this machine."""
+    from .environment import describe
+
     environment = describe()
     kind = "gpu" if environment["driver"] else "cpu"
     path = folder / f"{environment['date']}-{kind}-{environment['commit']}.jsonl"
@@ -40,16 +59,63 @@ def write(rows: Iterable[Mapping[str, Any]], folder: Path = DATA) -> Path:
     return path
 
 
-def read(folder: Path = DATA) -> pd.DataFrame:
-    """Every row of every record, oldest first, with the record's name in the column ``record``."""
-    frames = []
-    for path in sorted(folder.glob("*.jsonl")):
-        frame = pd.DataFrame(json.loads(line) for line in path.read_text().splitlines())
-        frame["record"] = path.name
-        frames.append(frame)
-    if not frames:
-        return pd.DataFrame()
-    rows = pd.concat(frames, ignore_index=True)
-    # Of one day's records the name says nothing of the order; the first ones did not note the time.
-    moments = rows["date"] + " " + (rows["time"].fillna("") if "time" in rows else "")
-    return rows.loc[moments.sort_values(kind="stable").index].reset_index(drop=True)
+def read_record(path: Path) -> list[Row]:
+    """The rows of one record, each with its suite and, in ``record``, the file's name.
+
+    Raises:
+        DataError: a line is no row; the message names file and line.
+    """
+    rows = []
+    # Not splitlines(), which also ends lines at characters that JSON strings may hold.
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        place = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{place} is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{place} must be an object, a row of a record; got {line.decode()[:40]}")
+        for name in REQUIRED:
+            if not isinstance(row.get(name), str) or not row[name]:
+                raise DataError(f"{place}: a row must say its {name} in words; got {row.get(name)!r}")
+        for name, value in row.items():
+            if name.endswith("_us") and (
+                isinstance(value, bool) or not isinstance(value, int | float) or not value > 0
+            ):
+                raise DataError(f"{place}: {name} must be a positive number; got {value!r}")
+        if "suite" not in row:
+            begins = [suite for begin, suite in EARLIER_SUITES.items() if row["case"].startswith(begin)]
+            row["suite"] = begins[0] if begins else None
+        elif row["suite"] not in SUITES:
+            row["suite"] = None
+        if row["suite"] is None:
+            raise DataError(f"{place}: the suite of case {row['case']!r} must be one of {', '.join(SUITES)}")
+        row = _renamed(row)
+        row["record"] = path.name
+        rows.append(row)
+    return rows
+
+
+def _renamed(row: Row) -> Row:
+    """A row in today's names: of the paper's network a CPU's first rows say no mode of compilation, being eager."""
+    if row["case"] == "update of the paper's network":
+        return {**row, "case": "update of paper", "implementation": f"{row['implementation']}, eager"}
+    return row
+
+
+def moment(row: Row) -> str:
+    """Day and time of a row, in the order of which they sort; the first records do not note the time."""
+    return f"{row['date']} {row.get('time', '')}"
+
+
+def read(folder: Path = DATA) -> list[Row]:
+    """Every row of every record, oldest first.
+
+    Raises:
+        DataError: as :func:`read_record`.
+    """
+    rows = [row for path in sorted(folder.glob("*.jsonl")) for row in read_record(path)]
+    # Of one day's records the name says nothing of the order.
+    return sorted(rows, key=moment)

@@ -1,125 +1,126 @@
-"""Tables from records: ``python -m bench.report`` writes ``reports/*.md`` and the figures in README.md."""
+"""Tables, figures and a page from records: ``python -m bench.report``; ``--help`` lists the flags."""
 
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
-from tabulate import tabulate
+from net import cli
+from net.errors import UsageError
+from net.fields import flag
+from net.files import atomic_write
 
-from net import ablation_report
+if TYPE_CHECKING:
+    from .records import Row
 
-from .environment import ROOT
-from .records import DATA, read
-
+ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
-#: The table's file and title, and the cases in it.
-TABLES = {
-    "input_pipeline.md": (
-        "Input pipeline",
-        ("prepare, one process", "loader, 1 reading", "loader, 2 reading", "crop, reflect, colour, mean"),
-    ),
-    "stages.md": ("Stages", ("stages 1 and 2, forward and backward",)),
-    "training.md": ("Training", ("update of the paper's network", "digits, a whole run")),
-    "gpu.md": (
-        "On a GPU",
-        ("update of paper", "update of one_weird_trick", "stage1", "stage2", "copy", "matrix product"),
-    ),
-}
-#: Column of a table, column of a record, and how a value is written.
-COLUMNS = (
-    ("case", "case", "{}"),
-    ("implementation", "implementation", "{}"),
-    ("mode", "mode", "{}"),
-    ("shape", "shape", "{}"),
-    ("dtype", "dtype", "{}"),
-    ("memory format", "memory_format", "{}"),
-    ("median ms", "median_us", "milliseconds"),
-    ("p20 ms", "p20_us", "milliseconds"),
-    ("p80 ms", "p80_us", "milliseconds"),
-    ("images/s", "images_per_s", "{:,.0f}"),
-    ("saved MiB", "saved_mib", "{:,.1f}"),
-    ("peak MiB", "peak_mib", "{:,.0f}"),
-    ("first call s", "first_call_s", "{:,.1f}"),
-    ("GB/s", "gb_per_s", "{:,.0f}"),
-    ("TFLOP/s", "tflop_per_s", "{:,.0f}"),
-    ("% of a copy", "percent_of_copy_bandwidth", "{:,.0f}"),
-    ("top-1 %", "top1_accuracy_percent", "{:.2f}"),
+MADE = "Made from the records by `python -m bench.report`."
+DESCRIPTION = (
+    "Make reports/*.md, reports/index.html, reports/figures and the tables on README's first screen from the records "
+    "in reports/data, or compare two records."
 )
 
 
-#: The columns on README's first screen.
-HEADLINE = ("case", "shape", "median ms", "images/s", "top-1 %")
-GPU_HEADLINE = ("case", "implementation", "shape", "dtype", "median ms", "images/s", "peak MiB")
+@dataclass(frozen=True)
+class ReportConfig:
+    """What ``python -m bench.report`` is asked to do."""
+
+    compare: tuple[str, ...] = flag(
+        (),
+        "two records, the older first: what got slower or faster by more than noise; exits with 1 if anything slowed",
+        metavar="RECORD",
+    )
+
+    def __post_init__(self) -> None:
+        if len(self.compare) not in (0, 2):
+            raise UsageError(f"--compare takes two records; got {len(self.compare)}")
 
 
-def _written(value: object, how: str) -> str:
-    if value is None or pd.isna(value):
-        return ""
-    if how == "milliseconds":
-        return f"{float(value) / 1000:,.{2 if float(value) >= 1e4 else 4}f}"  # type: ignore[arg-type]
-    return how.format(value)
+def texts(rows: "Sequence[Row]", readme: str) -> dict[str, str]:
+    """The text of each file below ``reports/``, and of ``README.md`` with ``readme`` around its tables.
 
+    Args:
+        rows: as :func:`bench.records.read` returns them.
+        readme: what README.md says now.
+    """
+    from . import figures, page, tables
 
-def newest(rows: pd.DataFrame, cases: tuple[str, ...]) -> pd.DataFrame:
-    """The newest row of each thing measured, in the order of ``cases``."""
-    if rows.empty:
-        return rows
-    keys = [
-        column for column in ("case", "implementation", "mode", "shape", "dtype", "memory_format") if column in rows
-    ]
-    latest = rows[rows["case"].isin(cases)].drop_duplicates(keys, keep="last")
-    return latest.sort_values("case", key=lambda column: column.map(cases.index), kind="stable")
-
-
-def table(rows: pd.DataFrame, columns: tuple[tuple[str, str, str], ...] = COLUMNS) -> str:
-    """A Markdown table, and the machine and record its figures come from."""
-    if rows.empty:
-        return "Not measured.\n"
-    used = [column for column in columns if column[1] in rows and rows[column[1]].notna().any()]
-    cells = [[_written(row[source], how) for _, source, how in used] for _, row in rows.iterrows()]
-    lines = [tabulate(cells, [title for title, _, _ in used], "github", disable_numparse=True), ""]
-    for (record, machine), group in rows.groupby(["record", "machine"], sort=False):
-        first = group.iloc[0]
-        lines.append(
-            f"{machine}, {first['threads']} threads, torch {first['torch']}, commit {first['commit']}"
-            f"{' with changes' if first['dirty'] else ''}, {first['date']}: `reports/data/{record}`"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def headline(rows: pd.DataFrame) -> str:
-    """The figures on README's first screen: of a GPU, then of a CPU."""
-    gpu = newest(rows, ("update of paper", "update of one_weird_trick"))
-    cases = ("digits, a whole run", "update of the paper's network", "loader, 2 reading", "prepare, one process")
-    chosen = newest(rows, cases)
-    if "implementation" in chosen:
-        chosen = chosen[chosen["implementation"] != "aten"]
-    parts = ((gpu, GPU_HEADLINE), (chosen, HEADLINE))
-    return "\n".join(table(part, tuple(column for column in COLUMNS if column[0] in names)) for part, names in parts)
-
-
-def write(reports: Path, readme: Path, rows: pd.DataFrame) -> list[Path]:
-    """Write every table; returns the files."""
-    written = []
-    for name, (title, cases) in TABLES.items():
-        text = f"# {title}\n\nMade from the records by `python -m bench.report`.\n\n{table(newest(rows, cases))}"
-        (reports / name).write_text(text)
-        written.append(reports / name)
-    before, _, rest = readme.read_text().partition(BEGIN)
+    rows = tables.measured(rows)
+    pages, drawn = tables.pages(rows), figures.figures(rows)
+    result = {}
+    for one in pages:
+        parts = [
+            f"# {one.title}\n",
+            MADE + "\n",
+            textwrap.fill(one.about, 120, break_long_words=False, break_on_hyphens=False) + "\n",
+        ]
+        for section in one.sections:
+            parts.append(f"## {section.machine}\n")
+            parts += [
+                f"![{figure.about}]({figure.file})\n"
+                for figure in drawn
+                if (figure.page, figure.machine) == (one.file, section.machine)
+            ]
+            for table in section.tables:
+                parts += [f"### {table.title}\n"] if table.title else []
+                parts.append(tables.markdown(table))
+            if not section.tables:
+                parts.append("Not measured.\n")
+        result[one.file] = "\n".join(parts if one.sections else [*parts, "Not measured.\n"])
+    result["index.html"] = page.html(pages, drawn)
+    headline = "\n".join(tables.markdown(table) for section in tables.headline(rows) for table in section.tables)
+    before, _, rest = readme.partition(BEGIN)
     _, _, after = rest.partition(END)
-    readme.write_text(f"{before}{BEGIN}\n{headline(rows)}{END}{after}")
-    return [*written, readme]
+    result["README.md"] = "".join((before, BEGIN, "\n", headline or "Not measured.\n", END, after))
+    return result
+
+
+def write(reports: Path, readme: Path, rows: "Sequence[Row]") -> list[Path]:
+    """Write every table and figure and remove the figures that are no more; returns the files."""
+    from . import figures, tables
+
+    written = []
+    folder = reports / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for figure in figures.figures(tables.measured(rows)):
+        with atomic_write(reports / figure.file) as file:
+            file.write(figures.png(figure))
+        written.append(reports / figure.file)
+    for kind in figures.KINDS:
+        for path in folder.glob(f"{kind[0]}-*.png"):
+            if path not in written:
+                path.unlink()
+    for name, text in texts(rows, readme.read_text()).items():
+        path = readme if name == "README.md" else reports / name
+        with atomic_write(path) as file:
+            file.write(text.encode())
+        written.append(path)
+    return written
 
 
 def write_accuracy(reports: Path, data: Path) -> list[Path]:
     """Write the tables and pictures of the results of ``net.ablations`` in ``data/ablations``; returns the files."""
+    from net import ablation_report
+
     return ablation_report.write(sorted((data / "ablations").glob("*.jsonl")), reports)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the report as the command line says; returns the exit status."""
+    config = cli.resolve(cli.given(ReportConfig, "bench.report", DESCRIPTION, arguments), ReportConfig)
+    if config.compare:
+        from .compare import compare
+
+        return compare(*map(Path, config.compare))
+    from .records import DATA, read
+
     reports = ROOT / "reports"
-    for path in (*write(reports, ROOT / "README.md", read()), *write_accuracy(reports, DATA)):
+    for path in (*write(reports, ROOT / "README.md", read(DATA)), *write_accuracy(reports, DATA)):
         print(path.relative_to(ROOT))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)
