@@ -5,6 +5,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from ..alexnet import AlexNet
+from ..errors import UsageError
 from .part import Parallel, Share
 
 
@@ -18,7 +19,12 @@ def averaged(
         group: the ranks.
         compression: ``"bf16"`` sends gradients as bfloat16.
         split: parameters that are left alone, because each rank has rows of its own.
+
+    Raises:
+        UsageError: bf16 without NCCL, where PyTorch does not offer it.
     """
+    if compression == "bf16" and dist.get_backend(group) != "nccl":
+        raise UsageError("--gradient-compression bf16 needs NCCL, that is a GPU for each rank; give none here")
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(split))
     wrapped = DistributedDataParallel(model, process_group=group, gradient_as_bucket_view=True)
     if compression == "bf16":

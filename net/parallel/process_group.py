@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.distributed.distributed_c10d import PrefixStore, _set_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
 from ..config import TrainConfig
@@ -99,12 +99,17 @@ class Processes(Ranks):
         RankError: they do not meet.
     """
 
+    #: How often this process has met others; each time has keys of its own in the store.
+    meetings = 0
+
     def __init__(self, launch: Launch, backend: str, timeout: float) -> None:
         self.rank, self.ranks, self.timeout, self.backend = launch.rank, launch.ranks, timeout, backend
         self.holds = 0
+        Processes.meetings += 1
         self.pending: tuple[Tensor, Any] | None = None
         try:
-            self.store, _, _ = next(rendezvous("env://", timeout=_seconds(MEETING)))
+            store, _, _ = next(rendezvous("env://", timeout=_seconds(MEETING)))
+            self.store = PrefixStore(f"meeting {Processes.meetings}", store)
             dist.init_process_group(
                 backend, store=self.store, rank=self.rank, world_size=self.ranks, timeout=_seconds(PATIENCE)
             )
