@@ -109,7 +109,9 @@ class Processes(Ranks):
         self.pending: tuple[Tensor, Any] | None = None
         try:
             store, _, _ = next(rendezvous("env://", timeout=_seconds(MEETING)))
-            self.store = PrefixStore(f"meeting {Processes.meetings}", store)
+            # torchrun keeps its store when it starts the processes again.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            self.store = PrefixStore(f"attempt {attempt}, meeting {Processes.meetings}", store)
             dist.init_process_group(
                 backend, store=self.store, rank=self.rank, world_size=self.ranks, timeout=_seconds(PATIENCE)
             )
