@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from net.alexnet import AlexNet
@@ -69,7 +70,7 @@ def split(trace: profile) -> dict[str, float]:
     """
     events = trace.events()
     assert events is not None
-    gpu = [event for event in events if event.device_type != torch.autograd.DeviceType.CPU]
+    gpu = [event for event in events if event.device_type != DeviceType.CPU]
     computing, messages = [], []
     for event in gpu or events:
         interval = (event.time_range.start, event.time_range.end)
@@ -213,7 +214,7 @@ def link() -> list[dict[str, Any]]:
     return rows
 
 
-def _started(job: str, ranks: int, arguments: Sequence[object]) -> Any:
+def started(job: str, ranks: int, arguments: Sequence[object]) -> Any:
     """What ``job`` finds in processes of its own."""
     command = [sys.executable, "-m"]
     if ranks > 1:
@@ -237,9 +238,9 @@ def compare(variant: str, batch: int, updates: int, ranks: int) -> list[dict[str
     with Progress("strategies", len(usable) + 1) as progress:
         for strategy in usable:
             arguments = ("--network", variant, "--batch-size", batch, "--updates", updates)
-            rows.append(_started(strategy, 1 if strategy == "none" else ranks, arguments))
+            rows.append(started(strategy, 1 if strategy == "none" else ranks, arguments))
             progress.update(1)
-        rows += _started("link", ranks, ())
+        rows += started("link", ranks, ())
         progress.update(1)
     return rows
 

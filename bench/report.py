@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 from tabulate import tabulate
 
+from . import parallelism_report
 from .environment import ROOT
 from .records import read
 
@@ -105,7 +106,7 @@ def write(reports: Path, readme: Path, rows: pd.DataFrame) -> list[Path]:
     before, _, rest = readme.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     readme.write_text(f"{before}{BEGIN}\n{headline(rows)}{END}{after}")
-    return [*written, readme]
+    return [*written, *parallelism_report.write(reports, readme, rows), readme]
 
 
 def main() -> None:

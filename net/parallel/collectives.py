@@ -20,7 +20,9 @@ def gather(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
     if x.dim() == 4 and dim == 1 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
         # Pixels stay where they are: channels are the last dimension in memory.
         return gather(x.permute(0, 2, 3, 1), 3, group).permute(0, 3, 1, 2)
-    return _all_gather(x.contiguous(), dim, group)  # type: ignore[no-any-return]
+    result: Tensor = _all_gather(x.contiguous(), dim, group)
+    # Eager calls may return a tensor that waits when it is used; autograd would keep that one for backward.
+    return result.wait() if isinstance(result, functional.AsyncCollectiveTensor) else result
 
 
 def replicate(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
