@@ -7,7 +7,7 @@ from tabulate import tabulate
 
 from net.config import network
 
-from .cost_model import LINKS, Link, predict, published
+from .cost_model import LINKS, PCIE_2012, Link, gtx_580_seconds_per_multiply_add, predict, published
 from .parallelism import CASE, LINK_CASE
 
 BEGIN, END = "<!-- parallelism: begin -->", "<!-- parallelism: end -->"
@@ -106,22 +106,24 @@ def _compute(rows: pd.DataFrame) -> pd.Series | None:
     return None if rows.empty else rows.iloc[-1]
 
 
-def _seconds(strategy: str, ranks: int, seconds_per_image: float, link: Link) -> float:
-    """An update of the paper's network, activations in bfloat16."""
-    return predict(network("paper"), strategy, ranks, IMAGES * ranks, seconds_per_image, link, width=2).seconds
+def _seconds(strategy: str, ranks: int, seconds_per_image: float, link: Link, width: int) -> float:
+    """An update of the paper's network, with activations of ``width`` bytes."""
+    return predict(network("paper"), strategy, ranks, IMAGES * ranks, seconds_per_image, link, width=width).seconds
 
 
 def _modelled(row: pd.Series) -> list[dict[str, object]]:
-    seconds_per_image = row["median_us"] * 1e-6 / IMAGES
+    h200 = row["median_us"] * 1e-6 / IMAGES
+    gtx_580 = network("paper").multiply_adds * gtx_580_seconds_per_multiply_add()
     result: list[dict[str, object]] = []
     for link in LINKS:
+        device, seconds_per_image, width = ("GTX 580", gtx_580, 4) if link is PCIE_2012 else ("H200", h200, 2)
         for strategy in STRATEGIES:
-            cells: dict[str, object] = {"link": link.name, "strategy": strategy}
+            cells: dict[str, object] = {"link": link.name, "device": device, "strategy": strategy}
             for ranks in DEVICES:
                 # Two towers take two devices.
                 possible = strategy != "tower" or ranks > 1
-                seconds = _seconds(strategy, ranks, seconds_per_image, link) if possible else 0
-                cells[f"{ranks} x H200"] = f"{IMAGES * ranks / seconds:,.0f}" if possible else ""
+                seconds = _seconds(strategy, ranks, seconds_per_image, link, width) if possible else 0
+                cells[str(ranks)] = f"{IMAGES * ranks / seconds:,.0f}" if possible else ""
             result.append(cells)
     return result
 
@@ -154,21 +156,22 @@ Seconds of an update = compute / devices + messages that nothing hides; a messag
 bandwidth. Averaged gradients hide behind the backward pass, two thirds of the compute; exchanges hide behind nothing.
 """
 VALIDATION = """Against the runs above, with the plain run's time and the link that was measured beside them
-({gb_per_s:.2f} GB/s, {microseconds:,.0f} us). It takes every process to have a core of its own and gloo to send no byte
-twice:
+({gb_per_s:.2f} GB/s, {microseconds:,.0f} us). The model gives each process a core of its own; a machine whose cores are
+busy with other work is slower than it says:
 
 {table}"""
-PUBLISHED = """Against published figures. Of the 2014 speed-ups, batches of 128 images a GPU, those of 2 and 4 are quoted
-from memory; the 6.25 of 8 and the 98.05 hours on one were found quoted elsewhere:
+PUBLISHED = """Against published figures. Of the 2014 speed-ups, with 128 images a GPU, those of 2 and 4 are quoted from
+memory; the 6.25 of 8 and the 98.05 hours on one were found quoted elsewhere:
 
 {table}
 The model gives every pair of devices a link of its own; a machine with eight shares some.
 """
-MODELLED_TEXT = """## Modelled: the paper's network on many devices, images/s
+MODELLED_TEXT = """## Modelled: images/s of the paper's network on 1 to 1024 devices
 
 {table}
-**Nothing in this table is measured** but the compute of one device, {milliseconds:.2f} ms for {images} images
-(`reports/data/{record}`). Each device has {images} images; activations travel in bfloat16, gradients in float32. Links:
+**Nothing in this table is measured** but the compute of one H200, {milliseconds:.2f} ms for {images} images
+(`reports/data/{record}`); that of a GTX 580 follows from the paper's 5 to 6 days. Each device has {images} images.
+Activations travel in bfloat16 between H200s and in float32 between GTX 580s, gradients in float32. Links:
 
 {links}
 """
@@ -224,11 +227,12 @@ def headline(rows: pd.DataFrame) -> str:
     row = _compute(rows)
     if row is not None:
         chosen = [
-            {key: each[key] for key in ("link", "strategy", "2 x H200", "8 x H200")}
+            {key: each[key] for key in ("link", "device", "strategy", "1", "2", "8")}
             for each in _modelled(row)
-            if each["link"] in ("NVLink 4", "PCIe 5 x16")
+            if each["link"] in (PCIE_2012.name, "NVLink 4")
         ]
-        parts.append(f"Modelled, not measured, images/s of the paper's network on GPUs:\n\n{_table(chosen)}")
+        title = "Modelled, not measured: images/s of the paper's network on 1, 2 and 8 GPUs, 128 images each:"
+        parts.append(f"{title}\n\n{_table(chosen)}")
     return "\n".join(parts)
 
 
@@ -253,7 +257,7 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
             for number, strategy in enumerate(STRATEGIES):
                 devices = [ranks for ranks in DEVICES if ranks > 1]
                 speed_ups = [
-                    IMAGES * ranks * seconds_per_image / _seconds(strategy, ranks, seconds_per_image, link)
+                    IMAGES * ranks * seconds_per_image / _seconds(strategy, ranks, seconds_per_image, link, 2)
                     for ranks in devices
                 ]
                 right.plot(devices, speed_ups, style, color=f"C{number + 1}", label=f"{strategy}, {link.name}")
