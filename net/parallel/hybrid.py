@@ -1,9 +1,9 @@
 """Convolutions data-parallel, dense layers split by neurons (Krizhevsky 2014, "One weird trick").
 
 The convolutions have most of the arithmetic and few of the weights, the dense layers the reverse. Each rank runs the
-convolutions on its slice of the batch. Of that paper's three ways into the dense layers this is the first:
-every rank sends its last convolutional activations to all others, and all compute the dense layers
-for the whole batch, each its own neurons of every layer. An all-to-all gives each rank back the logits of its images.
+convolutions on its slice of the batch. Of that paper's three ways into the dense layers this is the first: every rank
+sends its last convolutional activations to all others, and all compute the dense layers for the whole batch, each its
+own neurons of every layer. An all-to-all gives each rank back the logits of its images.
 """
 
 from functools import partial
