@@ -40,21 +40,20 @@ def _runs(rows: pd.DataFrame) -> list[pd.DataFrame]:
 def _measured(run: pd.DataFrame) -> list[dict[str, object]]:
     result = []
     for _, row in run.iterrows():
-        memory = ("parameters_mib", "gradients_mib", "optimizer_mib", "activations_mib")
+        memory = {name: f"{name}_mib" for name in ("parameters", "gradients", "optimizer", "activations")}
         alone = row["ranks"] == 1
-        held = " + ".join(f"{row[each]:,.1f}" for each in memory)
         result.append(
             {
                 "strategy": row["implementation"],
                 "processes": str(int(row["ranks"])),
                 "images/s": f"{row['images_per_s']:,.1f}",
                 "ms": f"{row['median_us'] / 1e3:,.1f}",
-                "traced: compute": f"{row['compute_us'] / 1e3:,.1f}",
+                "compute": f"{row['compute_us'] / 1e3:,.1f}",
                 "exposed": f"{row['exposed_us'] / 1e3:,.1f}",
                 "hidden": f"{row['hidden_us'] / 1e3:,.1f}",
                 "messages": "" if alone else f"{int(row['messages'])} ({int(row['formula_messages'])})",
                 "MiB sent": "" if alone else f"{row['sent_mib']:,.3f} ({row['formula_sent_mib']:,.3f})",
-                "MiB of parameters, gradients, optimizer, activations": held,
+                **{f"{name} MiB": f"{row[column]:,.1f}" for name, column in memory.items()},
                 "process MiB": f"{row['process_peak_mib']:,.0f}",
             }
         )
@@ -131,12 +130,14 @@ def _modelled(row: pd.Series) -> list[dict[str, object]]:
 def _sources(run: pd.DataFrame) -> str:
     lines = {
         f"{row['machine']}, torch {row['torch']}, commit {row['commit']}{' with changes' if row['dirty'] else ''}, "
-        f"{row['date']}: `reports/data/{row['record']}`"
+        f"{row['date']}:\n`reports/data/{row['record']}`"
         for _, row in run.iterrows()
     }
     return "\n".join(sorted(lines)) + "\n"
 
 
+TIMES = ("strategy", "processes", "images/s", "ms", "compute", "exposed", "hidden", "messages", "MiB sent")
+MEMORY = ("strategy", "parameters MiB", "gradients MiB", "optimizer MiB", "activations MiB", "process MiB")
 INTRODUCTION = """# Parallelism
 
 Made from the records by `python -m bench.report`; `python -m bench.parallelism` measures.
@@ -149,6 +150,7 @@ MEASURED = """## Measured: {network}, {shape}, equal global batch and seed
 One thread for each process on a CPU. Milliseconds of an update; compute, exposed and hidden are from the trace of one
 more, which is slower. Messages and bytes that a rank sends were counted; the formula's are in parentheses.
 
+{memory}
 {sources}"""
 MODEL = """## The cost model
 
@@ -184,9 +186,13 @@ def text(rows: pd.DataFrame) -> str:
     validation = []
     for run in _runs(rows):
         first = run.iloc[0]
-        table = _table(_measured(run))
+        found = _measured(run)
+        table = _table([{name: row[name] for name in TIMES} for row in found])
+        memory = _table([{name: row[name] for name in MEMORY} for row in found])
         parts.append(
-            MEASURED.format(network=first["network"], shape=first["shape"], table=table, sources=_sources(run))
+            MEASURED.format(
+                network=first["network"], shape=first["shape"], table=table, memory=memory, sources=_sources(run)
+            )
         )
         if link is not None:
             validation += _validation(run, link)
@@ -244,7 +250,7 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.5))
-    for run in _runs(rows)[:1]:
+    for run in sorted(_runs(rows), key=lambda run: len(run.iloc[0]["losses"]))[-1:]:
         widths = iter((6, 4, 2.5, 1))
         for _, row in run.iterrows():
             left.plot(row["losses"], label=row["implementation"], linewidth=next(widths, 1))
