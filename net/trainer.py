@@ -457,10 +457,10 @@ class Trainer:
                     self.tensorboard.close()
         if self.signal:
             name = signal.Signals(self.signal).name
-            start = "python"
+            command = "python"
             if self.config.parallel != "none":
-                start = f"torchrun --standalone --nproc-per-node={self.ranks.ranks}"
-            print(f"{name}: saved update {self.step}; go on with: {start} -m net.train --resume {self.folder}")
+                command = f"torchrun --standalone --nproc-per-node={self.ranks.ranks}"
+            print(f"{name}: saved update {self.step}; go on with: {command} -m net.train --resume {self.folder}")
             return 128 + self.signal
         parameters = self._whole_parameters()
         if self.ranks.first:
