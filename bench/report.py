@@ -114,10 +114,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .compare import compare
 
         return compare(*map(Path, config.compare))
+    import pandas as pd
+
+    from . import parallelism_report
     from .records import DATA, read
 
-    reports = ROOT / "reports"
-    for path in (*write(reports, ROOT / "README.md", read(DATA)), *write_accuracy(reports, DATA)):
+    reports, readme, rows = ROOT / "reports", ROOT / "README.md", read(DATA)
+    written = [*write(reports, readme, rows), *parallelism_report.write(reports, readme, pd.DataFrame(rows))]
+    for path in dict.fromkeys([*written, *write_accuracy(reports, DATA)]):
         print(path.relative_to(ROOT))
     return 0
 

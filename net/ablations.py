@@ -216,13 +216,15 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any] | int:
     What the training prints goes to ``log.txt``.
     """
     from . import checkpoint
+    from .device import choose
+    from .parallel.process_group import Ranks
     from .trainer import DivergedError, Trainer
 
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     row: dict[str, Any] = {}
     with open(folder / "log.txt", "a") as log, contextlib.redirect_stdout(log):
-        trainer = Trainer(config, folder, checkpoint.newest(folder / "checkpoints"))
+        trainer = Trainer(config, folder, checkpoint.newest(folder / "checkpoints"), choose(config.device), Ranks())
         try:
             status = trainer.run()
         except DivergedError as error:

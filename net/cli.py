@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from .config import PRESETS, RECIPES, RecipeConfig, TrainConfig
-from .errors import DataError, UsageError
+from .errors import DataError, RankError, UsageError
 from .fields import flag_name, near, typed, unwrapped
 
 Config = TypeVar("Config")
@@ -169,14 +169,24 @@ def spin_briefly() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 
+def first_rank() -> bool:
+    """Whether this is the first of the processes that torchrun started, or was not started by it."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def run(command: Callable[[], int | None]) -> NoReturn:
-    """Run a command and exit: 2 for a usage error, 1 for unusable data, each with one line on stderr."""
+    """Run a command and exit: 2 for a usage error, 1 for unusable data, each with one line on stderr.
+
+    Of several processes that torchrun started the first one speaks where all refuse the same.
+    """
     spin_briefly()
     try:
         status = command() or 0
     except UsageError as error:
-        status = _refused(str(error), 2)
+        status = _refused(str(error), 2) if first_rank() else 2
     except DataError as error:
+        status = _refused(str(error), 1) if first_rank() else 1
+    except RankError as error:
         status = _refused(str(error), 1)
     except BrokenPipeError:
         # Whoever read the output has left; Python's own flush at exit would complain again.

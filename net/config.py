@@ -458,10 +458,14 @@ class RecipeConfig:
         "scale a factor by the component's standard deviation in gray levels (the 2012 program) or by its variance, on "
         "pixels in [0, 1] (the paper as printed)",
     )
+    conv_lr_multiplier: float = flag(
+        1.0, "rate of the convolutions relative to the dense layers' (Krizhevsky 2014, for larger batches)"
+    )
     colour_rescale: bool = flag(False, "divide the image by 1 + colour noise, as the 2012 program does")
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "lr", "momentum", "weight_decay", "bias_lr_multiplier", "colour_noise", called=flag_name)
+        at_least(self, 0, "lr", "momentum", "weight_decay", "colour_noise", called=flag_name)
+        at_least(self, 0, "bias_lr_multiplier", "conv_lr_multiplier", called=flag_name)
         at_least(self, 1, "patience", called=flag_name)
         at_least(self, 0, "reductions", called=flag_name)
         if not self.momentum < 1:
@@ -531,6 +535,15 @@ class TrainConfig(RecipeConfig):
     channels_last: bool = flag(True, "keep activations in channels_last memory format")
     compile: bool | None = flag(None, "torch.compile the network; by default on CUDA and in long runs on a CPU")
     device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    parallel: Literal["none", "data", "tower", "hybrid"] = flag(
+        "none",
+        "what torchrun's processes share: slices of the batch (data), the paper's towers (tower), or slices for the "
+        " convolutions and neurons of the dense layers (hybrid)",
+    )
+    gradient_compression: Literal["none", "bf16"] = flag(
+        "none", "send averaged gradients as bfloat16 (--parallel data, the convolutions of hybrid, pairs of towers)"
+    )
+    timeout: float = flag(20.0, "end the run when a process keeps the others waiting for so long", metavar="SECONDS")
     workers: int = flag(2, "threads that read images", short="j")
     cache: Literal["device", "host", "none"] = flag(
         "none", "keep the training images in the device's or the host's memory when they fit"
@@ -553,7 +566,7 @@ class TrainConfig(RecipeConfig):
         super().__post_init__()
         at_least(self, 1, "epochs", "batch_size", "workers", "keep", "eval_every", "log_every", called=flag_name)
         at_least(self, 0, "checkpoint_every", "seed", "time_budget", called=flag_name)
-        at_least(self, 1, "max_steps", "image_size", called=flag_name)
+        at_least(self, 1, "max_steps", "image_size", "timeout", called=flag_name)
         if self.seed >= 2**63:
             raise UsageError(f"--seed must be less than 2**63; got {self.seed}")
         for name in ("new_head", "freeze"):

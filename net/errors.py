@@ -1,4 +1,4 @@
-"""The two ways a command refuses its input. Their text is one line that names the flag or file and what is allowed."""
+"""The ways a command ends early. Their text is one line that names the flag, file or rank and what is allowed."""
 
 
 class UsageError(ValueError):
@@ -7,3 +7,7 @@ class UsageError(ValueError):
 
 class DataError(ValueError):
     """A file or folder that cannot be used as it is; a command exits with 1."""
+
+
+class RankError(Exception):
+    """Something is wrong with one of a run's processes, which the message names; a command exits with 1."""

@@ -46,6 +46,7 @@ def evaluate(
     memory_format: torch.memory_format = torch.channels_last,
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int], None] = lambda count: None,
+    total: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> list[Errors] | None:
     """Errors over one pass of ``loader``.
 
@@ -57,6 +58,7 @@ def evaluate(
         precision, memory_format: how the networks run.
         stop: asked before each batch; True gives up.
         progress: told the number of images of each batch that is done.
+        total: adds up the sums of processes that each see a part of the images.
 
     Returns:
         The errors of each network, then, if there are several, those of their averaged softmax outputs (the paper's
@@ -66,9 +68,9 @@ def evaluate(
     for model in models:
         model.eval()
     rows = len(models) + (len(models) > 1)
-    #: For each row the sums of -log probability, of top-1 and of top-5 mistakes; they stay on the device.
-    sums = torch.zeros(rows, 3, dtype=torch.float64, device=loader.device)
-    count = classes = 0
+    #: For each row the sums of -log probability, of top-1 and top-5 mistakes, and of images; they stay on the device.
+    sums = torch.zeros(rows, 4, dtype=torch.float64, device=loader.device)
+    classes = 0
     batches = iter(loader)
     try:
         with torch.no_grad():
@@ -91,13 +93,16 @@ def evaluate(
                 sums[:, 0] -= of_label[..., 0].clamp_min(torch.finfo(torch.float32).tiny).log().sum(1)
                 sums[:, 1] += (less < classes - 1).sum(1)
                 sums[:, 2] += (less < classes - TOP).sum(1)
-                count += len(batch.labels)
+                sums[:, 3] += len(batch.labels)
                 progress(len(batch.labels))
     finally:
         batches.close()
         for model, training in zip(models, was_training, strict=True):
             model.train(training)
+    sums = total(sums)
     return [
-        Errors(count, loss, 100 * wrong, 100 * wrong_top if classes > TOP else None)
-        for loss, wrong, wrong_top in (sums / count).tolist()
+        Errors(int(count), loss, 100 * wrong, 100 * wrong_top if classes > TOP else None)
+        for (loss, wrong, wrong_top), count in zip(
+            (sums[:, :3] / sums[:, 3:]).tolist(), sums[:, 3].tolist(), strict=True
+        )
     ]

@@ -113,14 +113,32 @@ def _like(gradient: Tensor, parameter: Tensor) -> Tensor:
 
 
 def parameter_groups(model: nn.Module, recipe: RecipeConfig) -> list[dict[str, Any]]:
-    """Weights, with weight decay, and biases, without (the paper's rule is stated for weights); no frozen ones."""
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    weights = [parameter for parameter in learning if parameter.dim() > 1]
-    biases = [parameter for parameter in learning if parameter.dim() == 1]
-    return [
-        {"params": weights, "weight_decay": recipe.weight_decay, "multiplier": 1.0},
-        {"params": biases, "weight_decay": 0.0, "multiplier": recipe.bias_lr_multiplier},
-    ]
+    """Weights, with weight decay, and biases, without (the paper's rule is stated for weights); no frozen ones.
+
+    Where the convolutions learn at a rate of their own, each of the two is one group for them and one for the dense
+    layers; the order of the parameters is the same.
+    """
+    weights: list[tuple[nn.Parameter, bool]] = []
+    biases: list[tuple[nn.Parameter, bool]] = []
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            convolution = any(other.dim() == 4 for other in module.parameters(recurse=False))
+            (weights if parameter.dim() > 1 else biases).append((parameter, convolution))
+    groups = []
+    for members, weight_decay, multiplier in (
+        (weights, recipe.weight_decay, 1.0),
+        (biases, 0.0, recipe.bias_lr_multiplier),
+    ):
+        parts = [(members, multiplier)]
+        if recipe.conv_lr_multiplier != 1:
+            rates = {True: recipe.conv_lr_multiplier * multiplier, False: multiplier}
+            parts = [([member for member in members if member[1] == kind], rate) for kind, rate in rates.items()]
+        for part, rate in parts:
+            params = [parameter for parameter, _ in part]
+            groups.append({"params": params, "weight_decay": weight_decay, "multiplier": rate})
+    return groups
 
 
 class Schedule:

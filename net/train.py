@@ -1,6 +1,9 @@
 """Train the network: ``python -m net.train``; ``--help`` lists the flags."""
 
-from collections.abc import Sequence
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ from . import cli, runs
 from .config import TrainConfig
 from .errors import DataError, UsageError
 from .fields import flag_name
+from .parallel.launch import Launch, launched
 
 DESCRIPTION = (
     "Train an AlexNet. Without flags: the embedded digits, in about a minute. With --preset imagenet --data-path "
@@ -28,6 +32,45 @@ def _run_to_resume(flags: dict[str, Any]) -> Path | None:
     return folder if folder is not None and (folder / runs.CONFIG).exists() else None
 
 
+def _launched(config: TrainConfig) -> Launch:
+    """Which process this is; all but the first fall silent."""
+    launch = launched(config)
+    if launch.rank > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+    return launch
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path | None, preset: str, launch: Launch, new: bool) -> Iterator[Path | None]:
+    """The run's folder, made and kept by the first process, which tells the others later."""
+    if launch.rank > 0:
+        yield folder
+        return
+    with runs.claimed(folder, preset) as claimed:
+        if new:
+            runs.check_new(claimed)
+        yield claimed
+
+
+def _train(
+    config: TrainConfig, launch: Launch, folder: Path | None, resumed: tuple[Path, dict[str, Any]] | None
+) -> int:
+    """Meet the other processes, build the run and train."""
+    from .parallel.process_group import join
+    from .trainer import Trainer
+
+    ranks, device = join(launch, config)
+    with ranks.watched():
+        folder = ranks.broadcast(folder)
+        assert folder is not None
+        trainer = Trainer(config, folder, resumed, device, ranks)
+        if ranks.first:
+            runs.write_config(folder, config)
+        status = trainer.run()
+        ranks.close()
+    return status
+
+
 def _resume(flags: dict[str, Any], source: Path) -> int:
     """Go on with the run in ``source``."""
     saved = runs.read_config(source)
@@ -37,13 +80,11 @@ def _resume(flags: dict[str, Any], source: Path) -> int:
     for name, default in (("new_head", False), ("freeze", ())):
         if getattr(config, name) != saved.get(name, default):
             raise UsageError(f"{flag_name(name)} belongs to the start of a run; the one in {source} keeps its own")
+    launch = _launched(config)
     folder = Path(config.output_dir) if config.output_dir is not None else source
     same = folder.resolve() == source.resolve()
-    with runs.claimed(folder, config.preset):
-        if not same:
-            runs.check_new(folder)
+    with _claimed(folder, config.preset, launch, not same):
         from . import checkpoint
-        from .trainer import Trainer
 
         kept = checkpoint.checkpoints(source / "checkpoints")
         resumed: tuple[Path, dict[str, Any]] | None
@@ -65,9 +106,7 @@ def _resume(flags: dict[str, Any], source: Path) -> int:
                 if saved.get(name) != value
             ]
             print(f"resuming from {resumed[0]}" + (f" with {', '.join(changes)}" if changes else ""))
-        trainer = Trainer(config, folder, resumed)
-        runs.write_config(folder, config)
-        return trainer.run()
+        return _train(config, launch, folder, resumed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,17 +117,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if flags.get("resume") is not None and (source := _run_to_resume(flags)) is not None:
         return _resume(flags, source)
     config = cli.resolve(flags, TrainConfig)
-    with runs.claimed(None if config.output_dir is None else Path(config.output_dir), config.preset) as folder:
-        runs.check_new(folder)
+    launch = _launched(config)
+    with _claimed(
+        None if config.output_dir is None else Path(config.output_dir), config.preset, launch, True
+    ) as folder:
         if config.resume is not None:
             print("there is no run to resume: starting a new one")
         print(f"training {config.network} on {config.data_path or 'the embedded digits'}", flush=True)
-        # PyTorch takes seconds to import; --help and mistakes in the flags should not.
-        from .trainer import Trainer
-
-        trainer = Trainer(config, folder, None)
-        runs.write_config(folder, config)
-        return trainer.run()
+        return _train(config, launch, folder, None)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The training run behind ``python -m net.train``: build, resume, learn, evaluate, save, say how it went."""
 
+import hashlib
 import math
 import signal
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,9 +23,11 @@ from .config import AlexNetConfig, TrainConfig, network
 from .data.images import ImageData
 from .data.loader import Batch, Loader, cache_that_fits
 from .data.sources import open_data, packed_size
-from .device import autocast, choose, describe, has_cpp_compiler, keep_freed_memory, peak_memory_mib, set_precision
+from .device import autocast, describe, has_cpp_compiler, keep_freed_memory, peak_memory_mib, set_precision
 from .errors import DataError, UsageError
 from .evaluation import Errors, evaluate
+from .parallel.process_group import Ranks
+from .parallel.strategies import parallelize
 from .progress import duration
 from .recipe import PaperSGD, Schedule, parameter_groups
 
@@ -35,17 +39,28 @@ CPU_CORE_FLOP_PER_S = 30e9
 CHECKPOINT_SHARE = 10
 
 
+#: Images of each split by which ranks find that they see the same.
+COMPARED_IMAGES = 32
+#: Seconds in which signals to one of several processes are the same one: the terminal's and torchrun's.
+REPEATED_SIGNAL = 3.0
+
+
 class DivergedError(DataError):
     """A loss or a weight became infinite or not a number."""
 
 
 class StopSignal:
-    """Inside a ``with`` block notes the first SIGTERM or SIGINT; a second one takes its usual course at once."""
+    """Inside a ``with`` block notes the first SIGTERM or SIGINT; a second one takes its usual course at once.
+
+    Args:
+        repeats: seconds after the first in which others are the same.
+    """
 
     NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self) -> None:
+    def __init__(self, repeats: float = 0.0) -> None:
         self.number: int | None = None
+        self.repeats = repeats
 
     def __enter__(self) -> "StopSignal":
         self.before = [signal.signal(number, self._note) for number in self.NUMBERS]
@@ -56,9 +71,16 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
+        if self.number is None:
+            self.number, self.noted = number, time.monotonic()
+            if self.repeats:
+                return
+        elif time.monotonic() - self.noted <= self.repeats:
+            return
         for each in self.NUMBERS:
             signal.signal(each, signal.SIG_DFL)
+        if self.repeats:
+            signal.raise_signal(number)
 
 
 def architecture(config: TrainConfig, data: ImageData | None = None) -> AlexNetConfig:
@@ -132,9 +154,15 @@ def compile_wanted(config: TrainConfig, plan: AlexNetConfig, steps: int, device:
 
 
 class _Interval:
-    """What the updates since the last line of progress gave; sums stay on the device."""
+    """What the updates since the last line of progress gave; sums stay on the device.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        device: of the losses.
+        weight: of this rank's losses in the mean over the global batch; 0 where another rank sees the same images.
+    """
+
+    def __init__(self, device: torch.device, weight: float) -> None:
+        self.weight = weight
         self.losses: list[Tensor] = []
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self.images = 0
@@ -142,9 +170,23 @@ class _Interval:
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Take in an update."""
-        self.losses.append(loss)
+        self.losses.append(loss if self.weight == 1 else loss * self.weight)
+        if not self.weight:
+            return
         self.correct += (logits.argmax(1) == labels).sum()
         self.images += len(labels)
+
+    def join(self, ranks: Ranks) -> Tensor:
+        """The losses of the global batches; the first rank then holds what all of them had, the others nothing."""
+        if not self.losses:
+            return torch.zeros(1)
+        losses = ranks.sum(torch.stack(self.losses))
+        if ranks.ranks > 1:
+            counts = ranks.sum(torch.stack([self.correct, self.correct.new_tensor(self.images)]))
+            self.losses = list(losses if ranks.first else torch.zeros_like(losses))
+            self.correct.copy_(counts[0] if ranks.first else torch.zeros_like(counts[0]))
+            self.images = int(counts[1]) if ranks.first else 0
+        return losses
 
     def clear(self) -> None:
         self.losses.clear()
@@ -153,12 +195,50 @@ class _Interval:
         self.seconds = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {**vars(self), "losses": list(self.losses)}
+        return {
+            "losses": list(self.losses),
+            "correct": self.correct,
+            "images": self.images,
+            "seconds": self.seconds,
+        }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], first: bool) -> None:
+        """Take in what :meth:`join` left with the first rank."""
         self.losses = [loss.to(self.correct.device) for loss in state["losses"]]
         self.correct.copy_(state["correct"])
         self.images, self.seconds = state["images"], state["seconds"]
+        if not first:
+            self.losses = [torch.zeros_like(loss) for loss in self.losses]
+            self.correct.zero_()
+            self.images = 0
+
+
+def identity(config: TrainConfig, data: ImageData, step: int) -> dict[str, object]:
+    """What must be the same on all ranks: flags, images and the update to go on from, in words."""
+    places = ("data_path", "store", "val_labels", "init_from", "device")
+    flags = {f"--{name}": value for name, value in runs.settings(config).items() if name not in places}
+    labels, images = hashlib.sha256(), hashlib.sha256()
+    for split in (data.train, data.val):
+        labels.update(split.labels.tobytes())
+        for image in np.linspace(0, len(split) - 1, COMPARED_IMAGES).astype(int):
+            images.update(split.images[image].tobytes())
+    return {
+        **flags,
+        "training images": len(data.train),
+        "validation images": len(data.val),
+        "pixels of an image": data.size**2,
+        "classes": ", ".join(data.classes)[:200],
+        "labels with the checksum": labels.hexdigest()[:16],
+        "pixels with the checksum": images.hexdigest()[:16],
+        "mean image with the checksum": hashlib.sha256(data.mean.tobytes()).hexdigest()[:16],
+        "update": step,
+    }
+
+
+def rank_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of a rank's dropout from an update on; the first rank goes on with the run's own."""
+    # The fourth number keeps it apart from the loader's permutation and from the images' variations.
+    return int(np.random.SeedSequence([seed, step, rank, 2]).generate_state(1, np.uint64)[0])
 
 
 class Trainer:
@@ -168,20 +248,31 @@ class Trainer:
         config: the flags.
         folder: the run's folder.
         resumed: the checkpoint to go on from, and its content.
+        device: where this rank computes.
+        ranks: the processes of the run.
 
     Raises:
         UsageError, DataError: flags or data that do not go together.
     """
 
-    def __init__(self, config: TrainConfig, folder: Path, resumed: tuple[Path, dict[str, Any]] | None) -> None:
-        self.config, self.folder = config, folder
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: Path,
+        resumed: tuple[Path, dict[str, Any]] | None,
+        device: torch.device,
+        ranks: Ranks,
+    ) -> None:
+        self.config, self.folder, self.device, self.ranks = config, folder, device, ranks
         self.writer = _summary_writer() if config.tensorboard else None
         self.checkpoints = folder / "checkpoints"
-        self.device = choose(config.device)
         set_precision(config.precision, self.device)
         keep_freed_memory()
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.data, self.plan = open_run_data(config)
+        step = 0 if resumed is None else resumed[1]["step"]
+        self.data, self.plan = ranks.opened(
+            lambda: open_run_data(config), lambda opened: identity(config, opened[0], step)
+        )
         torch.manual_seed(config.seed)
         model = AlexNet(self.plan)
         if config.init_from is not None and resumed is None:
@@ -191,16 +282,32 @@ class Trainer:
             print(f"starting from {config.init_from}: {len(report.loaded)} tensors{new}")
         for name in config.freeze:
             model.get_submodule(name).requires_grad_(False)
-        self.model = model.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        model = model.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.part = parallelize(model, config.parallel, ranks.group, config.gradient_compression)
+        self.model = self.part.model
         groups = parameter_groups(self.model, config)
         self.optimizer = PaperSGD(groups, config.lr, config.momentum, config.weight_decay)
         self.schedule = Schedule(config)
         cache = cache_that_fits(self.data.train, config.cache, self.device)
         common: dict[str, Any] = {"device": self.device, "threads": config.workers}
         self.train_loader = Loader(
-            self.data.train, config.batch_size, shuffle=True, seed=config.seed, cache=cache, **common
+            self.data.train,
+            config.batch_size,
+            shuffle=True,
+            seed=config.seed,
+            cache=cache,
+            rank=self.part.training.rank,
+            ranks=self.part.training.ranks,
+            **common,
         )
-        self.eval_loader = Loader(self.data.val, config.batch_size, shuffle=False, **common)
+        self.eval_loader = Loader(
+            self.data.val,
+            config.batch_size,
+            shuffle=False,
+            rank=self.part.evaluation.rank,
+            ranks=self.part.evaluation.ranks,
+            **common,
+        )
         self.mean = torch.from_numpy(self.data.mean).to(self.device)
         self.input = TrainingInput(self.data.mean, self.data.colour, self.plan.image_size, config, self.device)
         self.variations = VariationTable(len(self.data.train), self.input.margin, config, config.seed)
@@ -214,12 +321,18 @@ class Trainer:
         self.evaluated_step = -1
         self.errors: Errors | None = None
         self.elapsed = 0.0
-        self.interval = _Interval(self.device)
+        self.interval = _Interval(self.device, self.part.weight)
+        #: The signal that ends the run, as all ranks have agreed.
+        self.signal = 0
+        if ranks.rank:
+            torch.manual_seed(rank_seed(config.seed, 0, ranks.rank))
         if resumed is not None:
             self._restore(*resumed)
         self.schedule.apply(self.optimizer)
         self.compiled = compile_wanted(config, self.plan, self.total_steps, self.device)
-        self.forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if self.compiled else self.model
+        self.forward: Callable[[Tensor], Tensor] = (
+            torch.compile(self.part.forward) if self.compiled else self.part.forward
+        )
 
     def _restore(self, path: Path, state: dict[str, Any]) -> None:
         theirs = state["metadata"]["network"]
@@ -227,29 +340,71 @@ class Trainer:
             changed = [name for name, value in self.plan.to_dict().items() if theirs.get(name) != value]
             raise DataError(f"checkpoint {path} is of another network: it differs in {', '.join(changed)}")
         # Copied into the parameters, which keep their memory format.
-        self.model.load_state_dict(state["model"])
-        groups = self.optimizer.param_groups
-        wanted = [{name: group[name] for name in ("momentum", "weight_decay", "multiplier")} for group in groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, values in zip(self.optimizer.param_groups, wanted, strict=True):
-            group.update(values)
+        self.model.load_state_dict({name: self.part.local(name, whole) for name, whole in state["model"].items()})
+        parameters = dict(self.model.named_parameters())
+        states = {
+            index: {
+                key: torch.empty_like(parameters[name]).copy_(self.part.local(name, value))
+                if isinstance(value, Tensor)
+                else value
+                for key, value in values.items()
+            }
+            for (index, values), name in zip(state["optimizer"]["state"].items(), self._names(), strict=True)
+        }
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
         self.schedule.load_state_dict(state["schedule"])
         self.train_loader.load_state_dict(state["loader"])
-        self.interval.load_state_dict(state["interval"])
+        self.interval.load_state_dict(state["interval"], self.ranks.first)
         self.step, self.epochs_closed = state["step"], state["epochs_closed"]
         self.evaluated_step, self.elapsed = state["evaluated_step"], state["elapsed"]
         self.errors = None if state["errors"] is None else Errors(**state["errors"])
-        torch.set_rng_state(state["random"]["cpu"])
-        if self.device.type == "cuda" and state["random"]["cuda"] is not None:
-            torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
+        before, now = state.get("parallel", {"strategy": "none", "ranks": 1}), self._parallel()
+        if before == now:
+            random = [state["random"], *state["random"].get("others", ())][self.ranks.rank]
+            torch.set_rng_state(random["cpu"])
+            if self.device.type == "cuda" and random["cuda"] is not None:
+                torch.cuda.set_rng_state(random["cuda"], self.device)
+        else:
+            torch.manual_seed(rank_seed(self.config.seed, self.step, self.ranks.rank))
+            was, is_now = (f"--parallel {each['strategy']} on {each['ranks']}" for each in (before, now))
+            print(
+                f"note: this run went on {was} and goes on {is_now}: the images, their order, crops and colours stay "
+                "the same; dropout's masks and the order of sums do not, so the weights will not be bit-equal to those "
+                "of a run that never changed"
+            )
+
+    def _parallel(self) -> dict[str, Any]:
+        return {"strategy": self.config.parallel, "ranks": self.ranks.ranks}
+
+    def _names(self) -> list[str]:
+        """The parameters' names in the order of the optimizer's groups."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        return [names[id(parameter)] for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def _whole_parameters(self) -> dict[str, Tensor]:
+        """The network's parameters in the one-device layout."""
+        return {name: self.part.whole(name, tensor) for name, tensor in self.model.state_dict().items()}
 
     def _state(self) -> dict[str, Any]:
+        """A checkpoint in the one-device layout; a collective."""
+        optimizer = self.optimizer.state_dict()
+        optimizer["state"] = {
+            index: {
+                key: self.part.whole(name, value) if isinstance(value, Tensor) else value
+                for key, value in values.items()
+            }
+            for (index, values), name in zip(optimizer["state"].items(), self._names(), strict=True)
+        }
         cuda = self.device.type == "cuda"
+        random = self.ranks.gathered(
+            {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(self.device) if cuda else None}
+        )
         return {
             "metadata": self.metadata(),
+            "parallel": self._parallel(),
             "mean_image": torch.from_numpy(self.data.mean),
-            "model": dict(self.model.state_dict()),
-            "optimizer": self.optimizer.state_dict(),
+            "model": self._whole_parameters(),
+            "optimizer": optimizer,
             "schedule": self.schedule.state_dict(),
             "loader": self.train_loader.state_dict(),
             "interval": self.interval.state_dict(),
@@ -258,10 +413,7 @@ class Trainer:
             "evaluated_step": self.evaluated_step,
             "errors": None if self.errors is None else dict(vars(self.errors)),
             "elapsed": self.elapsed,
-            "random": {
-                "cpu": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
-            },
+            "random": {**random[0], "others": random[1:]},
         }
 
     def metadata(self) -> dict[str, Any]:
@@ -278,51 +430,72 @@ class Trainer:
 
     def run(self) -> int:
         """Train to the end, or to a signal; returns the exit status."""
-        self.metrics = runs.Metrics(self.folder, self.step, self.evaluated_step)
-        self.tensorboard = None if self.writer is None else self.writer(str(self.folder))
+        if self.ranks.first:
+            self.metrics = runs.Metrics(self.folder, self.step, self.evaluated_step)
+            self.tensorboard = None if self.writer is None else self.writer(str(self.folder))
         self._announce()
         self.model.train()
         batches = iter(self.train_loader)
-        terminal = sys.stderr.isatty()
+        terminal = sys.stderr.isatty() and self.ranks.first
         self.bar = tqdm(total=self.total_steps, initial=self.step, unit=" updates", disable=not terminal)
         self.clock = self.saved_at = time.monotonic()
         self.save_seconds = 0.0
-        with StopSignal() as self.stop:
+        with StopSignal(REPEATED_SIGNAL if self.ranks.ranks > 1 else 0) as self.stop, self.ranks.watched():
             try:
-                while self.stop.number is None:
+                if not self.compiled:
+                    self.ranks.hurry(self.part.groups)
+                start_step = self.step
+                while True:
                     if self.step // self.steps_per_epoch > self.epochs_closed:
                         if not self._close_epoch():
                             break
-                        if time.monotonic() - self.saved_at > CHECKPOINT_SHARE * self.save_seconds:
+                        due = time.monotonic() - self.saved_at > CHECKPOINT_SHARE * self.save_seconds
+                        if self.ranks.broadcast(due):
                             self._save()
-                    if self._over():
+                    late = self._agreed()
+                    if self.signal or late or self.step >= self.total_steps or self.schedule.finished:
                         break
                     start = time.monotonic()
                     self._update(next(batches))
                     self.interval.seconds += time.monotonic() - start
                     self.bar.update()
+                    if self.compiled and self.step == start_step + 1:
+                        self.ranks.hurry(self.part.groups)
                     if self.step % self.config.log_every == 0:
                         self._log()
                     if self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0:
                         self._save()
-                if self.stop.number is None and self.evaluated_step != self.step:
+                if not self.signal and self.evaluated_step != self.step:
                     self._evaluate()
                 self._save()
+                self._agreed()
             finally:
                 self.bar.close()
                 batches.close()
-                if self.tensorboard is not None:
+                if self.ranks.first and self.tensorboard is not None:
                     self.tensorboard.close()
-        if self.stop.number is not None:
-            name = signal.Signals(self.stop.number).name
-            print(f"{name}: saved update {self.step}; go on with: python -m net.train --resume {self.folder}")
-            return 128 + self.stop.number
-        self._finish()
+        if self.signal:
+            name = signal.Signals(self.signal).name
+            command = "python"
+            if self.config.parallel != "none":
+                command = f"torchrun --standalone --nproc-per-node={self.ranks.ranks}"
+            print(f"{name}: saved update {self.step}; go on with: {command} -m net.train --resume {self.folder}")
+            return 128 + self.signal
+        parameters = self._whole_parameters()
+        if self.ranks.first:
+            self._finish(parameters)
         return 0
 
-    def _over(self) -> bool:
+    def _agreed(self) -> bool:
+        """Note the signal that any rank has got; returns whether the time budget is used up."""
         budget = self.config.time_budget
-        return self.step >= self.total_steps or self.schedule.finished or bool(budget and self._now() >= budget)
+        late = bool(budget and self._now() >= budget)
+        self.signal, agreed = self.ranks.agree(self.stop.number or 0, int(late))
+        return bool(agreed)
+
+    def _interrupted(self) -> bool:
+        self._agreed()
+        return self.signal != 0
 
     def _now(self) -> float:
         """Seconds of training, those before an interruption included."""
@@ -346,12 +519,13 @@ class Trainer:
 
     def _check_finite(self) -> None:
         """Stop when a loss since the last line, or a weight, is not a number any more."""
-        losses = torch.stack(self.interval.losses) if self.interval.losses else torch.zeros(1)
+        losses = self.interval.join(self.ranks)
+        finite = torch.stack([torch.isfinite(parameter).all() for parameter in self.model.parameters()]).all()
         bad = (~torch.isfinite(losses)).nonzero()
         if len(bad):
             first = self.step - len(losses) + int(bad[0]) + 1
             where = f"the loss of update {first} is {float(losses[bad[0]]):f}"
-        elif not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
+        elif self.ranks.sum((~finite).float()):
             where = f"after update {self.step} a weight is infinite or not a number"
         else:
             return
@@ -364,6 +538,9 @@ class Trainer:
         interval = self.interval
         start = time.monotonic()
         self._check_finite()
+        if not self.ranks.first:
+            interval.clear()
+            return
         loss = float(torch.stack(interval.losses).mean())
         # On a GPU the updates were only queued until here.
         interval.seconds += time.monotonic() - start
@@ -421,7 +598,8 @@ class Trainer:
             centre_crop,
             precision=self.config.precision,
             memory_format=self.memory_format,
-            stop=lambda: self.stop.number is not None,
+            stop=self._interrupted,
+            total=self.part.evaluation.total,
         )
         if results is None:
             return None
@@ -463,6 +641,12 @@ class Trainer:
         if config.time_budget:
             limits += f", at most {duration(config.time_budget)} of training"
         mode = "compiled (the first update takes a minute or more)" if self.compiled else "eager"
+        if config.parallel != "none":
+            held = sum(parameter.numel() for parameter in self.model.parameters())
+            print(
+                f"--parallel {config.parallel}: {self.ranks.describe()}; each has {held:,} parameters and sees "
+                f"{config.batch_size // self.part.training.ranks} of {config.batch_size} images"
+            )
         print(f"{describe(self.device)}, {config.precision}, {mode}; {limits}; run folder {self.folder}", flush=True)
 
     def _say(self, line: str) -> None:
@@ -471,6 +655,8 @@ class Trainer:
         sys.stdout.flush()
 
     def _record(self, row: dict[str, Any]) -> None:
+        if not self.ranks.first:
+            return
         self.metrics.write(row)
         if self.tensorboard is not None:
             for name, value in row.items():
@@ -482,23 +668,28 @@ class Trainer:
         self._check_finite()
         self._now()
         start = time.monotonic()
+        state = self._state()
+        if not self.ranks.first:
+            self.ranks.hold()
+            return
         path = checkpoint.path_of(self.checkpoints, self.step)
         try:
-            checkpoint.save(path, self._state())
+            checkpoint.save(path, state)
         except OSError as error:
             kept = checkpoint.checkpoints(self.checkpoints)
             before = f"{kept[0]} is whole" if kept else "there is none before it"
             raise DataError(f"cannot write checkpoint {path}: {error.strerror or error}; {before}") from None
         checkpoint.prune(self.checkpoints, self.config.keep)
+        self.ranks.hold()
         self.saved_at = time.monotonic()
         self.save_seconds = self.saved_at - start
 
-    def _finish(self) -> None:
+    def _finish(self, parameters: dict[str, Tensor]) -> None:
         """Write weights and curve, and say how it went."""
         # Here because matplotlib takes a second to import, and longer the first time.
         from . import curve
 
-        weights.save(self.folder / "model.safetensors", self.model, self.metadata())
+        weights.save(self.folder / "model.safetensors", parameters, self.metadata())
         curve.draw(self.folder)
         assert self.errors is not None
         if self.step >= self.total_steps:

@@ -93,9 +93,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return state["model"], state["metadata"]
 
 
-def save(path: Path, model: AlexNet, metadata: dict[str, Any]) -> None:
-    """Write the parameters to a ``.safetensors`` file, with ``metadata`` as JSON under the key ``alexnet``."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+def save(path: Path, parameters: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write a network's state dict to a ``.safetensors`` file, with ``metadata`` as JSON under the key ``alexnet``."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in parameters.items()}
     with atomic_write(path) as file:
         # One key only: the order of several changes from file to file.
         file.write(serialize(tensors, {"alexnet": json.dumps(metadata)}))

@@ -124,7 +124,7 @@ def save(folder: Path, seed: int, **fields: object) -> Path:
     path = checkpoint.path_of(folder / "checkpoints", 5)
     mean = torch.from_numpy(data.mean)
     checkpoint.save(path, {"model": dict(model.state_dict()), "metadata": metadata, "mean_image": mean})
-    weights.save(folder / "model.safetensors", model, metadata)
+    weights.save(folder / "model.safetensors", model.state_dict(), metadata)
     return path
 
 

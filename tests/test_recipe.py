@@ -138,6 +138,27 @@ def test_weight_decay_is_the_weights_and_biases_can_learn_faster() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.02]
 
 
+def test_convolutions_can_have_a_rate_of_their_own() -> None:
+    """The parameters keep their order, by which checkpoints find an optimizer's state."""
+    model = alexnet("digits")
+    groups = parameter_groups(model, RecipeConfig(bias_lr_multiplier=2.0, conv_lr_multiplier=0.5))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    convolutions, dense = ["conv1", "conv2", "conv3", "conv4", "conv5"], ["fc6", "fc7", "fc8"]
+    for group, layers, kind, rate in zip(
+        groups,
+        (convolutions, dense, convolutions, dense),
+        ("weight", "weight", "bias", "bias"),
+        (0.5, 1, 1, 2),
+        strict=True,
+    ):
+        assert [names[id(parameter)] for parameter in group["params"]] == [f"{layer}.{kind}" for layer in layers]
+        assert group["multiplier"] == rate
+        assert group["weight_decay"] == (0.0005 if kind == "weight" else 0)
+    flat = [parameter for group in groups for parameter in group["params"]]
+    plain = [parameter for group in parameter_groups(model, RecipeConfig()) for parameter in group["params"]]
+    assert all(a is b for a, b in zip(flat, plain, strict=True))
+
+
 def test_plateau_falls_three_times_and_then_ends() -> None:
     schedule = Schedule(RecipeConfig(patience=2))
     errors = [50.0, 40.0, 40.0, 40.0, 39.0, 39.5, 39.5, 39.5, 39.5, 39.5, 39.5]

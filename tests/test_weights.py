@@ -54,7 +54,7 @@ def test_names_from_elsewhere(rename) -> None:  # type: ignore[no-untyped-def]
 
 def test_files(tmp_path: Path) -> None:
     source = model(1)
-    weights.save(tmp_path / "model.safetensors", source, {"network": source.config.to_dict()})
+    weights.save(tmp_path / "model.safetensors", source.state_dict(), {"network": source.config.to_dict()})
     tensors, metadata = weights.read(tmp_path / "model.safetensors")
     assert metadata == {"network": source.config.to_dict()}
     assert set(tensors) == {name for name, _ in source.named_parameters()}
@@ -67,7 +67,7 @@ def test_files(tmp_path: Path) -> None:
 
 def test_channels_last_weights_are_saved_in_the_usual_layout(tmp_path: Path) -> None:
     source = model(1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    weights.save(tmp_path / "model.safetensors", source, {})
+    weights.save(tmp_path / "model.safetensors", source.state_dict(), {})
     network = model()
     weights.load_weights(network, tmp_path / "model.safetensors")
     assert same(network, state())

@@ -1,0 +1,67 @@
+"""Messages between ranks that gradients flow through."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as functional
+from torch import Tensor
+
+# The name since PyTorch 2.13, and the one before.
+_all_gather: Any = getattr(functional, "all_gather_single_autograd", None) or functional.all_gather_tensor_autograd
+
+
+def gather(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
+    """The ranks' ``x`` one after the other along ``dim``: an all-gather.
+
+    Each rank goes on with the result in its own way, so the gradient is a reduce-scatter: the ranks' gradients are
+    added and each gets its part of the sum. ``x`` has the same shape on every rank.
+    """
+    if x.dim() == 4 and dim == 1 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        # Pixels stay where they are: channels are the last dimension in memory.
+        return gather(x.permute(0, 2, 3, 1), 3, group).permute(0, 3, 1, 2)
+    result: Tensor = _all_gather(x.contiguous(), dim, group)
+    # Eager calls may return a tensor that waits when it is used; autograd would keep that one for backward.
+    return result.wait() if isinstance(result, functional.AsyncCollectiveTensor) else result
+
+
+def replicate(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
+    """As :func:`gather`, for a result that every rank treats alike, such as the logits of a loss.
+
+    Every rank then finds the whole gradient by itself and takes its own part: no message.
+    """
+    parts = list(gather(x.detach(), dim, group).chunk(group.size(), dim))
+    parts[group.rank()] = x
+    return torch.cat(parts, dim)
+
+
+def transpose(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """From some columns of all rows to all columns of some rows: an all-to-all, whose gradient is one too.
+
+    Args:
+        x: ``[rows, columns]``, the rank's columns; ``rows`` is a multiple of the number of ranks.
+        group: the ranks.
+
+    Returns:
+        ``[rows / ranks, columns * ranks]``, the rank's rows.
+    """
+    ranks = group.size()
+    share = x.shape[0] // ranks
+    blocks = functional.all_to_all_single_autograd(x.contiguous(), [share] * ranks, [share] * ranks, group)
+    return blocks.view(ranks, share, -1).transpose(0, 1).reshape(share, -1)
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.factor, None
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """``x``, whose gradient is multiplied by ``factor`` on its way back."""
+    return _ScaleGradient.apply(x, factor)  # type: ignore[no-any-return]

@@ -1,0 +1,38 @@
+"""Data parallelism: the whole network on every rank, a slice of the batch each, gradients averaged."""
+
+import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from ..alexnet import AlexNet
+from ..errors import UsageError
+from .part import Parallel, Share
+
+
+def averaged(
+    model: AlexNet, group: dist.ProcessGroup, compression: str, split: tuple[str, ...] = ()
+) -> DistributedDataParallel:
+    """``model`` with its gradients averaged over ``group`` while the backward pass goes on.
+
+    Args:
+        model: the network.
+        group: the ranks.
+        compression: ``"bf16"`` sends gradients as bfloat16.
+        split: parameters that are left alone, because each rank has rows of its own.
+
+    Raises:
+        UsageError: bf16 without NCCL, where PyTorch does not offer it.
+    """
+    if compression == "bf16" and dist.get_backend(group) != "nccl":
+        raise UsageError("--gradient-compression bf16 needs NCCL, that is a GPU for each rank; give none here")
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(split))
+    wrapped = DistributedDataParallel(model, process_group=group, gradient_as_bucket_view=True)
+    if compression == "bf16":
+        wrapped.register_comm_hook(group, bf16_compress_hook)
+    return wrapped
+
+
+def data(model: AlexNet, group: dist.ProcessGroup, compression: str) -> Parallel:
+    """Every rank computes its slice of the batch; DistributedDataParallel averages the gradients, bucket by bucket."""
+    share = Share(group.rank(), group.size(), group)
+    return Parallel(model, averaged(model, group, compression), share, share, 1 / group.size(), {})

@@ -1,0 +1,58 @@
+"""What a strategy makes of a network on one rank."""
+
+from dataclasses import dataclass, field
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..alexnet import AlexNet
+from .shards import Shard
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which slice of each batch a rank sees; ``group`` holds the ranks that see the others."""
+
+    rank: int = 0
+    ranks: int = 1
+    group: dist.ProcessGroup | None = None
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum over all slices, on every rank."""
+        if self.group is not None:
+            dist.all_reduce(tensor, group=self.group)
+        return tensor
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """A network on this rank.
+
+    Attributes:
+        model: this rank's part; the optimizer updates its parameters.
+        forward: what training calls: ``model``, or DistributedDataParallel around it.
+        training, evaluation: the rank's slices of the batches.
+        weight: of this rank's loss in the mean over the global batch.
+        shards: the parameters of which this rank has some rows.
+    """
+
+    model: AlexNet
+    forward: nn.Module
+    training: Share = Share()
+    evaluation: Share = Share()
+    weight: float = 1.0
+    shards: dict[str, Shard] = field(default_factory=dict)
+
+    @property
+    def groups(self) -> list[dist.ProcessGroup]:
+        """The groups that this rank exchanges messages with."""
+        groups = [self.training.group, self.evaluation.group, *(shard.group for shard in self.shards.values())]
+        return [group for group in groups if group is not None]
+
+    def whole(self, name: str, local: Tensor) -> Tensor:
+        """The whole parameter ``name``, or what belongs to it, from this rank's rows; a collective."""
+        return self.shards[name].whole(local) if name in self.shards else local
+
+    def local(self, name: str, whole: Tensor) -> Tensor:
+        """This rank's rows of the whole parameter ``name``, or of what belongs to it."""
+        return self.shards[name].local(whole) if name in self.shards else whole

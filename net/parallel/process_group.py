@@ -1,0 +1,282 @@
+"""The processes of a run: how they meet, agree, wait for one another, and find out who is missing."""
+
+import contextlib
+import datetime
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, _set_pg_timeout
+from torch.distributed.rendezvous import rendezvous
+
+from ..config import TrainConfig
+from ..device import choose
+from ..errors import DataError, RankError, UsageError
+from .launch import Launch
+
+#: Seconds that ranks wait where one of them may have long work of its own: packing images, compiling, saving.
+PATIENCE = 24 * 3600.0
+#: Seconds for all processes to be there when the run begins.
+MEETING = 300.0
+#: Seconds in which every rank answers when one of them misses another.
+ROLL_CALL = 3.0
+
+Value = TypeVar("Value")
+
+
+class Ranks:
+    """A run's only process. :class:`Processes` is what several make of the same methods."""
+
+    rank = 0
+    ranks = 1
+    group: dist.ProcessGroup | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and talks."""
+        return self.rank == 0
+
+    def describe(self) -> str:
+        """The processes in words, for the first lines of a log."""
+        return ""
+
+    def agree(self, *values: int) -> list[int]:
+        """The largest of each value on any rank. Of several ranks it is that of the call before this one, so that the
+        message travels beside the work; zeros at first."""
+        return list(values)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over the ranks, on each of them."""
+        return tensor
+
+    def broadcast(self, value: Value) -> Value:
+        """The first rank's value."""
+        return value
+
+    def gathered(self, value: Value) -> list[Value]:
+        """Every rank's value."""
+        return [value]
+
+    def hold(self) -> None:
+        """The other ranks wait here until the first one comes by, however long that takes."""
+
+    def hurry(self, groups: Iterable[dist.ProcessGroup]) -> None:
+        """From now on a rank that keeps ``groups`` waiting for longer than the timeout is lost."""
+
+    def opened(self, open: Callable[[], Value], identity: Callable[[Value], Mapping[str, object]]) -> Value:
+        """What ``open`` returns; the first rank opens before the others.
+
+        Raises:
+            DataError: ``open`` raised it on a rank, or ``identity`` of what was opened differs between ranks.
+            UsageError: likewise.
+        """
+        return open()
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Turns an error of the messages between the ranks into one that names the rank that is lost, and ends it."""
+        yield
+
+    def close(self) -> None:
+        """Leave the other processes."""
+
+
+class Processes(Ranks):
+    """Several processes, started by torchrun.
+
+    Args:
+        launch: which of them this is.
+        backend: ``gloo`` or ``nccl``, for the network's messages.
+        timeout: seconds after which a rank that keeps the others waiting counts as lost.
+
+    Raises:
+        RankError: they do not meet.
+    """
+
+    #: How often this process has met others; each time has keys of its own in the store.
+    meetings = 0
+
+    def __init__(self, launch: Launch, backend: str, timeout: float) -> None:
+        self.rank, self.ranks, self.timeout, self.backend = launch.rank, launch.ranks, timeout, backend
+        self.holds = 0
+        Processes.meetings += 1
+        self.pending: tuple[Tensor, Any] | None = None
+        try:
+            store, _, _ = next(rendezvous("env://", timeout=_seconds(MEETING)))
+            # torchrun keeps its store when it starts the processes again.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            self.store = PrefixStore(f"attempt {attempt}, meeting {Processes.meetings}", store)
+            dist.init_process_group(
+                backend, store=self.store, rank=self.rank, world_size=self.ranks, timeout=_seconds(PATIENCE)
+            )
+            self.group = dist.group.WORLD
+            #: For small messages between the hosts, beside those of the network.
+            self.control = dist.new_group(backend="gloo", timeout=_seconds(PATIENCE))
+        except (dist.DistError, RuntimeError, ValueError) as error:
+            raise RankError(f"rank {self.rank} does not reach the others: {_meeting_place(error)}") from None
+        self.store.set(f"process {self.rank}", f"{os.getpid()} {socket.gethostname()}")
+
+    def describe(self) -> str:
+        return f"{self.ranks} processes ({self.backend})"
+
+    def agree(self, *values: int) -> list[int]:
+        before = self.pending
+        tensor = torch.tensor(values)
+        self.pending = tensor, dist.all_reduce(tensor, dist.ReduceOp.MAX, self.control, async_op=True)
+        if before is None:
+            return [0] * len(values)
+        result, work = before
+        work.wait()
+        return result.tolist()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    def broadcast(self, value: Value) -> Value:
+        values = [value]
+        dist.broadcast_object_list(values, 0, self.control)
+        return values[0]
+
+    def gathered(self, value: Value) -> list[Value]:
+        values: list[Any] = [None] * self.ranks
+        dist.all_gather_object(values, value, self.control)
+        return values
+
+    def hold(self) -> None:
+        self.holds += 1
+        key = f"hold {self.holds}"
+        if self.first:
+            self.store.set(key, "")
+        else:
+            self.store.wait([key], _seconds(PATIENCE))
+
+    def hurry(self, groups: Iterable[dist.ProcessGroup]) -> None:
+        for group in {self.group, self.control, *groups}:
+            _set_pg_timeout(_seconds(self.timeout), group)
+
+    def opened(self, open: Callable[[], Value], identity: Callable[[Value], Mapping[str, object]]) -> Value:
+        opened: list[Value] = []
+        seen: Mapping[str, object] = {}
+        refused: UsageError | DataError | None = None
+        if not self.first:
+            self.hold()
+        try:
+            opened.append(open())
+            seen = identity(opened[0])
+        except (UsageError, DataError) as error:
+            refused = error
+        if self.first:
+            self.hold()
+        errors = self.gathered(refused)
+        everywhere = len(set(map(str, errors))) == 1
+        for rank, each in enumerate(errors):
+            if each is not None:
+                raise each if everywhere else type(each)(f"rank {rank}: {each}")
+        all_seen = self.gathered(seen)
+        for rank, theirs in enumerate(all_seen):
+            for name, value in all_seen[0].items():
+                if theirs.get(name) != value:
+                    raise DataError(f"rank {rank} differs from rank 0: {name} {theirs.get(name)} instead of {value}")
+        return opened[0]
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if not (isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL"))):
+                raise
+            raise self._lost(error) from None
+
+    def _lost(self, error: RuntimeError) -> BaseException:
+        """Call the roll, end the ranks that hang, and have one rank say who is missing."""
+        # torchrun's, who may have seen it too: there is a line to be said first.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        missing = self._missing()
+        hangs = "timed out" in str(error).lower()
+        names = []
+        for rank in missing:
+            number, _, host = self.store.get(f"process {rank}").decode().partition(" ")
+            names.append(f"rank {rank} (process {number} on {host})")
+            if hangs and host == socket.gethostname():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(number), signal.SIGKILL)
+        if self.store.compare_set("named", "", str(self.rank)).decode() != str(self.rank):
+            return SystemExit(1)
+        if not missing:
+            return RankError(f"rank {self.rank} lost its connection: {str(error).splitlines()[0]}")
+        state = f"did not answer for {self.timeout:g} s (--timeout) and was ended" if hangs else "died"
+        return RankError(f"{', '.join(names)} {state}; go on from the last checkpoint with --resume")
+
+    def _missing(self) -> list[int]:
+        self.store.set(f"present {self.rank}", "")
+        end = time.monotonic() + ROLL_CALL
+        missing = list(range(self.ranks))
+        while missing and time.monotonic() < end:
+            missing = [rank for rank in missing if not self.store.check([f"present {rank}"])]
+            time.sleep(0.05)
+        return missing
+
+    def close(self) -> None:
+        if self.pending is not None:
+            self.pending[1].wait()
+        dist.destroy_process_group()
+
+
+def _seconds(seconds: float) -> datetime.timedelta:
+    return datetime.timedelta(seconds=seconds)
+
+
+def _meeting_place(error: Exception) -> str:
+    """Why the processes do not meet, with the address they were to meet at."""
+    address, port = (os.environ.get(name, "unset") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if "EADDRINUSE" in str(error) or "address already in use" in str(error):
+        return f"port {port} (MASTER_PORT) is in use; give torchrun --standalone or another --master-port"
+    return f"{first} (MASTER_ADDR {address}, MASTER_PORT {port})"
+
+
+def _backend(device: torch.device, shared: bool) -> str:
+    """NCCL for ranks with a GPU each; gloo for CPUs and for ranks that share a GPU.
+
+    Raises:
+        UsageError: this PyTorch has no NCCL.
+    """
+    if device.type != "cuda" or shared:
+        return "gloo"
+    if not dist.is_nccl_available():
+        raise UsageError(
+            "--device cuda: ranks with a GPU each need NCCL, which this PyTorch lacks; install a build that has it, or "
+            "give --device cpu"
+        )
+    return "nccl"
+
+
+def _device_name(name: str | None, launch: Launch, count: int) -> tuple[str | None, bool]:
+    """What ``--device`` means for this rank on a machine with ``count`` GPUs, and whether ranks share a GPU there."""
+    if name == "cpu" or count == 0 or launch.local_ranks == 1:
+        return name, False
+    if name is None or name == "cuda":
+        return f"cuda:{launch.local_rank % count}", launch.local_ranks > count
+    return name, True
+
+
+def join(launch: Launch, config: TrainConfig) -> tuple[Ranks, torch.device]:
+    """This rank's device, and the other processes of the run, met.
+
+    Raises:
+        UsageError: no such device, or no NCCL. RankError: the processes do not meet.
+    """
+    name, shared = _device_name(config.device, launch, torch.cuda.device_count())
+    device = choose(name)
+    if config.parallel == "none":
+        return Ranks(), device
+    return Processes(launch, _backend(device, shared), config.timeout), device

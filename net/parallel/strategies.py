@@ -1,0 +1,31 @@
+"""The strategies by name."""
+
+import torch.distributed as dist
+
+from ..alexnet import AlexNet
+from .data import data
+from .hybrid import hybrid
+from .part import Parallel
+from .tower import tower
+
+STRATEGIES = {"data": data, "tower": tower, "hybrid": hybrid}
+
+
+def parallelize(
+    model: AlexNet, strategy: str, group: dist.ProcessGroup | None = None, compression: str = "none"
+) -> Parallel:
+    """This rank's part of ``model``, which is taken apart.
+
+    Args:
+        model: the whole network with its weights, the same on every rank, on the device where it will run.
+        strategy: ``none``, ``data``, ``tower`` or ``hybrid``.
+        group: the ranks; ``none`` needs no group.
+        compression: ``bf16`` sends the averaged gradients as bfloat16.
+
+    Raises:
+        UsageError: the strategy cannot use this network.
+    """
+    if strategy == "none":
+        return Parallel(model, model)
+    assert group is not None
+    return STRATEGIES[strategy](model, group, compression)

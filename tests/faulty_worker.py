@@ -1,0 +1,27 @@
+"""``net.train`` whose second rank dies (``die``) or hangs (``hang``) in update 5, once."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from net import cli, train
+from net.data.loader import Batch
+from net.trainer import Trainer
+
+KIND = sys.argv[1]
+update = Trainer._update
+
+
+def faulty(self: Trainer, batch: Batch) -> None:
+    if self.step == 4 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        if KIND == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        (Path(self.folder) / "hung").write_text(str(time.monotonic()))
+        time.sleep(300)
+    update(self, batch)
+
+
+Trainer._update = faulty  # type: ignore[method-assign]
+cli.run(lambda: train.main(sys.argv[2:]))

@@ -1,0 +1,182 @@
+"""What the tests of several processes run in each of them, in one start: ``torchrun parallel_worker.py FOLDER FLAGS``.
+
+The first rank leaves what it found in ``FOLDER/found.json``; the tests judge it.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+
+from bench.messages import Count, expected
+from net import train
+from net.alexnet import alexnet
+from net.config import RecipeConfig
+from net.errors import DataError
+from net.parallel.launch import Launch
+from net.parallel.process_group import Processes
+from net.parallel.strategies import parallelize
+from net.recipe import PaperSGD, parameter_groups
+
+BATCH = 12
+STEPS = 20
+#: Nine classes: ranks hold unequal numbers of them.
+NETWORK = {"image_size": 20, "dropout": 0.0, "classes": 9}
+Result = dict[str, Any]
+
+
+def learn(
+    strategy: str, dtype: torch.dtype, group: dist.ProcessGroup | None, steps: int = STEPS, *, reverse: bool = False
+) -> Result:
+    """Losses of the global batches, gradients of the first update, weights after the last, and logits then.
+
+    ``reverse`` turns each batch around, which changes nothing but the order of sums.
+    """
+    torch.manual_seed(0)
+    model = alexnet("digits", **NETWORK).to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    part = parallelize(model, strategy, group)
+    recipe = RecipeConfig()
+    optimizer = PaperSGD(parameter_groups(part.model, recipe), recipe.lr, recipe.momentum, recipe.weight_decay)
+    generator = torch.Generator().manual_seed(1)
+    share = BATCH // part.training.ranks
+    mine = slice(part.training.rank * share, (part.training.rank + 1) * share)
+    losses: list[float] = []
+    gradients: dict[str, Tensor] = {}
+    counted = Count(2)
+    for step in range(steps):
+        images = 60 * torch.randn(BATCH, 3, 20, 20, generator=generator, dtype=torch.float64).to(dtype)
+        labels = torch.randint(0, 9, (BATCH,), generator=generator)
+        if reverse:
+            images, labels = images.flip(0), labels.flip(0)
+        # The second update: DistributedDataParallel arranges its buckets after the first.
+        with counted if step == 1 else torch.enable_grad():
+            logits = part.forward(images[mine].contiguous(memory_format=torch.channels_last))
+            loss = F.cross_entropy(logits, labels[mine])
+            loss.backward()
+        if step == 0:
+            named = part.model.named_parameters()
+            gradients = {name: part.whole(name, each.grad).clone() for name, each in named if each.grad is not None}
+        optimizer.step()
+        optimizer.zero_grad()
+        total = loss.detach().double() * part.weight
+        if group is not None:
+            dist.all_reduce(total)
+        losses.append(float(total))
+    part.model.eval()
+    with torch.no_grad():
+        logits = part.model(60 * torch.randn(5, 3, 20, 20, generator=generator, dtype=torch.float64).to(dtype))
+    weights = {name: part.whole(name, tensor.detach()) for name, tensor in part.model.named_parameters()}
+    return {
+        "losses": losses,
+        "gradients": gradients,
+        "weights": weights,
+        "logits": logits,
+        "messages": sorted((message.kind, message.size) for message in counted.messages),
+        "held": sum(parameter.numel() for parameter in part.model.parameters()),
+    }
+
+
+def distance(ours: Result, theirs: Result) -> dict[str, float]:
+    """The largest differences of two runs; of gradients and weights relative to the parameter's largest value."""
+    result = {"loss": max(abs(a - b) for a, b in zip(ours["losses"], theirs["losses"], strict=True))}
+    result["first_loss"] = abs(ours["losses"][0] - theirs["losses"][0])
+    for kind in ("gradients", "weights"):
+        result[kind] = max(
+            float((ours[kind][name] - exact).abs().max() / exact.abs().max()) for name, exact in theirs[kind].items()
+        )
+    result["logits"] = float((ours["logits"] - theirs["logits"]).abs().max())
+    return result
+
+
+def unequal(ranks: Processes) -> dict[str, str]:
+    """What is said when ranks see other images, or one cannot open them."""
+
+    def fails() -> int:
+        if ranks.rank == 1:
+            raise DataError("no such folder")
+        return 0
+
+    said = {}
+    for name, open, identity in (
+        ("count", lambda: 7 + ranks.rank, lambda count: {"training images": count}),
+        ("missing", fails, lambda count: {}),
+    ):
+        try:
+            ranks.opened(open, identity)
+        except DataError as error:
+            said[name] = str(error)
+    return said
+
+
+def equality(group: dist.ProcessGroup) -> Result:
+    """Every strategy against one process."""
+    found: Result = {}
+    plain = {dtype: learn("none", dtype, None) for dtype in (torch.float64, torch.float32)}
+    # In float32 sums in another order end elsewhere, in one process too.
+    torch.set_num_threads(2)
+    drift = [distance(learn("none", torch.float32, None), plain[torch.float32])]
+    torch.set_num_threads(1)
+    drift.append(distance(learn("none", torch.float32, None, reverse=True), plain[torch.float32]))
+    found["drift"] = {name: max(each[name] for each in drift) for name in drift[0]}
+    exact_first = learn("none", torch.float64, None, 1)
+    for strategy in ("data", "tower", "hybrid"):
+        double, single, again = (
+            learn(strategy, dtype, group) for dtype in (torch.float64, torch.float32, torch.float32)
+        )
+        config = alexnet("digits", **NETWORK).config
+        found[strategy] = {
+            "float64": distance(double, plain[torch.float64]),
+            "float32": distance(single, plain[torch.float32]),
+            "first": distance(learn(strategy, torch.float32, group, 1), exact_first),
+            "repeats": single["losses"] == again["losses"]
+            and all(torch.equal(single["weights"][name], again["weights"][name]) for name in single["weights"]),
+            "messages": single["messages"],
+            "expected": sorted((each.kind, each.size) for each in expected(config, strategy, 2, BATCH)),
+            "held": single["held"],
+            "parameters": config.parameters,
+        }
+    return found
+
+
+def masks(folder: Path) -> None:
+    """Have every dropout note its mask of the first update."""
+    forward = nn.Dropout.forward
+
+    def noted(self: nn.Dropout, x: Tensor) -> Tensor:
+        y = forward(self, x)
+        if self.training and len(seen) < 2:
+            seen.append((y == 0)[x != 0].int().tolist())
+            (folder / f"masks_{os.environ['RANK']}.json").write_text(json.dumps(seen))
+        return y
+
+    seen: list[list[int]] = []
+    nn.Dropout.forward = noted  # type: ignore[method-assign]
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    rank, ranks = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    # Keys of its own: the training below meets at the same store.
+    store, _, _ = next(rendezvous("env://"))
+    dist.init_process_group("gloo", store=dist.PrefixStore("worker", store), rank=rank, world_size=ranks)
+    assert dist.group.WORLD is not None
+    found = equality(dist.group.WORLD)
+    dist.destroy_process_group()
+    group = Processes(Launch(rank, ranks, rank, ranks), "gloo", 20)
+    found["unequal"] = unequal(group)
+    group.close()
+    if rank == 0:
+        (folder / "found.json").write_text(json.dumps(found))
+    masks(folder)
+    assert train.main(sys.argv[2:]) == 0
+
+
+if __name__ == "__main__":
+    main()
