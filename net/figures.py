@@ -70,7 +70,7 @@ def filters(config: FiltersConfig) -> Path:
     gray = trained.mean is not None and bool((trained.mean == trained.mean[..., :1]).all())
     if gray:
         print("its training images are gray: what colour the kernels have is left from their random start")
-    title = f"{name}, {len(kernels)} kernels, trained on {short_name(trained.data_path, trained.names)}" + (
+    title = f"{name}, {len(kernels)} kernels, trained on {short_name(trained.data_path, trained.classes or ())}" + (
         "\n(gray images: what colour there is is left from the random start)" if gray else ""
     )
     path = _output(config.output, trained.path, "filters.png")
@@ -87,7 +87,8 @@ def predictions(config: PredictionsConfig) -> Path:
     from .augmentation import centre_crop
     from .device import choose, keep_freed_memory
     from .evaluation import TOP, probabilities
-    from .trained import open_its_data, open_trained
+    from .features import open_its_data
+    from .trained import open_trained
 
     device = choose(config.device)
     keep_freed_memory()
@@ -120,9 +121,10 @@ def neighbours(config: NeighboursConfig) -> Path:
     from . import drawings
     from .data.images import Split
     from .device import choose, keep_freed_memory
+    from .features import features_of, open_its_data
     from .progress import Progress
     from .retrieval import nearest
-    from .trained import features_of, open_its_data, open_trained
+    from .trained import open_trained
 
     device = choose(config.device)
     keep_freed_memory()

@@ -34,9 +34,10 @@ def _hash(config: HashingConfig) -> dict[str, Any]:
     from .data.images import Split
     from .data.loader import free_host_memory
     from .device import choose, describe, keep_freed_memory
+    from .features import features_of, open_its_data
     from .progress import Progress
     from .retrieval import nearest, nearest_codes, packed, recall
-    from .trained import features_of, open_its_data, open_trained
+    from .trained import open_trained
 
     device = choose(config.device)
     keep_freed_memory()

@@ -27,8 +27,9 @@ def _predict(config: PredictConfig) -> dict[str, Any]:
     from .data.decode import UnreadableImageError, decode
     from .device import choose, keep_freed_memory, set_precision
     from .evaluation import TOP, probabilities
+    from .features import class_names, features
     from .progress import Progress
-    from .trained import features, open_trained
+    from .trained import open_trained
 
     device = choose(config.device)
     set_precision(config.precision, device)
@@ -36,12 +37,11 @@ def _predict(config: PredictConfig) -> dict[str, Any]:
     trained = open_trained(config.checkpoint, device)
     if trained.mean is None:
         raise DataError(f"{trained.path} holds no mean image to subtract; give the run folder or a checkpoint")
-    if trained.classes is None:
-        print(f"{trained.path} holds no class names: classes are called by their numbers", file=sys.stderr)
     stored, size = trained.mean.shape[0], trained.network.image_size
     if config.ten_crops and stored == size:
         raise UsageError(f"--ten-crops: {trained.path} was trained on images of {size}x{size}, which it reads whole")
-    count = min(TOP, len(trained.names))
+    classes = class_names(trained)
+    count = min(TOP, len(classes))
     crops = ten_crops if config.ten_crops else centre_crop
     answers, vectors = [], []
     with Progress("images", len(config.images)) as progress, torch.no_grad():
@@ -58,8 +58,7 @@ def _predict(config: PredictConfig) -> dict[str, Any]:
             top = probabilities(trained.model, input, config.precision, torch.channels_last).topk(count)
             for name, values, labels in zip(names, top.values.tolist(), top.indices.tolist(), strict=True):
                 likely = [
-                    {"class": trained.names[label], "probability": value}
-                    for label, value in zip(labels, values, strict=True)
+                    {"class": classes[label], "probability": value} for label, value in zip(labels, values, strict=True)
                 ]
                 answers.append({"image": name, "top": likely})
             if config.features is not None:

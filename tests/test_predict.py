@@ -77,8 +77,6 @@ def save(path: Path, names: list[str] | None, **fields: object) -> Path:
     """A checkpoint of an untrained network."""
     model = alexnet("digits", **fields)
     metadata = {"network": model.config.to_dict(), "classes": names, "data_path": None}
-    if names is None:
-        del metadata["classes"]
     checkpoint.save(
         path, {"model": dict(model.state_dict()), "metadata": metadata, "mean_image": torch.zeros(32, 32, 3)}
     )
@@ -104,6 +102,9 @@ def test_what_cannot_be_predicted_costs_one_line(shapes_run: Path, tmp_path: Pat
     text.write_text("no image")
     whole = save(tmp_path / "whole.pt", list("abcdefghij"))
     wrong = save(tmp_path / "wrong.pt", list("abc"))
+    state = checkpoint.load(whole)
+    del state["digest"], state["metadata"]["classes"]
+    checkpoint.save(tmp_path / "silent.pt", state)
     features = tmp_path / "features.npy"
     for status, says, *arguments in (
         (1, f"{text} cannot be read as an image: cannot identify", shapes_run, image, text, "--features", features),
@@ -113,6 +114,7 @@ def test_what_cannot_be_predicted_costs_one_line(shapes_run: Path, tmp_path: Pat
         (1, "nowhere does not exist", tmp_path / "nowhere", image),
         (1, "is damaged or none", text, image),
         (1, "names 3 classes and its network has 10", wrong, image),
+        (1, "silent.pt: what it says of its network cannot be used: 'classes'", tmp_path / "silent.pt", image),
         (2, "which it reads whole", whole, image, "--ten-crops"),
         (2, "--features must end in .npy; got x.txt", shapes_run, image, "--features", "x.txt"),
         (2, "there is no folder", shapes_run, image, "--features", tmp_path / "no" / "x.npy"),

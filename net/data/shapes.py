@@ -27,7 +27,7 @@ def _terminate(number: int, frame: object) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Render as the command line says; returns the exit status."""
     config = cli.resolve(cli.given(ShapesConfig, "net.data.shapes", DESCRIPTION, arguments), ShapesConfig)
-    folder = Path(config.folder)
+    folder = Path(config.folder).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} is there already; give an empty or a new folder")
     from .rendering import write_folder
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     began = time.monotonic()
     # Rendered under another name, so that a folder is whole or not there.
-    partial = folder.with_name(f"{folder.resolve().name}.{os.getpid()}{PARTIAL}")
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}{PARTIAL}")
     partial.mkdir(parents=True)
     try:
         write_folder(partial, config)
