@@ -8,6 +8,7 @@ import torch
 from net import checkpoint, runs, weights
 from net.alexnet import alexnet
 from net.config import TrainConfig
+from net.parallel.process_group import Ranks
 from net.trainer import Trainer
 from tests.commands import one_line, run_here
 
@@ -61,7 +62,7 @@ def test_frozen_layers_get_no_gradient(shapes_run: Path, tmp_path: Path) -> None
         network="digits", image_size=28, batch_size=24, init_from=str(shapes_run / "model.safetensors"),
         new_head=True, freeze=FROZEN,
     )  # fmt: skip
-    trainer = Trainer(config, tmp_path, None)
+    trainer = Trainer(config, tmp_path, None, torch.device("cpu"), Ranks())
     loss = trainer.model(torch.zeros(2, 3, 28, 28)).square().sum()
     loss.backward()
     for name, parameter in trainer.model.named_parameters():
