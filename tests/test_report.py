@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bench import records, report
+from bench import parallelism_report, records, report
 from bench.environment import ROOT, describe
 
 
@@ -87,7 +87,7 @@ def test_committed_figures_are_those_of_the_records(tmp_path: Path, name: str) -
 
 
 def test_every_case_of_the_records_is_in_a_table() -> None:
-    shown = {case for _, cases in report.TABLES.values() for case in cases}
+    shown = {case for _, cases in report.TABLES.values() for case in cases} | set(parallelism_report.CASES)
     frame = records.read()
     assert isinstance(frame, pd.DataFrame)
     assert set(frame["case"]) <= shown
