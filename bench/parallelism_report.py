@@ -11,6 +11,8 @@ from .cost_model import LINKS, PCIE_2012, Link, gtx_580_seconds_per_multiply_add
 from .parallelism import CASE, LINK_CASE
 
 BEGIN, END = "<!-- parallelism: begin -->", "<!-- parallelism: end -->"
+#: What the records hold for it.
+CASES = (CASE, LINK_CASE)
 #: Devices of the predictions.
 DEVICES = (1, 2, 4, 8, 64, 1024)
 #: Images on each device in the predictions: the paper's batch, as in 2014.
