@@ -18,13 +18,16 @@ from net.errors import DataError
 DATA = Path(__file__).parents[1] / "reports" / "data"
 Row = dict[str, Any]
 SUITES = ("ceilings", "kernels", "layers", "steps", "input", "model")
+#: Columns that are more than zero; others in microseconds are parts of them, and may be none.
+TIMES = ("median_us", "p20_us", "p80_us", "limit_us", "modelled_us")
 #: What every row says.
 REQUIRED = ("case", "machine", "date")
-#: How the cases begin whose rows, the first ones, do not name their suite; the last belong to none.
+#: How the cases begin whose rows do not name their suite; some belong to none. The first that fits counts.
 EARLIER_SUITES = {
     "copy": "ceilings",
     "matrix product": "ceilings",
     "stage": "kernels",
+    "update of a network in parallel": "",
     "update of ": "steps",
     "digits, ": "steps",
     "prepare, ": "input",
@@ -32,7 +35,6 @@ EARLIER_SUITES = {
     "crop, ": "input",
     "the kernels' tests": "",
     "trace": "",
-    "update of a network in parallel": "",
     "all-reduce of two processes": "",
 }
 
@@ -82,10 +84,9 @@ def read_record(path: Path) -> list[Row]:
         for name in REQUIRED:
             if not isinstance(row.get(name), str) or not row[name]:
                 raise DataError(f"{place}: a row must say its {name} in words; got {row.get(name)!r}")
-        for name, value in row.items():
-            if name.endswith("_us") and (
-                isinstance(value, bool) or not isinstance(value, int | float) or not value > 0
-            ):
+        for name in TIMES:
+            value = row.get(name, 1)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise DataError(f"{place}: {name} must be a positive number; got {value!r}")
         if "suite" not in row:
             begins = [suite for begin, suite in EARLIER_SUITES.items() if row["case"].startswith(begin)]
