@@ -86,6 +86,14 @@ def test_committed_figures_are_those_of_the_records(tmp_path: Path, name: str) -
     assert (tmp_path / Path(name).name).read_text() == (ROOT / name).read_text()
 
 
+def test_committed_accuracy_is_that_of_the_results(tmp_path: Path) -> None:
+    written = report.write_accuracy(tmp_path, records.DATA)
+    assert len(written) > 1
+    assert (tmp_path / "accuracy.md").read_text() == (ROOT / "reports" / "accuracy.md").read_text()
+    for path in written[1:]:
+        assert (ROOT / "reports" / path.name).is_file()
+
+
 def test_every_case_of_the_records_is_in_a_table() -> None:
     shown = {case for _, cases in report.TABLES.values() for case in cases}
     frame = records.read()
