@@ -161,7 +161,7 @@ def picture(path: Path) -> bytes:
         capsize=3,
     )
     axes.set_yticks(places, [title for title, _ in changes])
-    axes.set_xlabel(f"change of top-1 validation error in points, 95 % interval ({settings['data']})")
+    axes.set_xlabel(f"change of top-1 validation error in points, 95 % interval\n({settings['data']})")
     axes.grid(axis="x", alpha=0.3)
     content = io.BytesIO()
     # No date and no version: the same results make the same file.
@@ -176,7 +176,8 @@ def write(records: Sequence[Path], folder: Path) -> list[Path]:
     for record in records:
         name = "accuracy.png" if len(records) == 1 else f"accuracy-{record.stem}.png"
         settings, _ = read(record)
-        text += f"\n## {settings['data']}, {settings['epochs']} epochs\n\n{table(record)}\n![changes]({name})\n"
+        text += f"\n## {settings['data']}, {settings['epochs']} epochs ({record.stem})\n\n{table(record)}\n"
+        text += f"![changes]({name})\n"
         with atomic_write(folder / name) as file:
             file.write(picture(record))
         written.append(folder / name)

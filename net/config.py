@@ -739,7 +739,7 @@ class AblationsConfig:
         "digits preset, and the paper's on stored images of 256x256 and more",
         metavar="FILE.toml",
     )
-    seeds: int | None = flag(None, "trainings of each network, with the seeds 0, 1, ...; 5, or 3 with --quick")
+    seeds: int | None = flag(None, "trainings of each network, with the seeds 0, 1, ...; 4, or 3 with --quick")
     quick: bool = flag(False, "a sixth of the epochs, three seeds: to see that it works, not to learn much")
     device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
     output_dir: str | None = flag(

@@ -21,8 +21,8 @@ def test_modelled_times_follow_from_the_record() -> None:
     for count, written in (
         (1, "**1 h 13 min, modelled**"),
         (5, "5 T = 6 h 6 min, modelled"),
-        (10, "10 T = 12 h 12\nmin, modelled"),
-        (5 * (len(ABLATIONS) + 1), f"{5 * (len(ABLATIONS) + 1)} T = 4 days 1 h 34 min, modelled"),
+        (8, "8 T =\n9 h 45 min, modelled"),
+        (4 * (len(ABLATIONS) + 1), f"{4 * (len(ABLATIONS) + 1)} T\n= 3 days 6 h 3 min, modelled"),
     ):
         assert written in PAGE
         minutes = round(count * seconds / 60)

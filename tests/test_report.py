@@ -495,3 +495,11 @@ def test_help_needs_nothing_heavy() -> None:
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert "net.cli" in imported
     assert not imported & {"torch", "numpy", "matplotlib"}
+
+
+def test_committed_accuracy_is_that_of_the_results(tmp_path: Path) -> None:
+    written = report.write_accuracy(tmp_path, records.DATA)
+    assert len(written) > 1
+    assert (tmp_path / "accuracy.md").read_text() == (ROOT / "reports" / "accuracy.md").read_text()
+    for path in written[1:]:
+        assert (ROOT / "reports" / path.name).is_file()
