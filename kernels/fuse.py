@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from . import modules
 from .local_response_norm import local_response_norm, relu_local_response_norm
@@ -227,28 +227,36 @@ def _compare(model: nn.Module, fused: nn.Module, inputs: tuple[Any, ...], chains
     rounds at every step, 2 ulps together. The layers behind it may make eight times that of it.
     """
     training = [(module, module.training) for module in fused.modules()]
-    with torch.no_grad(), torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
-        expected = tree_leaves(_twin(model).eval()(*inputs))
-        try:
-            found = tree_leaves(fused.eval()(*inputs))
-        except Exception as error:
-            raise ValueError(f"fuse: the fused model fails on example_input: {error}") from error
+    expected = tree_leaves(_evaluate(_twin(model), inputs))
+    try:
+        found = tree_leaves(_evaluate(fused, inputs))
+    except Exception as error:
+        raise ValueError(f"fuse: the fused model fails on example_input: {error}") from error
     for module, mode in training:
         module.training = mode
     for ours, theirs in zip(found, expected, strict=True):
         if not isinstance(theirs, Tensor) or not theirs.is_floating_point() or theirs.numel() == 0:
             continue
         ulps = 8 * chains * (2 if theirs.dtype.itemsize == 2 else 32)
-        largest = theirs.abs().max().item()
+        largest = theirs.nan_to_num(0.0, 0.0, 0.0).abs().max().item()
         allowed = ulps * torch.finfo(theirs.dtype).eps * largest
         if ours.shape != theirs.shape:
             said = f"gives {tuple(ours.shape)} instead of {tuple(theirs.shape)}"
         elif not torch.allclose(ours.double(), theirs.double(), rtol=0, atol=allowed, equal_nan=True):
-            error_ = (ours.double() - theirs.double()).abs().max().item()
-            said = f"is off by {error_:.3g}, where {allowed:.3g} is allowed for outputs of up to {largest:.3g}"
+            off = (ours.double() - theirs.double()).abs().max().item()
+            said = f"is off by {off:.3g}, where {allowed:.3g} is allowed for outputs of up to {largest:.3g}"
         else:
             continue
         raise ValueError(f"fuse: on example_input the fused model {said}; tracing has missed what its forward does")
+
+
+def _evaluate(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """``model`` on copies of ``inputs``, which it may write to, with the same random numbers every time."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    exact = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
+    with torch.no_grad(), torch.random.fork_rng(devices), exact:
+        torch.manual_seed(0)
+        return model.eval()(*tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, inputs))
 
 
 def fuse(model: nn.Module, example_input: Tensor | tuple[Any, ...] | None = None) -> nn.Module:
@@ -269,16 +277,18 @@ def fuse(model: nn.Module, example_input: Tensor | tuple[Any, ...] | None = None
     both; the modules around them are copies, and ``train()`` or ``eval()`` of one leaves the other alone. Move both to
     another device, or the copy and use ``model`` no more.
 
-    Left as they are: modules with hooks or parametrizations, pooling with ``return_indices``, an in-place ReLU whose
-    input others may read, convolutions that pad with anything but zeros. Hooks that are registered afterwards, on a
-    module that was replaced or a convolution that gave its bias away, are not called.
+    Left as they are: modules with hooks or parametrizations, pooling with ``return_indices``, convolutions that pad
+    with anything but zeros, and a ReLU where an operation in place gets in the way. Layers are read once: what is
+    changed afterwards in one that was replaced, a stride or a hook, has no effect.
 
     Tracing runs a forward once, on stand-ins for tensors. A forward that depends on their values, on ``training`` or on
-    an argument's being None, or that enters ``with`` blocks, is noticed and not traced; one that differs from call to
-    call for another reason, such as Python's random numbers, is not, and that is what ``example_input`` is for.
+    an argument's being None, or that switches gradients or autocast, is noticed and not traced. One that depends on
+    something else, such as Python's random numbers or ``isinstance(x, Tensor)``, is not; nor is a module that cannot be
+    traced and writes in place to what a fused ReLU and pooling give it, which makes ``backward`` fail. With
+    ``example_input`` the first is found out; the second is when a model is trained.
 
     The operators keep their input's dtype: under autocast what follows a convolution stays in the half type, where
-    PyTorch's normalization goes back to float32 on a GPU and fails on a CPU. They take floating-point inputs only.
+    PyTorch's normalization goes back to float32. They take floating-point inputs only.
 
     Args:
         model: any module. It is left as it is.

@@ -31,6 +31,11 @@ def is_patched(module: nn.Module) -> bool:
     return "forward" in module.__dict__ or any(getattr(module, kind) for kind in kinds)
 
 
+def _in_python(root: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules of ``root`` that are not TorchScript, whose attributes are not in ``__dict__``."""
+    return [(path, module) for path, module in root.named_modules() if not isinstance(module, torch.jit.ScriptModule)]
+
+
 def _modes() -> tuple[object, ...]:
     """What a ``with`` block may switch; activation checkpointing hooks in where tensors are saved."""
     autocast = [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")]
@@ -72,27 +77,24 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         ours = type(m).__module__ == modules.__name__
-        called = ours or module_qualified_name in self.opaque or isinstance(m, torch.jit.ScriptModule) or is_patched(m)
+        called = ours or module_qualified_name in self.opaque or is_patched(m)
         return called or super().is_leaf_module(m, module_qualified_name)
 
     def trace(self, root: nn.Module, concrete_args: None = None) -> fx.Graph:  # type: ignore[override]
         if "forward" in root.__dict__:
             raise TraceError("its forward was replaced on the instance")
-        named = {
-            path: module for path, module in root.named_modules() if not isinstance(module, torch.jit.ScriptModule)
-        }
-        before = {path: dict(module.__dict__) for path, module in named.items()}
+        before = {path: (module, dict(module.__dict__)) for path, module in _in_python(root)}
         try:
             graph = super().trace(root)
-            for path, module in named.items():
-                for name in {*before[path], *module.__dict__} - {"training"}:
-                    if before[path].get(name, self) is not module.__dict__.get(name, self):
+            for path, (module, attributes) in before.items():
+                for name in {*attributes, *module.__dict__} - {"training"}:
+                    if attributes.get(name, self) is not module.__dict__.get(name, self):
                         self.module_stack[path] = (path, type(module))
                         raise TraceError(f"forward sets self.{name}")
         finally:
-            for path, module in named.items():
+            for module, attributes in before.values():
                 module.__dict__.clear()
-                module.__dict__.update(before[path])
+                module.__dict__.update(attributes)
         for node in list(graph.nodes):
             if node.op == "get_attr" and not node.users:
                 graph.erase_node(node)
@@ -103,10 +105,8 @@ class Tracer(fx.Tracer):
             if parameter.default is None:
                 raise TraceError(f"the argument {name!r} may be None or not")
         function, arguments = super().create_args_for_root(root_fn, is_module, concrete_args)
-        for path, module in self.root.named_modules():
-            if not isinstance(module, torch.jit.ScriptModule):
-                training = self.create_proxy("get_attr", f"{path}.training".lstrip("."), (), {})
-                module.__dict__["training"] = training
+        for path, module in _in_python(self.root):
+            module.__dict__["training"] = self.create_proxy("get_attr", f"{path}.training".lstrip("."), (), {})
         return function, arguments
 
     def proxy(self, node: fx.Node) -> fx.Proxy:

@@ -4,6 +4,7 @@ import itertools
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -87,10 +88,12 @@ def test_published_figures() -> None:
     assert abs(float(str(speed_ups[1]["error_percent"]))) < 10
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_comparison_ends_in_a_report(tmp_path: Path) -> None:
     """Two strategies and the link in processes of their own; then tables and the plot of them alone."""
     main(["--network", "cifar10", "--batch-size", "4", "--updates", "2", "--output", str(tmp_path / "data")])
-    rows = read(tmp_path / "data")
+    rows = pd.DataFrame(read(tmp_path / "data"))
     runs = rows[rows["network"].notna()].set_index("implementation")
     assert list(runs.index) == ["none", "data", "hybrid"]
     for strategy in ("data", "hybrid"):

@@ -1,5 +1,6 @@
 """What a trace of a forward would record wrongly is refused."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -143,7 +144,8 @@ def test_hooks_make_a_module_one_that_is_called() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_torchscript_is_called() -> None:
-    outer = nn.Sequential(torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3))), nn.ReLU())
+    script = copy.deepcopy(torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3))))
+    outer = nn.Sequential(script, nn.ReLU())
     assert [(node.op, node.target) for node in trace(outer).nodes][1:-1] == [("call_module", "0"), ("call_module", "1")]
 
 
