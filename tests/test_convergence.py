@@ -118,6 +118,7 @@ def test_the_first_step_in_bfloat16(batches: list[tuple[Tensor, Tensor]], monkey
     assert 2**-9 < distance(ours, exact) < 1.25 * distance(theirs, exact)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("threads")
 def test_float32_drifts_no_further_than_pytorch_from_itself(batches: list[tuple[Tensor, Tensor]]) -> None:
     """After 20 updates, against PyTorch's own operators with weights that differ by a rounding."""

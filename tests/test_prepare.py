@@ -200,7 +200,9 @@ def test_a_target_is_for_one_process(folder: Path, tmp_path: Path) -> None:
         prepare(folder, tmp_path / "store", size=16, workers=1)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGINT, 130)]
+)
 def test_goes_on_after_being_interrupted(
     folder: Path, store: Path, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:

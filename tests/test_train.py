@@ -107,7 +107,9 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(whole: Path, tmp_path: 
     assert (folder / "metrics.csv").read_text().count("\n") == len(learned(whole)) + 1
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_the_run_goes_on_with_the_same_bits(
     whole: Path, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
