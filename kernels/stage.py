@@ -92,6 +92,12 @@ class _EagerStage(_Stage):
     """With forward mode and ``vmap``, which Dynamo does not trace."""
 
     @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        output, offsets = _Stage.forward(*arguments)
+        # Autograd lets nobody write in place to a view that a Function has made.
+        return output.data if output._is_view() else output, offsets
+
+    @staticmethod
     def jvp(ctx: Any, input_tangent: Tensor | None, bias_tangent: Tensor | None, *_: None) -> tuple[Tensor, None]:
         input, bias, offsets = ctx.saved_tensors
         parts = (ctx.relu, ctx.normalization, ctx.pooling)

@@ -183,6 +183,22 @@ def test_large_windows(kernel: int) -> None:
         )
 
 
+@pytest.mark.parametrize("implementation", ["reference", "aten"])
+def test_the_output_may_be_written_in_place(implementation: str) -> None:
+    """Where it is not kept for backward, which ReLU and pooling without a normalization do."""
+    for format in FORMATS:
+        input, bias = inputs(format=format)
+        for parts in (
+            (False, WINDOW, None),
+            (True, WINDOW, None),
+            (False, None, PAPER_POOL),
+            (True, WINDOW, PAPER_POOL),
+        ):
+            with kernels.implementation(implementation):
+                doubled = results(lambda *tensors, parts=parts: chain(*parts)(*tensors).mul_(2), input, bias)
+            assert_same(doubled, results(lambda *tensors, parts=parts: composed(*parts)(*tensors) * 2, input, bias))
+
+
 # What is kept
 
 
