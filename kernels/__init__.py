@@ -6,10 +6,16 @@
 from .dispatch import IMPLEMENTATIONS, implementation
 from .local_response_norm import local_response_norm, relu_local_response_norm
 from .max_pool2d import max_pool2d, relu_max_pool2d
+from .modules import LocalResponseNorm, MaxPool2d, ReLULocalResponseNorm, ReLULRNMaxPool2d, ReLUMaxPool2d
 from .relu_lrn_max_pool2d import relu_lrn_max_pool2d
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "LocalResponseNorm",
+    "MaxPool2d",
+    "ReLULRNMaxPool2d",
+    "ReLULocalResponseNorm",
+    "ReLUMaxPool2d",
     "implementation",
     "local_response_norm",
     "max_pool2d",

@@ -41,13 +41,17 @@ class Pooling(NamedTuple):
     dilation: tuple[int, int]
     ceil_mode: bool
 
+    def extent(self, axis: int) -> int:
+        """Rows (axis 0) or columns from a window's first element to its last."""
+        return self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
+
     def output_size(self, size: int, axis: int) -> int:
         """Windows along an axis (0 is rows) of ``size`` elements.
 
         The last window of ``ceil_mode`` may reach beyond the padding; it is left out where it would start there.
         """
-        kernel, stride, padding, dilation = (pair[axis] for pair in self[:4])
-        free = size + 2 * padding - dilation * (kernel - 1) - 1
+        stride, padding = self.stride[axis], self.padding[axis]
+        free = size + 2 * padding - self.extent(axis)
         windows = (free + (stride - 1 if self.ceil_mode else 0)) // stride + 1
         if self.ceil_mode and (windows - 1) * stride >= size + padding:
             windows -= 1
@@ -79,10 +83,8 @@ def _integer(value: object, least: int) -> int | None:
     return number if number >= least else None
 
 
-def check_normalization(
-    input: Tensor, name: str, size: int, alpha: float, beta: float, k: float, groups: int
-) -> Normalization:
-    """The normalization that the operator ``name`` is asked for; ``groups`` divides the channels, dimension 1."""
+def normalization(name: str, size: int, alpha: float, beta: float, k: float, groups: int) -> Normalization:
+    """The normalization that ``name``, an operator or module, is asked for, before an input is known."""
     found = {}
     for argument, value in (("size", size), ("groups", groups)):
         number = _integer(value, 1)
@@ -92,21 +94,23 @@ def check_normalization(
     for argument, real in (("alpha", alpha), ("beta", beta), ("k", k)):
         if isinstance(real, bool) or not hasattr(real, "__float__"):
             raise TypeError(f"{name}: {argument} must be a number; got {real!r}")
-    if input.shape[1] % found["groups"]:
-        raise ValueError(f"{name}: groups={groups} does not divide the {input.shape[1]} channels of input")
     return Normalization(found["size"], float(alpha), float(beta), float(k), found["groups"])
 
 
-def check_pooling(
-    input: Tensor,
-    name: str,
-    kernel_size: Pair,
-    stride: Pair | None,
-    padding: Pair,
-    dilation: Pair,
-    ceil_mode: bool,
+def check_normalization(
+    input: Tensor, name: str, size: int, alpha: float, beta: float, k: float, groups: int
+) -> Normalization:
+    """:func:`normalization`, whose ``groups`` divide the channels of ``input``, dimension 1."""
+    checked = normalization(name, size, alpha, beta, k, groups)
+    if input.shape[1] % checked.groups:
+        raise ValueError(f"{name}: groups={groups} does not divide the {input.shape[1]} channels of input")
+    return checked
+
+
+def pooling(
+    name: str, kernel_size: Pair, stride: Pair | None, padding: Pair, dilation: Pair, ceil_mode: bool
 ) -> Pooling:
-    """The pooling that the operator ``name`` is asked for, over the last two dimensions of ``input``."""
+    """The pooling that ``name``, an operator or module, is asked for, before an input is known."""
     rows_and_columns = []
     for argument, value, least in (
         ("kernel_size", kernel_size, 1),
@@ -119,20 +123,34 @@ def check_pooling(
         if len(pair) not in (1, 2) or None in integers:
             raise ValueError(f"{name}: {argument} must be an integer of at least {least} or two of them; got {value!r}")
         rows_and_columns.append((integers[0], integers[-1]))
-    pooling = Pooling(*rows_and_columns, bool(ceil_mode))  # type: ignore[arg-type,call-arg]
+    checked = Pooling(*rows_and_columns, bool(ceil_mode))  # type: ignore[arg-type,call-arg]
     for axis, what in enumerate(("rows", "columns")):
-        extent = pooling.dilation[axis] * (pooling.kernel_size[axis] - 1) + 1
-        if 2 * pooling.padding[axis] > extent:
+        if 2 * checked.padding[axis] > checked.extent(axis):
             raise ValueError(
-                f"{name}: padding must be at most half the window, which is {extent} {what} with its dilation; "
-                f"got {padding!r}"
+                f"{name}: padding must be at most half the window, which is {checked.extent(axis)} {what} with its "
+                f"dilation; got {padding!r}"
             )
-        if pooling.output_size(input.shape[input.dim() - 2 + axis], axis) < 1:
+    return checked
+
+
+def check_pooling(
+    input: Tensor,
+    name: str,
+    kernel_size: Pair,
+    stride: Pair | None,
+    padding: Pair,
+    dilation: Pair,
+    ceil_mode: bool,
+) -> Pooling:
+    """:func:`pooling`, whose window fits the last two dimensions of ``input``."""
+    checked = pooling(name, kernel_size, stride, padding, dilation, ceil_mode)
+    for axis, what in enumerate(("rows", "columns")):
+        if checked.output_size(input.shape[input.dim() - 2 + axis], axis) < 1:
             raise ValueError(
-                f"{name}: the window of {extent} {what} does not fit input of shape {tuple(input.shape)} with padding "
-                f"{pooling.padding[axis]}"
+                f"{name}: the window of {checked.extent(axis)} {what} does not fit input of shape "
+                f"{tuple(input.shape)} with padding {checked.padding[axis]}"
             )
-    return pooling
+    return checked
 
 
 def check_bias(input: Tensor, bias: Tensor | None, channel_dimension: int, name: str) -> None:
