@@ -4,6 +4,7 @@
 """
 
 from .dispatch import IMPLEMENTATIONS, implementation
+from .fuse import fuse
 from .local_response_norm import local_response_norm, relu_local_response_norm
 from .max_pool2d import max_pool2d, relu_max_pool2d
 from .modules import LocalResponseNorm, MaxPool2d, ReLULocalResponseNorm, ReLULRNMaxPool2d, ReLUMaxPool2d
@@ -16,6 +17,7 @@ __all__ = [
     "ReLULRNMaxPool2d",
     "ReLULocalResponseNorm",
     "ReLUMaxPool2d",
+    "fuse",
     "implementation",
     "local_response_norm",
     "max_pool2d",

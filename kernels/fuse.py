@@ -1,0 +1,324 @@
+"""``fuse(model)``: these operators in a model that was written with PyTorch's own.
+
+The model is traced; in the trace the longest chains of ReLU, local response normalization and max pooling that an
+operator does in one pass are replaced, with the bias of the convolution in front, and what comes out becomes the
+``forward`` of a copy of the model. All else of the copy is the model's.
+"""
+
+import copy
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from . import modules
+from .local_response_norm import local_response_norm, relu_local_response_norm
+from .max_pool2d import max_pool2d, relu_max_pool2d
+from .relu_lrn_max_pool2d import relu_lrn_max_pool2d
+from .tracing import Tracer, is_new, is_patched, reason, trace, writes, written_after
+
+_OPERATORS: dict[tuple[str, ...], Callable[..., Tensor]] = {
+    ("relu", "lrn", "pool"): relu_lrn_max_pool2d,
+    ("relu", "lrn"): relu_local_response_norm,
+    ("relu", "pool"): relu_max_pool2d,
+    ("lrn",): local_response_norm,
+    ("pool",): max_pool2d,
+}
+_MODULES: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.LocalResponseNorm: "lrn", nn.MaxPool2d: "pool"}
+_CALLS: dict[Any, str] = {
+    **dict.fromkeys((F.relu, torch.relu, "relu", torch.relu_, "relu_"), "relu"),
+    F.local_response_norm: "lrn",
+    **dict.fromkeys((F.max_pool2d, torch.max_pool2d), "pool"),
+}
+#: Arguments behind ``input``, in PyTorch's order; the modules' attributes have the same names.
+_ARGUMENTS = {
+    "relu": ("inplace",),
+    "lrn": ("size", "alpha", "beta", "k"),
+    "pool": ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+    "conv2d": ("weight", "bias", "stride", "padding", "dilation", "groups"),
+}
+
+
+def _arguments(node: fx.Node, kind: str) -> dict[str, Any]:
+    """Arguments of a call by name, without the first."""
+    bound = dict(zip(("input", *_ARGUMENTS[kind]), node.args, strict=False)) | node.kwargs
+    return {name: value for name, value in bound.items() if name != "input"}
+
+
+def _part(node: fx.Node, found: dict[str, nn.Module]) -> tuple[str, dict[str, Any]] | None:
+    """Which part of a chain ``node`` is, and its arguments; None if it is none or has to stay."""
+    kind, arguments = None, {}
+    if node.op == "call_module":
+        module = found[str(node.target)]
+        kind = None if is_patched(module) else _MODULES.get(type(module))
+        if kind is not None:
+            arguments = {name: getattr(module, name) for name in _ARGUMENTS[kind]}
+    elif node.op in ("call_function", "call_method"):
+        kind = _CALLS.get(node.target)
+        if kind is not None:
+            arguments = _arguments(node, kind)
+    # An argument that is computed would be another node.
+    if kind is None or len(node.all_input_nodes) != 1:
+        return None
+    if kind == "relu":
+        (source,) = node.all_input_nodes
+        # What else reads the memory of its input has to find the ReLU's values there.
+        unseen = is_new(source, found) and len(source.users) == 1
+        return (kind, {}) if unseen or not writes(node, found) else None
+    if arguments.pop("return_indices", False):
+        return None
+    try:
+        (modules.LocalResponseNorm if kind == "lrn" else modules.MaxPool2d)(**arguments)
+    except (TypeError, ValueError):
+        return None
+    return kind, arguments
+
+
+def _take_bias(source: fx.Node, found: dict[str, nn.Module]) -> fx.Node | None:
+    """The bias of the convolution ``source``, which is left without; None where it has none or must keep it."""
+    if len(source.users) > 1:
+        return None
+    arguments: dict[str, Any] = {}
+    if source.op == "call_module":
+        conv = found[str(source.target)]
+        if type(conv) is nn.Conv2d and conv.bias is not None and conv.padding_mode == "zeros" and not is_patched(conv):
+            arguments = {name: getattr(conv, name) for name in _ARGUMENTS["conv2d"]}
+            with source.graph.inserting_before(source):
+                for name in ("weight", "bias"):
+                    arguments[name] = source.graph.get_attr(f"{source.target}.{name}")
+    elif source.op == "call_function" and source.target is F.conv2d:
+        arguments = _arguments(source, "conv2d")
+    bias = arguments.pop("bias", None)
+    if not isinstance(bias, fx.Node):
+        return None
+    values = source.args[0] if source.args else source.kwargs["input"]
+    source.op, source.target = "call_function", F.conv2d
+    source.args, source.kwargs = (values,), arguments
+    return bias
+
+
+def _chain(head: fx.Node, parts: dict[fx.Node, tuple[str, dict[str, Any]]]) -> list[fx.Node]:
+    """The longest chain from ``head`` that an operator does and of which nobody reads what lies between."""
+    chain = [head]
+    kinds: tuple[str, ...] = (parts[head][0],)
+    while len(chain[-1].users) == 1:
+        (user,) = chain[-1].users
+        if user not in parts or (*kinds, parts[user][0]) not in _OPERATORS:
+            break
+        chain.append(user)
+        kinds = (*kinds, parts[user][0])
+    return chain if kinds in _OPERATORS else []
+
+
+def _replace_chains(graph: fx.Graph, found: dict[str, nn.Module], prefix: str) -> list[str]:
+    """Puts the operators in the places of the chains of ``graph``; a line for each."""
+    parts = {node: part for node in graph.nodes if (part := _part(node, found)) is not None}
+    lines = []
+    for head in list(parts):
+        chain = _chain(head, parts) if head in parts else []
+        if not chain:
+            continue
+        kinds = tuple(parts[node][0] for node in chain)
+        arguments = {name: value for node in chain for name, value in parts[node][1].items()}
+        (source,) = head.all_input_nodes
+        kept = source if "lrn" in kinds else chain[-1]
+        if kinds[0] == "relu" and written_after(kept, head, found):
+            # The operator keeps it for backward, and PyTorch's ReLU does not.
+            del parts[head]
+            continue
+        bias = _take_bias(source, found) if kinds[0] == "relu" else None
+        # Where the first of them is: what it reads may have changed when the last is reached.
+        with graph.inserting_before(head):
+            if bias is not None:
+                arguments["bias"] = bias
+            if bias is not None and kinds == ("relu", "lrn"):
+                # One image without a batch would be normalized over its rows, and the bias is not theirs.
+                batched = graph.call_function(operator.eq, (graph.call_method("dim", (source,)), 4))
+                graph.call_function(torch._assert, (batched, "a fused convolution's input must have 4 dimensions"))
+            if "pool" in kinds:
+                # The operator of the whole chain has the paper's stride for a default.
+                arguments.setdefault("stride", None)
+            chain[-1].replace_all_uses_with(graph.call_function(_OPERATORS[kinds], (source,), arguments))
+        names = [_name(node, prefix) for node in ([bias, *chain] if bias is not None else chain)]
+        lines.append(f"{', '.join(names)} -> {_OPERATORS[kinds].__name__}")
+        for node in reversed(chain):
+            graph.erase_node(node)
+            del parts[node]
+    return lines
+
+
+def _name(node: fx.Node, prefix: str) -> str:
+    return prefix + str(getattr(node.target, "__name__", node.target))
+
+
+class _Fused(nn.Module):
+    """What a module with a new forward is, before its own class. A copy, or what was pickled, is traced again."""
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _blank, (type(self).__mro__[2],), self.__getstate__()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        _rewrite(self, "")
+
+
+def _class(own: type[nn.Module], **forward: Any) -> type[nn.Module]:
+    metaclass: Any = type(own)
+    cls: type[nn.Module] = metaclass(f"Fused{own.__name__}", (_Fused, own), {"__module__": own.__module__, **forward})
+    return cls
+
+
+def _blank(own: type[nn.Module]) -> nn.Module:
+    """A module of the class ``own``, to be fused when it gets its state."""
+    cls = _class(own)
+    return cls.__new__(cls)
+
+
+def _rewrite(module: nn.Module, prefix: str) -> tuple[list[str], list[tuple[str, nn.Module]]]:
+    """Gives ``module`` a new forward if it has a chain: a line for each, and the modules that the forward calls."""
+    graph = trace(module)
+    found = dict(module.named_modules(remove_duplicate=False))
+    lines = _replace_chains(graph, found, prefix)
+    if lines and isinstance(module, fx.GraphModule):
+        module.graph, module._tracer_cls = graph, Tracer
+    elif lines:
+        own = type(module).__mro__[2] if isinstance(module, _Fused) else type(module)
+        module.__class__ = _class(own, forward=type(fx.GraphModule(module, graph)).forward)
+    return lines, [(str(node.target), found[str(node.target)]) for node in graph.nodes if node.op == "call_module"]
+
+
+def _rewrite_all(module: nn.Module, path: str, replaced: list[str], untraced: list[str], seen: set[nn.Module]) -> None:
+    """:func:`_rewrite` for ``module``, and for the modules below that are still called."""
+    if module in seen:
+        return
+    seen.add(module)
+    below = list(module.named_children())
+    theirs = type(module).__module__.startswith("torch.nn.")
+    if isinstance(module, torch.jit.ScriptModule):
+        untraced.append(f"{path or 'the model'} (TorchScript)")
+        below = []
+    elif not theirs or isinstance(module, (nn.Sequential, nn.LocalResponseNorm, nn.MaxPool2d)):
+        try:
+            lines, below = _rewrite(module, f"{path}." if path else "")
+            replaced += lines
+        except Exception as error:  # whatever a forward raises that is given stand-ins for tensors
+            untraced.append(f"{path or 'the model'} ({type(module).__name__}): {reason(error)}")
+    for name, child in below:
+        _rewrite_all(child, f"{path}.{name}".lstrip("."), replaced, untraced, seen)
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """A copy with the same parameters and buffers, not copies of them."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        values = (*module._parameters.values(), *module._buffers.values(), *module.__dict__.values())
+        memo |= {id(value): value for value in values if isinstance(value, Tensor)}
+    return copy.deepcopy(model, memo)
+
+
+def _compare(model: nn.Module, fused: nn.Module, inputs: tuple[Any, ...], chains: int) -> None:
+    """ValueError where ``fused`` does not compute what ``model`` does, both evaluating.
+
+    An operator and its PyTorch form are 32 half ulps each from the exact result; in the half types, where PyTorch
+    rounds at every step, 2 ulps together. The layers behind it may make eight times that of it.
+    """
+    training = [(module, module.training) for module in fused.modules()]
+    expected = tree_leaves(_evaluate(_twin(model), inputs))
+    try:
+        found = tree_leaves(_evaluate(fused, inputs))
+    except Exception as error:
+        raise ValueError(f"fuse: the fused model fails on example_input: {error}") from error
+    for module, mode in training:
+        module.training = mode
+    for ours, theirs in zip(found, expected, strict=True):
+        if not isinstance(theirs, Tensor) or not theirs.is_floating_point() or theirs.numel() == 0:
+            continue
+        ulps = 8 * chains * (2 if theirs.dtype.itemsize == 2 else 32)
+        largest = theirs.nan_to_num(0.0, 0.0, 0.0).abs().max().item()
+        allowed = ulps * torch.finfo(theirs.dtype).eps * largest
+        if ours.shape != theirs.shape:
+            said = f"gives {tuple(ours.shape)} instead of {tuple(theirs.shape)}"
+        elif not torch.allclose(ours.double(), theirs.double(), rtol=0, atol=allowed, equal_nan=True):
+            off = (ours.double() - theirs.double()).abs().max().item()
+            said = f"is off by {off:.3g}, where {allowed:.3g} is allowed for outputs of up to {largest:.3g}"
+        else:
+            continue
+        raise ValueError(f"fuse: on example_input the fused model {said}; tracing has missed what its forward does")
+
+
+def _evaluate(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """``model`` on copies of ``inputs``, which it may write to, with the same random numbers every time."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    exact = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
+    with torch.no_grad(), torch.random.fork_rng(devices), exact:
+        torch.manual_seed(0)
+        return model.eval()(*tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, inputs))
+
+
+def fuse(model: nn.Module, example_input: Tensor | tuple[Any, ...] | None = None) -> nn.Module:
+    """A copy of ``model``, with the same parameters, in which this package's operators run.
+
+    Replaced are ReLU, local response normalization and max pooling, as modules or as functions, wherever one operator
+    does what up to three of them do in a row and nothing else reads what lies between; the bias of an ``nn.Conv2d`` or
+    ``F.conv2d`` right in front of a ReLU goes along. Their parameters carry over as they are: PyTorch divides alpha by
+    ``size`` too. A line for each chain is printed, and one for each module that could not be traced, where only the
+    modules below it were looked at::
+
+        fused: conv1.bias, relu1, norm1, pool1 -> relu_lrn_max_pool2d
+
+    It is printed and not a warning, because it answers the call; ``.replaced`` of the copy has the same lines.
+
+    Everything but the forward is the model's: its class is the parent of the copy's, its modules have their names and
+    its ``state_dict`` its keys. Parameters and buffers are the very tensors of ``model``, so an optimizer of one trains
+    both; the modules around them are copies, and ``train()`` or ``eval()`` of one leaves the other alone. Move both to
+    another device, or the copy and use ``model`` no more.
+
+    Left as they are: modules with hooks or parametrizations, pooling with ``return_indices``, convolutions that pad
+    with anything but zeros, and a ReLU where an operation in place gets in the way. Layers are read once: what is
+    changed afterwards in one that was replaced, a stride or a hook, has no effect.
+
+    Tracing runs a forward once, on stand-ins for tensors. A forward that depends on their values, on ``training`` or on
+    an argument's being None, or that switches gradients or autocast, is noticed and not traced. One that depends on
+    something else, such as Python's random numbers or ``isinstance(x, Tensor)``, is not; nor is a module that cannot be
+    traced and writes in place to what a fused ReLU and pooling give it, which makes ``backward`` fail. With
+    ``example_input`` the first is found out; the second is when a model is trained.
+
+    The operators keep their input's dtype: under autocast what follows a convolution stays in the half type, where
+    PyTorch's normalization goes back to float32. They take floating-point inputs only.
+
+    Args:
+        model: any module. It is left as it is.
+        example_input: what ``model`` is called with, a tensor or a tuple of arguments. If given, both models are run on
+            it, evaluating, and have to agree.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        ValueError: nothing in ``model`` can be replaced; it has parameters without a shape (run it once first) or is a
+            ``DistributedDataParallel``; the two do not agree on ``example_input``.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"fuse: model must be a torch.nn.Module; got {type(model).__name__}")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise ValueError("fuse: model is a DistributedDataParallel; fuse what it was made of and wrap the result")
+    lazy = [name for name, parameter in model.named_parameters() if nn.parameter.is_lazy(parameter)]
+    if lazy:
+        raise ValueError(f"fuse: {lazy[0]} has no shape yet; run the model once first")
+    fused = _twin(model)
+    replaced: list[str] = []
+    untraced: list[str] = []
+    _rewrite_all(fused, "", replaced, untraced, set())
+    notes = [f"not traced: {line}" for line in untraced]
+    if not replaced:
+        nothing = f"fuse: no relu, local_response_norm or max_pool2d to replace in {type(model).__name__}"
+        raise ValueError("; ".join([nothing, *notes]))
+    if example_input is not None:
+        inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+        _compare(model, fused, inputs, len(replaced))
+    fused.replaced = replaced  # type: ignore[assignment]
+    for line in (*(f"fused: {line}" for line in replaced), *notes):
+        print(line)
+    return fused
