@@ -142,6 +142,7 @@ def test_where_a_curve_crosses_the_target() -> None:
     assert crossing([1, 2], [90, 26]) is None
 
 
+@pytest.mark.slow
 def test_relu_against_tanh(shapes_run: Path, tmp_path: Path) -> None:
     flags = ("--data-path", shapes_run.parent / "shapes.packed", "--rates", 0.01, 0.003, "-b", 24, "--max-epochs", 1)
     done = run_here("net.figures", "activations", *flags, "--output", tmp_path / "deep" / "a.png")

@@ -20,6 +20,8 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 INTERPRETED = DEVICE.type == "cpu"
 FORMATS = (torch.contiguous_format, torch.channels_last)
 HALF = (torch.float16, torch.bfloat16)
+#: The interpreter takes minutes for all of it; a GPU seconds.
+SLOW = [pytest.mark.slow] if INTERPRETED else []
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +124,7 @@ def test_the_formula_in_every_dtype(channels: int, groups: int, format: torch.me
 
 @pytest.mark.parametrize(
     ("format", "channels", "groups"),
-    [(FORMATS[1], 16, 2), (FORMATS[0], 5, 1), (FORMATS[1], 6, 2)],
+    [(FORMATS[1], 16, 2), (FORMATS[0], 5, 1), pytest.param(FORMATS[1], 6, 2, marks=SLOW)],
     ids=["vectors", "contiguous", "single channels"],
 )
 @pytest.mark.parametrize("pooling", [*POOLS[:7], *LONGER, POOLS[8]], ids=str)
@@ -202,7 +204,7 @@ def test_float16_squares_do_not_overflow() -> None:
     assert_within(output.cpu(), theirs, theirs, TOLERANCES[torch.float16].forward)
 
 
-@pytest.mark.parametrize("kernel", [11, 12, 16, 17, 27])
+@pytest.mark.parametrize("kernel", [pytest.param(11, marks=SLOW), 12, pytest.param(16, marks=SLOW), 17, 27])
 def test_large_windows(kernel: int) -> None:
     pooling = Pooling((kernel, kernel), (9, 5), (2, 2), (1, 1), False)
     source = torch.arange(2.0 * 28 * 30, device=DEVICE).reshape(1, 2, 28, 30).requires_grad_()
@@ -267,7 +269,7 @@ def test_views_are_read_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
         assert copies == [copied], name
 
 
-@pytest.mark.parametrize("format", FORMATS, ids=str)
+@pytest.mark.parametrize("format", [pytest.param(FORMATS[0], marks=SLOW), FORMATS[1]], ids=str)
 def test_segments_of_an_image_meet(format: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images cut into segments of rows, the last of which is shorter, give what whole ones give."""
     for pooling in (PAPER_POOL, Pooling((3, 3), (1, 1), (1, 1), (1, 1), False)):
@@ -360,7 +362,7 @@ def test_forward_mode_and_vmap() -> None:
     torch.testing.assert_close(torch.vmap(ours, (0, None))(batch, bias), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("format", FORMATS, ids=str)
+@pytest.mark.parametrize("format", [pytest.param(FORMATS[0], marks=SLOW), FORMATS[1]], ids=str)
 def test_operators_keep_pytorch_s_rules(format: torch.memory_format) -> None:
     """Schema, fake implementation, and tracing with shapes that vary, by torch.library's own checks."""
     input, bias = (tensor.detach() for tensor in inputs((2, 8, 5, 5), torch.float32, format))
