@@ -157,6 +157,7 @@ def test_a_rank_that_dies_is_named_and_the_restarted_run_ends_the_same(folder: P
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_job_and_is_named(tmp_path: Path) -> None:
     begin = time.monotonic()
     done = torchrun("faulty_worker.py", "hang", *RUN, "--timeout", 3, "--output-dir", tmp_path / "run")
