@@ -8,29 +8,41 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from .cases import CASES, DTYPES, IMPLEMENTATIONS, MODES, Case, Prepared, check, describe, formats, inputs, prepare
+from . import cases
+from .cases import (
+    CASES,
+    DTYPES,
+    IMPLEMENTATIONS,
+    MODES,
+    Case,
+    Prepared,
+    check,
+    describe,
+    formats,
+    implementations,
+    kept,
+)
 from .ceilings import Ceilings
-from .memory import kept_bytes
-from .timing import copies
 
 Row = Callable[..., None]
 BATCH = {"cuda": 128, "cpu": 16}
+SAMPLES = {"cuda": 30, "cpu": 10}
 BY_NAME = {case.name: case for case in CASES}
 #: On a CPU only the whole stages are compiled and measured in bfloat16; the parts of the chain cost what they do there.
 WHOLE = ("stage1", "stage2")
+NEEDS_GPU = "needs a GPU"
 
 
 def _cells() -> list[object]:
-    gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cells: list[object] = []
-    for case, dtype, implementation, mode in itertools.product(BY_NAME, DTYPES, IMPLEMENTATIONS, MODES):
-        compiled = IMPLEMENTATIONS[implementation][1] or implementation == "inductor"
-        if not gpu and case not in WHOLE and (compiled or dtype == "bfloat16"):
-            continue
-        if gpu and implementation == "inductor":
-            continue
-        marks = [pytest.mark.long] if compiled else []
-        cells.append(pytest.param(case, dtype, implementation, mode, marks=marks))
+    for case, dtype, mode in itertools.product(CASES, DTYPES, MODES):
+        for implementation in implementations(case, device):
+            compiled = IMPLEMENTATIONS[implementation][1] or implementation == "inductor"
+            if device.type == "cpu" and case.name not in WHOLE and (compiled or dtype == "bfloat16"):
+                continue
+            marks = [pytest.mark.long] if compiled else []
+            cells.append(pytest.param(case.name, dtype, mode, implementation, marks=marks))
     return cells
 
 
@@ -38,47 +50,65 @@ def _cells() -> list[object]:
 def checked(case: Case, implementation: str, dtype: str, device: torch.device) -> tuple[Prepared | None, str]:
     """The implementation, once it has been found right; None and why it is not timed."""
     if implementation == "triton" and device.type != "cuda":
-        return None, "needs a GPU"
-    prepared = prepare(case, implementation)
+        return None, NEEDS_GPU
+    prepared = cases.prepare(case, implementation)
     try:
         check(prepared, DTYPES[dtype], formats(implementation, device), device)
-    except Exception as error:
+    except Exception as error:  # Whatever it is becomes the row's status; the benchmark fails, and the others go on.
         return None, f"failed: {type(error).__name__}: {str(error).splitlines()[0]}"
     return prepared, ""
 
 
-@pytest.mark.parametrize(("case", "dtype", "implementation", "mode"), _cells())
+@cache
+def sampled(
+    case: Case, dtype: str, mode: str, implementations: tuple[str, ...], device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of the implementations that are right, sampled in turns."""
+    right = [checked(case, name, dtype, device)[0] for name in implementations]
+    rivals = [prepared for prepared in right if prepared is not None]
+    times = cases.sampled(rivals, mode, BATCH[device.type], DTYPES[dtype], device, SAMPLES[device.type])
+    return dict(zip((rival.implementation for rival in rivals), times, strict=True))
+
+
+@pytest.mark.parametrize(("case", "dtype", "mode", "implementation"), _cells())
 def test_operator(
+    request: pytest.FixtureRequest,
     benchmark: BenchmarkFixture,
+    replay: Callable[[list[float]], None],
     row: Row,
     device: torch.device,
     ceilings: Ceilings,
     case: str,
     dtype: str,
-    implementation: str,
     mode: str,
+    implementation: str,
 ) -> None:
-    """One cell of reports/kernels.md."""
+    """One cell of reports/kernels.md, sampled in turns with those of its rivals that this run has."""
     one, images = BY_NAME[case], BATCH[device.type]
-    format = formats(implementation, device)
     work = one.work(images, DTYPES[dtype])[mode]
-    row(**describe(one, implementation, mode, images, dtype, format), work=work)
+    row(**describe(one, implementation, mode, images, dtype, formats(implementation, device)), work=work)
     prepared, reason = checked(one, implementation, dtype, device)
     if prepared is None:
         row(status=reason)
         # PyTorch's own operators may refuse a dtype; ours may not fail.
-        if implementation in ("aten", "compiled", "triton") and "WrongResultError" not in reason:
+        refused = IMPLEMENTATIONS[implementation][0] == "aten" and "WrongResultError" not in reason
+        if reason == NEEDS_GPU or refused:
             pytest.skip(reason)
         pytest.fail(f"not timed: {reason}")
-    # On a GPU calls take turns with inputs, so that each finds its own out of the cache.
-    count = copies(work.bytes) if device.type == "cuda" else 1
-    sets = [inputs(one, images, DTYPES[dtype], format, device, seed) for seed in range(count)]
-    calls = prepared.calls(mode, sets)
-    kept = kept_bytes(lambda: prepared(*sets[0]), ()) if mode == "forward" else None
+    replay(sampled(one, dtype, mode, _rivals(request.session, case, dtype, mode), device)[implementation])
+    if mode == "forward":
+        row(saved_mib=kept(prepared, images, DTYPES[dtype], device))
 
-    def run() -> None:
-        for call in calls:
-            call()
 
-    benchmark.pedantic(run, rounds=10, warmup_rounds=2)
-    row(calls=count, **({} if kept is None else {"saved_mib": round(kept / 2**20, 2)}))
+def _rivals(session: pytest.Session, case: str, dtype: str, mode: str) -> tuple[str, ...]:
+    """The implementations that this run measures at the same task."""
+    task = {"case": case, "dtype": dtype, "mode": mode}
+    found: list[str] = []
+    for item in session.items:
+        skipped = item.get_closest_marker("skip")
+        if isinstance(item, pytest.Function) and item.function is test_operator and not skipped:
+            parameters = dict(item.callspec.params)
+            name = str(parameters.pop("implementation"))
+            if parameters == task:
+                found.append(name)
+    return tuple(found)

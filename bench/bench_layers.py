@@ -18,7 +18,7 @@ DTYPE = {"cuda": "bfloat16", "cpu": "float32"}
 NAMES = [layer.name for layer in VARIANTS["paper"].layers()]
 CELLS = [(name, mode) for name in NAMES for mode in ("training", "inference")]
 CELLS += [(name, "training") for name in ("loss", "optimizer", "input preparation")]
-#: Median microseconds of the layers measured in this session.
+#: Median microseconds of the layers measured so far.
 MEDIANS: dict[tuple[str, str], float] = {}
 
 
@@ -72,7 +72,7 @@ def test_whole_step(benchmark: BenchmarkFixture, row: Row, device: torch.device,
         dtype=dtype,
         memory_format="channels_last",
         images=count,
-        work=whole_work("paper", count, dtype),
+        work=whole_work("paper", count, dtype, "training"),
         parameters=VARIANTS["paper"].parameters,
         **columns,
     )

@@ -1,7 +1,7 @@
 """Whole training steps and inference: the paper's network, its rivals, and a digits run from its first line."""
 
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,13 +11,13 @@ from torch import Tensor
 
 import kernels
 from net import runs, train
-from net.config import VARIANTS
-from net.device import autocast, peak_memory_mib
+from net.device import peak_memory_mib
 
 from .cases import many_variants
 from .ceilings import Ceilings
-from .network import PRECISIONS, build, images_and_labels, update_step, whole_work
-from .roofline import Work, layers
+from .memory import kept_bytes
+from .network import build, describe_step, images_and_labels, inference_step, training_loss, update_step
+from .timing import Call, kernels_launched, synchronized
 
 Row = Callable[..., None]
 GPU = torch.cuda.is_available()
@@ -60,9 +60,11 @@ if GPU:
     ]
 
 
-def marked(cells: list[tuple[str, str, str, str, int]]) -> list[object]:
+def marked() -> list[object]:
+    """The cells of :func:`test_step`; ``--quick`` leaves out those that are compiled, and on a CPU large batches."""
+    cells = [("update", *cell) for cell in UPDATES] + [("inference", *cell) for cell in FORWARDS]
     return [
-        pytest.param(*cell, marks=[] if cell[2] == "eager" and (GPU or cell[4] < 128) else [pytest.mark.long])
+        pytest.param(*cell, marks=[] if cell[3] == "eager" and (GPU or cell[5] < 128) else [pytest.mark.long])
         for cell in cells
     ]
 
@@ -74,108 +76,56 @@ def _compiled(model: torch.nn.Module, how: str) -> Callable[[Tensor], Tensor]:
     return torch.compile(model, mode="default" if how == "compiled" else how, dynamic=False)
 
 
-def _first_calls(make: Callable[[], Callable[[], object]], how: str) -> tuple[Callable[[], object], dict[str, float]]:
-    """A call, and how long its first time took: compiled from nothing, and once more with what was kept on disk."""
+def _first_calls(
+    make: Callable[[], tuple[Call, Callable[[], int] | None]], how: str
+) -> tuple[Call, Callable[[], int] | None, dict[str, float]]:
+    """What is made, and how long its first call took: compiled from nothing, and once more with what is on disk."""
     times = []
     for _ in range(1 if how == "eager" else 2):
-        call = make()
-        begin = time.perf_counter()
+        call, kept = make()
+        begin = synchronized()
         call()
-        times.append(round(time.perf_counter() - begin, 2))
-    return call, dict(zip(("first_call_s", "first_call_warm_s"), times, strict=False))
+        times.append(round(synchronized() - begin, 2))
+    return call, kept, dict(zip(("first_call_s", "first_call_warm_s"), times, strict=False))
 
 
-def _launched(call: Callable[[], object]) -> dict[str, int]:
-    """Kernels that a call launches on a GPU."""
-    if not GPU:
-        return {}
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        call()
-        torch.cuda.synchronize()
-    return {"kernels_launched": sum(event.device_type.name == "CUDA" for event in profile.events())}
-
-
-@pytest.mark.parametrize(("network", "implementation", "how", "dtype", "images"), marked(UPDATES))
-def test_update(
+@pytest.mark.parametrize(("what", "network", "implementation", "how", "dtype", "images"), marked())
+def test_step(
     benchmark: BenchmarkFixture,
     row: Row,
     device: torch.device,
     ceilings: Ceilings,
+    what: str,
     network: str,
     implementation: str,
     how: str,
     dtype: str,
     images: int,
 ) -> None:
-    """Forward, backward and update."""
-    model = build(network, device)
-    batch = images_and_labels(network, images, device)
+    """An update is forward, backward and the optimizer; inference is logits without a gradient."""
+    batch, labels = images_and_labels(network, images, device)
+
+    def make() -> tuple[Call, Callable[[], int] | None]:
+        model = build(network, device)
+        if what == "inference":
+            return inference_step(_compiled(model.eval(), how), batch, dtype), None
+        forward = _compiled(model, how)
+        # Of what is kept for backward the parameters are no part: they are there anyway.
+        count = partial(kept_bytes, lambda: training_loss(forward, batch, labels, dtype), list(model.parameters()))
+        return update_step(model, forward, batch, labels, dtype), count
+
     with kernels.implementation(implementation), many_variants():
-        call, columns = _first_calls(lambda: update_step(model, _compiled(model, how), *batch, dtype), how)
-        launched = _launched(call)
+        call, kept, columns = _first_calls(make, how)
         if GPU:
+            columns["kernels_launched"] = kernels_launched(call)
             torch.cuda.reset_peak_memory_stats()
         benchmark.pedantic(call, rounds=5 if images > 16 and not GPU else 10, warmup_rounds=2)
-    row(
-        suite="steps",
-        case=f"update of {network}",
-        implementation=f"{implementation}, {how}",
-        mode="train_step",
-        shape=f"{images}x3x{VARIANTS[network].image_size}x{VARIANTS[network].image_size}",
-        dtype=dtype,
-        memory_format="channels_last",
-        images=images,
-        work=whole_work(network, images, dtype),
-        **({"peak_mib": round(peak_memory_mib(device))} if GPU else {}),
-        **launched,
-        **columns,
-    )
-
-
-@pytest.mark.parametrize(("network", "implementation", "how", "dtype", "images"), marked(FORWARDS))
-def test_inference(
-    benchmark: BenchmarkFixture,
-    row: Row,
-    device: torch.device,
-    ceilings: Ceilings,
-    network: str,
-    implementation: str,
-    how: str,
-    dtype: str,
-    images: int,
-) -> None:
-    """Logits without a gradient."""
-    model = build(network, device).eval()
-    batch, _ = images_and_labels(network, images, device)
-
-    def make() -> Callable[[], object]:
-        forward = _compiled(model, how)
-
-        def infer() -> Tensor:
-            with torch.inference_mode(), autocast(PRECISIONS[dtype], device):
-                return forward(batch)
-
-        return infer
-
-    with kernels.implementation(implementation), many_variants():
-        call, columns = _first_calls(make, how)
-        benchmark.pedantic(call, rounds=10, warmup_rounds=2)
-    width = torch.float32.itemsize if dtype == "float32" else torch.bfloat16.itemsize
-    work = Work(0, 0)
-    for layer in layers(VARIANTS[network], images, width).values():
-        work += layer["inference"]
-    row(
-        suite="steps",
-        case=f"inference of {network}",
-        implementation=f"{implementation}, {how}",
-        mode="inference",
-        shape=f"{images}x3x{VARIANTS[network].image_size}x{VARIANTS[network].image_size}",
-        dtype=dtype,
-        memory_format="channels_last",
-        images=images,
-        work=work,
-        **columns,
-    )
+        if GPU:
+            columns["peak_mib"] = round(peak_memory_mib(device))
+        if kept is not None and how == "eager":
+            columns["saved_mib"] = round(kept() / 2**20, 1)
+    described, work = describe_step(what, network, implementation, how, dtype, images)
+    row(**described, work=work, **columns)
 
 
 def test_digits_run(benchmark: BenchmarkFixture, row: Row, tmp_path: Path) -> None:

@@ -2,21 +2,25 @@
 
 Implementations as everywhere in this project: ``aten`` is PyTorch's own operators, ``compiled`` those under
 ``torch.compile``, ``reference`` and ``inductor`` the formulas of :mod:`kernels` called eagerly, ``traced`` the formulas
-in a compiled caller's graph, ``triton`` the kernels.
+in a compiled caller's graph, ``triton`` the kernels, ``cudnn`` cuDNN's own normalization, which PyTorch does not call.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch._dynamo.config as dynamo_config
+import torch._functorch.config as functorch_config
 from torch import Tensor
 
 import kernels
 from kernels.arguments import Normalization, Pooling
 
+from . import cudnn
+from .memory import kept_bytes
 from .roofline import Work, chain
+from .timing import copies, seconds
 
 #: Name: the switch of :mod:`kernels`, and whether the caller is compiled.
 IMPLEMENTATIONS = {
@@ -26,6 +30,7 @@ IMPLEMENTATIONS = {
     "inductor": ("inductor", False),
     "traced": ("reference", True),
     "triton": ("triton", False),
+    "cudnn": ("aten", False),
 }
 MODES = ("inference", "forward", "backward", "forward_backward")
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -83,6 +88,14 @@ CASES = (
 )
 
 
+def implementations(case: Case, device: torch.device) -> tuple[str, ...]:
+    """What a case is measured with on a device; ``triton`` is named on a CPU too, where it is not timed."""
+    if device.type == "cpu":
+        return tuple(name for name in IMPLEMENTATIONS if name != "cudnn")
+    alone = case.normalization is not None and not (case.relu or case.bias or case.pooling)
+    return tuple(name for name in IMPLEMENTATIONS if name != "inductor" and (alone or name != "cudnn"))
+
+
 class WrongResultError(Exception):
     """What an implementation computes is not what the formula says; it is not timed."""
 
@@ -115,7 +128,8 @@ class Prepared(NamedTuple):
 
     def __call__(self, input: Tensor, bias: Tensor | None) -> Tensor:
         switch = IMPLEMENTATIONS[self.implementation][0]
-        with kernels.implementation(switch), many_variants():
+        # A compiled backward pass may otherwise overwrite what its forward pass has kept, and run only once.
+        with kernels.implementation(switch), many_variants(), functorch_config.patch(donated_buffer=False):
             return self.function(input, bias)
 
     def gradients(self, output: Tensor, input: Tensor, bias: Tensor | None, output_gradient: Tensor) -> list[Tensor]:
@@ -149,6 +163,10 @@ class Prepared(NamedTuple):
 
 def prepare(case: Case, implementation: str) -> Prepared:
     """An implementation of a case."""
+    if implementation == "cudnn":
+        normalization = case.normalization
+        assert normalization is not None
+        return Prepared(case, implementation, lambda input, bias: cudnn.local_response_norm(input, normalization))
     run = case.operator()
     if IMPLEMENTATIONS[implementation][1]:
         run = torch.compile(run, dynamic=False)
@@ -198,6 +216,28 @@ def describe(case: Case, implementation: str, mode: str, images: int, dtype: str
     }
 
 
+def sampled(
+    rivals: Sequence[Prepared], mode: str, images: int, dtype: torch.dtype, device: torch.device, samples: int
+) -> list[list[float]]:
+    """Seconds of one call of each rival of a case, sampled in turns, each in the memory format that serves it best."""
+    case = rivals[0].case
+    # On a GPU calls take turns with inputs too, so that each finds its own out of the cache.
+    count = copies(case.work(images, dtype)[mode].bytes) if device.type == "cuda" else 1
+    calls = []
+    for rival in rivals:
+        format = formats(rival.implementation, device)
+        calls.append(rival.calls(mode, [inputs(case, images, dtype, format, device, seed) for seed in range(count)]))
+    return seconds(calls, device, samples)
+
+
+def kept(prepared: Prepared, images: int, dtype: torch.dtype, device: torch.device) -> float:
+    """MiB that a forward pass keeps for its backward pass."""
+    input, bias = inputs(prepared.case, images, dtype, formats(prepared.implementation, device), device)
+    return round(kept_bytes(lambda: prepared(input, bias), ()) / 2**20, 2)
+
+
 def formats(implementation: str, device: torch.device) -> str:
-    """The memory format that serves an implementation best."""
+    """The memory format that serves an implementation best; the only one that cuDNN is given."""
+    if implementation == "cudnn":
+        return "contiguous"
     return CPU_FORMAT.get(implementation, "channels_last") if device.type == "cpu" else "channels_last"

@@ -21,9 +21,10 @@ from . import ceilings as ceilings_module  # noqa: E402
 from .ceilings import Ceilings  # noqa: E402
 from .records import time_columns, write  # noqa: E402
 from .roofline import Work  # noqa: E402
-from .timing import synchronized  # noqa: E402
+from .timing import Clock  # noqa: E402
 
 ROWS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
+CLOCK = Clock()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.name.startswith("bench_"):
-            item.add_marker(pytest.mark.benchmark(timer=synchronized))
+            item.add_marker(pytest.mark.benchmark(timer=CLOCK))
             # Compiling the whole network on two cores takes minutes.
             item.add_marker(pytest.mark.timeout(900))
             if config.getoption("--quick") and item.get_closest_marker("long"):
@@ -56,7 +57,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def cold_compiler() -> Iterator[None]:
-    """What torch.compile makes is kept for this session alone, so that its first calls are first calls."""
+    """What torch.compile makes is kept for one run of pytest, so that its first calls are first calls."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", os.path.join(folder, "inductor"))
         yield
@@ -64,12 +65,23 @@ def cold_compiler() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    # Graphs cannot be captured on the default stream.
+    torch.cuda.set_stream(torch.cuda.Stream())
+    return torch.device("cuda")
+
+
+@pytest.fixture
+def replay(benchmark: BenchmarkFixture) -> Iterator[Callable[[list[float]], None]]:
+    """Benchmarks what was measured before, in turns with its rivals: one round for each of its times in seconds."""
+    yield lambda times: benchmark.pedantic(CLOCK.replay(times), rounds=len(times))
+    CLOCK.stop()
 
 
 @pytest.fixture(scope="session")
 def ceilings(request: pytest.FixtureRequest, device: torch.device) -> Ceilings:
-    """This machine's limits, measured once in a session; their rows are recorded with the others."""
+    """This machine's limits, measured once; their rows are recorded with the others."""
     rows = list(ceilings_module.rows(device))
     request.config.stash[ROWS].extend(rows)
     return ceilings_module.ceilings(rows)
@@ -79,15 +91,14 @@ def ceilings(request: pytest.FixtureRequest, device: torch.device) -> Ceilings:
 def row(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
     """Says what a benchmark measures: ``row(case=..., images=..., work=...)``.
 
-    ``images`` and ``work`` are of one call; ``calls`` is how many calls were timed together.
+    ``images`` and ``work`` are of one call.
     """
     columns: dict[str, Any] = {}
     yield columns.update
-    calls = columns.pop("calls", 1)
     work: Work | None = columns.pop("work", None)
     images = columns.pop("images", None)
     if benchmark.stats is not None:
-        columns.update(time_columns(time / calls for time in benchmark.stats.stats.data))
+        columns.update(time_columns(benchmark.stats.stats.data))
         if images is not None:
             columns["images_per_s"] = round(images / (columns["median_us"] * 1e-6), 1)
     elif "status" not in columns:

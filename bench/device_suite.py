@@ -22,25 +22,44 @@ from net.cli import Parser, spin_briefly
 spin_briefly()
 
 import torch  # noqa: E402
-import torch._functorch.config as functorch_config  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import kernels  # noqa: E402
 from net.config import VARIANTS  # noqa: E402
 from net.data.images import Split  # noqa: E402
 from net.data.loader import Loader  # noqa: E402
-from net.device import autocast  # noqa: E402
 
 from . import ceilings as ceilings_module  # noqa: E402
-from .cases import CASES, DTYPES, MODES, Prepared, WrongResultError, check, describe, inputs, prepare  # noqa: E402
+from .cases import (  # noqa: E402
+    CASES,
+    DTYPES,
+    MODES,
+    Prepared,
+    WrongResultError,
+    check,
+    describe,
+    formats,
+    implementations,
+    inputs,
+    kept,
+    prepare,
+    sampled,
+)
 from .ceilings import Ceilings  # noqa: E402
 from .environment import ROOT  # noqa: E402
-from .memory import kept_bytes  # noqa: E402
-from .network import PRECISIONS, STORED, build, images_and_labels, layer_steps, update_step, whole_work  # noqa: E402
+from .network import (  # noqa: E402
+    STORED,
+    build,
+    describe_step,
+    images_and_labels,
+    inference_step,
+    layer_steps,
+    update_step,
+    whole_work,
+)
 from .records import DATA, time_columns, write  # noqa: E402
-from .roofline import Work, layers  # noqa: E402
-from .timing import copies, seconds, wall_seconds  # noqa: E402
+from .roofline import Work  # noqa: E402
+from .timing import kernels_launched, seconds, wall_seconds  # noqa: E402
 
 Rows = Iterator[dict[str, Any]]
 #: Runs that must give the same bits.
@@ -61,7 +80,7 @@ class Suite:
         self.device, self.images, self.network, self.toy = device, images, network, toy
         self.samples = 3 if toy else 30
         self.limits: Ceilings | None = None
-        self.rivals = ("triton", "aten", "compiled", "traced") if device.type == "cuda" else ("reference", "aten")
+        self.ours = "triton" if device.type == "cuda" else "reference"
 
     def gate(self) -> Rows:
         """The kernels' tests, repeats bit for bit, a memory checker where there is one; a failure ends the suite."""
@@ -76,7 +95,7 @@ class Suite:
                     raise SystemExit("error: compute-sanitizer found a wrong access to memory; nothing is timed")
         for case in CASES[:2]:
             input, bias = inputs(case, 2, torch.bfloat16, "channels_last", self.device)
-            prepared = prepare(case, self.rivals[0])
+            prepared = prepare(case, self.ours)
             results = []
             for _ in range(3 if self.toy else REPEATS):
                 output = prepared(input, bias)
@@ -95,38 +114,37 @@ class Suite:
 
     def kernels(self) -> Rows:
         """Every operator at the paper's shapes, its implementations sampled in turns."""
-        # What a backward pass has kept may be needed again.
-        functorch_config.donated_buffer = False
         for dtype in DTYPES if self.toy else ("bfloat16", "float32"):
             for case in CASES[1:2] if self.toy else CASES:
+                torch._dynamo.reset()
                 checked: list[Prepared] = []
-                for name in self.rivals:
-                    torch._dynamo.reset()
+                for name in (self.ours, "aten") if self.toy else implementations(case, self.device):
                     prepared = prepare(case, name)
                     try:
-                        check(prepared, DTYPES[dtype], "channels_last", self.device)
+                        check(prepared, DTYPES[dtype], formats(name, self.device), self.device)
                         checked.append(prepared)
                     except (WrongResultError, RuntimeError) as error:
                         status = f"failed: {type(error).__name__}: {str(error).splitlines()[0]}"
-                        yield {**describe(case, name, "forward", self.images, dtype, "channels_last"), "status": status}
-                for mode in MODES:
+                        yield {**self._kernel(prepared, "forward", dtype), "status": status}
+                for mode in MODES if checked else ():
                     yield from self._rivals(checked, mode, dtype)
 
     def _rivals(self, rivals: list[Prepared], mode: str, dtype: str) -> Rows:
-        case = rivals[0].case
-        work = case.work(self.images, DTYPES[dtype])[mode]
-        count = copies(work.bytes) if self.device.type == "cuda" else 1
-        sets = [inputs(case, self.images, DTYPES[dtype], "channels_last", self.device, seed) for seed in range(count)]
-        times = seconds([rival.calls(mode, sets) for rival in rivals], self.device, self.samples)
+        work = rivals[0].case.work(self.images, DTYPES[dtype])[mode]
+        times = sampled(rivals, mode, self.images, DTYPES[dtype], self.device, self.samples)
         for rival, found in zip(rivals, times, strict=True):
             columns = time_columns(found)
             if mode == "forward":
-                columns["saved_mib"] = round(kept_bytes(lambda r=rival: r(*sets[0]), ()) / 2**20, 2)  # type: ignore[misc]
+                columns["saved_mib"] = kept(rival, self.images, DTYPES[dtype], self.device)
             yield {
-                **describe(case, rival.implementation, mode, self.images, dtype, "channels_last"),
+                **self._kernel(rival, mode, dtype),
                 **columns,
                 **work.columns(columns["median_us"], dtype, self.limits),
             }
+
+    def _kernel(self, rival: Prepared, mode: str, dtype: str) -> dict[str, Any]:
+        format = formats(rival.implementation, self.device)
+        return describe(rival.case, rival.implementation, mode, self.images, dtype, format)
 
     def layers(self) -> Rows:
         """Every layer of the network in bfloat16, and what the whole eager step takes."""
@@ -146,7 +164,8 @@ class Suite:
         batch = images_and_labels(self.network, self.images, self.device)
         columns = time_columns(wall_seconds(update_step(model, model, *batch, dtype), self.samples))
         more = {"sum_of_layers_us": round(total, 2), "percent_explained": round(100 * total / columns["median_us"], 1)}
-        yield self._layer("whole step", "training", dtype, columns, whole_work(self.network, self.images, dtype), more)
+        work = whole_work(self.network, self.images, dtype, "training")
+        yield self._layer("whole step", "training", dtype, columns, work, more)
 
     def _layer(
         self, name: str, mode: str, dtype: str, times: dict[str, float], work: Work, more: dict[str, Any]
@@ -172,7 +191,7 @@ class Suite:
     def steps(self) -> Rows:
         """Updates of the network and of the one without normalization."""
         compiled = "eager" if self.toy else "reduce-overhead"
-        ours = self.rivals[0]
+        ours = self.ours
         cells = [
             (self.network, ours, compiled, "bfloat16", self.images),
             (self.network, "aten", compiled, "float32" if self.toy else "bfloat16", self.images),
@@ -195,25 +214,18 @@ class Suite:
             model = build(network, self.device)
             forward = self._compiled(model, how)
             call = update_step(model, forward, *images_and_labels(network, images, self.device), dtype)
-            yield self._step(network, "update", implementation, how, dtype, images, call, "train_step")
+            yield self._step(network, "update", implementation, how, dtype, images, call)
             del model, forward, call
 
     def inference(self) -> Rows:
         """Logits of the network, without a gradient."""
         compiled, dtype = "eager" if self.toy else "reduce-overhead", "float32" if self.toy else "bfloat16"
-        for implementation in (self.rivals[0], "aten"):
+        for implementation in (self.ours, "aten"):
             for images in (self.images,) if self.toy else (1, 128, 1024):
                 model = build(self.network, self.device).eval()
                 batch, _ = images_and_labels(self.network, images, self.device)
-                forward = self._compiled(model, compiled)
-
-                def call(
-                    forward: Callable[[Tensor], Tensor] = forward, batch: Tensor = batch, dtype: str = dtype
-                ) -> None:
-                    with torch.inference_mode(), autocast(PRECISIONS[dtype], self.device):
-                        forward(batch)
-
-                yield self._step(self.network, "inference", implementation, compiled, dtype, images, call, "inference")
+                call = inference_step(self._compiled(model, compiled), batch, dtype)
+                yield self._step(self.network, "inference", implementation, compiled, dtype, images, call)
 
     def _step(
         self,
@@ -224,9 +236,8 @@ class Suite:
         dtype: str,
         images: int,
         call: Callable[[], object],
-        mode: str,
     ) -> dict[str, Any]:
-        cuda, size = self.device.type == "cuda", VARIANTS[network].image_size
+        cuda = self.device.type == "cuda"
         more: dict[str, Any] = {}
         with kernels.implementation(implementation):
             begin = time.perf_counter()
@@ -239,22 +250,10 @@ class Suite:
             columns = time_columns(wall_seconds(call, self.samples, 1 if self.toy else 10))
             if cuda:
                 more["peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
-                more["kernels_launched"] = _launched(call)
-        if what == "update":
-            work = whole_work(network, images, dtype)
-        else:
-            work = Work(0, 0)
-            for layer in layers(VARIANTS[network], images, DTYPES[dtype].itemsize).values():
-                work += layer["inference"]
+                more["kernels_launched"] = kernels_launched(call)
+        described, work = describe_step(what, network, implementation, how, dtype, images)
         return {
-            "suite": "steps",
-            "case": f"{what} of {network}",
-            "implementation": f"{implementation}, {how}",
-            "mode": mode,
-            "shape": f"{images}x3x{size}x{size}",
-            "dtype": dtype,
-            "memory_format": "channels_last",
-            "images": images,
+            **described,
             **columns,
             "images_per_s": round(images / columns["median_us"] * 1e6, 1),
             **work.columns(columns["median_us"], dtype, self.limits),
@@ -287,12 +286,12 @@ class Suite:
         """A profiler's trace of an update, for Perfetto or chrome://tracing."""
         model = build(self.network, self.device)
         forward = self._compiled(model, "eager" if self.toy else "reduce-overhead")
-        images, labels = images_and_labels(self.network, self.images, self.device)
+        update = update_step(model, forward, *images_and_labels(self.network, self.images, self.device), "bfloat16")
         begin = time.perf_counter()
         for _ in range(1 if self.toy else 4):
-            F.cross_entropy(forward(images), labels).backward()
+            update()
         with torch.profiler.profile() as profile:
-            F.cross_entropy(forward(images), labels).backward()
+            update()
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
         with tempfile.TemporaryDirectory() as temporary:
@@ -301,14 +300,6 @@ class Suite:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "trace.json.gz").write_bytes(gzip.compress(plain.read_bytes()))
         yield {"case": "trace", "median_us": round((time.perf_counter() - begin) * 1e6)}
-
-
-def _launched(call: Callable[[], object]) -> int:
-    """Kernels that a call launches on a GPU."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        call()
-        torch.cuda.synchronize()
-    return sum(event.device_type.name == "CUDA" for event in profile.events())
 
 
 def summary(rows: list[dict[str, Any]]) -> str:

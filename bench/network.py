@@ -16,6 +16,7 @@ from net.data.images import ColourComponents
 from net.device import autocast, set_precision
 from net.recipe import PaperSGD, Schedule, parameter_groups
 
+from .cases import DTYPES
 from .memory import kept_bytes
 from .roofline import Work, layers, optimizer
 
@@ -58,20 +59,34 @@ def paper_sgd(model: nn.Module) -> PaperSGD:
     return optimizer
 
 
+def training_loss(forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, dtype: str) -> Tensor:
+    """The forward pass of a training step."""
+    with autocast(PRECISIONS[dtype], images.device):
+        return F.cross_entropy(forward(images), labels)
+
+
 def update_step(
     model: AlexNet, forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, dtype: str
 ) -> Callable[[], object]:
     """Forward, backward and update."""
-    sgd, device = paper_sgd(model), images.device
+    sgd = paper_sgd(model)
 
     def update() -> None:
-        with autocast(PRECISIONS[dtype], device):
-            loss = F.cross_entropy(forward(images), labels)
-        loss.backward()
+        training_loss(forward, images, labels, dtype).backward()
         sgd.step()
         sgd.zero_grad()
 
     return update
+
+
+def inference_step(forward: Callable[[Tensor], Tensor], images: Tensor, dtype: str) -> Callable[[], object]:
+    """Logits without a gradient."""
+
+    def infer() -> Tensor:
+        with torch.inference_mode(), autocast(PRECISIONS[dtype], images.device):
+            return forward(images)
+
+    return infer
 
 
 def layer_steps(variant: str, count: int, dtype: str, device: torch.device) -> Iterator[Step]:
@@ -82,8 +97,7 @@ def layer_steps(variant: str, count: int, dtype: str, device: torch.device) -> I
     """
     model = build(variant, device)
     plan = model.config
-    width = torch.float32.itemsize if dtype == "float32" else torch.bfloat16.itemsize
-    works = layers(plan, count, width)
+    works = layers(plan, count, DTYPES[dtype].itemsize)
     biases: dict[str, Any] = {stage: model.get_submodule(name).bias for name, stage in model.trunk if name and stage}
     for number, layer in enumerate(plan.layers()):
         module = model.get_submodule(layer.name)
@@ -170,11 +184,28 @@ def _others(model: AlexNet, count: int, dtype: str, device: torch.device) -> Ite
     yield Step("input preparation", "training", lambda: make(stored, varied), Work(2 * pixels, 9 * pixels), {})
 
 
-def whole_work(variant: str, count: int, dtype: str) -> Work:
-    """What the layers of a training step must do, without the input's preparation."""
+def whole_work(variant: str, count: int, dtype: str, mode: str) -> Work:
+    """What the layers must do for ``inference``, or with the optimizer for ``training``; input preparation apart."""
     plan = VARIANTS[variant]
-    width = torch.float32.itemsize if dtype == "float32" else torch.bfloat16.itemsize
-    total = optimizer(plan.parameters)
-    for work in layers(plan, count, width).values():
-        total += work["training"]
+    total = optimizer(plan.parameters) if mode == "training" else Work(0, 0)
+    for work in layers(plan, count, DTYPES[dtype].itemsize).values():
+        total += work[mode]
     return total
+
+
+def describe_step(
+    what: str, network: str, implementation: str, how: str, dtype: str, images: int
+) -> tuple[dict[str, Any], Work]:
+    """The columns that say what a row on a whole ``update`` or ``inference`` measures, and what that must do."""
+    size = VARIANTS[network].image_size
+    columns = {
+        "suite": "steps",
+        "case": f"{what} of {network}",
+        "implementation": f"{implementation}, {how}",
+        "mode": "train_step" if what == "update" else what,
+        "shape": f"{images}x3x{size}x{size}",
+        "dtype": dtype,
+        "memory_format": "channels_last",
+        "images": images,
+    }
+    return columns, whole_work(network, images, dtype, "training" if what == "update" else what)

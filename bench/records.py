@@ -22,8 +22,8 @@ SUITES = ("ceilings", "kernels", "layers", "steps", "input", "model")
 TIMES = ("median_us", "p20_us", "p80_us", "limit_us", "modelled_us")
 #: What every row says.
 REQUIRED = ("case", "machine", "date")
-#: How the cases begin whose rows do not name their suite; some belong to none. The first that fits counts.
-EARLIER_SUITES = {
+#: The suite of rows that do not name one, by how their case begins; some belong to none. The first that fits counts.
+SUITE_OF_CASE = {
     "copy": "ceilings",
     "matrix product": "ceilings",
     "stage": "kernels",
@@ -89,7 +89,7 @@ def read_record(path: Path) -> list[Row]:
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise DataError(f"{place}: {name} must be a positive number; got {value!r}")
         if "suite" not in row:
-            begins = [suite for begin, suite in EARLIER_SUITES.items() if row["case"].startswith(begin)]
+            begins = [suite for begin, suite in SUITE_OF_CASE.items() if row["case"].startswith(begin)]
             row["suite"] = begins[0] if begins else None
         elif row["suite"] not in SUITES:
             row["suite"] = None

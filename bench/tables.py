@@ -20,7 +20,7 @@ KEYS = ("suite", "case", "implementation", "mode", "shape", "dtype", "memory_for
 #: What a rival has in common with a row; its implementation and memory format are its own.
 TASK = ("suite", "case", "mode", "shape", "dtype")
 MODES = ("inference", "forward", "backward", "forward_backward", "training", "train_step")
-IMPLEMENTATIONS = ("aten", "compiled", "reference", "compiled reference", "inductor", "traced", "triton")
+IMPLEMENTATIONS = ("aten", "compiled", "cudnn", "reference", "compiled reference", "inductor", "traced", "triton")
 #: Rows of the suite ``layers`` that are not layers.
 NOT_LAYERS = ("input preparation", "optimizer", "sum of layers", "whole step")
 MODELLED = "modelled: "
@@ -112,6 +112,9 @@ COLUMNS = (
     Column("process peak MiB", "process_peak_mib", "{:,.0f}", NOT_MEASURED),
     Column("first call s", "first_call_s", "{:,.1f}", NOT_MEASURED),
     Column("first call again s", "first_call_warm_s", "{:,.1f}", NOT_MEASURED),
+    Column("kernels launched", "kernels_launched", "{:,.0f}", NOT_MEASURED),
+    Column("sum of layers", "sum_of_layers_us", "time"),
+    Column("% explained", "percent_explained", "{:.1f}"),
     Column("top-1 %", "top1_accuracy_percent", "{:.2f}", NOT_MEASURED),
 )
 BY_KEY = {column.key: column for column in COLUMNS}
@@ -394,9 +397,19 @@ class _Kind(NamedTuple):
     tables: Callable[[Sequence[Row]], list[Table]]
 
 
+LAYERS = (
+    "The paper's network layer by layer, called eagerly; `training` is forward and backward. The limit is the "
+    "longer of computing the layer's FLOPs at the rate of a large matrix product and moving its fewest bytes at the "
+    "rate of the best large copy, both measured in the same run. A copy writes as much as it reads, so what mostly "
+    "reads, the optimizer and the dense layers, can be faster than such a limit, and so can what finds its tensors "
+    "in a cache. `sum of layers` adds the medians of the layers' training, the loss and the optimizer; `% "
+    "explained` is its share of the whole step measured beside it. The rest is what lies between layers: autograd, "
+    "the exchange between towers, gradients added up, and, where a GPU's layers are replayed from graphs and the "
+    "whole step is called eagerly, the host's time."
+)
 PAGES = {
     "kernels.md": _Kind("Kernels", f"The operators at the paper's shapes. {RATIOS}", ("kernels",), kernels),
-    "layers.md": _Kind("Layers", f"The paper's network layer by layer. {RATIOS}", ("layers",), in_order),
+    "layers.md": _Kind("Layers", LAYERS, ("layers",), in_order),
     "steps.md": _Kind("Steps", f"Updates of whole networks, inference, and whole runs. {RATIOS}", ("steps",), steps),
     "memory.md": _Kind(
         "Memory",

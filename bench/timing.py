@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -81,11 +81,44 @@ def seconds(rivals: Sequence[Sequence[Call]], device: torch.device, samples: int
     return results
 
 
+def kernels_launched(call: Call) -> int:
+    """Kernels that a call launches on a GPU."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    return sum(event.device_type.name == "CUDA" for event in profile.events())
+
+
 def synchronized() -> float:
-    """The clock, once a GPU has done all it was given: pytest-benchmark's timer here."""
+    """The clock, once a GPU has done all it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+class Clock:
+    """pytest-benchmark's timer: :func:`synchronized`, or during a replay a clock that runs as times measured before."""
+
+    def __init__(self) -> None:
+        self._replayed: float | None = None
+
+    def __call__(self) -> float:
+        return synchronized() if self._replayed is None else self._replayed
+
+    def replay(self, times: Iterable[float]) -> Call:
+        """From now on only what is returned moves the clock: each call by one of ``times``, in seconds."""
+        left = iter(times)
+        self._replayed = 0.0
+
+        def pass_time() -> None:
+            assert self._replayed is not None
+            self._replayed += next(left)
+
+        return pass_time
+
+    def stop(self) -> None:
+        """The clock runs by itself again."""
+        self._replayed = None
 
 
 def wall_seconds(call: Call, samples: int = SAMPLES, warmup: int = 3) -> list[float]:

@@ -134,7 +134,7 @@ def trace(module: nn.Module) -> fx.Graph:
         tracer = Tracer(opaque)
         try:
             return tracer.trace(module)
-        except Exception:
+        except Exception:  # Whatever a forward raises that is given stand-ins for tensors.
             path = tracer.inside
             while path in opaque:
                 # Called, and still wrong: because of where, and so because of what calls it.

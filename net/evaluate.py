@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import cli, runs
 from .config import EvaluateConfig
@@ -12,32 +12,10 @@ from .errors import DataError
 from .files import atomic_write
 from .published import Published, is_ilsvrc, published
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from .data.images import ImageData
-    from .trained import Trained
-
 DESCRIPTION = (
     "Top-1 and top-5 errors on the validation images, from the central crop and from ten crops. Several networks are "
     "evaluated one by one and with their softmax outputs averaged."
 )
-
-
-def _mean(trained: "Trained", data: "ImageData") -> "Tensor":
-    """The mean image that a network expects to be subtracted."""
-    import torch
-
-    if trained.mean is None:
-        print(f"{trained.path} holds no mean image: subtracting that of {data.name}")
-        return torch.from_numpy(data.mean)
-    if tuple(trained.mean.shape) != data.mean.shape:
-        size = trained.mean.shape[0]
-        raise DataError(
-            f"{trained.path} was trained on stored images of {size}x{size} and {data.name} holds "
-            f"{data.size}x{data.size}; prepare the images with --size {size}"
-        )
-    return trained.mean
 
 
 def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
@@ -46,9 +24,9 @@ def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
 
     from .augmentation import centre_crop, ten_crops
     from .data.loader import Loader
-    from .data.sources import open_data
     from .device import choose, describe, keep_freed_memory, set_precision
     from .evaluation import evaluate
+    from .features import mean_image, open_its_data
     from .progress import Progress
     from .trained import open_trained
 
@@ -60,21 +38,10 @@ def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
     for other in trained[1:]:
         if other.classes != first.classes:
             raise DataError(f"{other.path} has other classes than {first.path}: their outputs cannot be averaged")
-    path = config.data_path if config.data_path is not None else first.data_path
-    data = open_data(path, image_size=first.network.image_size, classes=first.network.classes)
-    if first.classes is None and len(data.classes) == first.network.classes:
-        print(f"{first.path} does not name its classes: they are taken to be those of {data.name}, in their order")
-    elif data.classes != first.classes:
-        raise DataError(f"{data.name} has other classes than {first.path} was trained on")
-    for item in trained:
-        if data.size < item.network.image_size:
-            raise DataError(
-                f"{item.path} reads {item.network.image_size}x{item.network.image_size} images; "
-                f"{data.name} holds {data.size}x{data.size}"
-            )
+    data, mean = open_its_data(first, config.data_path, device)
+    means = [mean] + [mean_image(other, data, device) for other in trained[1:]]
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     models = [item.model.to(memory_format=memory_format) for item in trained]  # type: ignore[call-overload]
-    means = [_mean(item, data).to(device) for item in trained]
     sizes = [item.network.image_size for item in trained]
     print(f"{len(data.val):,} validation images of {data.name} on {describe(device)}, {config.precision}")
     names = [str(item.path) for item in trained] + (["average"] if len(trained) > 1 else [])

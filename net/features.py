@@ -29,6 +29,27 @@ def class_names(trained: Trained) -> tuple[str, ...]:
     return trained.classes
 
 
+def mean_image(trained: Trained, data: ImageData, device: torch.device) -> Tensor:
+    """What the network expects to be subtracted: the mean image of its training, or of ``data`` if its file has none.
+
+    Raises:
+        DataError: stored images of another size.
+    """
+    size, stored = trained.network.image_size, f"{data.name} holds {data.size}x{data.size}"
+    if trained.mean is None:
+        if data.size < size:
+            raise DataError(f"{trained.path} reads {size}x{size} images; {stored}")
+        print(f"{trained.path} holds no mean image: subtracting that of {data.name}")
+        return torch.from_numpy(data.mean).to(device)
+    if tuple(trained.mean.shape) != data.mean.shape:
+        size = trained.mean.shape[0]
+        raise DataError(
+            f"{trained.path} was trained on stored images of {size}x{size} and {stored}; "
+            f"prepare the images with --size {size}"
+        )
+    return trained.mean
+
+
 def open_its_data(trained: Trained, data_path: str | None, device: torch.device) -> tuple[ImageData, Tensor]:
     """The data set it was trained on, or another of the same classes, and the mean image to be subtracted.
 
@@ -37,18 +58,11 @@ def open_its_data(trained: Trained, data_path: str | None, device: torch.device)
     """
     path = data_path if data_path is not None else trained.data_path
     data = open_data(path, image_size=trained.network.image_size, classes=trained.network.classes)
-    if len(data.classes) != trained.network.classes or (trained.classes and data.classes != trained.classes):
+    if trained.classes is None and len(data.classes) == trained.network.classes:
+        print(f"{trained.path} does not name its classes: they are taken to be those of {data.name}, in their order")
+    elif data.classes != trained.classes:
         raise DataError(f"{data.name} has other classes than {trained.path} was trained on")
-    size = trained.network.image_size if trained.mean is None else trained.mean.shape[0]
-    if data.size < size or (trained.mean is not None and data.size != size):
-        raise DataError(
-            f"{trained.path} was trained on stored images of {size}x{size} and {data.name} holds "
-            f"{data.size}x{data.size}; prepare the images with --size {size}"
-        )
-    if trained.mean is None:
-        print(f"{trained.path} holds no mean image: subtracting that of {data.name}")
-        return data, torch.from_numpy(data.mean).to(device)
-    return data, trained.mean
+    return data, mean_image(trained, data, device)
 
 
 def features(trained: Trained, images: Tensor, mean: Tensor) -> Tensor:

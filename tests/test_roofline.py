@@ -43,7 +43,7 @@ def test_bytes_of_other_layers() -> None:
     assert works["fc7"]["training"].flop == 3 * works["fc7"]["inference"].flop == 3 * 2 * 2 * 4096 * 4096
     maps = 2 * 384 * 13 * 13
     assert works["stage3"]["inference"] == Work(2 * maps, 4 * 2 * maps)
-    assert whole_work("paper", 2, "float32").bytes > 20 * PAPER.parameters
+    assert whole_work("paper", 2, "float32", "training").bytes > 20 * PAPER.parameters
 
 
 def test_the_limit_is_the_slower_of_computing_and_moving() -> None:
