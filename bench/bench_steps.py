@@ -21,14 +21,15 @@ from .timing import Call, kernels_launched, synchronized
 
 Row = Callable[..., None]
 GPU = torch.cuda.is_available()
-#: Network, implementation, how it is compiled, dtype, images.
+#: Network, implementation, how it is compiled, dtype, images. To compile the whole network takes two cores a minute and
+#: a half; on a CPU that is done for one rival and for ours.
 UPDATES = [
     ("paper", "aten", "eager", "float32", 16),
     ("paper", "auto", "eager", "float32", 16),
     ("paper", "aten", "compiled", "float32", 16),
     ("paper", "auto", "compiled", "float32", 16),
-    ("paper", "auto", "compiled", "bfloat16", 16),
-    ("one_weird_trick", "aten", "compiled", "float32", 16),
+    ("paper", "auto", "eager", "bfloat16", 16),
+    ("one_weird_trick", "aten", "eager", "float32", 16),
     ("paper", "aten", "eager", "float32", 128),
     ("paper", "auto", "eager", "float32", 128),
 ]
@@ -49,7 +50,6 @@ if GPU:
 FORWARDS = [
     ("paper", "aten", "eager", "float32", 16),
     ("paper", "auto", "eager", "float32", 16),
-    ("paper", "auto", "compiled", "float32", 16),
     ("paper", "auto", "eager", "float32", 1),
 ]
 if GPU:
@@ -119,7 +119,9 @@ def test_step(
         if GPU:
             columns["kernels_launched"] = kernels_launched(call)
             torch.cuda.reset_peak_memory_stats()
-        benchmark.pedantic(call, rounds=5 if images > 16 and not GPU else 10, warmup_rounds=2)
+        benchmark.pedantic(
+            call, rounds=3 if images > 16 and not GPU else 10, warmup_rounds=1 if images > 16 and not GPU else 2
+        )
         if GPU:
             columns["peak_mib"] = round(peak_memory_mib(device))
         if kept is not None and how == "eager":

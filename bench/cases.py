@@ -91,7 +91,7 @@ CASES = (
 def implementations(case: Case, device: torch.device) -> tuple[str, ...]:
     """What a case is measured with on a device; ``triton`` is named on a CPU too, where it is not timed."""
     if device.type == "cpu":
-        return tuple(name for name in IMPLEMENTATIONS if name != "cudnn")
+        return tuple(name for name in IMPLEMENTATIONS if name not in ("cudnn", "traced"))
     alone = case.normalization is not None and not (case.relu or case.bias or case.pooling)
     return tuple(name for name in IMPLEMENTATIONS if name != "inductor" and (alone or name != "cudnn"))
 
@@ -173,31 +173,38 @@ def prepare(case: Case, implementation: str) -> Prepared:
     return Prepared(case, implementation, run)
 
 
-def check(prepared: Prepared, dtype: torch.dtype, format: str, device: torch.device) -> None:
-    """Hold output and gradients of two images to PyTorch's operators in float64 on the CPU.
+def check(
+    prepared: Prepared, images: int, dtype: torch.dtype, device: torch.device, modes: Sequence[str] = MODES
+) -> None:
+    """Hold output and gradients of a batch to PyTorch's operators in float64.
+
+    The batch is the one that is timed: another one would be compiled for itself. Without ``inference`` among the modes
+    nothing is called without a gradient, which would be compiled for itself too.
 
     Raises:
         WrongResultError: relative differences, by norm, of more than 1e-4 in float32, 2e-2 in bfloat16; gradients of
             bfloat16 may differ by 1e-1, because PyTorch's own operators round before they compare.
     """
     case = prepared.case
-    input, bias = inputs(case, 2, dtype, format, device, seed=1)
-    doubles = [None if tensor is None else tensor.detach().cpu().double().requires_grad_() for tensor in (input, bias)]
+    input, bias = inputs(case, images, dtype, formats(prepared.implementation, device), device, seed=1)
+    doubles = [None if tensor is None else tensor.detach().double().requires_grad_() for tensor in (input, bias)]
     oracle = prepare(case, "aten")
     assert doubles[0] is not None
     exact = oracle(doubles[0], doubles[1])
-    gradient = torch.randn(exact.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    gradient = torch.randn_like(exact, requires_grad=False)
     output = prepared(input, bias)
+    names = ["output", "input gradient", "bias gradient"][: 2 if bias is None else 3]
     ours = [output, *prepared.gradients(output, input, bias, gradient.to(output))]
     theirs = [exact, *oracle.gradients(exact, doubles[0], doubles[1], gradient)]
-    with torch.no_grad():
-        ours.append(prepared(input.detach(), None if bias is None else bias.detach()))
-    theirs.append(exact)
+    if "inference" in modes:
+        with torch.no_grad():
+            names.append("output without a gradient")
+            ours.append(prepared(input.detach(), None if bias is None else bias.detach()))
+            theirs.append(exact)
     half = dtype != torch.float32
-    allowed = [2e-2 if half else 1e-4] + [1e-1 if half else 1e-4] * (len(ours) - 2) + [2e-2 if half else 1e-4]
-    names = ["output", "input gradient", "bias gradient"][: len(ours) - 1] + ["output without a gradient"]
-    for name, one, other, most in zip(names, ours, theirs, allowed, strict=True):
-        difference = float((one.detach().cpu().double() - other.detach()).norm() / other.detach().norm())
+    for name, one, other in zip(names, ours, theirs, strict=True):
+        most = (1e-1 if name.endswith("gradient") and not name.startswith("output") else 2e-2) if half else 1e-4
+        difference = float((one.detach().double() - other.detach()).norm() / other.detach().norm())
         if not difference <= most:
             raise WrongResultError(f"{name} differs by {difference:.1e} of its norm, {most:g} is allowed")
 

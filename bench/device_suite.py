@@ -121,7 +121,7 @@ class Suite:
                 for name in (self.ours, "aten") if self.toy else implementations(case, self.device):
                     prepared = prepare(case, name)
                     try:
-                        check(prepared, DTYPES[dtype], formats(name, self.device), self.device)
+                        check(prepared, self.images, DTYPES[dtype], self.device)
                         checked.append(prepared)
                     except (WrongResultError, RuntimeError) as error:
                         status = f"failed: {type(error).__name__}: {str(error).splitlines()[0]}"

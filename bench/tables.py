@@ -458,7 +458,7 @@ def _headline_rows(rows: Sequence[Row], cpu: bool) -> list[Row]:
         chosen = [*best("update of paper"), *([weird] if weird else []), *best("inference of paper")[:2]]
     else:
         stages = best("stage1", "forward_backward") + best("stage2", "forward_backward")
-        chosen = best("update of paper") + (stages or best("stages 1 and 2, forward and backward"))
+        chosen = best("update of paper") + stages
         for case in ("loader, 2 reading", "prepare, one process", "digits, a whole run"):
             chosen += best(case)
     return list({id(row): row for row in chosen}.values())
