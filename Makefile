@@ -1,6 +1,6 @@
 # Each target finds a Python that has what it needs, or makes .venv with pip first (a minute or two, once).
 #   make train    the network learns the embedded digits      ARGS="--epochs 5" passes flags on
-#   make test     the tests; make test-all adds the long ones
+#   make test     the tests, in two processes (JOBS=4: in four); make test-all adds the long ones
 #   make bench    the benchmarks; make report turns their records into tables
 
 SHELL := /bin/bash
@@ -12,7 +12,10 @@ has = $(1) -c 'import sys, importlib.metadata as m, importlib.util as u; \
 	sys.exit(not (sys.version_info >= (3, 11) and (2, 11) <= v < (2, 14) and all(map(u.find_spec, "$(2)".split()))))' \
 	2>/dev/null
 RUN_MODULES := torch triton numpy pandas tabulate matplotlib PIL safetensors tqdm
-TEST_MODULES := $(RUN_MODULES) pytest pytest_benchmark pytest_timeout hypothesis
+TEST_MODULES := $(RUN_MODULES) pytest pytest_benchmark pytest_timeout hypothesis xdist
+# The tests run in so many processes; most of them keep one core busy.
+JOBS := 2
+SHARED := -n $(JOBS) --dist worksteal
 LINT_MODULES := $(RUN_MODULES) ruff mypy pytest
 
 # Sets the shell variable python: $(VENV) if it has the modules $(1), else the Python that is there if it has them, else
@@ -41,10 +44,10 @@ train:
 	@$(call find_python,$(RUN_MODULES),.); $$python -m net.train $(ARGS)
 
 test:
-	@$(call find_python,$(TEST_MODULES),.[test]); $$python -m pytest $(ARGS)
+	@$(call find_python,$(TEST_MODULES),.[test]); $$python -m pytest $(SHARED) $(ARGS)
 
 test-all:
-	@$(call find_python,$(TEST_MODULES),.[test]); $$python -m pytest -m "slow or not slow" $(ARGS)
+	@$(call find_python,$(TEST_MODULES),.[test]); $$python -m pytest $(SHARED) -m "slow or not slow" $(ARGS)
 
 lint:
 	@$(call find_python,$(LINT_MODULES),.[test]); \

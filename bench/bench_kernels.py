@@ -28,9 +28,9 @@ Row = Callable[..., None]
 BATCH = {"cuda": 128, "cpu": 16}
 SAMPLES = {"cuda": 30, "cpu": 10}
 BY_NAME = {case.name: case for case in CASES}
-#: On a CPU each variant takes two cores half a minute to compile. Of what is compiled only the whole stages are measured,
-#: stage 1 alone in bfloat16 too, and PyTorch's own operators in float32; the formula in a compiled caller's graph
-#: costs what ``inductor`` does but for a call.
+#: On a CPU each variant takes two cores half a minute to compile. Of what is compiled only the whole stages are
+#: measured, stage 1 alone in bfloat16 too, and PyTorch's own operators in float32; the formula in a compiled caller's
+#: graph costs what ``inductor`` does but for a call.
 COMPILED, HALF = ("stage1", "stage2"), ("stage1",)
 NEEDS_GPU = "needs a GPU"
 

@@ -15,7 +15,7 @@ BATCH = 64
 def test_update(benchmark: BenchmarkFixture, request: pytest.FixtureRequest, strategy: str) -> None:
     """Processes of their own, timed from start to end; the row is what they measured."""
     ranks = 1 if strategy == "none" else 2
-    arguments = (strategy, ranks, ("--network", "digits", "--batch-size", BATCH, "--updates", 10))
+    arguments = (strategy, ranks, ("--network", "digits", "--batch-size", BATCH, "--updates", 10, "--ranks", 2))
     row = benchmark.pedantic(started, arguments, rounds=1)
     benchmark.extra_info.update(row)
     request.config.stash[ROWS].append(row)
@@ -24,4 +24,11 @@ def test_update(benchmark: BenchmarkFixture, request: pytest.FixtureRequest, str
 def test_link(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> None:
     """All-reduces of a number and of 64 MiB, by which the cost model predicts the updates above."""
     rows = benchmark.pedantic(started, ("link", 2, ()), rounds=1)
+    request.config.stash[ROWS].extend(rows)
+
+
+def test_one_rank(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> None:
+    """What each strategy computes on one device, its messages left out."""
+    arguments = ("--network", "digits", "--batch-size", BATCH, "--updates", 10, "--ranks", 2)
+    rows = benchmark.pedantic(started, ("alone", 1, arguments), rounds=1)
     request.config.stash[ROWS].extend(rows)

@@ -57,6 +57,7 @@ from .network import (  # noqa: E402
     update_step,
     whole_work,
 )
+from .one_rank import alone, usable  # noqa: E402
 from .records import DATA, time_columns, write  # noqa: E402
 from .roofline import Work  # noqa: E402
 from .timing import kernels_launched, seconds, wall_seconds  # noqa: E402
@@ -282,6 +283,14 @@ class Suite:
             "images_per_s": round(self.images / columns["median_us"] * 1e6, 1),
         }
 
+    def parallel(self) -> Rows:
+        """One rank's update in a run of two, as long as it computes: messages are left out."""
+        for strategy in usable(self.network, 2):
+            torch._dynamo.reset()
+            dtype, how = ("float32", "eager") if self.toy else ("bfloat16", "reduce-overhead")
+            with kernels.implementation(self.ours):
+                yield alone(strategy, self.network, self.images, 2, dtype, how, self.device, self.samples)
+
     def trace(self, folder: Path) -> Rows:
         """A profiler's trace of an update, for Perfetto or chrome://tracing."""
         model = build(self.network, self.device)
@@ -320,7 +329,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts as the command line says; returns the exit status."""
     parser = Parser(prog="python -m bench.device_suite", description=__doc__.splitlines()[0])
-    parts = ("gate", "ceilings", "kernels", "layers", "steps", "inference", "input", "trace")
+    parts = ("gate", "ceilings", "kernels", "layers", "steps", "inference", "input", "parallel", "trace")
     parser.add_argument("--budget-s", type=float, default=540, help="begin nothing after so many seconds")
     parser.add_argument("--output", type=Path, default=DATA, help="folder for the record")
     parser.add_argument("--batch-size", type=int, help="images; 128 on a GPU, else 2")

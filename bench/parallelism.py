@@ -24,12 +24,13 @@ from torch.profiler import ProfilerActivity, profile
 from net.alexnet import AlexNet
 from net.config import VARIANTS, TrainConfig, network
 from net.device import keep_freed_memory, peak_memory_mib
-from net.parallel.strategies import STRATEGIES, parallelize
+from net.parallel.strategies import parallelize
 from net.progress import Progress
 from net.recipe import PaperSGD, parameter_groups
 
 from .environment import ROOT
 from .messages import SENT, Count, expected
+from .one_rank import alone, usable
 from .records import time_columns, write
 
 CASE = "update of a network in parallel"
@@ -228,19 +229,17 @@ def started(job: str, ranks: int, arguments: Sequence[object]) -> Any:
 
 
 def compare(variant: str, batch: int, updates: int, ranks: int) -> list[dict[str, Any]]:
-    """Every strategy that can use so many ranks and this network, and the link between them."""
-    usable = [
-        strategy
-        for strategy in ("none", *STRATEGIES)
-        if strategy != "tower" or (ranks % 2 == 0 and network(variant).towers == 2)
-    ]
+    """Every strategy that can use so many ranks and this network, the link between them, and a rank by itself."""
+    strategies = usable(variant, ranks)
+    arguments = ("--network", variant, "--batch-size", batch, "--updates", updates, "--ranks", ranks)
     rows = []
-    with Progress("strategies", len(usable) + 1) as progress:
-        for strategy in usable:
-            arguments = ("--network", variant, "--batch-size", batch, "--updates", updates)
+    with Progress("measurements", len(strategies) + 2) as progress:
+        for strategy in strategies:
             rows.append(started(strategy, 1 if strategy == "none" else ranks, arguments))
             progress.update(1)
         rows += started("link", ranks, ())
+        progress.update(1)
+        rows += started("alone", 1, arguments)
         progress.update(1)
     return rows
 
@@ -259,11 +258,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.job is not None:
         if not torch.cuda.is_available():
             torch.set_num_threads(1)
-        found: Any = (
-            link()
-            if options.job == "link"
-            else measure(options.job, options.network, options.batch_size, options.updates)
-        )
+        found: Any
+        if options.job == "link":
+            found = link()
+        elif options.job == "alone":
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            given = (options.network, options.batch_size, options.ranks, "float32", "eager", device, options.updates)
+            found = [alone(strategy, *given) for strategy in usable(options.network, options.ranks)]
+        else:
+            found = measure(options.job, options.network, options.batch_size, options.updates)
         if not dist.is_initialized() or dist.get_rank() == 0:
             print(json.dumps(found), flush=True)
         return

@@ -7,12 +7,22 @@ from tabulate import tabulate
 
 from net.config import network
 
-from .cost_model import LINKS, PCIE_2012, Link, gtx_580_seconds_per_multiply_add, predict, published
+from .cost_model import (
+    LINKS,
+    PCIE_2012,
+    Link,
+    gtx_580_seconds_per_multiply_add,
+    message_seconds,
+    predict,
+    published,
+)
+from .messages import expected
+from .one_rank import ALONE_CASE
 from .parallelism import CASE, LINK_CASE
 
 BEGIN, END = "<!-- parallelism: begin -->", "<!-- parallelism: end -->"
 #: What the records hold for it.
-CASES = (CASE, LINK_CASE)
+CASES = (CASE, LINK_CASE, ALONE_CASE)
 #: Devices of the predictions.
 DEVICES = (1, 2, 4, 8, 64, 1024)
 #: Images on each device in the predictions: the paper's batch, as in 2014.
@@ -98,6 +108,35 @@ def _validation(run: pd.DataFrame, link: Link) -> list[dict[str, object]]:
     return result
 
 
+def _alone(rows: pd.DataFrame) -> list[str]:
+    """A section for each network and machine on which ranks were measured by themselves."""
+    if rows.empty or ALONE_CASE not in set(rows["case"]):
+        return []
+    keys = ["machine", "network", "shape", "dtype", "compiled"]
+    newest = rows[rows["case"] == ALONE_CASE].drop_duplicates([*keys, "implementation"], keep="last")
+    sections = []
+    for (_, variant, shape, dtype, how), run in newest.groupby(keys, sort=False):
+        cells = []
+        for _, row in run.iterrows():
+            line = {
+                "strategy": row["implementation"],
+                "ranks": str(int(row["ranks"])),
+                "one rank's ms": f"{row['median_us'] / 1e3:,.2f}",
+            }
+            for link in ALONE_LINKS:
+                seconds = 0.0
+                if row["ranks"] > 1:
+                    batch, width = int(shape.partition("x")[0]), 2 if dtype == "bfloat16" else 4
+                    messages = expected(network(variant), row["implementation"], int(row["ranks"]), batch, width)
+                    seconds = sum(message_seconds(message, link) for message in messages)
+                line[f"messages over {link.name}, modelled ms"] = f"{seconds * 1e3:,.2f}" if seconds else ""
+            cells.append(line)
+        sections.append(
+            ALONE.format(network=variant, shape=shape, dtype=dtype, how=how, table=_table(cells), sources=_sources(run))
+        )
+    return sections
+
+
 def _compute(rows: pd.DataFrame) -> pd.Series | None:
     """The record's row that predictions take their compute from."""
     for column, value in MODELLED.items():
@@ -154,6 +193,15 @@ more, which is slower. Messages and bytes that a rank sends were counted; the fo
 
 {memory}
 {sources}"""
+#: The links of today for which the messages of a rank that was measured by itself are modelled.
+ALONE_LINKS = LINKS[1:3]
+ALONE = """## Measured: one rank by itself, {network}, {shape}, {dtype}, {how}
+
+{table}
+The first rank's update as long as it computes: its messages are left out, so one device is enough; `none` is one device
+with the whole batch. What an update's messages take is modelled, none of them hidden; the two are not added up.
+
+{sources}"""
 MODEL = """## The cost model
 
 Seconds of an update = compute / devices + messages that nothing hides; a message takes latency x rounds + bytes /
@@ -198,6 +246,7 @@ def text(rows: pd.DataFrame) -> str:
         )
         if link is not None:
             validation += _validation(run, link)
+    parts += _alone(rows)
     parts.append(MODEL)
     if link is not None:
         speed, microseconds = link.bytes_per_s / 1e9, link.latency_s * 1e6

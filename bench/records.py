@@ -28,6 +28,7 @@ SUITE_OF_CASE = {
     "matrix product": "ceilings",
     "stage": "kernels",
     "update of a network in parallel": "",
+    "update of one rank": "",
     "update of ": "steps",
     "digits, ": "steps",
     "prepare, ": "input",

@@ -11,7 +11,8 @@ import torch
 from bench import parallelism_report
 from bench.cost_model import Link, message_seconds, predict, published
 from bench.messages import Message, expected
-from bench.parallelism import common, length, main, split, union
+from bench.one_rank import alone, usable
+from bench.parallelism import CASE, common, length, main, split, union
 from bench.records import read
 from net.config import network
 
@@ -88,13 +89,25 @@ def test_published_figures() -> None:
     assert abs(float(str(speed_ups[1]["error_percent"]))) < 10
 
 
+def test_one_rank_by_itself() -> None:
+    """Every strategy that can; the group is gone afterwards."""
+    device = torch.device("cpu")
+    assert usable("digits", 2) == ["none", "data", "tower", "hybrid"]
+    assert usable("cifar10", 2) == usable("digits", 3) == ["none", "data", "hybrid"]
+    for strategy in usable("digits", 2):
+        row = alone(strategy, "digits", 4, 2, "float32", "eager", device, 2)
+        assert row["ranks"] == (1 if strategy == "none" else 2)
+        assert row["median_us"] > 0
+        assert not torch.distributed.is_initialized()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_comparison_ends_in_a_report(tmp_path: Path) -> None:
     """Two strategies and the link in processes of their own; then tables and the plot of them alone."""
     main(["--network", "cifar10", "--batch-size", "4", "--updates", "2", "--output", str(tmp_path / "data")])
     rows = pd.DataFrame(read(tmp_path / "data"))
-    runs = rows[rows["network"].notna()].set_index("implementation")
+    runs = rows[rows["case"] == CASE].set_index("implementation")
     assert list(runs.index) == ["none", "data", "hybrid"]
     for strategy in ("data", "hybrid"):
         row = runs.loc[strategy]
@@ -109,6 +122,7 @@ def test_a_comparison_ends_in_a_report(tmp_path: Path) -> None:
     parallelism_report.write(tmp_path, readme, rows)
     report = (tmp_path / "parallelism.md").read_text()
     assert "Measured: cifar10" in report
+    assert "one rank by itself, cifar10, 4x3x32x32, float32, eager" in report
     assert "error %" in report
     assert (tmp_path / "parallelism.png").stat().st_size > 10_000
     assert "old" not in readme.read_text()

@@ -1,0 +1,91 @@
+"""One rank's update by itself: what each strategy computes on a device, where there is only one.
+
+The other ranks are not there, messages to them do nothing, and what they would have brought is whatever the memory
+held: times are right, numbers are not. The cost model says what the messages would take.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+# Collectives that do nothing; PyTorch's own tests measure and trace with them.
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from net.config import VARIANTS
+from net.parallel.strategies import STRATEGIES, parallelize
+
+from .network import build, images_and_labels, update_step
+from .records import time_columns
+from .timing import wall_seconds
+
+ALONE_CASE = "update of one rank, its messages left out"
+
+
+@contextlib.contextmanager
+def _pretended(ranks: int) -> Iterator[dist.ProcessGroup | None]:
+    """The first of ``ranks`` processes, of which the others do not exist."""
+    if ranks == 1:
+        yield None
+        return
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    try:
+        yield dist.group.WORLD
+    finally:
+        dist.destroy_process_group()
+
+
+def _own_gradients(state: object, bucket: Any) -> torch.futures.Future[torch.Tensor]:
+    """The sum of gradients when nobody else has any."""
+    future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+    future.set_result(bucket.buffer())
+    return future
+
+
+def usable(variant: str, ranks: int) -> list[str]:
+    """The strategies that can spread a network over so many ranks, and ``none`` first."""
+    towers = ranks % 2 == 0 and VARIANTS[variant].towers == 2
+    return ["none", *(strategy for strategy in STRATEGIES if strategy != "tower" or towers)]
+
+
+def alone(
+    strategy: str, variant: str, batch: int, ranks: int, dtype: str, how: str, device: torch.device, samples: int
+) -> dict[str, Any]:
+    """A row of the record: the first rank's update in a run of ``ranks``, as long as it computes.
+
+    Args:
+        strategy: ``none``, which has one rank, or another of :func:`usable`.
+        variant: the network.
+        batch: images of all ranks together.
+        ranks: processes that the strategy is for.
+        dtype: ``float32`` or ``bfloat16``, which is computed under autocast.
+        how: ``eager``, or a mode of ``torch.compile``.
+        device: where it runs.
+        samples: updates that are timed.
+    """
+    if strategy == "none":
+        ranks = 1
+    with _pretended(ranks) as group:
+        part = parallelize(build(variant, device), strategy, group)
+        if isinstance(part.forward, DistributedDataParallel):
+            part.forward.register_comm_hook(None, _own_gradients)
+        images, labels = images_and_labels(variant, batch // part.training.ranks, device)
+        forward = part.forward if how == "eager" else torch.compile(part.forward, mode=how, dynamic=False)
+        update = update_step(part.model, forward, images, labels, dtype)
+        columns = time_columns(wall_seconds(update, samples))
+    size = VARIANTS[variant].image_size
+    return {
+        "case": ALONE_CASE,
+        "implementation": strategy,
+        "mode": "train_step",
+        "shape": f"{batch}x3x{size}x{size}",
+        "dtype": dtype,
+        "memory_format": "channels_last",
+        "network": variant,
+        "ranks": ranks,
+        "compiled": how,
+        **columns,
+    }
