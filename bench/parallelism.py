@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from net.recipe import PaperSGD, parameter_groups
 from .environment import ROOT
 from .messages import SENT, Count, expected
 from .one_rank import alone, usable
-from .records import time_columns, write
+from .records import DATA, time_columns, write
 
 CASE = "update of a network in parallel"
 LINK_CASE = "all-reduce of two processes"
@@ -228,20 +228,18 @@ def started(job: str, ranks: int, arguments: Sequence[object]) -> Any:
     return json.loads(found[-1])
 
 
-def compare(variant: str, batch: int, updates: int, ranks: int) -> list[dict[str, Any]]:
+def compare(variant: str, batch: int, updates: int, ranks: int) -> Iterator[dict[str, Any]]:
     """Every strategy that can use so many ranks and this network, the link between them, and a rank by itself."""
     strategies = usable(variant, ranks)
     arguments = ("--network", variant, "--batch-size", batch, "--updates", updates, "--ranks", ranks)
-    rows = []
     with Progress("measurements", len(strategies) + 2) as progress:
         for strategy in strategies:
-            rows.append(started(strategy, 1 if strategy == "none" else ranks, arguments))
+            yield started(strategy, 1 if strategy == "none" else ranks, arguments)
             progress.update(1)
-        rows += started("link", ranks, ())
+        yield from started("link", ranks, ())
         progress.update(1)
-        rows += started("alone", 1, arguments)
+        yield from started("alone", 1, arguments)
         progress.update(1)
-    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -250,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="images of all ranks together (32)")
     parser.add_argument("--updates", type=int, default=10, help="updates that are timed (10)")
     parser.add_argument("--ranks", type=int, default=2, help="processes (2)")
-    parser.add_argument("--output", type=Path, help="folder of the record (reports/data)")
+    parser.add_argument("--output", type=Path, default=DATA, help="folder of the record (reports/data)")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.batch_size % options.ranks:
@@ -270,8 +268,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not dist.is_initialized() or dist.get_rank() == 0:
             print(json.dumps(found), flush=True)
         return
-    rows = compare(options.network, options.batch_size, options.updates, options.ranks)
-    print(f"recorded {len(rows)} rows in {write(rows) if options.output is None else write(rows, options.output)}")
+    count = 0
+    for row in compare(options.network, options.batch_size, options.updates, options.ranks):
+        # At once: what comes later may fail.
+        path = write([row], options.output)
+        count += 1
+    print(f"recorded {count} rows in {path}")
 
 
 if __name__ == "__main__":
