@@ -20,7 +20,9 @@ FORMS: tuple[tuple[type[nn.Module], Callable[..., Tensor], dict[str, object], bo
 )
 
 
-@pytest.mark.parametrize(("form", "function", "arguments", "takes_bias"), FORMS, ids=lambda item: str(item)[:60])
+@pytest.mark.parametrize(
+    ("form", "function", "arguments", "takes_bias"), FORMS, ids=[form.__name__ for form, *_ in FORMS]
+)
 def test_is_its_function(
     form: type[nn.Module], function: Callable[..., Tensor], arguments: dict[str, object], takes_bias: bool
 ) -> None:
@@ -35,7 +37,9 @@ def test_is_its_function(
         assert f"{name}={value}" in repr(module) or repr(module).startswith(f"{form.__name__}({value}, ")
 
 
-@pytest.mark.parametrize(("form", "function", "arguments", "takes_bias"), FORMS, ids=lambda item: str(item)[:60])
+@pytest.mark.parametrize(
+    ("form", "function", "arguments", "takes_bias"), FORMS, ids=[form.__name__ for form, *_ in FORMS]
+)
 def test_defaults_are_the_function_s(
     form: type[nn.Module], function: Callable[..., Tensor], arguments: dict[str, object], takes_bias: bool
 ) -> None:
