@@ -91,7 +91,7 @@ def test_nothing_belongs_to_one_machine() -> None:
     assert OWN.search("cd /root/")
     checked = 0
     for path in [*ROOT.glob("*"), *(path for package in (*PACKAGES, "tests", "reports") for path in sources(package))]:
-        if path.is_file() and path.suffix in (".py", ".md", ".toml", "") and path.name != Path(__file__).name:
+        if path.is_file() and path.suffix in (".py", ".md", ".toml", "") and path.name not in (".git", Path(__file__).name):
             text = path.read_text()
             assert str(ROOT) not in text, path
             for pattern in (HOSTS, OWN):
@@ -99,3 +99,11 @@ def test_nothing_belongs_to_one_machine() -> None:
                 assert found is None, f"{path} holds {found and found.group()!r}"
             checked += 1
     assert checked > 40
+
+
+@pytest.mark.parametrize(
+    "page", sorted([*ROOT.glob("*.md"), *ROOT.glob("reports/*.md")]), ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = [target for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()) if "://" not in target]
+    assert [target for target in targets if not (page.parent / target).exists()] == []
