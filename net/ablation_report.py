@@ -24,6 +24,8 @@ from .files import atomic_write
 
 #: Share of repetitions whose interval holds the true difference.
 CONFIDENCE = 0.95
+#: Points of change that the picture draws to scale; what is larger is drawn by its logarithm.
+LINEAR = 10
 HEADER = ("", "seeds", "top-1 error %", "change, points", "95 % interval", "", "paper", "program of 2012")
 
 
@@ -161,7 +163,12 @@ def picture(path: Path) -> bytes:
         capsize=3,
     )
     axes.set_yticks(places, [title for title, _ in changes])
-    axes.set_xlabel(f"change of top-1 validation error in points, 95 % interval\n({settings['data']})")
+    axes.set_xlabel(
+        f"change of top-1 validation error in points, 95 % interval\n({settings['data']}; logarithmic beyond {LINEAR})"
+    )
+    # A network that has not begun to learn is not to hide the others.
+    axes.set_xscale("symlog", linthresh=LINEAR)
+    axes.xaxis.set_major_formatter("{x:+g}")
     axes.grid(axis="x", alpha=0.3)
     content = io.BytesIO()
     # No date and no version: the same results make the same file.

@@ -91,7 +91,11 @@ def test_nothing_belongs_to_one_machine() -> None:
     assert OWN.search("cd /root/")
     checked = 0
     for path in [*ROOT.glob("*"), *(path for package in (*PACKAGES, "tests", "reports") for path in sources(package))]:
-        if path.is_file() and path.suffix in (".py", ".md", ".toml", "") and path.name not in (".git", Path(__file__).name):
+        if (
+            path.is_file()
+            and path.suffix in (".py", ".md", ".toml", "")
+            and path.name not in (".git", Path(__file__).name)
+        ):
             text = path.read_text()
             assert str(ROOT) not in text, path
             for pattern in (HOSTS, OWN):
