@@ -8,7 +8,6 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from . import cases
 from .cases import (
     CASES,
     DTYPES,
@@ -21,6 +20,8 @@ from .cases import (
     formats,
     implementations,
     kept,
+    prepare,
+    sampled,
 )
 from .ceilings import Ceilings
 
@@ -40,12 +41,13 @@ def _cells() -> list[object]:
     cells: list[object] = []
     for case, dtype, mode in itertools.product(CASES, DTYPES, MODES):
         for implementation in implementations(case, device):
-            compiled = IMPLEMENTATIONS[implementation][1] or implementation == "inductor"
+            caller_compiled = IMPLEMENTATIONS[implementation][1]
+            compiled = caller_compiled or implementation == "inductor"
             if mode not in modes(implementation, device):
                 continue
             if device.type == "cpu":
-                half, traced = dtype == "bfloat16", IMPLEMENTATIONS[implementation][1]
-                if (compiled and case.name not in COMPILED) or (half and (case.name not in HALF or traced)):
+                half = dtype == "bfloat16"
+                if (compiled and case.name not in COMPILED) or (half and (case.name not in HALF or caller_compiled)):
                     continue
             marks = [pytest.mark.long] if compiled else []
             cells.append(pytest.param(case.name, dtype, mode, implementation, marks=marks))
@@ -63,7 +65,7 @@ def checked(case: Case, implementation: str, dtype: str, device: torch.device) -
     """The implementation, once it has been found right; None and why it is not timed."""
     if implementation == "triton" and device.type != "cuda":
         return None, NEEDS_GPU
-    prepared = cases.prepare(case, implementation)
+    prepared = prepare(case, implementation)
     try:
         check(prepared, BATCH[device.type], DTYPES[dtype], device, modes(implementation, device))
     except Exception as error:  # Whatever it is becomes the row's status; the benchmark fails, and the others go on.
@@ -71,15 +73,21 @@ def checked(case: Case, implementation: str, dtype: str, device: torch.device) -
     return prepared, ""
 
 
+def may_refuse(implementation: str, reason: str) -> bool:
+    """Whether an implementation that is not timed is none of our failures.
+
+    PyTorch's own operators, and cuDNN's, may refuse a dtype; nothing may be wrong, and ours may not fail.
+    """
+    return reason == NEEDS_GPU or (IMPLEMENTATIONS[implementation][0] == "aten" and "WrongResultError" not in reason)
+
+
 @cache
-def sampled(
-    case: Case, dtype: str, mode: str, implementations: tuple[str, ...], device: torch.device
-) -> dict[str, list[float]]:
+def times(case: Case, dtype: str, mode: str, names: tuple[str, ...], device: torch.device) -> dict[str, list[float]]:
     """Seconds of the implementations that are right, sampled in turns."""
-    right = [checked(case, name, dtype, device)[0] for name in implementations]
+    right = [checked(case, name, dtype, device)[0] for name in names]
     rivals = [prepared for prepared in right if prepared is not None]
-    times = cases.sampled(rivals, mode, BATCH[device.type], DTYPES[dtype], device, SAMPLES[device.type])
-    return dict(zip((rival.implementation for rival in rivals), times, strict=True))
+    found = sampled(rivals, mode, BATCH[device.type], DTYPES[dtype], device, SAMPLES[device.type])
+    return dict(zip((rival.implementation for rival in rivals), found, strict=True))
 
 
 @pytest.mark.parametrize(("case", "dtype", "mode", "implementation"), _cells())
@@ -102,12 +110,10 @@ def test_operator(
     prepared, reason = checked(one, implementation, dtype, device)
     if prepared is None:
         row(status=reason)
-        # PyTorch's own operators may refuse a dtype; ours may not fail.
-        refused = IMPLEMENTATIONS[implementation][0] == "aten" and "WrongResultError" not in reason
-        if reason == NEEDS_GPU or refused:
+        if may_refuse(implementation, reason):
             pytest.skip(reason)
         pytest.fail(f"not timed: {reason}")
-    replay(sampled(one, dtype, mode, _rivals(request.session, case, dtype, mode), device)[implementation])
+    replay(times(one, dtype, mode, _rivals(request.session, case, dtype, mode), device)[implementation])
     if mode == "forward":
         row(saved_mib=kept(prepared, images, DTYPES[dtype], device))
 

@@ -329,7 +329,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts as the command line says; returns the exit status."""
     parser = Parser(prog="python -m bench.device_suite", description=__doc__.splitlines()[0])
-    parts = ("gate", "ceilings", "kernels", "layers", "steps", "inference", "input", "parallel", "trace")
+    parts = ("gate", "ceilings", "kernels", "layers", "steps", "inference", "input", "trace", "parallel")
     parser.add_argument("--budget-s", type=float, default=540, help="begin nothing after so many seconds")
     parser.add_argument("--output", type=Path, default=DATA, help="folder for the record")
     parser.add_argument("--batch-size", type=int, help="images; 128 on a GPU, else 2")

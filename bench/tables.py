@@ -115,6 +115,7 @@ COLUMNS = (
     Column("kernels launched", "kernels_launched", "{:,.0f}", NOT_MEASURED),
     Column("sum of layers", "sum_of_layers_us", "time"),
     Column("% explained", "percent_explained", "{:.1f}"),
+    Column("updates", "updates", "{:,.0f}"),
     Column("top-1 %", "top1_accuracy_percent", "{:.2f}", NOT_MEASURED),
 )
 BY_KEY = {column.key: column for column in COLUMNS}
@@ -466,7 +467,7 @@ def _headline_rows(rows: Sequence[Row], cpu: bool) -> list[Row]:
 
 HEADLINE = (
     *("case", "implementation", "shape", "dtype", "median_us", "images_per_s", "x_aten", "x_compiled"),
-    *("peak_mib", "top1_accuracy_percent"),
+    *("peak_mib", "updates", "top1_accuracy_percent"),
 )
 
 

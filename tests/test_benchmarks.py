@@ -1,0 +1,56 @@
+"""The benchmarks as pytest runs them: what is timed, in which order, and what becomes of what is not."""
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.bench_kernels import NEEDS_GPU, may_refuse
+from bench.timing import Clock
+from tests.commands import ROOT, environment
+
+
+def test_a_replay_takes_the_times_it_was_given() -> None:
+    clock = Clock()
+    pass_time = clock.replay([0.5, 0.25])
+    assert clock() == clock()
+    ticks = [clock()]
+    for _ in range(2):
+        pass_time()
+        ticks.append(clock())
+    assert [after - before for before, after in itertools.pairwise(ticks)] == [0.5, 0.25]
+    with pytest.raises(StopIteration):
+        pass_time()
+    clock.stop()
+    assert clock() != clock()
+
+
+def test_only_others_may_refuse() -> None:
+    assert may_refuse("triton", NEEDS_GPU)
+    assert may_refuse("aten", "failed: NotImplementedError: no such dtype")
+    assert may_refuse("cudnn", "failed: CudnnError: status 3000")
+    assert not may_refuse("aten", "failed: WrongResultError: output differs")
+    for ours in ("triton", "reference", "inductor", "traced"):
+        assert not may_refuse(ours, "failed: RuntimeError: out of registers")
+
+
+def test_one_task_from_its_command(tmp_path: Path) -> None:
+    """Two rivals are timed and recorded as they were sampled; the kernel that needs a GPU says so."""
+    written = tmp_path / "benchmark.json"
+    command = [
+        *(sys.executable, "-m", "pytest", "bench/bench_kernels.py", "--benchmark-only", "-p", "no:cacheprovider"),
+        *("-k", "relu_max_pool5 and float32 and inference", "-rs", f"--benchmark-json={written}"),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment(), timeout=280)
+    assert done.returncode == 0, done.stdout
+    rows = [benchmark["extra_info"] for benchmark in json.loads(written.read_text())["benchmarks"]]
+    assert {"aten", "reference"} <= {row["implementation"] for row in rows}
+    for row, benchmark in zip(rows, json.loads(written.read_text())["benchmarks"], strict=True):
+        assert row["median_us"] == pytest.approx(benchmark["stats"]["median"] * 1e6, rel=1e-3)
+        assert row["p20_us"] <= row["median_us"] <= row["p80_us"]
+        assert row["limit_us"] > 0
+    if "triton" not in {row["implementation"] for row in rows}:
+        assert NEEDS_GPU in done.stdout
