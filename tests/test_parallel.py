@@ -1,5 +1,6 @@
 """Two processes on gloo against one: equality, messages, faults. Few starts of processes, many checks in each."""
 
+import itertools
 import json
 import os
 import socket
@@ -168,6 +169,24 @@ def test_a_rank_that_hangs_ends_the_job_and_is_named(tmp_path: Path) -> None:
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error: rank 1 (process ")
     assert "did not answer for 3 s (--timeout)" in lines[0]
+
+
+def test_a_rank_is_named_where_no_message_is_expected_for_long(tmp_path: Path) -> None:
+    """The first rank stops, then dies, while the other waits for it to open the images; at last the second takes
+    longer than the timeout for its first compiled update, for which it is not blamed, and stops in it."""
+    command = [sys.executable, ROOT / "tests" / "quiet_worker.py", *RUN, "--timeout", 3]
+    command = [*map(str, command), "--output-dir", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(OMP_NUM_THREADS="1"), timeout=280)
+    assert done.returncode == 1, done.stderr
+    processes, moments = zip(*((tmp_path / str(attempt)).read_text().split() for attempt in range(3)), strict=True)
+    # An attempt ends before the next one's fault, and the last one before now.
+    for before, after in itertools.pairwise([*map(float, moments), time.monotonic()]):
+        assert after - before < 30
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    says = ("did not answer for 3 s (--timeout)", "died", "did not answer for 3 s (--timeout)")
+    for line, rank, process, words in zip(lines, (0, 0, 1), processes, says, strict=True):
+        assert line.startswith(f"error: rank {rank} (process {process} "), done.stderr
+        assert words in line
 
 
 @pytest.mark.parametrize(

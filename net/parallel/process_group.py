@@ -4,9 +4,9 @@ import contextlib
 import datetime
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -18,14 +18,18 @@ from torch.distributed.rendezvous import rendezvous
 from ..config import TrainConfig
 from ..device import choose
 from ..errors import DataError, RankError, UsageError
+from .heartbeat import FAILED, LEFT, Heartbeat
 from .launch import Launch
 
-#: Seconds that ranks wait where one of them may have long work of its own: packing images, compiling, saving.
+#: Seconds that ranks wait where one of them may have long work of its own: packing images, compiling, saving. Only
+#: their heartbeats tell then who is lost.
 PATIENCE = 24 * 3600.0
 #: Seconds for all processes to be there when the run begins.
 MEETING = 300.0
 #: Seconds in which every rank answers when one of them misses another.
 ROLL_CALL = 3.0
+#: Seconds between two looks for the first rank.
+POLL = 0.1
 
 Value = TypeVar("Value")
 
@@ -112,6 +116,7 @@ class Processes(Ranks):
             # torchrun keeps its store when it starts the processes again.
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             self.store = PrefixStore(f"attempt {attempt}, meeting {Processes.meetings}", store)
+            self.heartbeat = Heartbeat(self.store, self.rank, self.ranks, timeout)
             dist.init_process_group(
                 backend, store=self.store, rank=self.rank, world_size=self.ranks, timeout=_seconds(PATIENCE)
             )
@@ -120,7 +125,8 @@ class Processes(Ranks):
             self.control = dist.new_group(backend="gloo", timeout=_seconds(PATIENCE))
         except (dist.DistError, RuntimeError, ValueError) as error:
             raise RankError(f"rank {self.rank} does not reach the others: {_meeting_place(error)}") from None
-        self.store.set(f"process {self.rank}", f"{os.getpid()} {socket.gethostname()}")
+        self.heartbeat.start()
+        self.before = signal.signal(signal.SIGTERM, self._terminated)
 
     def describe(self) -> str:
         return f"{self.ranks} processes ({self.backend})"
@@ -155,8 +161,11 @@ class Processes(Ranks):
         key = f"hold {self.holds}"
         if self.first:
             self.store.set(key, "")
-        else:
-            self.store.wait([key], _seconds(PATIENCE))
+            return
+        # Not the store's own wait, in which no signal is heard.
+        while not self.store.check([key]):
+            if self.heartbeat.lost.wait(POLL):
+                raise SystemExit(1)
 
     def hurry(self, groups: Iterable[dist.ProcessGroup]) -> None:
         for group in {self.group, self.control, *groups}:
@@ -191,30 +200,43 @@ class Processes(Ranks):
     def watched(self) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:
-            if not (isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL"))):
+        except BaseException as error:
+            verdict: BaseException | None = None
+            if isinstance(error, dist.DistError) or (
+                isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL"))
+            ):
+                verdict = self._lost(error)
+            self.heartbeat.leave(FAILED)
+            if verdict is None:
                 raise
-            raise self._lost(error) from None
+            raise verdict from None
 
     def _lost(self, error: RuntimeError) -> BaseException:
         """Call the roll, end the ranks that hang, and have one rank say who is missing."""
         # torchrun's, who may have seen it too: there is a line to be said first.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        missing = self._missing()
-        hangs = "timed out" in str(error).lower()
-        names = []
-        for rank in missing:
-            number, _, host = self.store.get(f"process {rank}").decode().partition(" ")
-            names.append(f"rank {rank} (process {number} on {host})")
-            if hangs and host == socket.gethostname():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(number), signal.SIGKILL)
-        if self.store.compare_set("named", "", str(self.rank)).decode() != str(self.rank):
-            return SystemExit(1)
-        if not missing:
-            return RankError(f"rank {self.rank} lost its connection: {str(error).splitlines()[0]}")
-        state = f"did not answer for {self.timeout:g} s (--timeout) and was ended" if hangs else "died"
-        return RankError(f"{', '.join(names)} {state}; go on from the last checkpoint with --resume")
+        first_line = str(error).splitlines()[0]
+        try:
+            missing = self._missing()
+            hang = "timed out" in str(error).lower()
+            return self.heartbeat.verdict(missing, hang, f"rank {self.rank} lost its connection: {first_line}")
+        except dist.DistError:
+            return RankError(f"rank {self.rank} lost the processes' store: {_meeting_place(error)}")
+
+    def _terminated(self, number: int, frame: FrameType | None) -> None:
+        """SIGTERM outside training: torchrun's when another process died, which is to be said first."""
+        if self.heartbeat.over.is_set() or self.heartbeat.lost.is_set():
+            return
+        with contextlib.suppress(dist.DistError):
+            died, failed = self.heartbeat.ended()
+            if died:
+                raise self.heartbeat.verdict(died, hang=False)
+            if failed:
+                # This process is about to find the same error, or to miss them, and says so then.
+                return
+        self.heartbeat.leave(LEFT)
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
 
     def _missing(self) -> list[int]:
         self.store.set(f"present {self.rank}", "")
@@ -229,6 +251,8 @@ class Processes(Ranks):
         if self.pending is not None:
             self.pending[1].wait()
         dist.destroy_process_group()
+        self.heartbeat.leave(LEFT)
+        signal.signal(signal.SIGTERM, self.before)
 
 
 def _seconds(seconds: float) -> datetime.timedelta:
