@@ -36,12 +36,13 @@ def read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         DataError: it is none.
     """
     lines = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             lines.append(json.loads(line))
         except ValueError:
             break
-    if not lines or "settings" not in lines[0]:
+    objects = all(isinstance(line, dict) for line in lines)
+    if not lines or not objects or "settings" not in lines[0] or not all("ablation" in row for row in lines[1:]):
         raise DataError(f"{path} holds no results of net.ablations")
     return lines[0]["settings"], lines[1:]
 
@@ -82,6 +83,11 @@ def paired(errors: Sequence[float], baseline: Sequence[float]) -> Change | None:
         return None
     width = student_t(count - 1) * float(differences.std(ddof=1)) / math.sqrt(count)
     return Change(count, float(differences.mean()), width)
+
+
+def epochs(settings: dict[str, Any]) -> str:
+    count = settings["epochs"]
+    return f"{count} epoch{'s' if count > 1 else ''}"
 
 
 def _errors(rows: list[dict[str, Any]], name: str) -> dict[int, float]:
@@ -130,7 +136,7 @@ def table(path: Path) -> str:
     trained = [row for row in rows if "device" in row]
     machines = sorted({(row["device"], row["torch"], row["commit"], row["date"]) for row in trained})
     notes = [
-        f"Network {settings['network']}{architecture}{size}, recipe {settings['recipe']}, {settings['epochs']} epochs "
+        f"Network {settings['network']}{architecture}{size}, recipe {settings['recipe']}, {epochs(settings)} "
         f"in batches of {settings['batch_size']}, on {settings['data']}: {settings['train_images']:,} training and "
         f"{settings['val_images']:,} validation images. Errors are those of the central crop after the last update.",
         "A change compares trainings of the same seed (weights, order, crops) and is averaged over the seeds. Its "
@@ -183,7 +189,7 @@ def write(records: Sequence[Path], folder: Path) -> list[Path]:
     for record in records:
         name = "accuracy.png" if len(records) == 1 else f"accuracy-{record.stem}.png"
         settings, _ = read(record)
-        text += f"\n## {settings['data']}, {settings['epochs']} epochs ({record.stem})\n\n{table(record)}\n"
+        text += f"\n## {settings['data']}, {epochs(settings)} ({record.stem})\n\n{table(record)}\n"
         text += f"![changes]({name})\n"
         with atomic_write(folder / name) as file:
             file.write(picture(record))

@@ -739,8 +739,14 @@ class AblationsConfig:
         "digits preset, and the paper's on stored images of 256x256 and more",
         metavar="FILE.toml",
     )
-    seeds: int | None = flag(None, "trainings of each network, with the seeds 0, 1, ...; 4, or 3 with --quick")
-    quick: bool = flag(False, "a sixth of the epochs, three seeds: to see that it works, not to learn much")
+    seeds: int = flag(3, "trainings of each network, with the seeds 0, 1, ...; at least 3", metavar="COUNT")
+    quick: bool = flag(False, "a sixth of the epochs: to see that it works, not to learn much")
+    workers: int | None = flag(
+        None,
+        "trainings at a time, each in a process with its share of the cores; by default as many as there are cores for "
+        "small images on a CPU, else one",
+        short="j",
+    )
     device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
     output_dir: str | None = flag(
         None, "folder of the results, runs/ablations or runs/ablations-quick by default", metavar="DIR"
@@ -748,6 +754,7 @@ class AblationsConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 3, "seeds", called=flag_name)
+        at_least(self, 1, "workers", called=flag_name)
 
 
 @dataclass(frozen=True)

@@ -77,4 +77,5 @@ def describe(device: torch.device) -> str:
     """The device in words, for the first lines of a log."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU with {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"CPU with {threads} thread{'s' if threads > 1 else ''}"

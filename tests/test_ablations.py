@@ -3,18 +3,23 @@
 import json
 import os
 import signal
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from net import ablation_report, ablations
 from net.ablation_report import Change, paired, student_t
 from net.config import VARIANTS, AblationsConfig, AlexNetConfig, TrainConfig, network
 from net.data import digits, synthetic
 from net.data.images import ImageData
+from net.data.processes import available_cores
 from net.trainer import Trainer, architecture
 from tests.commands import Done, one_line, run_here
 
@@ -29,6 +34,14 @@ log_every = 1
 """
 
 
+def until(done: Callable[[], bool]) -> None:
+    """Wait, a minute at most, until something has happened."""
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.toml"
@@ -37,8 +50,11 @@ def tiny(tmp_path: Path) -> Path:
 
 
 def ablate(tiny: Path, folder: Path, *arguments: object) -> Done:
-    baseline = ("--data-path", "synthetic:64", "--baseline", tiny)
-    return run_here("net.ablations", *arguments, *baseline, "--seeds", 3, "--output-dir", folder)
+    return run_here("net.ablations", *arguments, *flags(tiny, folder), "--workers", 1)
+
+
+def flags(tiny: Path, folder: Path) -> list[object]:
+    return ["--data-path", "synthetic:64", "--baseline", tiny, "--seeds", 3, "--output-dir", folder]
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
@@ -108,7 +124,7 @@ def test_the_baseline_suits_the_images() -> None:
     config, data = ablations.baseline(AblationsConfig())
     assert (config.network, config.image_size, config.recipe, data.size) == ("digits", 28, "digits", 32)
     quick, _ = ablations.baseline(AblationsConfig(quick=True))
-    assert (quick.epochs, config.epochs) == (2, 12)
+    assert (quick.epochs, config.epochs) == (1, 6)
     assert quick.lr_milestones != config.lr_milestones
     assert not config.time_budget
     small, _ = ablations.baseline(AblationsConfig(data_path="synthetic:64"))
@@ -150,7 +166,7 @@ def test_the_command_and_how_it_goes_on(tiny: Path, tmp_path: Path, monkeypatch:
         file.write('{"ablation": "no_l')
     again = ablate(tiny, tmp_path / "killed", "no_lrn")
     assert again.returncode == 0, again.stderr
-    assert "6 trainings of 1 epochs, 3 of them done before" in again.stdout
+    assert "6 trainings of 1 epoch, 3 of them done before" in again.stdout
     assert count == 12, "the fourth training goes on after its first update"
     assert results(tmp_path / "killed") == rows
 
@@ -158,6 +174,47 @@ def test_the_command_and_how_it_goes_on(tiny: Path, tmp_path: Path, monkeypatch:
     tiny.write_text(TINY.replace("max_steps = 2", "max_steps = 3"))
     refused = ablate(tiny, tmp_path / "whole", "no_lrn")
     one_line(refused, 2, "whole holds results of other trainings: they differ in max_steps")
+
+
+def test_side_by_side_the_results_are_the_same(tiny: Path, tmp_path: Path, threads: None) -> None:
+    """Each training has a thread, as many run as there are workers, and a signal stops all of them in order."""
+    torch.set_num_threads(1)
+    alone = ablate(tiny, tmp_path / "alone", "no_lrn")
+    assert alone.returncode == 0, alone.stderr
+    # More processes than cores, so that each has one thread whatever machine this is.
+    several = ("no_lrn", "--workers", available_cores() + 1)
+    together = run_here("net.ablations", *several, *flags(tiny, tmp_path / "together"))
+    assert together.returncode == 0, together.stderr
+    assert f"0 of them done before, {min(6, available_cores() + 1)} at a time" in together.stdout
+    assert "6/6  " in together.stdout
+    assert results(tmp_path / "together") == results(tmp_path / "alone")
+    _, rows = ablation_report.read(tmp_path / "together" / "results.jsonl")
+    assert {row["device"] for row in rows} == {"CPU with 1 thread"}
+
+    # The first of 1000 updates is soon done; then a signal to the command alone.
+    tiny.write_text(TINY.replace("epochs = 1", "epochs = 1000").replace("max_steps = 2", "max_steps = 1000"))
+    logs = [tmp_path / "killed" / f"{name}-seed0" / "log.txt" for name in ("baseline", "no_lrn")]
+
+    def interrupt() -> None:
+        until(lambda: all(log.exists() and "step 1/" in log.read_text() for log in logs))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    other = threading.Thread(target=interrupt)
+    other.start()
+    stopped = run_here("net.ablations", *several, *flags(tiny, tmp_path / "killed"))
+    other.join()
+    assert (stopped.returncode, stopped.stderr) == (128 + signal.SIGINT, "")
+    assert "stopped in baseline, seed 0; go on with the same command" in stopped.stdout
+    for log in logs:
+        assert "SIGTERM: saved update" in log.read_text()
+        assert list((log.parent / "checkpoints").glob("step_*.pt"))
+
+
+def test_a_training_that_cannot_go_on_ends_all(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "a" / "no_lrn-seed0").mkdir(parents=True)
+    (tmp_path / "a" / "no_lrn-seed0" / "checkpoints").write_text("in the way")
+    done = run_here("net.ablations", "no_lrn", "--workers", 2, *flags(tiny, tmp_path / "a"))
+    one_line(done, 1, "no_lrn-seed0/checkpoints")
 
 
 def test_a_training_that_diverges_is_told_and_not_repeated(tiny: Path, tmp_path: Path) -> None:
@@ -173,6 +230,8 @@ def test_what_cannot_be_done_costs_one_line(tiny: Path, tmp_path: Path) -> None:
     one_line(ablate(tiny, tmp_path / "a", "no_lnr"), 2, "'no_lnr' is no ablation; did you mean no_lrn?")
     done = run_here("net.ablations", "--seeds", 2, "--output-dir", tmp_path / "a")
     one_line(done, 2, "--seeds must be at least 3; got 2")
+    done = run_here("net.ablations", "--workers", 0, "--output-dir", tmp_path / "a")
+    one_line(done, 2, "--workers must be at least 1; got 0")
     tiny.write_text("seed = 3\n")
     one_line(ablate(tiny, tmp_path / "a"), 2, "--baseline: ", "seed is for net.ablations itself to say")
     tiny.write_text("epoch = 3\n")
@@ -180,6 +239,12 @@ def test_what_cannot_be_done_costs_one_line(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     one_line(ablate(tiny, tmp_path / "file"), 1, "file is a file")
     assert not (tmp_path / "a").exists()
+    for number, content in enumerate((b"", b"5\n", b"\xff\n", b'{"loss": 1}\n', b'{"settings": {}}\n{"seed": 1}\n')):
+        tiny.write_text(TINY)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "results.jsonl").write_bytes(content)
+        one_line(ablate(tiny, folder), 1, "results.jsonl holds no results of net.ablations")
 
 
 @pytest.mark.parametrize(("degrees", "value"), [(1, 12.7062), (2, 4.30265), (4, 2.77645), (9, 2.26216), (29, 2.04523)])

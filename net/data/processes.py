@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.context import ForkServerContext
 
 
 def available_cores() -> int:
@@ -15,29 +16,42 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def context(*modules: str) -> ForkServerContext:
+    """Where processes come from that ignore Ctrl-C, which reaches a whole group: who hands out the work stops it.
+
+    Args:
+        modules: imported once for all of them.
+    """
+    result = multiprocessing.get_context("forkserver")
+    result.set_forkserver_preload(list(modules))
+    with _without_interrupts():
+        forkserver.ensure_running()
+    return result
+
+
 def pool(workers: int, module: str, start: Callable[[], None] | None = None) -> ProcessPoolExecutor:
-    """Processes that ignore Ctrl-C, which reaches a whole group: who hands out the work stops it in order.
+    """Processes that are handed one task after the other, from :func:`context`.
 
     Args:
         workers: processes.
         module: imported once for all of them.
         start: called in each before its first task.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([module])
-    with _without_interrupts():
-        forkserver.ensure_running()
-    return ProcessPoolExecutor(workers, context, _start, (start,))
+    return ProcessPoolExecutor(workers, context(module), _start, (start,))
 
 
 def _start(also: Callable[[], None] | None) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     if also is not None:
         also()
 
 
+def end_with_parent() -> None:
+    """Have this process end when the one that hands out the work is killed; it would work for nobody."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
 def _end_with_parent() -> None:
-    """End this worker when the process that hands out the work is killed; it would wait for work forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
