@@ -6,12 +6,14 @@ A checkpoint is a dictionary of tensors, numbers, strings, lists and dictionarie
 
 import hashlib
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import runs
 from .errors import DataError
 from .files import PARTIAL, atomic_write
 
@@ -73,10 +75,13 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         DataError: no file, a damaged one, or one of another format.
     """
+    if not path.exists():
+        raise DataError(f"checkpoint {path} does not exist")
+    if not zipfile.is_zipfile(path):
+        # PyTorch would explain its formats, at length.
+        raise DataError(f"checkpoint {path} is damaged or none: not a whole file of torch.save")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise DataError(f"checkpoint {path} does not exist") from None
     except Exception as error:
         # Damage shows in many ways while an archive is unpacked.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -104,6 +109,18 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         except DataError as error:
             print(f"{error}; trying the one before")
     return None
+
+
+def of_run(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest intact checkpoint of the run folder ``path``, and its content.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = newest(runs.folder_of(path) / "checkpoints")
+    if found is None:
+        raise DataError(f"{path} holds no intact checkpoint (checkpoints/step_*.pt)")
+    return found
 
 
 def prune(folder: Path, keep: int) -> None:

@@ -552,7 +552,9 @@ class TrainConfig(RecipeConfig):
     resume: str | None = flag(
         None, "go on from a checkpoint, or from the newest intact one (auto)", optional_value="auto", metavar="PATH"
     )
-    init_from: str | None = flag(None, "start from these weights (.safetensors, .onnx or checkpoint)", metavar="PATH")
+    init_from: str | None = flag(
+        None, "start from these weights (run folder, checkpoint, .safetensors or .onnx)", metavar="PATH"
+    )
     new_head: bool = flag(False, "with --init-from: start the last layer anew, for other classes (transfer)")
     freeze: tuple[str, ...] = flag((), "with --init-from: layers that stay as they are, such as conv1", metavar="LAYER")
     checkpoint_every: int = flag(0, "updates between checkpoints besides the one of every epoch", metavar="STEPS")

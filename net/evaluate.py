@@ -9,7 +9,7 @@ from typing import Any
 from . import cli, runs
 from .config import EvaluateConfig
 from .errors import DataError
-from .files import atomic_write
+from .files import atomic_write, check_writable
 from .published import Published, is_ilsvrc, published
 
 DESCRIPTION = (
@@ -87,6 +87,7 @@ def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate as the command line says; returns the exit status."""
     config = cli.resolve(cli.given(EvaluateConfig, "net.evaluate", DESCRIPTION, arguments), EvaluateConfig)
+    check_writable("--output", config.output)
     rows = _evaluate(config)
     width = max(len(row["network"]) for row in rows)
     beside = "  published top-1 / top-5" if any(row["published"] for row in rows) else ""

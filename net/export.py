@@ -5,8 +5,7 @@ from pathlib import Path
 
 from . import cli
 from .config import ExportConfig
-from .errors import DataError
-from .files import atomic_write
+from .files import atomic_write, check_writable
 
 DESCRIPTION = (
     "Write a trained network as ONNX, as a torch.export program or as a package that AOTInductor compiled. It reads "
@@ -18,8 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Export as the command line says; returns the exit status."""
     config = cli.resolve(cli.given(ExportConfig, "net.export", DESCRIPTION, arguments), ExportConfig)
     output = Path(config.output)
-    if not output.parent.is_dir():
-        raise DataError(f"OUTPUT {output}: there is no folder {output.parent}")
+    check_writable("OUTPUT", config.output)
 
     import torch
 

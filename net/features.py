@@ -29,12 +29,24 @@ def class_names(trained: Trained) -> tuple[str, ...]:
     return trained.classes
 
 
+def check_colours(trained: Trained) -> None:
+    """Refuse a network that does not read RGB, which is what all images are opened as.
+
+    Raises:
+        DataError: it reads another number of channels.
+    """
+    channels = trained.network.image_channels
+    if channels != 3:
+        raise DataError(f"{trained.path}: its first layer reads images of {channels} channels and not of 3 (RGB)")
+
+
 def mean_image(trained: Trained, data: ImageData, device: torch.device) -> Tensor:
     """What the network expects to be subtracted: the mean image of its training, or of ``data`` if its file has none.
 
     Raises:
-        DataError: stored images of another size.
+        DataError: stored images of another size, or a network that does not read RGB.
     """
+    check_colours(trained)
     size, stored = trained.network.image_size, f"{data.name} holds {data.size}x{data.size}"
     if trained.mean is None:
         if data.size < size:

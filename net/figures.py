@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from . import cli, runs
 from .config import ActivationsConfig, FiltersConfig, NeighboursConfig, PredictionsConfig, network
 from .errors import DataError, UsageError
+from .files import check_writable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -234,6 +235,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, rest = cli.subcommand("net.figures", DESCRIPTION, summaries, arguments)
     config_type, draw = FIGURES[name]
     config = cli.resolve(cli.given(config_type, f"net.figures {name}", summaries[name], rest), config_type)
+    if config.output is not None:
+        Path(config.output).parent.mkdir(parents=True, exist_ok=True)
+        check_writable("--output", config.output)
     print(f"written to {draw(config)}")
     return 0
 

@@ -3,11 +3,12 @@
 import contextlib
 import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import DataError
+from .errors import DataError, UsageError
 
 #: What a file is called until it is whole.
 PARTIAL = ".partial"
@@ -28,8 +29,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         os.replace(partial, path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            # A failed write does not say of what file.
+        if isinstance(error, OSError) and error.filename in (None, str(partial)):
+            # A failed write does not say of what file, and nobody asked for this one.
             error.filename = str(path)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
@@ -37,6 +38,32 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def check_writable(flag: str, given: str | None) -> None:
+    """Refuse what cannot be written, before hours of work go into it.
+
+    Args:
+        flag: names it in the refusal.
+        given: a file; None is nothing to check.
+
+    Raises:
+        UsageError: it is a folder, or there is no folder for it, or one that may not be written to.
+    """
+    if given is None:
+        return
+    path = Path(given)
+    if path.is_dir():
+        raise UsageError(f"{flag} {path} is a folder; give a file")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"{flag} {path}: there is no folder {path.parent}")
+    # Asked of the file system and not of its rights: a root's are enough everywhere, in /proc too.
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"{flag} {path} cannot be written: {error.strerror}") from None
 
 
 @contextlib.contextmanager

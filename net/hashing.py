@@ -9,7 +9,7 @@ from typing import Any
 from . import cli, runs
 from .config import HashingConfig
 from .errors import DataError
-from .files import atomic_write
+from .files import atomic_write, check_writable
 
 DESCRIPTION = (
     "Section 6.1's proposal: an auto-encoder compresses a network's last hidden features (fc7) to short binary codes, "
@@ -110,12 +110,11 @@ def _hash(config: HashingConfig) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Hash as the command line says; returns the exit status."""
     config = cli.resolve(cli.given(HashingConfig, "net.hashing", DESCRIPTION, arguments), HashingConfig)
+    check_writable("--output", config.output)
     result = _hash(config)
     output = (
         Path(config.output) if config.output is not None else runs.folder_of(Path(result["network"])) / "hashing.json"
     )
-    with atomic_write(output) as file:
-        file.write(json.dumps(result, indent=1).encode())
     speed, size = result["queries_per_s"], result["bytes_per_image"]
     for name in ("autoencoder", "random_hyperplanes", "chance"):
         shares = ", ".join(f"{100 * result[name][f'recall_at_{count}']:.1f} % in {count}" for count in LOOKED_AT)
@@ -125,6 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{speed['hamming']:,.0f} queries/s by Hamming distance, {speed['exact']:,.0f} exact; "
         f"{result['search_ran_on']}"
     )
+    with atomic_write(output) as file:
+        file.write(json.dumps(result, indent=1).encode())
     print(f"written to {output}")
     return 0
 

@@ -10,7 +10,7 @@ from typing import Any
 from . import cli
 from .config import PredictConfig
 from .errors import DataError, UsageError
-from .files import atomic_write
+from .files import atomic_write, check_writable
 
 DESCRIPTION = (
     "The five most probable classes of each image, which is scaled and cropped as the training images were and has the "
@@ -27,7 +27,7 @@ def _predict(config: PredictConfig) -> dict[str, Any]:
     from .data.decode import UnreadableImageError, decode
     from .device import choose, keep_freed_memory, set_precision
     from .evaluation import TOP, probabilities
-    from .features import class_names, features
+    from .features import check_colours, class_names, features
     from .progress import Progress
     from .trained import open_trained
 
@@ -35,6 +35,7 @@ def _predict(config: PredictConfig) -> dict[str, Any]:
     set_precision(config.precision, device)
     keep_freed_memory()
     trained = open_trained(config.checkpoint, device)
+    check_colours(trained)
     if trained.mean is None:
         raise DataError(f"{trained.path} holds no mean image to subtract; give the run folder or a checkpoint")
     stored, size = trained.mean.shape[0], trained.network.image_size
@@ -73,8 +74,7 @@ def _predict(config: PredictConfig) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Predict as the command line says; returns the exit status."""
     config = cli.resolve(cli.given(PredictConfig, "net.predict", DESCRIPTION, arguments), PredictConfig)
-    if config.features is not None and not Path(config.features).absolute().parent.is_dir():
-        raise UsageError(f"--features {config.features}: there is no folder {Path(config.features).parent}")
+    check_writable("--features", config.features)
     # With --json nothing but JSON is printed to stdout.
     with contextlib.redirect_stdout(sys.stderr) if config.json else contextlib.nullcontext():
         result = _predict(config)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import checkpoint, runs, weights
+from . import checkpoint, weights
 from .alexnet import AlexNet
 from .config import AlexNetConfig
 from .errors import DataError, UsageError
@@ -45,10 +45,7 @@ def open_trained(argument: str, device: torch.device) -> Trained:
         raise DataError(f"{argument} does not exist")
     mean = None
     if path.is_dir():
-        found = checkpoint.newest(runs.folder_of(path) / "checkpoints")
-        if found is None:
-            raise DataError(f"{argument} holds no intact checkpoint (checkpoints/step_*.pt)")
-        path, state = found
+        path, state = checkpoint.of_run(path)
         tensors, metadata, mean = state["model"], state["metadata"], state["mean_image"]
     elif path.suffix in (".safetensors", ".onnx"):
         tensors, metadata = weights.read(path)
@@ -68,5 +65,8 @@ def open_trained(argument: str, device: torch.device) -> Trained:
         weights.load_weights(model, tensors)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise DataError(f"{path}: {name} holds weights that are infinite or not a number: its training diverged")
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Trained(path, model.eval(), classes, data_path, None if mean is None else mean.to(device))

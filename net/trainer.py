@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import shlex
 import signal
 import sys
 import time
@@ -479,7 +480,8 @@ class Trainer:
             command = "python"
             if self.config.parallel != "none":
                 command = f"torchrun --standalone --nproc-per-node={self.ranks.ranks}"
-            print(f"{name}: saved update {self.step}; go on with: {command} -m net.train --resume {self.folder}")
+            command += f" -m net.train --resume {shlex.quote(str(self.folder))}"
+            print(f"{name}: saved update {self.step}; go on with: {command}")
             return 128 + self.signal
         parameters = self._whole_parameters()
         if self.ranks.first:
@@ -706,7 +708,7 @@ class Trainer:
             ("weights", self.folder / "model.safetensors"),
             ("metrics", f"{self.folder / 'metrics.csv'} and metrics.jsonl"),
             ("curve", self.folder / "curve.png"),
-            ("next", f"python -m net.evaluate {self.folder}"),
+            ("next", f"python -m net.evaluate {shlex.quote(str(self.folder))}"),
         ):
             print(f"  {name:<11} {value}")
 

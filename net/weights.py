@@ -70,7 +70,8 @@ def _canonical(source: Mapping[str, Tensor], model: AlexNet) -> dict[str, Tensor
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of a ``.safetensors`` or ``.onnx`` file, or the model in a checkpoint of this program.
+    """Tensors and metadata of a ``.safetensors`` or ``.onnx`` file, or the model in a checkpoint of this program or in
+    the newest intact one of a run folder.
 
     Raises:
         DataError: the file is missing, damaged or none of these. UsageError: ONNX, and onnx is not installed.
@@ -89,7 +90,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise DataError(f"weights {path} do not exist") from None
         except (SafetensorError, OSError, ValueError) as error:
             raise DataError(f"weights {path} are damaged: {error}") from None
-    state = checkpoint.load(path)
+    state = checkpoint.of_run(path)[1] if path.is_dir() else checkpoint.load(path)
     return state["model"], state["metadata"]
 
 

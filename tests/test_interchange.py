@@ -419,7 +419,7 @@ def test_what_cannot_be_exported_costs_one_line(tmp_path: Path) -> None:
         ),
         ((path, tmp_path / "n.pt2"), 2, "OUTPUT of --format onnx must end in .onnx"),
         ((path, onnx, "--format", "aoti"), 2, "OUTPUT of --format aoti must end in .pt2"),
-        ((path, tmp_path / "no" / "n.onnx"), 1, "there is no folder"),
+        ((path, tmp_path / "no" / "n.onnx"), 2, "there is no folder"),
     ):
         one_line(run_here("net.export", *arguments), status, says)
     assert not onnx.exists()

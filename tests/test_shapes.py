@@ -94,6 +94,8 @@ def test_what_cannot_be_rendered_costs_one_line(tmp_path: Path) -> None:
     one_line(run_here("net.data.shapes", tmp_path / "new", "--size", 4), 2, "--size must be at least 8; got 4")
     (tmp_path / "empty").mkdir()
     assert run_here("net.data.shapes", tmp_path / "empty", *SMALL).returncode == 0
+    done = run_here("net.data.shapes", tmp_path / "my shapes", *SMALL)
+    assert f"net.train --data-path '{tmp_path}/my shapes' --network" in done.stdout, "as a shell takes it"
 
 
 def test_stopped_it_leaves_nothing(tmp_path: Path) -> None:

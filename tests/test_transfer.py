@@ -47,6 +47,36 @@ def test_frozen_layers_stay_and_the_others_learn(shapes_run: Path, tuned: Path) 
         assert (before[name] - after[name]).abs().max() < 0.02
 
 
+def test_from_a_run_folder(shapes_run: Path, flags: list[object], tuned: Path, tmp_path: Path) -> None:
+    """As from the weights that lie in it."""
+    changed = [shapes_run if item == shapes_run / "model.safetensors" else item for item in flags]
+    done = run_here("net.train", *changed, "--max-steps", 4, "--output-dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    states = [checkpoint.newest(folder / "checkpoints") for folder in (tuned, tmp_path / "run")]
+    first, second = (found[1]["model"] for found in states if found is not None)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    (tmp_path / "empty").mkdir()
+    done = run_here("net.train", "--init-from", tmp_path / "empty", "--output-dir", tmp_path / "other")
+    one_line(done, 1, "empty holds no intact checkpoint")
+
+
+def test_the_sixth_convolution_before_and_after(shapes_run: Path, tmp_path: Path) -> None:
+    """The paper's starred rows, small: sixth_conv learns some classes and goes on with others."""
+    # Narrow dense layers: 4096 wide they would take most of a minute.
+    narrow = 'hidden=[{name="fc6", features=32}, {name="fc7", features=32}]'
+    sizes = ("--image-size", 67, "-b", 8, "--max-steps", 2, "--architecture", narrow)
+    shapes = ("--data-path", shapes_run.parent / "shapes", "--store", tmp_path / "packed")
+    done = run_here("net.train", *shapes, "--network", "sixth_conv", *sizes, "--output-dir", tmp_path / "before")
+    assert done.returncode == 0, done.stderr
+    start = ("--init-from", tmp_path / "before", "--new-head", "--freeze", "conv1", "conv2")
+    other = ("--data-path", "synthetic:40", "--network", "sixth_conv", *sizes, "--output-dir", tmp_path / "fine tuned")
+    done = run_here("net.train", *start, *other)
+    assert done.returncode == 0, done.stderr
+    assert "16 tensors, fc8 anew for 1000 classes" in done.stdout
+    assert f"python -m net.evaluate '{tmp_path}/fine tuned'" in done.stdout, "as a shell takes it"
+    assert run_here("net.evaluate", tmp_path / "fine tuned").returncode == 0
+
+
 def test_frozen_layers_have_no_optimizer_state(tuned: Path) -> None:
     found = checkpoint.newest(tuned / "checkpoints")
     assert found is not None

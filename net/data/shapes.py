@@ -1,6 +1,7 @@
 """Synthetic images to learn from: ``python -m net.data.shapes DIR``; ``--help`` lists the flags."""
 
 import os
+import shlex
 import shutil
 import signal
 import time
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     count = len(SHAPES) * (config.train + config.val)
     seconds = time.monotonic() - began
     print(f"rendered {count:,} synthetic images of {len(SHAPES)} classes into {folder}, {count / seconds:,.0f}/s")
-    print(f"next: python -m net.train --data-path {folder} --network digits --image-size 32")
+    print(f"next: python -m net.train --data-path {shlex.quote(str(folder))} --network digits --image-size 32")
     return 0
 
 
