@@ -99,7 +99,8 @@ def _errors(rows: list[dict[str, Any]], name: str) -> dict[int, float]:
     }
 
 
-def _change(rows: list[dict[str, Any]], name: str) -> Change | None:
+def change_of(rows: list[dict[str, Any]], name: str) -> Change | None:
+    """What the ablation ``name`` changes, over the seeds that it and the whole network have; None of fewer than two."""
     errors, whole = _errors(rows, name), _errors(rows, BASELINE)
     seeds = sorted(errors.keys() & whole.keys())
     return paired([errors[seed] for seed in seeds], [whole[seed] for seed in seeds])
@@ -113,7 +114,7 @@ def _line(rows: list[dict[str, Any]], ablation: Ablation) -> list[str] | None:
     published = [ablation.paper, ablation.program]
     if "not_shown" in mine[-1]:
         return [ablation.title, "", "", "", "", mine[-1]["not_shown"], *published]
-    errors, change = _errors(rows, ablation.name), _change(rows, ablation.name)
+    errors, change = _errors(rows, ablation.name), change_of(rows, ablation.name)
     diverged = sum("diverged" in row for row in mine)
     remark = f"{diverged} diverged" if diverged else ""
     mean = f"{np.mean(list(errors.values())):.2f}" if errors else ""
@@ -156,7 +157,7 @@ def table(path: Path) -> str:
 def picture(path: Path) -> bytes:
     """The changes with their intervals, as a PNG."""
     settings, rows = read(path)
-    changes = [(item.title, change) for item in ABLATIONS if (change := _change(rows, item.name)) is not None]
+    changes = [(item.title, change) for item in ABLATIONS if (change := change_of(rows, item.name)) is not None]
     figure = Figure(figsize=(8, 0.8 + 0.32 * max(1, len(changes))), layout="constrained")
     axes = figure.subplots()
     places: NDArray[np.int64] = np.arange(len(changes))[::-1]

@@ -82,8 +82,9 @@ def side_by_side(
     """
     from .trainer import StopSignal
 
-    # The second is what a training imports at its end.
-    start = processes.context("net.trainer", "net.curve")
+    # The others are what a training imports on its way, seconds each time: PyTorch for an optimizer's first update, the
+    # trainer for the curve at the end.
+    start = processes.context("net.trainer", "torch._dynamo", "net.curve")
     threads = max(1, processes.available_cores() // workers)
     waiting = iter(enumerate(trainings))
     running: dict[Any, tuple[int, ForkServerProcess]] = {}

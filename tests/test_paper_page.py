@@ -1,12 +1,17 @@
 """The page of the paper's claims: its times follow from its record, its figures from what was published."""
 
 import json
+import math
 import re
 
+from net.ablation_report import change_of, read
 from net.ablations import ABLATIONS
+from net.config import VARIANTS, AblationsConfig
 from net.published import PUBLISHED
 from tests.commands import ROOT
 
+SEEDS, NETWORKS = AblationsConfig().seeds, len(ABLATIONS) + 1
+FALL_2011 = 15_000_000 / 1_281_167
 PAGE = (ROOT / "reports" / "paper.md").read_text()
 
 
@@ -21,12 +26,16 @@ def test_modelled_times_follow_from_the_record() -> None:
     for count, written in (
         (1, "**1 h 13 min, modelled**"),
         (5, "5 T = 6 h 6 min, modelled"),
-        (8, "8 T =\n9 h 45 min, modelled"),
-        (4 * (len(ABLATIONS) + 1), f"{4 * (len(ABLATIONS) + 1)} T\n= 3 days 6 h 3 min, modelled"),
+        (2 * SEEDS, f"{2 * SEEDS} T =\n7 h 19 min, modelled"),
+        (SEEDS * NETWORKS, f"{NETWORKS} networks of three seeds, {SEEDS * NETWORKS} T\n= 2 days 10 h 32 min, modelled"),
+        # Ninety epochs of a release of ImageNet are so many of 1,281,167 images, T each.
+        (FALL_2011 + 1, "at least 15 h 30 min, modelled"),
+        (2 * (FALL_2011 + 1) + 5, "at least 37 h 6 min, modelled"),
+        (8_900_000 / 1_281_167, "at least 8 h 28 min, modelled"),
     ):
         assert written in PAGE
         minutes = round(count * seconds / 60)
-        days, hours = divmod(minutes // 60, 24)
+        days, hours = divmod(minutes // 60, 24) if "days" in written else (0, minutes // 60)
         said = re.findall(r"(\d+) (days|h|min)\b", written)
         exact = {"days": days, "h": hours, "min": minutes % 60}
         assert all(int(number) == exact[unit] for number, unit in said), (written, exact)
@@ -42,3 +51,24 @@ def test_errors_are_the_published_ones() -> None:
             if change.startswith("+"):
                 # There the change without the part, here that with it.
                 assert change.replace("+", "-") in PAGE, item.name
+
+
+def test_the_network_s_size() -> None:
+    layers = VARIANTS["paper"].layers()
+    neurons = sum(math.prod(layer.output_shape) for layer in layers if layer.kind != "stage")
+    assert f"{VARIANTS['paper'].parameters:,} parameters, {neurons:,} neurons" in PAGE
+
+
+def test_what_each_part_is_worth_is_the_record_s() -> None:
+    (record,) = (ROOT / "reports" / "data" / "ablations").glob("*.jsonl")
+    settings, rows = read(record)
+    assert (settings["data"], settings["epochs"]) == ("the embedded digits", 6)
+    lines = PAGE[PAGE.index("## What each part") : PAGE.index("## CIFAR-10")].splitlines()
+    for ablation in ABLATIONS:
+        line = next(line for line in lines if line.startswith("|") and f"`{ablation.name}`" in line.split("|")[1])
+        found = change_of(rows, ablation.name)
+        if found is None:
+            assert "not shown by this data" in line
+            continue
+        low, high = found.mean - found.half_width, found.mean + found.half_width
+        assert f"{found.mean:+.2f} ({low:+.2f} to {high:+.2f}), {found.verdict}" in line
