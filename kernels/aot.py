@@ -160,11 +160,11 @@ def _nvidia(compiled: Any) -> dict[str, Any]:
     accesses: collections.Counter[str] = collections.Counter()
     for name in instructions:
         parts = name.split(".")
-        if parts[0] in ("LDG", "STG"):
+        if parts[0] in ("LDG", "LDGSTS", "STG"):
             width = next((int(part) for part in parts if part in ("64", "128")), None)
             if width is None:
                 width = next((int(part[1:]) for part in parts if part in ("U8", "S8", "U16", "S16")), 32)
-            accesses[f"{'load' if parts[0] == 'LDG' else 'store'} {width // 8} bytes"] += 1
+            accesses[f"{'store' if parts[0] == 'STG' else 'load'} {width // 8} bytes"] += 1
     return {
         "registers": numbers["REG"],
         "local_bytes": numbers["LOCAL"] + numbers["STACK"],

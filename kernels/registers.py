@@ -117,7 +117,9 @@ def store_channels(pointer, values, mask, V: tl.constexpr):
 
 
 @triton.jit
-def with_neighbours(values, vector, vectors, V: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr):
+def with_neighbours(
+    values, vector, vectors, V: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, SPARE: tl.constexpr
+):
     """``values`` of a lane's channels with those of its neighbours' last and first channels; zero outside the group.
 
     With ``V`` of 1 they are there already.
@@ -125,16 +127,20 @@ def with_neighbours(values, vector, vectors, V: tl.constexpr, BEFORE: tl.constex
     Args:
         values: a tuple of ``V`` tensors, one for each channel.
         vector: each lane's place among the ``vectors`` lanes of its group.
+        SPARE: the last lane has no work and holds zeros, which stand for what is outside.
     """
     if V == 8:
         lane = tl.arange(0, vector.shape[0])
+        last: tl.constexpr = vector.shape[0] - 1
+        lower = tl.where(vector > 0, lane - 1, last if SPARE else lane)
+        upper = tl.minimum(tl.where(vector < vectors - 1, lane + 1, last if SPARE else lane), last)
         result = values
         for number in tl.static_range(BEFORE):
-            before = tl.gather(values[7 - number], tl.maximum(lane - 1, 0), 0)
-            result = (tl.where(vector > 0, before, 0.0),) + result
+            before = tl.gather(values[7 - number], lower, 0)
+            result = (before if SPARE else tl.where(vector > 0, before, 0.0),) + result
         for number in tl.static_range(AFTER):
-            after = tl.gather(values[number], tl.minimum(lane + 1, vector.shape[0] - 1), 0)
-            result = result + (tl.where(vector < vectors - 1, after, 0.0),)
+            after = tl.gather(values[number], upper, 0)
+            result = result + (after if SPARE else tl.where(vector < vectors - 1, after, 0.0),)
         return result
     else:
         return values
@@ -171,6 +177,28 @@ def window_sums(values, factor, addend, COUNT: tl.constexpr, SIZE: tl.constexpr)
             for other in tl.static_range(1, SIZE):
                 total += values[number + other]
             result = result + (addend + factor * total,)
+    return result
+
+
+@triton.jit
+def sums_of_squares(values, addend, COUNT: tl.constexpr, SIZE: tl.constexpr):
+    """``addend`` and the squares of each of ``COUNT`` windows of ``SIZE`` neighbours."""
+    result = ()
+    if SIZE == 5 and COUNT % 2 == 0:
+        # As above, and a pair of squares with half of the addend is in two such sums.
+        half = 0.5 * addend
+        for number in tl.static_range(0, COUNT, 2):
+            low = values[number + 1] * values[number + 1] + (values[number + 2] * values[number + 2] + half)
+            high = values[number + 3] * values[number + 3] + (values[number + 4] * values[number + 4] + half)
+            common = low + high
+            first = values[number] * values[number] + common
+            result = result + (first, values[number + 5] * values[number + 5] + common)
+    else:
+        for number in tl.static_range(COUNT):
+            total = addend
+            for other in tl.static_range(SIZE):
+                total += values[number + other] * values[number + other]
+            result = result + (total,)
     return result
 
 

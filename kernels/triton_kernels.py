@@ -16,6 +16,7 @@ from .registers import (
     load_channels,
     negative_power,
     store_channels,
+    sums_of_squares,
     window_sums,
     with_neighbours,
 )
@@ -58,8 +59,9 @@ def unit_of_lane(
 @triton.jit
 def inside_image(row, column, rows, columns):
     """Whether pixels lie inside the image; ``row`` is one for all lanes, which the interpreter's masks must not be."""
-    row = column * 0 + row
-    return (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+    # What is negative is larger than any size as an unsigned number.
+    row = (column * 0 + row).to(tl.uint32)
+    return (row < rows.to(tl.uint32)) & (column.to(tl.uint32) < columns.to(tl.uint32))
 
 
 @triton.jit
@@ -78,6 +80,8 @@ def normalized(
     AHEAD: tl.constexpr,
     NORMALIZE: tl.constexpr,
     THREE_QUARTERS: tl.constexpr,
+    FOLD: tl.constexpr,
+    SPARE: tl.constexpr,
 ):
     """Bias, ReLU and normalization of a pixel's channels; ``BEHIND`` and ``AHEAD`` are of the window."""
     BEFORE: tl.constexpr = BEHIND if V == 1 else 0
@@ -85,11 +89,16 @@ def normalized(
     values = activations(values, biases, BEFORE + V + AFTER, BIAS, RELU)
     result = ()
     if NORMALIZE:
-        squares = ()
-        for number in tl.static_range(BEFORE + V + AFTER):
-            squares = squares + (values[number] * values[number],)
-        squares = with_neighbours(squares, position // V, G, V, BEHIND, AHEAD)
-        scales = window_sums(squares, alpha, k, V, BEHIND + AHEAD + 1)
+        if FOLD:
+            # ``k`` is that over ``alpha``: everything comes out too large by one factor.
+            all_values = with_neighbours(values, position // V, G, V, BEHIND, AHEAD, SPARE)
+            scales = sums_of_squares(all_values, k, V, BEHIND + AHEAD + 1)
+        else:
+            squares = ()
+            for number in tl.static_range(BEFORE + V + AFTER):
+                squares = squares + (values[number] * values[number],)
+            squares = with_neighbours(squares, position // V, G, V, BEHIND, AHEAD, SPARE)
+            scales = window_sums(squares, alpha, k, V, BEHIND + AHEAD + 1)
         for number in tl.static_range(V):
             result = result + (values[BEFORE + number] * negative_power(scales[number], beta, THREE_QUARTERS),)
     else:
@@ -120,12 +129,11 @@ def larger_of(
     if KEYS:
         key = value.to(tl.int32, bitcast=True)
         if SAVE:
-            key = (key & -16) | (15 - FIRST - ELEMENT)
+            # A subtraction and a maximum are one instruction.
+            key = (key | 15) - ELEMENT
         if not INSIDE:
-            key = tl.where(inside, key, -(2**31))
-        elif ELEMENT > 0:
-            key = tl.maximum(best, key)
-        return key if INSIDE else tl.maximum(best, key), taken
+            key = tl.where(inside, key, -(2**30))
+        return key if ELEMENT == 0 else tl.maximum(best, key), taken
     elif INSIDE and ELEMENT == 0:
         return value, taken
     else:
@@ -161,8 +169,7 @@ def load_row(
         column = first_column + number * DILATION_COLUMNS
         loaded = loaded + load_channels(
             there + number * DILATION_COLUMNS * pixel_stride, channel_stride, position, group,
-            mask & inside_image(row, column, rows, columns), V, BEFORE, AFTER,
-            V == 1 or not INSIDE, WORDS,
+            mask if INSIDE else mask & inside_image(row, column, rows, columns), V, BEFORE, AFTER, True, WORDS,
         )  # fmt: skip
     return loaded
 
@@ -190,6 +197,8 @@ def row_maxima(
     AHEAD: tl.constexpr,
     NORMALIZE: tl.constexpr,
     THREE_QUARTERS: tl.constexpr,
+    FOLD: tl.constexpr,
+    SPARE: tl.constexpr,
     KEYS: tl.constexpr,
     SAVE: tl.constexpr,
     INSIDE: tl.constexpr,
@@ -205,7 +214,7 @@ def row_maxima(
     taken = ()
     for _ in tl.static_range(V):
         if KEYS:
-            best = best + (tl.full(position.shape, -(2**31), tl.int32),)
+            best = best + (tl.full(position.shape, -(2**30), tl.int32),)
         else:
             best = best + (tl.full(position.shape, -float("inf"), tl.float32),)
         taken = taken + (tl.full(position.shape, FIRST, tl.int32),)
@@ -214,7 +223,7 @@ def row_maxima(
         inside = inside_image(row, column, rows, columns)
         values = normalized(
             floats(loaded, FROM + offset * EACH, EACH, WORDS), biases, position, alpha, beta, k, V, G, BIAS, RELU,
-            BEHIND, AHEAD, NORMALIZE, THREE_QUARTERS,
+            BEHIND, AHEAD, NORMALIZE, THREE_QUARTERS, FOLD, SPARE,
         )  # fmt: skip
         new_best = ()
         new_taken = ()
@@ -252,6 +261,7 @@ def forward_kernel(
     out_pixel_stride,
     out_channel_stride,
     alpha,
+    factor,
     beta,
     k,
     L: tl.constexpr,
@@ -264,6 +274,8 @@ def forward_kernel(
     AHEAD: tl.constexpr,
     NORMALIZE: tl.constexpr,
     THREE_QUARTERS: tl.constexpr,
+    FOLD: tl.constexpr,
+    SPARE: tl.constexpr,
     POOL: tl.constexpr,
     SAVE: tl.constexpr,
     KEYS: tl.constexpr,
@@ -315,22 +327,14 @@ def forward_kernel(
             )  # fmt: skip
             row_best, row_taken = row_maxima(
                 row_loaded, row + number, column, rows, columns, biases, position, alpha, beta, k, 0, EACH,
-                number * KERNEL_COLUMNS, V, G, BIAS, RELU, BEHIND, AHEAD, NORMALIZE, THREE_QUARTERS, KEYS, SAVE,
-                INSIDE, WORDS, KERNEL_COLUMNS, DILATION_COLUMNS,
+                number * KERNEL_COLUMNS, V, G, BIAS, RELU, BEHIND, AHEAD, NORMALIZE, THREE_QUARTERS, FOLD, SPARE, KEYS,
+                SAVE, INSIDE, WORDS, KERNEL_COLUMNS, DILATION_COLUMNS,
             )  # fmt: skip
             carried_best = carried_best + row_best
             carried_taken = carried_taken + row_taken
-    # Each row is loaded a step before it is used: its way from memory is longer than the other warps' arithmetic.
-    loaded = ()
-    last_row = row + (steps - 1) * STRIDE_ROWS
-    if UNROLLED:
-        for number in tl.static_range(CARRIED, KERNEL_ROWS):
-            loaded = loaded + load_row(
-                there + number * DILATION_ROWS * row_stride, row + number * DILATION_ROWS, column, rows, columns,
-                pixel_stride, channel_stride, position, group, mask, V, BEFORE, AFTER, INSIDE, WORDS,
-                KERNEL_COLUMNS, DILATION_COLUMNS,
-            )  # fmt: skip
-    for _ in tl.range(0, steps):
+    # Rows are loaded a step before they are used: their way from memory is longer than the other warps' arithmetic.
+    # In registers they would leave room for fewer warps.
+    for _ in tl.range(0, steps, num_stages=2):
         # The first element that is no padding is the largest of a window of nothing but minus infinity.
         first = tl.maximum((DILATION_ROWS - 1 - row) // DILATION_ROWS, 0) * KERNEL_COLUMNS
         first = first + tl.maximum((DILATION_COLUMNS - 1 - column) // DILATION_COLUMNS, 0)
@@ -339,31 +343,27 @@ def forward_kernel(
         if UNROLLED:
             rows_best = carried_best
             rows_taken = carried_taken
-            next_row = tl.minimum(row + STRIDE_ROWS, last_row)
-            next_there = there + (next_row - row) * row_stride
-            next_loaded = ()
+            loaded = ()
+            for number in tl.static_range(CARRIED, KERNEL_ROWS):
+                loaded = loaded + load_row(
+                    there + number * DILATION_ROWS * row_stride, row + number * DILATION_ROWS, column, rows, columns,
+                    pixel_stride, channel_stride, position, group, mask, V, BEFORE, AFTER, INSIDE, WORDS,
+                    KERNEL_COLUMNS, DILATION_COLUMNS,
+                )  # fmt: skip
             for number in tl.static_range(CARRIED, KERNEL_ROWS):
                 new_best, new_taken = row_maxima(
                     loaded, row + number * DILATION_ROWS, column, rows, columns, biases, position, alpha, beta, k,
                     (number - CARRIED) * KERNEL_COLUMNS * EACH, EACH, number * KERNEL_COLUMNS, V, G, BIAS, RELU, BEHIND,
-                    AHEAD, NORMALIZE, THREE_QUARTERS, KEYS, SAVE, INSIDE, WORDS, KERNEL_COLUMNS,
+                    AHEAD, NORMALIZE, THREE_QUARTERS, FOLD, SPARE, KEYS, SAVE, INSIDE, WORDS, KERNEL_COLUMNS,
                     DILATION_COLUMNS,
                 )  # fmt: skip
                 rows_best = rows_best + new_best
                 rows_taken = rows_taken + new_taken
-                next_loaded = next_loaded + load_row(
-                    next_there + number * DILATION_ROWS * row_stride, next_row + number * DILATION_ROWS, column, rows,
-                    columns, pixel_stride, channel_stride, position, group, mask, V, BEFORE, AFTER, INSIDE, WORDS,
-                    KERNEL_COLUMNS, DILATION_COLUMNS,
-                )  # fmt: skip
-            loaded = next_loaded
             carried_best = ()
             carried_taken = ()
             for number in tl.static_range(CARRIED * V):
                 one_best = rows_best[STRIDE_ROWS * V + number]
                 one_taken = rows_taken[STRIDE_ROWS * V + number]
-                if KEYS and SAVE:
-                    one_best += STRIDE_ROWS * KERNEL_COLUMNS
                 carried_best = carried_best + (one_best,)
                 carried_taken = carried_taken + (one_taken - STRIDE_ROWS * KERNEL_COLUMNS,)
             for index in tl.static_range(V):
@@ -371,7 +371,10 @@ def forward_kernel(
                 element = rows_taken[index]
                 if KEYS:
                     for number in tl.static_range(1, KERNEL_ROWS):
-                        largest = tl.maximum(largest, rows_best[number * V + index])
+                        below = rows_best[number * V + index]
+                        if SAVE:
+                            below -= number * KERNEL_COLUMNS
+                        largest = tl.maximum(largest, below)
                     if SAVE:
                         element = 15 - (largest & 15)
                         largest = largest & -16
@@ -400,7 +403,7 @@ def forward_kernel(
                 )  # fmt: skip
                 values = normalized(
                     floats(values, 0, COUNT, WORDS), biases, position, alpha, beta, k, V, G, BIAS, RELU, BEHIND, AHEAD,
-                    NORMALIZE, THREE_QUARTERS,
+                    NORMALIZE, THREE_QUARTERS, FOLD, SPARE,
                 )  # fmt: skip
                 new_best = ()
                 new_taken = ()
@@ -410,6 +413,12 @@ def forward_kernel(
                     new_taken = new_taken + (tl.where(larger, element, taken[index]),)
                 best = new_best
                 taken = new_taken
+        if FOLD:
+            # Here the factor is taken back.
+            folded = best
+            best = ()
+            for number in tl.static_range(V):
+                best = best + (folded[number] * factor,)
         store_channels(output + place, best, mask, V)
         if SAVE:
             store_channels(offsets + place, taken, mask, V)
@@ -419,21 +428,12 @@ def forward_kernel(
 
 
 @triton.jit
-def window_place(above, out_row, out_column, out_rows, out_columns, out_pixel_stride):
-    """Where a window's values lie, and whether there is such a window; if not, where another's lie."""
-    holds = inside_image(out_row, out_column, out_rows, out_columns)
-    out_row = tl.minimum(tl.maximum(out_row, 0), out_rows - 1)
-    out_column = tl.minimum(tl.maximum(out_column, 0), out_columns - 1)
-    return above + out_row * (out_columns * out_pixel_stride) + out_column * out_pixel_stride, holds
-
-
-@triton.jit
-def load_window_row(
+def load_windows(
     output_gradient,
     output,
     offsets,
-    above,
-    out_row,
+    place,
+    last_row,
     last_column,
     out_rows,
     out_columns,
@@ -445,31 +445,35 @@ def load_window_row(
     V: tl.constexpr,
     BEFORE: tl.constexpr,
     AFTER: tl.constexpr,
-    COUNT: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     POOL: tl.constexpr,
     MASKED: tl.constexpr,
     WORDS: tl.constexpr,
     OFFSET_WORDS: tl.constexpr,
 ):
-    """What is loaded of ``COUNT`` neighbouring windows: gradients, outputs, elements."""
+    """What is loaded of ``ROWS`` by ``COLUMNS`` windows up to the last: gradients, outputs, elements.
+
+    Where there is no such window they are zeros, which add nothing.
+    """
     gradients = ()
     outputs = ()
     elements = ()
-    for number in tl.static_range(COUNT):
-        place, holds = window_place(
-            above, out_row, last_column - (COUNT - 1 - number), out_rows, out_columns, out_pixel_stride
-        )
-        holds = holds & mask
+    for over in tl.static_range(ROWS * COLUMNS):
+        up = ROWS - 1 - over // COLUMNS
+        left = COLUMNS - 1 - over % COLUMNS
+        there = mask & inside_image(last_row - up, last_column - left, out_rows, out_columns)
+        one = place - (up * out_columns + left) * out_pixel_stride
         gradients = gradients + load_channels(
-            output_gradient + place, out_channel_stride, position, group, holds, V, AFTER, BEFORE, V == 1, WORDS
+            output_gradient + one, out_channel_stride, position, group, there, V, AFTER, BEFORE, True, WORDS
         )
         if POOL:
             elements = elements + load_channels(
-                offsets + place, out_channel_stride, position, group, holds, V, AFTER, BEFORE, V == 1, OFFSET_WORDS
+                offsets + one, out_channel_stride, position, group, there, V, AFTER, BEFORE, True, OFFSET_WORDS
             )
         if MASKED:
             outputs = outputs + load_channels(
-                output + place, out_channel_stride, position, group, holds, V, AFTER, BEFORE, V == 1, WORDS
+                output + one, out_channel_stride, position, group, there, V, AFTER, BEFORE, True, WORDS
             )
     return gradients, outputs, elements
 
@@ -492,13 +496,13 @@ def load_tile(
     TILE_COLUMNS: tl.constexpr,
     WORDS: tl.constexpr,
 ):
-    """What is loaded of a tile's pixels, zero where they lie outside the image."""
+    """What is loaded of a tile's pixels, the first of which is ``there``; zero where they lie outside the image."""
     loaded = ()
     for tile in tl.static_range(TILE_ROWS * TILE_COLUMNS):
-        row = first_row + tile // TILE_COLUMNS
-        column = first_column + tile % TILE_COLUMNS
-        inside = mask & inside_image(row, column, rows, columns)
-        place = row * (columns * pixel_stride) + column * pixel_stride
+        inside = mask & inside_image(
+            first_row + tile // TILE_COLUMNS, first_column + tile % TILE_COLUMNS, rows, columns
+        )
+        place = (tile // TILE_COLUMNS * columns + tile % TILE_COLUMNS) * pixel_stride
         loaded = loaded + load_channels(
             there + place, channel_stride, position, group, inside, V, HALO, HALO, True, WORDS
         )
@@ -507,18 +511,17 @@ def load_tile(
 
 @triton.jit
 def with_window(
-    db, gradients, outputs, elements, holds, element, COUNT: tl.constexpr, POOL: tl.constexpr, MASKED: tl.constexpr
+    db, gradients, outputs, elements, element, COUNT: tl.constexpr, POOL: tl.constexpr, MASKED: tl.constexpr
 ):
-    """``db`` of a pixel, with the gradients of a window where it holds the pixel as its ``element`` and took it."""
+    """``db`` of a pixel, with the gradients of a window that holds it as its ``element``, where that was taken."""
     added = ()
     for number in tl.static_range(COUNT):
-        held = holds
-        if POOL:
-            held = held & (elements[number] == element)
         part = gradients[number]
+        if POOL:
+            part = tl.where(elements[number] == element, part, 0.0)
         if MASKED:
             part = tl.where(outputs[number] <= 0, 0.0, part)
-        added = added + (db[number] + tl.where(held, part, 0.0),)
+        added = added + (db[number] + part,)
     return added
 
 
@@ -528,7 +531,6 @@ def with_tile_window(
     gradients,
     outputs,
     elements,
-    holds,
     OVER: tl.constexpr,
     DOWN: tl.constexpr,
     RIGHT: tl.constexpr,
@@ -561,8 +563,8 @@ def with_tile_window(
         if POOL:
             taken = integers(elements, OVER * OFFSET_EACH, COUNT, OFFSET_WORDS)
         return with_window(
-            db, parts, masks, taken, holds,
-            DOWN // DILATION_ROWS * KERNEL_COLUMNS + RIGHT // DILATION_COLUMNS, COUNT, POOL, MASKED,
+            db, parts, masks, taken, DOWN // DILATION_ROWS * KERNEL_COLUMNS + RIGHT // DILATION_COLUMNS, COUNT, POOL,
+            MASKED,
         )  # fmt: skip
 
 
@@ -588,9 +590,9 @@ def backward_kernel(
     channels,
     group,
     image_stride,
+    image_shift,
     pixel_stride,
     channel_stride,
-    gradient_image_stride,
     out_image_stride,
     out_pixel_stride,
     out_channel_stride,
@@ -611,9 +613,11 @@ def backward_kernel(
     AHEAD: tl.constexpr,
     NORMALIZE: tl.constexpr,
     THREE_QUARTERS: tl.constexpr,
+    SPARE: tl.constexpr,
     POOL: tl.constexpr,
     MASKED: tl.constexpr,
     SUM: tl.constexpr,
+    SHIFTED: tl.constexpr,
     WORDS: tl.constexpr,
     OFFSET_WORDS: tl.constexpr,
     KERNEL_ROWS: tl.constexpr,
@@ -634,8 +638,6 @@ def backward_kernel(
     first_column = (strip % tile_columns).to(tl.int32) * TILE_COLUMNS
     first_tile = segment * segment_rows
     steps = tl.minimum(segment_rows, tile_rows - first_tile)
-    above = image * out_image_stride + channel.to(tl.int64) * out_channel_stride
-    own = channel.to(tl.int64) * channel_stride
     # Whatever Triton takes them for, from here on they are 64 bits wide.
     pixel_stride = tl.zeros((), tl.int64) + pixel_stride
     out_pixel_stride = tl.zeros((), tl.int64) + out_pixel_stride
@@ -645,7 +647,6 @@ def backward_kernel(
     COUNT: tl.constexpr = AFTER + V + BEFORE
     HALO: tl.constexpr = BEFORE + AFTER
     PIXELS: tl.constexpr = TILE_ROWS * TILE_COLUMNS
-    zero = tl.zeros([L], tl.float32)
     EACH: tl.constexpr = WORDS if WORDS > 0 else HALO + V + HALO
     biases = ()
     if BIAS and NORMALIZE:
@@ -653,47 +654,46 @@ def backward_kernel(
         biases = floats(biases, 0, HALO + V + HALO, 0)
     totals = ()
     for _ in tl.static_range(V):
-        totals = totals + (zero,)
-    # The input is loaded a step before it is used: its way from memory is longer than the other warps' arithmetic.
+        totals = totals + (tl.zeros([L], tl.float32),)
     first_row = first_tile * TILE_ROWS
     out_row = first_row // STRIDE_ROWS
     out_column = first_column // STRIDE_COLUMNS
-    loaded = ()
-    if NORMALIZE:
-        loaded = load_tile(
-            input + image * image_stride + own, first_row - PADDING_ROWS, first_column - PADDING_COLUMNS, rows, columns,
-            pixel_stride, channel_stride, position, group, mask, V, HALO, TILE_ROWS, TILE_COLUMNS, WORDS,
-        )  # fmt: skip
-    for _ in tl.range(0, steps):
+    place = (first_row - PADDING_ROWS) * columns.to(tl.int64) + first_column - PADDING_COLUMNS
+    there = image * image_stride + place * pixel_stride + channel.to(tl.int64) * channel_stride
+    if SHIFTED:
+        input += image * image_shift
+    above = image * out_image_stride + (out_row * out_columns.to(tl.int64) + out_column) * out_pixel_stride
+    above += channel.to(tl.int64) * out_channel_stride
+    # Loads are made a step before they are used: their way from memory is longer than the other warps' arithmetic.
+    for _ in tl.range(0, steps, num_stages=2):
+        loaded = ()
+        if NORMALIZE:
+            loaded = load_tile(
+                input + there, first_row - PADDING_ROWS, first_column - PADDING_COLUMNS, rows, columns, pixel_stride,
+                channel_stride, position, group, mask, V, HALO, TILE_ROWS, TILE_COLUMNS, WORDS,
+            )  # fmt: skip
         gradients = ()
         outputs = ()
         elements = ()
         if TILED:
-            for over in tl.static_range(OVER_ROWS):
-                row_gradients, row_outputs, row_elements = load_window_row(
-                    output_gradient, output, offsets, above, out_row - (OVER_ROWS - 1 - over), out_column, out_rows,
-                    out_columns, out_pixel_stride, out_channel_stride, position, group, mask, V, BEFORE, AFTER,
-                    OVER_COLUMNS, POOL, MASKED, WORDS, OFFSET_WORDS,
-                )  # fmt: skip
-                gradients = gradients + row_gradients
-                outputs = outputs + row_outputs
-                elements = elements + row_elements
+            gradients, outputs, elements = load_windows(
+                output_gradient, output, offsets, above, out_row, out_column, out_rows, out_columns, out_pixel_stride,
+                out_channel_stride, position, group, mask, V, BEFORE, AFTER, OVER_ROWS, OVER_COLUMNS, POOL, MASKED,
+                WORDS, OFFSET_WORDS,
+            )  # fmt: skip
         for tile in tl.static_range(PIXELS):
             row = first_row + tile // TILE_COLUMNS - PADDING_ROWS
             column = first_column + tile % TILE_COLUMNS - PADDING_COLUMNS
-            there = mask & inside_image(row, column, rows, columns)
+            inside = mask & inside_image(row, column, rows, columns)
             # Minus zero is what a compiler may leave out of a sum.
             db = ()
             for _ in tl.static_range(COUNT):
-                db = db + (-zero,)
+                db = db + (tl.full([L], -0.0, tl.float32),)
             # From the last window to the first an element's gradients would be added in the other order than PyTorch's.
             if TILED:
                 for over in tl.static_range(OVER_ROWS * OVER_COLUMNS):
-                    window_row = out_row - (OVER_ROWS - 1 - over // OVER_COLUMNS)
-                    window_column = out_column - (OVER_COLUMNS - 1 - over % OVER_COLUMNS)
-                    holds = mask & inside_image(window_row, window_column, out_rows, out_columns)
                     db = with_tile_window(
-                        db, gradients, outputs, elements, holds, over,
+                        db, gradients, outputs, elements, over,
                         (OVER_ROWS - 1 - over // OVER_COLUMNS) * STRIDE_ROWS + tile // TILE_COLUMNS,
                         (OVER_COLUMNS - 1 - over % OVER_COLUMNS) * STRIDE_COLUMNS + tile % TILE_COLUMNS, COUNT, POOL,
                         MASKED, WORDS, OFFSET_WORDS, KERNEL_ROWS, KERNEL_COLUMNS, DILATION_ROWS, DILATION_COLUMNS,
@@ -704,38 +704,34 @@ def backward_kernel(
                     window_column = out_column - (OVER_COLUMNS - 1 - over % OVER_COLUMNS)
                     down = first_row - window_row * STRIDE_ROWS
                     right = first_column - window_column * STRIDE_COLUMNS
-                    place, one_holds = window_place(
-                        above, window_row, window_column, out_rows, out_columns, out_pixel_stride
-                    )
-                    one_holds = (
-                        one_holds
-                        & mask
-                        & (right * 0 + down % DILATION_ROWS == 0)
-                        & (right * 0 + down < KERNEL_ROWS * DILATION_ROWS)
-                    )
+                    one = above - (out_row - window_row) * out_columns * out_pixel_stride
+                    one = one - (out_column - window_column) * out_pixel_stride
+                    one_holds = mask & inside_image(window_row, window_column, out_rows, out_columns)
+                    one_holds = one_holds & (right * 0 + down % DILATION_ROWS == 0)
+                    one_holds = one_holds & (right * 0 + down < KERNEL_ROWS * DILATION_ROWS)
                     one_holds = one_holds & (right % DILATION_COLUMNS == 0)
                     one_holds = one_holds & (right < KERNEL_COLUMNS * DILATION_COLUMNS)
                     one_gradients = load_channels(
-                        output_gradient + place, out_channel_stride, position, group, one_holds, V, AFTER, BEFORE, True,
+                        output_gradient + one, out_channel_stride, position, group, one_holds, V, AFTER, BEFORE, True,
                         WORDS,
                     )  # fmt: skip
                     one_gradients = floats(one_gradients, 0, COUNT, WORDS)
                     one_elements = ()
                     if POOL:
                         one_elements = load_channels(
-                            offsets + place, out_channel_stride, position, group, one_holds, V, AFTER, BEFORE, True,
+                            offsets + one, out_channel_stride, position, group, one_holds, V, AFTER, BEFORE, True,
                             OFFSET_WORDS,
                         )  # fmt: skip
                         one_elements = integers(one_elements, 0, COUNT, OFFSET_WORDS)
                     one_outputs = ()
                     if MASKED:
                         one_outputs = load_channels(
-                            output + place, out_channel_stride, position, group, one_holds, V, AFTER, BEFORE, True,
+                            output + one, out_channel_stride, position, group, one_holds, V, AFTER, BEFORE, True,
                             WORDS,
                         )  # fmt: skip
                         one_outputs = floats(one_outputs, 0, COUNT, WORDS)
                     db = with_window(
-                        db, one_gradients, one_outputs, one_elements, one_holds,
+                        db, one_gradients, one_outputs, one_elements,
                         down // DILATION_ROWS * KERNEL_COLUMNS + right // DILATION_COLUMNS, COUNT, POOL, MASKED,
                     )  # fmt: skip
             result = ()
@@ -745,7 +741,7 @@ def backward_kernel(
                 squares = ()
                 for number in tl.static_range(HALO + V + HALO):
                     squares = squares + (a[number] * a[number],)
-                squares = with_neighbours(squares, position // V, G, V, BEHIND, AHEAD)
+                squares = with_neighbours(squares, position // V, G, V, BEHIND, AHEAD, SPARE)
                 scales = window_sums(squares, alpha, k, COUNT, BEHIND + AHEAD + 1)
                 direct = ()
                 shares = ()
@@ -759,19 +755,19 @@ def backward_kernel(
                         value = value * negative_power(scales[number], beta, False)
                         shares = shares + (value * (a[BEFORE + number] / scales[number]),)
                     direct = direct + (value,)
-                shares = with_neighbours(shares, position // V, G, V, AHEAD, BEHIND)
-                sums_of_shares = window_sums(shares, 1.0, 0.0, V, BEHIND + AHEAD + 1)
+                shares = with_neighbours(shares, position // V, G, V, AHEAD, BEHIND, SPARE)
+                sums_of_shares = window_sums(shares, factor, 0.0, V, BEHIND + AHEAD + 1)
                 for number in tl.static_range(V):
                     activation = a[HALO + number]
-                    value = direct[AFTER + number] - factor * activation * sums_of_shares[number]
+                    value = direct[AFTER + number] - activation * sums_of_shares[number]
                     if RELU:
                         value = tl.where(activation <= 0, 0.0, value)
                     result = result + (value,)
             else:
                 for number in tl.static_range(V):
                     result = result + (db[number],)
-            place = image * gradient_image_stride + row * (columns * pixel_stride) + column * pixel_stride + own
-            store_channels(gradient + place, result, there, V)
+            further = (tile // TILE_COLUMNS * columns + tile % TILE_COLUMNS) * pixel_stride
+            store_channels(gradient + there + further, result, inside, V)
             if SUM:
                 # Outside the image, and in lanes without work, there is no gradient and the input is zero: so is this.
                 new_totals = ()
@@ -779,13 +775,10 @@ def backward_kernel(
                     new_totals = new_totals + (totals[number] + result[number],)
                 totals = new_totals
         first_row += TILE_ROWS
-        out_row = first_row // STRIDE_ROWS
-        if NORMALIZE:
-            more = mask & (first_column * 0 + first_row < (first_tile + steps) * TILE_ROWS)
-            loaded = load_tile(
-                input + image * image_stride + own, first_row - PADDING_ROWS, first_column - PADDING_COLUMNS, rows,
-                columns, pixel_stride, channel_stride, position, group, more, V, HALO, TILE_ROWS, TILE_COLUMNS, WORDS,
-            )  # fmt: skip
+        there += TILE_ROWS * columns * pixel_stride
+        next_row = first_row // STRIDE_ROWS
+        above += (next_row - out_row) * out_columns * out_pixel_stride
+        out_row = next_row
     if SUM:
         # The units of a program, in order; each program has a column of its own for its channels.
         lane = tl.arange(0, L)

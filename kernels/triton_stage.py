@@ -11,11 +11,14 @@ channels in no multiples of eight, a lane holds one channel.
 Forward keeps the maxima of the rows that neighbouring windows share. In half types behind a normalization the four
 lowest bits of a value give way to the number of its element, so that one comparison finds both: of values that agree in
 twenty bits, far finer than the half types' 8 or 11, the first is the largest. Everywhere else the float32 values are
-compared as they are.
+compared as they are. Where pooling follows, alpha is taken out of the power and multiplied in behind the maximum.
 
 Backward asks for each input pixel which of the windows over it took it, so that nothing is added atomically and every
 gradient has the same bits in every run, at any batch size. The bias's gradient is summed over the pixels of each
 program, and the programs' sums in their order.
+
+What a step of the walk reads is loaded during the step before it, into shared memory: Triton's pipelining of a loop of
+two stages, where the elements are four bytes or come in vectors.
 
 float32, float16 and bfloat16; float64 runs :mod:`kernels.reference`, which is exact where a GPU's roots are not.
 """
@@ -40,11 +43,14 @@ LANES = 64 if torch.version.hip else 32
 VECTOR = 8
 #: Rows of windows, or of tiles, that a program walks down, more or less. It must not depend on the batch's size: the
 #: first row of a segment is computed by other instructions than the rest, which may round otherwise.
-SEGMENT_ROWS = 8
+SEGMENT_ROWS = 6
 #: Fused multiply-adds are more exact than two roundings; Triton's default for them changes with its versions.
 OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
 #: Elements of a window, and windows over a pixel, that are written out; more are walked by a loop.
 UNROLLED = 9
+#: Up to this ratio of ``k`` to ``alpha``, or its inverse, what is taken out of a power leaves the smallest activations
+#: that are right at all (1e-30) above the smallest normal float32.
+FOLDED = 1e8
 #: Pixels of a tile, backward.
 TILE = 4
 
@@ -194,6 +200,11 @@ def forward_launch(
         for axis in (2, 3)
     )
     arguments, constants = _common(normalization, pooling, bias, relu)
+    # (k + alpha * sum) ** -beta is (k / alpha + sum) ** -beta times a constant, which can wait until after the pooling.
+    alpha, k = arguments["alpha"], arguments["k"]
+    fold = bool(normalization and pooling) and alpha > 0 and 1 / FOLDED <= k / alpha <= FOLDED
+    if fold:
+        arguments["k"] = k / alpha
     image_stride, pixel_stride, channel_stride = _strides(source)
     out_image_stride, out_pixel_stride, out_channel_stride = _strides(target)
     grid, more = _grid(count * out_columns, out_rows, channels, vector, normalization, channel_stride, constants)
@@ -218,6 +229,7 @@ def forward_launch(
             "out_image_stride": out_image_stride,
             "out_pixel_stride": out_pixel_stride,
             "out_channel_stride": out_channel_stride,
+            "factor": alpha ** -arguments["beta"] if fold else 1.0,
             **arguments,
         },
         {
@@ -232,6 +244,7 @@ def forward_launch(
             # Rows that a window has in common with the one below it, whose maxima are kept.
             "CARRIED": overlap if unrolled and pool.dilation[0] == 1 and 0 < overlap <= 2 else 0,
             "UNROLLED": unrolled,
+            "FOLD": fold,
         },
     )
 
@@ -250,7 +263,7 @@ def _grid(
     units = LANES // lanes
     blocks, channel_blocks = -(-strips // units), -(-channels // (lanes * vector))
     segments, each = _segments(rows)
-    constants.update({"L": LANES, "G": lanes, "UNITS": units, "V": vector})
+    constants.update({"L": LANES, "G": lanes, "UNITS": units, "V": vector, "SPARE": lanes * units < LANES})
     return (blocks * segments * channel_blocks,), {
         "strips": strips,
         "segments": segments,
@@ -370,10 +383,10 @@ def backward_launch(
             "out_columns": above[0].shape[3],
             "channels": channels,
             "group": channels // norm.groups,
-            "image_stride": image_stride,
+            "image_stride": target.stride(0),
+            "image_shift": image_stride - target.stride(0),
             "pixel_stride": pixel_stride,
             "channel_stride": channel_stride,
-            "gradient_image_stride": target.stride(0),
             "out_image_stride": out_image_stride,
             "out_pixel_stride": out_pixel_stride,
             "out_channel_stride": out_channel_stride,
@@ -388,6 +401,7 @@ def backward_launch(
             "POOL": offsets is not None,
             "MASKED": output is not None,
             "SUM": bias_wanted,
+            "SHIFTED": image_stride != target.stride(0),
             "WORDS": _words(vector, source, *(tensor for tensor in above if tensor.dtype == source.dtype)),
             "OFFSET_WORDS": 0 if offsets is None else _words(vector, above[1]),
             "OVER_ROWS": over[0],

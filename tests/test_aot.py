@@ -33,10 +33,13 @@ def test_machine_code_of_the_paper_s_stage(tmp_path: Path) -> None:
     for target in targets:
         for mode in ("forward", "inference", "backward"):
             row = rows[target, mode]
-            assert row["local_bytes"] == row["local_accesses"] == row["shared_bytes"] == 0, row
-            assert row["registers"] <= 184, "eleven warps on a multiprocessor"
+            # With Triton 3.6 the assembler of sm_80 prefers eight bytes of local memory to more registers.
+            assert row["local_bytes"] <= (8 if (target, mode) == ("sm_80", "backward") else 0), row
+            # What is loaded ahead waits in shared memory, once: six pixels, or four and four windows.
+            assert row["shared_bytes"] == 32 * (4 * 16 + 4 * (16 + 8) if mode == "backward" else 6 * 16)
+            assert row["registers"] <= (168 if mode == "backward" else 80), "12 and 24 warps on a multiprocessor"
             assert row["elements_a_step"] == (32 if mode == "backward" else 8)
-        # The row above the segment, the first two rows and the next two, three pixels each; the bias has 32 bytes.
+        # Three pixels of the row above the segment, of the next two before the loop and in it; the bias has 32 bytes.
         assert rows[target, "forward"]["accesses"] == {
             "load 16 bytes": 5 * 3 + 2,
             "store 16 bytes": 1,
@@ -44,16 +47,16 @@ def test_machine_code_of_the_paper_s_stage(tmp_path: Path) -> None:
         }
         del rows[target, "forward"]["accesses"]["store 8 bytes"]
         assert rows[target, "inference"]["accesses"] == rows[target, "forward"]["accesses"], "no offsets"
-        # Four windows' gradients, the first tile's pixels and the next one's, the bias; offsets; the bias's sums.
+        # Four windows' gradients and four pixels before the loop and in it, the bias; offsets; the bias's sums.
         assert rows[target, "backward"]["accesses"] == {
-            "load 16 bytes": 4 + 2 * 4 + 2,
-            "load 8 bytes": 4,
+            "load 16 bytes": 2 * (4 + 4) + 2,
+            "load 8 bytes": 2 * 4,
             "store 16 bytes": 4,
             "store 4 bytes": 8,
         }
         # Instructions for each element: today's number and a tenth.
-        assert 0 < rows[target, "forward"]["loop_instructions"] / 8 < 110
-        assert 0 < rows[target, "backward"]["loop_instructions"] / 32 < 45
+        assert 0 < rows[target, "forward"]["loop_instructions"] / 8 < 106
+        assert 0 < rows[target, "backward"]["loop_instructions"] / 32 < 41
     forward = rows["sm_90", "forward"]
     assert forward["shape"] == [128, 128, 27, 27]
     # Input, output and a byte for each window, once.

@@ -145,10 +145,20 @@ def test_every_window(pooling: Pooling, format: torch.memory_format, channels: i
         assert ours[1].stride() == input.stride()
 
 
+@pytest.mark.parametrize(
+    ("channels", "groups", "pooling"),
+    [(16, 1, PAPER_POOL), (48, 2, PAPER_POOL), (16, 2, Pooling((3, 3), (2, 2), (1, 1), (1, 1), True))],
+    ids=["whole", "a lane without work", "rows outside"],
+)
 @pytest.mark.parametrize("dtype", HALF, ids=str)
-def test_half_types_take_the_maximum_before_rounding(dtype: torch.dtype) -> None:
-    input, bias = inputs((2, 16, 9, 9), dtype, torch.channels_last)
-    parts = (True, WINDOW, PAPER_POOL)
+def test_half_types_take_the_maximum_before_rounding(
+    dtype: torch.dtype, channels: int, groups: int, pooling: Pooling
+) -> None:
+    """Three lanes for a group leave the last lane without work; of the last windows two rows lie outside."""
+    input, bias = inputs((2, channels, 8 if pooling.ceil_mode else 9, 9), dtype, torch.channels_last)
+    with torch.no_grad():
+        bias += 3
+    parts = (True, WINDOW._replace(groups=groups), pooling)
     ours = results(chain(*parts), input, bias)
     assert [tensor.dtype for tensor in ours] == [dtype] * 3
     close(ours, exact(parts, input, bias), dtype)
@@ -192,9 +202,11 @@ def test_float32_at_any_scale(scale: float) -> None:
     output = kernels.local_response_norm(input, 5, 5e-4, 0.75, 2.0)
     theirs = formula(input.double().cpu(), 5, 5e-4, 0.75, 2.0, 1)
     assert_within(output.cpu(), theirs, theirs, TOLERANCES[torch.float32].forward)
-    pooled = kernels.relu_lrn_max_pool2d(input, 5, 5e-4, 0.75, 2.0)
-    largest = torch.nn.functional.max_pool2d(theirs, 3, 2)
-    assert_within(pooled.cpu(), largest, largest, TOLERANCES[torch.float32].forward)
+    # With pooling behind it alpha is taken out of the power where it is neither zero nor too small.
+    for alpha in (5e-4, 1e-12, 0.0):
+        pooled = kernels.relu_lrn_max_pool2d(input, 5, alpha, 0.75, 2.0)
+        largest = torch.nn.functional.max_pool2d(formula(input.double().cpu(), 5, alpha, 0.75, 2.0, 1), 3, 2)
+        assert_within(pooled.cpu(), largest, largest, TOLERANCES[torch.float32].forward)
 
 
 def test_float16_squares_do_not_overflow() -> None:
