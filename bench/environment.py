@@ -1,6 +1,7 @@
 """Where a figure was measured: machine, versions, commit."""
 
 import datetime
+import hashlib
 import os
 import platform
 import subprocess
@@ -39,6 +40,12 @@ def _driver() -> str:
         return ""
 
 
+def _kernels_code() -> str:
+    """What tells the Triton kernels of one state of the code from those of another."""
+    code = b"".join(path.read_bytes() for path in sorted((ROOT / "kernels").glob("triton_*.py")))
+    return hashlib.sha256(code + (ROOT / "kernels" / "registers.py").read_bytes()).hexdigest()[:10]
+
+
 def describe() -> dict[str, str | int | bool]:
     """The columns that every row of a record carries."""
     now = datetime.datetime.now(datetime.UTC)
@@ -54,6 +61,7 @@ def describe() -> dict[str, str | int | bool]:
         "torch": torch.__version__,
         "triton": triton.__version__,
         "numpy": np.__version__,
+        "kernels_code": _kernels_code(),
         "commit": commit or copied.removesuffix("-dirty"),
         # What is measured is code: a record or a table that is not committed yet does not count.
         "dirty": bool(_git("status", "--porcelain", "--", "kernels", "net", "bench")) or copied.endswith("-dirty"),

@@ -24,6 +24,8 @@ IMPLEMENTATIONS = ("aten", "compiled", "cudnn", "reference", "compiled reference
 #: Rows of the suite ``layers`` that are not layers.
 NOT_LAYERS = ("input preparation", "optimizer", "sum of layers", "whole step")
 MODELLED = "modelled: "
+#: The implementation's name where only an earlier state of the kernel was measured.
+CHANGED = "triton, changed since"
 
 
 class Machine(NamedTuple):
@@ -150,7 +152,8 @@ def _rival(row: Row) -> str | None:
 def measured(rows: Sequence[Row]) -> list[Row]:
     """The newest row of each thing, with ratios and modelled figures as columns, and its :class:`Machine`.
 
-    What is modelled and not measured gets a row of its own among those of the GPU it was modelled for.
+    A model's figure stands beside what was measured of the same kernels. What is modelled and not measured gets a row
+    of its own among those of the GPU it was modelled for; so does a kernel that has changed since it was measured.
     """
     rivals: dict[tuple[Any, ...], float] = {}
     for row in newest(rows, "record"):
@@ -158,7 +161,8 @@ def measured(rows: Sequence[Row]) -> list[Row]:
         if name is not None and "median_us" in row:
             key = (name, row["record"], machine_of(row), values(row, TASK))
             rivals[key] = min(row["median_us"], rivals.get(key, math.inf))
-    models = {(values(row, KEYS), row["machine"]): row for row in rows if "modelled_us" in row}
+    models = [row for row in rows if "modelled_us" in row]
+    latest = {(values(row, KEYS), row["machine"]): row for row in models}
     shown = [row for row in rows if row["suite"] and row["suite"] != "model"]
     machines = {row["machine"]: machine_of(row) for row in shown}
     result = []
@@ -172,18 +176,18 @@ def measured(rows: Sequence[Row]) -> list[Row]:
                 if time is not None:
                     row[name] = time / row["median_us"]
         result.append(row)
-    for model in models.values():
+    for model in models:
         gpu = model["machine"].removeprefix(MODELLED)
         pairs = [row for row in result if row["machine"] == gpu and _models(model, row)]
-        for row in pairs:
+        same = [row for row in pairs if row.get("kernels_code") == model.get("kernels_code")]
+        for row in same:
             row.update(modelled_us=model["modelled_us"], model=model)
             if "median_us" in row:
                 row["model_error_percent"] = 100 * (model["modelled_us"] / row["median_us"] - 1)
-        if not pairs:
+        if not same and model is latest[values(model, KEYS), model["machine"]]:
             on = machines.get(gpu, Machine(model["machine"], None, None))
-            result.append(
-                {**model, "suite": "kernels", "implementation": model.get("implementation", "triton"), "on": on}
-            )
+            name = CHANGED if pairs else model.get("implementation", "triton")
+            result.append({**model, "suite": "kernels", "implementation": name, "on": on})
     return result
 
 
@@ -306,7 +310,8 @@ def overview(rows: Sequence[Row]) -> list[Table]:
             row = fastest(its) or next((row for row in its if "status" in row), {})
             line.append(_cell(row, BY_KEY["median_us"], scale))
         for column in extra:
-            line.append(_cell(next((row for row in group if column.key in row), {}), column, scale))
+            # Of a kernel that has changed the row comes last.
+            line.append(_cell(([{}] + [row for row in group if column.key in row])[-1], column, scale))
         cells.append(line)
     titles = [(name, False) for name in ("case", "mode", "shape", "dtype")]
     titles += [(f"{name} {unit}", True) for name in (*names, *(column.title for column in extra))]

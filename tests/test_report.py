@@ -217,6 +217,14 @@ def test_modelled_figures_have_a_column_of_their_own(tmp_path: Path) -> None:
     assert cells(text, "aten", "forward")["modelled us"] == "-"
     alone = cells(text, "stage2", "forward")
     assert (alone["median us"], alone["modelled us"], alone["model's error %"]) == ("not measured", "29.00", "-")
+    # Kernels that have changed since they were measured are another row; those measured keep their own model's figure.
+    model = {**GPU, "machine": "modelled: NVIDIA H200", "suite": "model", "memory_format": "channels_last"}
+    changed = row("stage1", machine=model, mode="forward", dtype="bfloat16", modelled_us=30.0, kernels_code="new")
+    write(tmp_path, "a.jsonl", [*everything(), changed])
+    text = everything_measured(texts(tmp_path)["kernels.md"])
+    before, after = (cells(text, name, "forward", "stage1") for name in ("triton", "triton, changed since"))
+    assert (before["modelled us"], before["model's error %"]) == ("50.60", "+10")
+    assert (after["median us"], after["modelled us"], after["model's error %"]) == ("not measured", "30.00", "-")
     # What is modelled for a GPU that nothing was measured on is not lost, and no ratio comes of it.
     write(tmp_path, "a.jsonl", [row("stage1", suite="model", machine={"machine": "modelled: A100"}, modelled_us=9.0)])
     text = texts(tmp_path)["kernels.md"]
