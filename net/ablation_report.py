@@ -18,7 +18,7 @@ from tabulate import tabulate
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
-from .ablations import ABLATIONS, BASELINE, Ablation
+from .ablation_cases import ABLATIONS, BASELINE, Ablation
 from .errors import DataError
 from .files import atomic_write
 

@@ -28,7 +28,6 @@ from .config import VARIANTS, AlexNetConfig, ConvolutionConfig, DenseConfig, Ope
 from .device import has_cpp_compiler
 from .errors import DataError, UsageError
 from .fields import from_table
-from .weights import from_bgr
 
 INPUT, OUTPUT = "images", "logits"
 #: The first one whose Split and MaxPool are what is needed here; every runtime of today reads it.
@@ -185,6 +184,20 @@ def onnx_bytes(model: AlexNet, metadata: Mapping[str, Any]) -> bytes:
     onnx.checker.check_model(result, full_check=True)
     content: bytes = result.SerializeToString()
     return content
+
+
+def from_bgr(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights for pixels in red, green, blue from those of a network that reads blue, green, red, as Caffe's do.
+
+    The mean that is subtracted stays the same: it goes with the pixels.
+
+    Raises:
+        DataError: not exactly one convolution reads three channels.
+    """
+    first = [name for name, tensor in tensors.items() if tensor.dim() == 4 and tensor.shape[1] == 3]
+    if len(first) != 1:
+        raise DataError(f"one convolution must read three colours; got {', '.join(first) or 'none'}")
+    return {name: tensor.flip(1) if name == first[0] else tensor for name, tensor in tensors.items()}
 
 
 def read_onnx(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -102,20 +102,6 @@ def save(path: Path, parameters: Mapping[str, Tensor], metadata: dict[str, Any])
         file.write(serialize(tensors, {"alexnet": json.dumps(metadata)}))
 
 
-def from_bgr(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights for pixels in red, green, blue from those of a network that reads blue, green, red, as Caffe's do.
-
-    The mean that is subtracted stays the same: it goes with the pixels.
-
-    Raises:
-        DataError: not exactly one convolution reads three channels.
-    """
-    first = [name for name, tensor in tensors.items() if tensor.dim() == 4 and tensor.shape[1] == 3]
-    if len(first) != 1:
-        raise DataError(f"one convolution must read three colours; got {', '.join(first) or 'none'}")
-    return {name: tensor.flip(1) if name == first[0] else tensor for name, tensor in tensors.items()}
-
-
 def load_weights(
     model: AlexNet,
     source: Path | str | Mapping[str, Tensor],
@@ -128,7 +114,8 @@ def load_weights(
     Names of this project, of torchvision's AlexNet (``features.0.weight``), of Caffe's and of the ONNX models made from
     it (``conv1_w_0``) are understood; convolutions have the usual grouped layout in all of them. Only names and shapes
     are compared: torchvision's weights expect pixels in [0, 1] less a mean and divided by a deviation, and Caffe's
-    expect blue, green, red, which :func:`from_bgr` changes (:func:`net.interchange.read_onnx` has done so).
+    expect blue, green, red, which :func:`net.interchange.from_bgr` changes (:func:`net.interchange.read_onnx` has done
+    so).
 
     Args:
         model: the network; parameters keep their dtype and device.

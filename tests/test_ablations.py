@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from net import ablation_report, ablations
+from net import ablation_cases, ablation_report, ablations
 from net.ablation_report import Change, paired, student_t
 from net.config import VARIANTS, AblationsConfig, AlexNetConfig, TrainConfig, network
 from net.data import digits, synthetic
@@ -64,8 +64,8 @@ def results(folder: Path) -> list[dict[str, Any]]:
     return sorted(({key: row[key] for key in learned} for row in rows), key=lambda row: (row["ablation"], row["seed"]))
 
 
-def by_name(name: str) -> ablations.Ablation:
-    return next(item for item in ablations.ABLATIONS if item.name == name)
+def by_name(name: str) -> ablation_cases.Ablation:
+    return next(item for item in ablation_cases.ABLATIONS if item.name == name)
 
 
 def changed(name: str, data: ImageData | None = None, **flags: Any) -> AlexNetConfig:

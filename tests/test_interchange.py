@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from net import checkpoint, weights
+from net import checkpoint, interchange, weights
 from net.alexnet import AlexNet, alexnet
 from net.augmentation import ten_crops
 from net.config import VARIANTS, network
@@ -243,7 +243,7 @@ def test_caffe_s_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str], padd
         assert (model(images.flip(1)) - expected).abs().max() > 1e-2 * expected.abs().max()
         # The same from a state dict in Caffe's order.
         other = AlexNet(config).eval()
-        weights.load_weights(other, weights.from_bgr(tensors))
+        weights.load_weights(other, interchange.from_bgr(tensors))
         assert torch.equal(other(images), model(images))
 
 
@@ -440,7 +440,7 @@ def test_without_onnx_the_extra_is_named(tmp_path: Path) -> None:
 
 def test_one_convolution_reads_colours() -> None:
     state = {"conv1.weight": torch.arange(6.0).view(2, 3, 1, 1), "conv1.bias": torch.zeros(2)}
-    assert weights.from_bgr(state)["conv1.weight"].flatten().tolist() == [2, 1, 0, 5, 4, 3]
-    assert torch.equal(weights.from_bgr(weights.from_bgr(state))["conv1.weight"], state["conv1.weight"])
+    assert interchange.from_bgr(state)["conv1.weight"].flatten().tolist() == [2, 1, 0, 5, 4, 3]
+    assert torch.equal(interchange.from_bgr(interchange.from_bgr(state))["conv1.weight"], state["conv1.weight"])
     with pytest.raises(DataError, match="one convolution must read three colours; got none"):
-        weights.from_bgr({"conv1.weight": torch.zeros(2, 1, 3, 3)})
+        interchange.from_bgr({"conv1.weight": torch.zeros(2, 1, 3, 3)})

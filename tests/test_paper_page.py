@@ -4,8 +4,8 @@ import json
 import math
 import re
 
+from net.ablation_cases import ABLATIONS
 from net.ablation_report import change_of, read
-from net.ablations import ABLATIONS
 from net.config import VARIANTS, AblationsConfig
 from net.published import PUBLISHED
 from tests.commands import ROOT
