@@ -414,7 +414,13 @@ LAYERS = (
     "whole step is called eagerly, the host's time."
 )
 PAGES = {
-    "kernels.md": _Kind("Kernels", f"The operators at the paper's shapes. {RATIOS}", ("kernels",), kernels),
+    "kernels.md": _Kind(
+        "Kernels",
+        f"The operators at the paper's shapes. {RATIOS} `{CHANGED}`: the kernels of today, where only an earlier state "
+        "of them was measured.",
+        ("kernels",),
+        kernels,
+    ),
     "layers.md": _Kind("Layers", LAYERS, ("layers",), in_order),
     "steps.md": _Kind("Steps", f"Updates of whole networks, inference, and whole runs. {RATIOS}", ("steps",), steps),
     "memory.md": _Kind(
