@@ -3,6 +3,7 @@ the next fault. This process is torchrun's, and forks the ranks, which are spare
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,24 +11,27 @@ from typing import Any
 
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from net import cli, train, trainer
+from net import checkpoint, cli, train, trainer
 from net.data.loader import Batch
 from net.parallel.process_group import ROLL_CALL
 from net.trainer import Trainer
 
 #: Notes lie beside the run's folder.
 NOTES = Path(sys.argv[sys.argv.index("--output-dir") + 1]).parent
-FAULTS = (("opening", signal.SIGSTOP), ("opening", signal.SIGKILL), ("compiling", signal.SIGSTOP))
-update, open_run_data = Trainer._update, trainer.open_run_data
+#: In a hang the main thread alone stands still.
+FAULTS = (("opening", signal.SIGSTOP), ("opening", signal.SIGKILL), ("compiling", "hang"), ("saving", "hang"))
+update, open_run_data, save = Trainer._update, trainer.open_run_data, checkpoint.save
 
 
 def faulty(place: str, rank: int) -> None:
     """What happens to ``rank`` when it comes to this place."""
     attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-    where, number = FAULTS[attempt]
+    where, fault = FAULTS[attempt]
     if where == place and os.environ["RANK"] == str(rank):
         (NOTES / str(attempt)).write_text(f"{os.getpid()} {time.monotonic()}")
-        os.kill(os.getpid(), number)
+        if isinstance(fault, signal.Signals):
+            os.kill(os.getpid(), fault)
+        time.sleep(300)
 
 
 def opening(*arguments: Any) -> Any:
@@ -38,11 +42,22 @@ def opening(*arguments: Any) -> Any:
 
 
 def first_update(self: Trainer, batch: Batch) -> None:
-    """As with a compiler, one rank takes longer than it may elsewhere."""
-    if os.environ["RANK"] == "1":
-        time.sleep(self.config.timeout + ROLL_CALL + 0.5)
+    """As with a compiler, the second rank takes longer than it may elsewhere, the work being its child's, and the first
+    waits at its lock as long."""
+    built = NOTES / f"built {os.environ['TORCHELASTIC_RESTART_COUNT']}"
+    if os.environ["RANK"] == "1" and not self.step:
+        work = f"import time\nwhile time.process_time() < {self.config.timeout + ROLL_CALL + 0.5}: pass"
+        subprocess.run([sys.executable, "-c", work], check=True)
+        built.touch()
+    while not built.exists():
+        time.sleep(0.05)
     faulty("compiling", 1)
     update(self, batch)
+
+
+def saving(*arguments: Any) -> None:
+    faulty("saving", 0)
+    save(*arguments)
 
 
 def run() -> None:
@@ -54,6 +69,7 @@ if __name__ == "__main__":
     trainer.compile_wanted = lambda *_: True  # type: ignore[assignment]
     trainer.torch.compile = lambda forward: forward  # type: ignore[assignment]
     Trainer._update = first_update  # type: ignore[method-assign]
+    checkpoint.save = saving  # type: ignore[assignment]
     launch = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -68,10 +68,10 @@ def test_first_update_in_float32(found: dict[str, Any], strategy: str) -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_drift_in_float32_is_that_of_one_process(found: dict[str, Any], strategy: str) -> None:
-    """The yardstick is the plain run with two threads for one, or with its batches turned around: decisions of ReLU and
-    pooling flip. One flip more or less is chance, so twice the yardstick is allowed."""
-    assert found[strategy]["float32"]["loss"] <= 2 * found["drift"]["loss"]
-    assert found["drift"]["loss"] < 0.5
+    """Of losses, against float64. The yardstick is the plain run at one and at two threads and with the images of a
+    batch in other orders: decisions of ReLU and pooling flip there too."""
+    assert found["drift"][strategy] <= found["drift"]["none"]
+    assert found["drift"]["none"] < 0.5
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -172,20 +172,23 @@ def test_a_rank_that_hangs_ends_the_job_and_is_named(tmp_path: Path) -> None:
 
 
 def test_a_rank_is_named_where_no_message_is_expected_for_long(tmp_path: Path) -> None:
-    """The first rank stops, then dies, while the other waits for it to open the images; at last the second takes
-    longer than the timeout for its first compiled update, for which it is not blamed, and stops in it."""
+    """The first rank stops, then dies, while the other waits for it to open the images. The second takes longer than
+    the timeout to compile, the first waits for that without a message, neither is blamed, and the second hangs then.
+    At last the first hangs while it writes a checkpoint."""
     command = [sys.executable, ROOT / "tests" / "quiet_worker.py", *RUN, "--timeout", 3]
-    command = [*map(str, command), "--output-dir", str(tmp_path / "run")]
+    command = [*map(str, command), "--output-dir", str(tmp_path / "run"), "--resume", "auto"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(OMP_NUM_THREADS="1"), timeout=280)
     assert done.returncode == 1, done.stderr
-    processes, moments = zip(*((tmp_path / str(attempt)).read_text().split() for attempt in range(3)), strict=True)
+    processes, moments = zip(*((tmp_path / str(attempt)).read_text().split() for attempt in range(4)), strict=True)
     # An attempt ends before the next one's fault, and the last one before now.
     for before, after in itertools.pairwise([*map(float, moments), time.monotonic()]):
         assert after - before < 30
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    says = ("did not answer for 3 s (--timeout)", "died", "did not answer for 3 s (--timeout)")
-    for line, rank, process, words in zip(lines, (0, 0, 1), processes, says, strict=True):
+    silent = "did not answer for 3 s (--timeout)"
+    says = (silent, "died", silent, silent)
+    for line, rank, process, words in zip(lines, (0, 0, 1, 0), processes, says, strict=True):
         assert line.startswith(f"error: rank {rank} (process {process} "), done.stderr
+        assert line.count("rank") == 1
         assert words in line
 
 

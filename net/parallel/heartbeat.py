@@ -1,17 +1,21 @@
 """How ranks know that the others live while nobody expects a message for minutes: images are packed, code compiled."""
 
+import collections
 import contextlib
+import json
 import math
 import os
 import signal
 import socket
 import sys
 import threading
+from typing import Any
 
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import Store, _world
 
 from ..errors import RankError
+from .activity import Activity, activity
 
 #: Seconds between beats; at a short timeout there are ten in it.
 INTERVAL = 1.0
@@ -21,8 +25,8 @@ BEATS_IN_TIMEOUT = 10
 MISSED_BY_THE_ENDED = 3
 #: Seconds for the main thread to end by itself when a rank is lost, or to finish the checkpoint that it writes.
 GRACE = 3.0
-#: What a rank leaves instead of its next beat: it is through, or ends with an error.
-LEFT, FAILED = "left", "failed"
+#: What a rank leaves instead of its next beat: it is through, ends with an error, or does nothing and waits for nobody.
+LEFT, FAILED, STILL = "left", "failed", "still"
 
 
 class Heartbeat(threading.Thread):
@@ -32,10 +36,15 @@ class Heartbeat(threading.Thread):
     Missed beats are counted in this thread's own looks: clocks are never compared, and time in which this process
     itself stood still counts against nobody.
 
-    A process that is stopped, dead, or stuck where it cannot run Python is found so; one whose main thread alone stands
-    still is not, and a timeout of its messages has to find it. Conversely, a single call that keeps Python's lock for
-    longer than the timeout looks like a hang. Compiling the network on a CPU kept it for 0.7 s, saving and reading
-    checkpoints for 0.04 s.
+    A process that is stopped, dead, or stuck where it cannot run Python is found so. One whose main thread alone hangs
+    finds itself, once it keeps the others from their work: for as long as the timeout it has neither computed, read nor
+    written, nor have its children, although every other rank had sent all the messages that this one has, and those are
+    idle too or ahead. (Not where the system does not tell that, :func:`net.parallel.activity.activity`; nor in an
+    endless loop, which looks like a long compilation: there only the timeout of a message finds it.) A disk that does
+    not answer for as long is taken for a hang too.
+
+    A single call that keeps Python's lock for longer than the timeout looks like a stopped process. Compiling the
+    network on a CPU kept it for 0.7 s, saving and reading checkpoints for 0.04 s.
 
     Args:
         store: of the processes. The thread has a connection of its own: a client that waits for a key is locked.
@@ -51,10 +60,15 @@ class Heartbeat(threading.Thread):
         self.allowed = math.ceil(timeout / self.interval)
         self.beats = [""] * ranks
         self.missed = [0] * ranks
+        #: How often this rank came to wait for the first one to pass.
+        self.holds = 0
+        #: What was done up to each look, as far back as the timeout, and looks since this rank waited for another.
+        self.done: collections.deque[Activity] = collections.deque(maxlen=self.allowed + 1)
+        self.unhindered = 0
         #: Set when this process leaves; when a rank is lost.
         self.over, self.lost = threading.Event(), threading.Event()
         self.store.set(self._place(rank), f"{os.getpid()} {socket.gethostname()}")
-        self.store.set(self._key(rank), "0")
+        self.store.set(self._key(rank), self._beat(0, False))
 
     def run(self) -> None:
         number = 0
@@ -62,7 +76,9 @@ class Heartbeat(threading.Thread):
         with contextlib.suppress(dist.DistError):
             while not self.over.wait(self.interval):
                 number += 1
-                self.store.set(self._key(self.rank), str(number))
+                idle = self._idle()
+                still = self._hangs() and idle
+                self.store.set(self._key(self.rank), STILL if still else self._beat(number, idle))
                 found = self._look()
                 if found is not None:
                     self._end(*found)
@@ -94,14 +110,16 @@ class Heartbeat(threading.Thread):
         failed = [rank for rank in missing if beats[rank] == FAILED]
         if 0 in failed:
             return SystemExit(1)
+        first = self.store.add("askers", 1) == 1
         names = []
         for rank in failed or missing:
             process, host = self._where(rank)
             names.append(f"rank {rank} (process {process} on {host})")
-            if hang and host == socket.gethostname():
+            # Of ranks that are all missing, the first to ask must live to tell it.
+            if hang and host == socket.gethostname() and rank != self.rank and (first or self.rank not in missing):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
-        if self.store.add("askers", 1) > 1:
+        if not first:
             return SystemExit(1)
         if not names:
             return RankError(otherwise)
@@ -116,6 +134,10 @@ class Heartbeat(threading.Thread):
         for rank, (before, beat) in enumerate(zip(self.beats, beats, strict=True)):
             self.missed[rank] = self.missed[rank] + 1 if beat == before and beat != LEFT else 0
         self.beats = beats
+        still = [rank for rank, beat in enumerate(beats) if beat == STILL]
+        # One that stands still leaves it to the others to say so, if there are any.
+        if still and (self.rank not in still or all(beat in (STILL, LEFT) for beat in beats)):
+            return still, True
         silent = [rank for rank, missed in enumerate(self.missed) if missed >= MISSED_BY_THE_ENDED]
         if ended := [rank for rank in silent if beats[rank] == FAILED or self._gone(rank)]:
             return ended, False
@@ -123,6 +145,36 @@ class Heartbeat(threading.Thread):
             # Those that went silent together, with their host, reach the limit a look apart.
             return [rank for rank, missed in enumerate(self.missed) if missed > self.allowed // 2], True
         return None
+
+    def _idle(self) -> bool:
+        """Whether this process, where that can be told, has done nothing for the timeout."""
+        now = activity()
+        if now is None:
+            return False
+        self.done.append(now)
+        full = len(self.done) > self.allowed
+        return full and now.idle_since(self.done[0], self.allowed * self.interval)
+
+    def _hangs(self) -> bool:
+        """Whether this process, if it is idle, keeps the others: for the timeout none of them owed it a message, and
+        now they have nothing to do either, or are ahead."""
+        ours = self._sent()
+        others = [json.loads(beat)[1:] for rank, beat in enumerate(self.beats) if beat[:1] == "[" and rank != self.rank]
+        behind = any(theirs.get(name, count) < count for theirs, _ in others for name, count in ours.items())
+        self.unhindered = 0 if behind else self.unhindered + 1
+        # What is not ahead and works may be waited for without a message: ranks take turns to compile for one cache.
+        return self.unhindered > self.allowed and all(
+            idle or any(theirs.get(name, count) > count for name, count in ours.items()) for theirs, idle in others
+        )
+
+    def _sent(self) -> dict[str, int]:
+        """How many messages of each group this rank has sent, or waits to send."""
+        groups: list[Any] = list(_world.pg_map)
+        counts = {group.group_name: group._get_sequence_number_for_group() for group in groups}
+        return counts | {"hold": self.holds}
+
+    def _beat(self, number: int, idle: bool) -> str:
+        return json.dumps([number, self._sent(), idle])
 
     def _end(self, missing: list[int], hang: bool) -> None:
         """End this process, whatever its main thread is at."""

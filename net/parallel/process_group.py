@@ -108,7 +108,6 @@ class Processes(Ranks):
 
     def __init__(self, launch: Launch, backend: str, timeout: float) -> None:
         self.rank, self.ranks, self.timeout, self.backend = launch.rank, launch.ranks, timeout, backend
-        self.holds = 0
         Processes.meetings += 1
         self.pending: tuple[Tensor, Any] | None = None
         try:
@@ -157,8 +156,8 @@ class Processes(Ranks):
         return values
 
     def hold(self) -> None:
-        self.holds += 1
-        key = f"hold {self.holds}"
+        self.heartbeat.holds += 1
+        key = f"hold {self.heartbeat.holds}"
         if self.first:
             self.store.set(key, "")
             return
