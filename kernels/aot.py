@@ -213,7 +213,9 @@ def build(launch: Any, target: str, aligned: bool = True) -> dict[str, Any]:
     if not aligned:
         words = {name: 0 for name in ("WORDS", "OFFSET_WORDS") if name in launch.constants}
         launch = launch._replace(constants={**launch.constants, **words})
-    compiled = triton.compile(source(launch, aligned), target=_target(target), options=dict(triton_stage.OPTIONS))
+    arch = _target(target)
+    capability = arch.arch // 10 if arch.backend == "cuda" else None
+    compiled = triton.compile(source(launch, aligned), target=arch, options=launch.options(capability))
     found = _nvidia(compiled) if "cubin" in compiled.asm else _amd(compiled)
     constants = launch.constants
     pixels = constants.get("TILE_ROWS", 1) * constants.get("TILE_COLUMNS", 1)

@@ -46,6 +46,9 @@ VECTOR = 8
 SEGMENT_ROWS = 6
 #: Fused multiply-adds are more exact than two roundings; Triton's default for them changes with its versions.
 OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
+#: Registers that a thread of the vectorized backward kernel may take in half precision on GPUs of compute capability
+#: 8: left to itself, the assembler of Triton 3.6 stops at 128 there and keeps eight bytes in memory.
+REGISTERS = 144
 #: Elements of a window, and windows over a pixel, that are written out; more are walked by a loop.
 UNROLLED = 9
 #: Up to this ratio of ``k`` to ``alpha``, or its inverse, what is taken out of a power leaves the smallest activations
@@ -63,10 +66,19 @@ class Launch(NamedTuple):
     arguments: dict[str, Tensor | int | float]
     constants: dict[str, int]
 
+    def options(self, capability: int | None) -> dict[str, Any]:
+        """Triton's options for NVIDIA GPUs of a compute capability (the number before the dot), or for others."""
+        halves = self.constants["WORDS"] == VECTOR // 2
+        if capability == 8 and self.kernel is backward_kernel and halves:
+            return {**OPTIONS, "maxnreg": REGISTERS}
+        return dict(OPTIONS)
+
     def run(self, device: torch.device) -> None:
         """Launch on ``device``'s current stream."""
-        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            self.kernel[self.grid](**self.arguments, **self.constants, **OPTIONS)
+        gpu = device.type == "cuda"
+        capability = torch.cuda.get_device_capability(device)[0] if gpu and not torch.version.hip else None
+        with torch.cuda.device(device) if gpu else contextlib.nullcontext():
+            self.kernel[self.grid](**self.arguments, **self.constants, **self.options(capability))
 
 
 def _strides(tensor: Tensor) -> tuple[int, int, int]:
