@@ -1,6 +1,9 @@
 """Every operator at the paper's shapes: each implementation, forward, backward and both, checked before it is timed."""
 
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 
@@ -24,6 +27,7 @@ from .cases import (
     sampled,
 )
 from .ceilings import Ceilings
+from .conftest import together
 
 Row = Callable[..., None]
 BATCH = {"cuda": 128, "cpu": 16}
@@ -36,13 +40,16 @@ COMPILED, HALF = ("stage1", "stage2"), ("stage1",)
 NEEDS_GPU = "needs a GPU"
 
 
+def _compiled(implementation: str) -> bool:
+    return IMPLEMENTATIONS[implementation][1] or implementation == "inductor"
+
+
 def _cells() -> list[object]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cells: list[object] = []
     for case, dtype, mode in itertools.product(CASES, DTYPES, MODES):
         for implementation in implementations(case, device):
-            caller_compiled = IMPLEMENTATIONS[implementation][1]
-            compiled = caller_compiled or implementation == "inductor"
+            caller_compiled, compiled = IMPLEMENTATIONS[implementation][1], _compiled(implementation)
             if mode not in modes(implementation, device):
                 continue
             if device.type == "cpu":
@@ -90,7 +97,30 @@ def times(case: Case, dtype: str, mode: str, names: tuple[str, ...], device: tor
     return dict(zip((rival.implementation for rival in rivals), found, strict=True))
 
 
+@pytest.fixture(scope="session")
+def compiled_ahead(request: pytest.FixtureRequest, device: torch.device, cold_compiler: None) -> None:
+    """On a CPU, where it takes half a minute for each, all that this run compiles is compiled in a process for each
+    core: one keeps little more than a core busy."""
+    cells = [cell for cell in together(request.session, test_operator, {}) if _compiled(cell["implementation"])]
+    if device.type == "cuda" or not cells:
+        return
+    names = list(dict.fromkeys(f"{cell['case']},{cell['implementation']},{cell['dtype']}" for cell in cells))
+    count = min(len(names), os.cpu_count() or 1)
+    # Captured output would show nothing for the minute or two that this takes.
+    reporter = request.config.pluginmanager.getplugin("terminalreporter")
+    reporter.write_line(f"\ncompiling {len(names)} variants in {count} processes")
+    shares = [[sys.executable, "-m", "bench.ahead", *names[number::count]] for number in range(count)]
+    processes = [subprocess.Popen(share, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for share in shares]
+    try:
+        for process in processes:
+            process.wait()
+    finally:
+        for process in processes:
+            process.kill()
+
+
 @pytest.mark.parametrize(("case", "dtype", "mode", "implementation"), _cells())
+@pytest.mark.usefixtures("compiled_ahead")
 def test_operator(
     request: pytest.FixtureRequest,
     benchmark: BenchmarkFixture,
@@ -113,20 +143,8 @@ def test_operator(
         if may_refuse(implementation, reason):
             pytest.skip(reason)
         pytest.fail(f"not timed: {reason}")
-    replay(times(one, dtype, mode, _rivals(request.session, case, dtype, mode), device)[implementation])
+    cells = together(request.session, test_operator, {"case": case, "dtype": dtype, "mode": mode})
+    rivals = tuple(cell["implementation"] for cell in cells)
+    replay(times(one, dtype, mode, rivals, device)[implementation])
     if mode == "forward":
         row(saved_mib=kept(prepared, images, DTYPES[dtype], device))
-
-
-def _rivals(session: pytest.Session, case: str, dtype: str, mode: str) -> tuple[str, ...]:
-    """The implementations that this run measures at the same task."""
-    task = {"case": case, "dtype": dtype, "mode": mode}
-    found: list[str] = []
-    for item in session.items:
-        skipped = item.get_closest_marker("skip")
-        if isinstance(item, pytest.Function) and item.function is test_operator and not skipped:
-            parameters = dict(item.callspec.params)
-            name = str(parameters.pop("implementation"))
-            if parameters == task:
-                found.append(name)
-    return tuple(found)

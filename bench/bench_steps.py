@@ -1,8 +1,9 @@
 """Whole training steps and inference: the paper's network, its rivals, and a digits run from its first line."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -15,12 +16,16 @@ from net.device import peak_memory_mib
 
 from .cases import many_variants
 from .ceilings import Ceilings
+from .conftest import together
 from .memory import kept_bytes
 from .network import build, describe_step, images_and_labels, inference_step, training_loss, update_step
 from .timing import Call, kernels_launched, synchronized
 
 Row = Callable[..., None]
 GPU = torch.cuda.is_available()
+#: Rounds of a task's networks, and seconds that they share, so many for each: a batch of 128 takes a CPU several.
+ROUNDS = (3, 10)
+SECONDS = 5.0
 #: Network, implementation, how it is compiled, dtype, images. To compile the whole network takes two cores a minute and
 #: a half; on a CPU that is done for one rival and for ours.
 UPDATES = [
@@ -72,38 +77,27 @@ def marked() -> list[object]:
 def _compiled(model: torch.nn.Module, how: str) -> Callable[[Tensor], Tensor]:
     if how == "eager":
         return model
-    torch._dynamo.reset()
     return torch.compile(model, mode="default" if how == "compiled" else how, dynamic=False)
 
 
-def _first_calls(
-    make: Callable[[], tuple[Call, Callable[[], int] | None]], how: str
-) -> tuple[Call, Callable[[], int] | None, dict[str, float]]:
-    """What is made, and how long its first call took: compiled from nothing, and once more with what is on disk."""
-    times = []
-    for _ in range(1 if how == "eager" else 2):
-        call, kept = make()
-        begin = synchronized()
-        call()
-        times.append(round(synchronized() - begin, 2))
-    return call, kept, dict(zip(("first_call_s", "first_call_warm_s"), times, strict=False))
+class Rival(NamedTuple):
+    """A network whose first calls are over, what they showed, and whose operators it calls."""
+
+    call: Call
+    implementation: str
+    columns: dict[str, float]
+
+    def __call__(self) -> None:
+        with kernels.implementation(self.implementation), many_variants():
+            self.call()
 
 
-@pytest.mark.parametrize(("what", "network", "implementation", "how", "dtype", "images"), marked())
-def test_step(
-    benchmark: BenchmarkFixture,
-    row: Row,
-    device: torch.device,
-    ceilings: Ceilings,
-    what: str,
-    network: str,
-    implementation: str,
-    how: str,
-    dtype: str,
-    images: int,
-) -> None:
-    """An update is forward, backward and the optimizer; inference is logits without a gradient."""
+def _ready(task: tuple[str, str, int], name: tuple[str, str, str], device: torch.device) -> Rival:
+    """A network that is built and called first: compiled from nothing, and once more with what is on disk."""
+    what, dtype, images = task
+    network, implementation, how = name
     batch, labels = images_and_labels(network, images, device)
+    others = torch.cuda.memory_allocated() if GPU else 0
 
     def make() -> tuple[Call, Callable[[], int] | None]:
         model = build(network, device)
@@ -114,20 +108,77 @@ def test_step(
         count = partial(kept_bytes, lambda: training_loss(forward, batch, labels, dtype), list(model.parameters()))
         return update_step(model, forward, batch, labels, dtype), count
 
+    times = []
     with kernels.implementation(implementation), many_variants():
-        call, kept, columns = _first_calls(make, how)
+        for _ in range(1 if how == "eager" else 2):
+            call, kept = make()
+            begin = synchronized()
+            call()
+            times.append(round(synchronized() - begin, 2))
+        columns = dict(zip(("first_call_s", "first_call_warm_s"), times, strict=False))
         if GPU:
             columns["kernels_launched"] = kernels_launched(call)
             torch.cuda.reset_peak_memory_stats()
-        benchmark.pedantic(
-            call, rounds=3 if images > 16 and not GPU else 10, warmup_rounds=1 if images > 16 and not GPU else 2
-        )
-        if GPU:
-            columns["peak_mib"] = round(peak_memory_mib(device))
+            call()
+            columns["peak_mib"] = round(peak_memory_mib(device) - others / 2**20)
         if kept is not None and how == "eager":
             columns["saved_mib"] = round(kept() / 2**20, 1)
+    return Rival(call, implementation, columns)
+
+
+@cache
+def measured(
+    task: tuple[str, str, int], names: tuple[tuple[str, str, str], ...], device: torch.device
+) -> dict[tuple[str, str, str], tuple[list[float], dict[str, float]] | Exception]:
+    """Seconds of one step of each network, sampled in turns, and what else is known of it; or why it has none."""
+    rivals: dict[tuple[str, str, str], Rival] = {}
+    found: dict[tuple[str, str, str], tuple[list[float], dict[str, float]] | Exception] = {}
+    for name in names:
+        try:
+            rivals[name] = _ready(task, name, device)
+        except Exception as error:  # It fails its own benchmark; the others go on.
+            found[name] = error
+    begin = synchronized()
+    for rival in rivals.values():
+        rival()
+    rounds = max(ROUNDS[0], min(ROUNDS[1], round(SECONDS * len(rivals) / (synchronized() - begin))))
+    times: dict[tuple[str, str, str], list[float]] = {name: [] for name in rivals}
+    for _ in range(rounds):
+        for name, rival in rivals.items():
+            begin = synchronized()
+            rival()
+            times[name].append(synchronized() - begin)
+    return found | {name: (times[name], rival.columns) for name, rival in rivals.items()}
+
+
+@pytest.mark.parametrize(("what", "network", "implementation", "how", "dtype", "images"), marked())
+def test_step(
+    request: pytest.FixtureRequest,
+    replay: Callable[[list[float]], None],
+    row: Row,
+    device: torch.device,
+    ceilings: Ceilings,
+    what: str,
+    network: str,
+    implementation: str,
+    how: str,
+    dtype: str,
+    images: int,
+) -> None:
+    """An update is forward, backward and the optimizer; inference is logits without a gradient. Networks with the same
+    images and dtype take turns."""
     described, work = describe_step(what, network, implementation, how, dtype, images)
-    row(**described, work=work, **columns)
+    row(**described, work=work)
+    task = {"what": what, "dtype": dtype, "images": images}
+    names = tuple(
+        (cell["network"], cell["implementation"], cell["how"]) for cell in together(request.session, test_step, task)
+    )
+    found = measured((what, dtype, images), names, device)[network, implementation, how]
+    if isinstance(found, Exception):
+        raise found
+    times, columns = found
+    replay(times)
+    row(**columns)
 
 
 def test_digits_run(benchmark: BenchmarkFixture, row: Row, tmp_path: Path) -> None:

@@ -55,6 +55,17 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         print(f"\nrecorded {len(rows)} rows in {write(rows)}")
 
 
+def together(session: pytest.Session, test: Callable[..., None], task: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parameters of all cells of a test that this run measures at the same task."""
+    found = []
+    for item in session.items:
+        if isinstance(item, pytest.Function) and item.function is test and not item.get_closest_marker("skip"):
+            parameters = dict(item.callspec.params)
+            if task.items() <= parameters.items():
+                found.append(parameters)
+    return found
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cold_compiler() -> Iterator[None]:
     """What torch.compile makes is kept for one run of pytest, so that its first calls are first calls."""

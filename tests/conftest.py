@@ -19,6 +19,11 @@ if not torch.cuda.is_available():
 from tests.commands import run_here  # noqa: E402 - after the line above
 
 
+def pytest_ignore_collect(config: pytest.Config) -> bool | None:
+    """Among the tests there is nothing to benchmark, and it takes seconds to see that."""
+    return True if config.getoption("benchmark_only", False) else None
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
     """Uninitialised memory holds not-a-number: what reads it shows."""
