@@ -23,7 +23,7 @@ from .timing import Call, kernels_launched, synchronized
 
 Row = Callable[..., None]
 GPU = torch.cuda.is_available()
-#: Rounds of a task's networks, and seconds that they share, so many for each: a batch of 128 takes a CPU several.
+#: Rounds of a task's networks, and seconds that they share, so many for each: a batch of 64 takes a CPU several.
 ROUNDS = (3, 10)
 SECONDS = 5.0
 #: Network, implementation, how it is compiled, dtype, images. To compile the whole network takes two cores a minute and
@@ -35,8 +35,8 @@ UPDATES = [
     ("paper", "auto", "compiled", "float32", 16),
     ("paper", "auto", "eager", "bfloat16", 16),
     ("one_weird_trick", "aten", "eager", "float32", 16),
-    ("paper", "aten", "eager", "float32", 128),
-    ("paper", "auto", "eager", "float32", 128),
+    ("paper", "aten", "eager", "float32", 64),
+    ("paper", "auto", "eager", "float32", 64),
 ]
 if GPU:
     UPDATES = [
@@ -69,7 +69,7 @@ def marked() -> list[object]:
     """The cells of :func:`test_step`; ``--quick`` leaves out those that are compiled, and on a CPU large batches."""
     cells = [("update", *cell) for cell in UPDATES] + [("inference", *cell) for cell in FORWARDS]
     return [
-        pytest.param(*cell, marks=[] if cell[3] == "eager" and (GPU or cell[5] < 128) else [pytest.mark.long])
+        pytest.param(*cell, marks=[] if cell[3] == "eager" and (GPU or cell[5] < 64) else [pytest.mark.long])
         for cell in cells
     ]
 
