@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from bench import bench_steps
 from bench.bench_kernels import NEEDS_GPU, may_refuse
 from bench.timing import Clock
 from tests.commands import ROOT, environment
@@ -35,6 +37,40 @@ def test_only_others_may_refuse() -> None:
     assert not may_refuse("aten", "failed: WrongResultError: output differs")
     for ours in ("triton", "reference", "inductor", "traced"):
         assert not may_refuse(ours, "failed: RuntimeError: out of registers")
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.1, 10), (1.0, 5), (9.0, 3)])
+def test_steps_take_turns(monkeypatch: pytest.MonkeyPatch, seconds: float, rounds: int) -> None:
+    """Networks that can be called share their time, and one that cannot fails alone."""
+    called: list[str] = []
+    clock = [0.0]
+
+    def ready(task: object, name: tuple[str, str, str], device: object) -> bench_steps.Rival:
+        if name[0] == "broken":
+            raise RuntimeError("no such thing")
+
+        def call() -> None:
+            called.append(name[0])
+            clock[0] += seconds * len(name[0])
+
+        return bench_steps.Rival(call, "auto", {"first_call_s": 2.0})
+
+    monkeypatch.setattr(bench_steps, "_ready", ready)
+    monkeypatch.setattr(bench_steps, "synchronized", lambda: clock[0])
+    names = (("a", "auto", "eager"), ("broken", "auto", "eager"), ("b", "auto", "compiled"))
+    found = bench_steps.measured.__wrapped__(("update", "float32", 16), names, torch.device("cpu"))
+    # What was compiled may have to be found again.
+    assert called == ["b"] + ["a", "b"] * rounds
+    assert found["a", "auto", "eager"] == (pytest.approx([seconds] * rounds), {"first_call_s": 2.0})
+    assert found["b", "auto", "compiled"] == (pytest.approx([seconds] * rounds), {"first_call_s": 2.0})
+    assert str(found["broken", "auto", "eager"]) == "no such thing"
+
+
+def test_variants_are_made_ahead() -> None:
+    """By a command whose failure nobody else would notice."""
+    command = [sys.executable, "-m", "bench.ahead", "relu_max_pool5,reference,float32", "max_pool1,aten,float32"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment(), timeout=280)
+    assert done.returncode == 0, done.stderr
 
 
 def test_one_task_from_its_command(tmp_path: Path) -> None:
