@@ -17,6 +17,12 @@ from torch import Tensor
 
 from .arguments import Normalization, Pooling
 
+# MKL 2024.2, which PyTorch's packages for x86 hold, chooses its square root when it is first called; called by several
+# threads at once, one of them may get the least precise one for its share: 3e-4 off, with no word
+# (pytorch/pytorch#188792). So the first call is one thread's.
+for _dtype in (torch.float32, torch.float64):
+    torch.ones(1, dtype=_dtype, device="cpu").sqrt()
+
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type arithmetic is done in: float64 for float64, float32 for everything else."""

@@ -21,6 +21,9 @@ from .config import AlexNetConfig, Layer, network
 
 Exchange = Callable[[list[Tensor]], Tensor]
 
+# The first call by one thread alone, for the reason that kernels.reference has for the square root.
+torch.tanh(torch.ones(1, device="cpu"))
+
 
 def concatenate(towers: list[Tensor]) -> Tensor:
     """The exchange on one device: the towers' maps or features, one after the other along dimension 1."""

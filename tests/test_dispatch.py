@@ -1,11 +1,13 @@
 """How an implementation is chosen."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
 from kernels import dispatch
@@ -56,3 +58,25 @@ def test_a_switch_traces_again() -> None:
         compiled(input)
     compiled(input)
     assert len(graphs) == 2
+
+
+@pytest.mark.parametrize(
+    ("module", "function"), [("kernels.reference", torch.ops.aten.sqrt), ("net.alexnet", torch.ops.aten.tanh)]
+)
+def test_mkl_s_functions_are_first_called_by_one_thread(module: str, function: object) -> None:
+    """Nothing shows the race itself but thousands of fresh processes (reports/LOG.md)."""
+    called = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if func.overloadpacket == function:
+                called.append((args[0].dtype, args[0].numel()))
+            return func(*args, **(kwargs or {}))
+
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.loader is not None
+    with Recorder():
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    assert (torch.float32, 1) in called
+    assert module != "kernels.reference" or (torch.float64, 1) in called
