@@ -83,22 +83,35 @@ def _written(values: Tensor) -> Tensor:
     return written
 
 
-# Bias and ReLU. From here on channels are the last dimension of every tensor, whatever the memory format.
+# Bias and ReLU. From here on every tensor is [N, ..., G, C / G], with G groups of channels, whatever the memory format.
+# That also keeps Inductor from having dimension 1 lie next to each other: it does with all that it writes in four
+# dimensions before a graph's last convolution, and [N, H, W, C] took twice the time.
 
 
-def channels_behind(tensor: Tensor) -> Tensor:
-    """``[N, C, ...]`` as ``[N, ..., C]``: a view, but for Inductor always with the channels next to each other."""
+def channels_behind(tensor: Tensor, groups: int) -> Tensor:
+    """``[N, C, ...]`` as ``[N, ..., G, C / G]``: a view, but for Inductor channels always lie next to each other."""
     moved = tensor.movedim(1, -1)
     if _for_inductor() and not moved.is_contiguous():
-        return _written(moved.clone(memory_format=torch.contiguous_format))
-    return moved
+        moved = _written(moved.clone(memory_format=torch.contiguous_format))
+    return by_group(moved, groups)
 
 
-def activation(input: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    """``relu(input + bias)`` in the compute type, either left out: of ``[N, C, ...]``, and given as ``[N, ..., C]``."""
-    a = cast(channels_behind(input), compute_dtype(input.dtype))
+def by_group(tensor: Tensor, groups: int) -> Tensor:
+    """``[..., C]`` as ``[..., G, C / G]``: a view."""
+    view: Tensor = tensor.unflatten(-1, (groups, tensor.shape[-1] // groups))
+    return view
+
+
+def channels_second(tensor: Tensor) -> Tensor:
+    """``[N, ..., G, C / G]`` as ``[N, C, ...]``: a view."""
+    return tensor.flatten(-2).movedim(-1, 1)
+
+
+def activation(input: Tensor, bias: Tensor | None, relu: bool, groups: int) -> Tensor:
+    """``relu(input + bias)`` in the compute type, either left out: of ``[N, C, ...]``, and given as said above."""
+    a = cast(channels_behind(input, groups), compute_dtype(input.dtype))
     if bias is not None:
-        a = a + cast(bias, a.dtype)
+        a = a + by_group(cast(bias, a.dtype), groups)
         if relu and _alone():
             return a.relu_()
     return F.relu(a) if relu else a
@@ -107,31 +120,30 @@ def activation(input: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
 # Local response normalization
 
 
-def window_sum(values: Tensor, behind: int, ahead: int, groups: int) -> Tensor:
+def window_sum(values: Tensor, behind: int, ahead: int) -> Tensor:
     """Sum over the channels ``i - behind`` to ``i + ahead``, inside each group."""
-    channels = values.shape[-1] // groups
+    channels = values.shape[-1]
     behind, ahead = min(behind, channels - 1), min(ahead, channels - 1)
-    grouped: Tensor = values.unflatten(-1, (groups, channels))
     if _for_inductor():
-        padded = F.pad(grouped, (behind, ahead)).contiguous()
+        padded = F.pad(values, (behind, ahead)).contiguous()
         strides = _contiguous_strides(padded.shape)
         # See _written.
-        total = padded.as_strided(grouped.shape, strides, 0)
+        total = padded.as_strided(values.shape, strides, 0)
         for start in range(1, behind + ahead + 1):
-            total = total + padded.as_strided(grouped.shape, strides, start)
-        return total.flatten(-2)
-    total = grouped.clone()
+            total = total + padded.as_strided(values.shape, strides, start)
+        return total
+    total = values.clone()
     for distance in range(1, behind + 1):
-        total[..., distance:] += grouped[..., : channels - distance]
+        total[..., distance:] += values[..., : channels - distance]
     for distance in range(1, ahead + 1):
-        total[..., : channels - distance] += grouped[..., distance:]
-    return total.flatten(-2)
+        total[..., : channels - distance] += values[..., distance:]
+    return total
 
 
 def scale(a: Tensor, normalization: Normalization, square: Callable[[Tensor], Tensor] = lambda a: a * a) -> Tensor:
     """``s``: what ``a`` is divided by, before the power."""
-    size, alpha, _, k, groups = normalization
-    total = window_sum(square(a), normalization.behind, normalization.ahead, groups)
+    size, alpha, _, k, _ = normalization
+    total = window_sum(square(a), normalization.behind, normalization.ahead)
     return total.mul_(alpha / size).add_(k) if _alone() else total * (alpha / size) + k
 
 
@@ -151,14 +163,14 @@ def normalize(a: Tensor, normalization: Normalization) -> Tensor:
 
 def normalize_backward(db: Tensor, a: Tensor, normalization: Normalization) -> Tensor:
     """The gradient with respect to ``a`` from the one with respect to ``normalize(a)``."""
-    size, alpha, beta, _, groups = normalization
+    size, alpha, beta, _, _ = normalization
     # Squared by another operator than in the forward pass, or torch.compile finds the sums there and keeps them.
     s = scale(a, normalization, torch.square)
     direct = db * negative_power(s, beta)
     # The channels whose windows hold channel j lie the other way round: ``ahead`` behind it, ``behind`` ahead of it.
     share = direct * a
     share = share.div_(s) if _alone() else share / s
-    total = window_sum(share, normalization.ahead, normalization.behind, groups)
+    total = window_sum(share, normalization.ahead, normalization.behind)
     if _for_inductor():
         return direct - (2 * alpha * beta / size) * a * total
     return torch.addcmul(direct, a, total, value=-2 * alpha * beta / size)
@@ -166,14 +178,14 @@ def normalize_backward(db: Tensor, a: Tensor, normalization: Normalization) -> T
 
 def normalize_tangent(da: Tensor, a: Tensor, normalization: Normalization) -> Tensor:
     """The tangent of ``normalize(a)`` along ``da``."""
-    size, alpha, beta, _, groups = normalization
+    size, alpha, beta, _, _ = normalization
     s = scale(a, normalization)
     power = negative_power(s, beta)
-    total = window_sum(a * da, normalization.behind, normalization.ahead, groups)
+    total = window_sum(a * da, normalization.behind, normalization.ahead)
     return da * power - (2 * alpha * beta / size) * a * power / s * total
 
 
-# Max pooling of [N, H, W, C]
+# Max pooling of [N, H, W, G, C / G]
 
 #: More elements in a window, or windows over an element, than this are left to PyTorch's operators under Inductor.
 _UNROLLED = 25
@@ -185,14 +197,14 @@ def _first(pooling: Pooling, axis: int, windows: int, device: torch.device) -> T
 
 
 def _firsts(pooling: Pooling, windows: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`_first` of rows and columns, shaped to be combined with ``[N, *windows, C]`` of ``like``'s type."""
+    """:func:`_first` of rows and columns, shaped to be combined with ``like``, and of its type."""
     rows, columns = (_first(pooling, axis, windows[axis], like.device).to(like.dtype) for axis in (0, 1))
     return _along(rows, columns)
 
 
 def _along(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Shaped to be combined with ``[N, H, W, C]``."""
-    return rows[:, None, None], columns[:, None]
+    """Shaped to be combined with ``[N, H, W, G, C / G]``."""
+    return rows[:, None, None, None], columns[:, None, None]
 
 
 def pool(values: Tensor, pooling: Pooling, save: bool) -> tuple[Tensor, Tensor]:
@@ -205,12 +217,12 @@ def pool(values: Tensor, pooling: Pooling, save: bool) -> tuple[Tensor, Tensor]:
         return _pool_unrolled(values, pooling, save)
     # PyTorch pools much faster on a CPU when the channels are next to each other, which more than pays for
     # moving them there.
-    maps = values.contiguous().movedim(-1, 1) if values.device.type == "cpu" else values.movedim(-1, 1)
+    maps = channels_second(values.contiguous() if values.device.type == "cpu" else values)
     if not save:
         output = F.max_pool2d(maps, kernel_size, stride, padding, dilation, ceil_mode)
-        return output.movedim(1, -1), values.new_empty(0, dtype=pooling.offset_dtype)
+        return channels_behind(output, values.shape[-2]), values.new_empty(0, dtype=pooling.offset_dtype)
     output, indices = F.max_pool2d(maps, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
-    output, indices = output.movedim(1, -1), indices.movedim(1, -1)
+    output, indices = (channels_behind(each, values.shape[-2]) for each in (output, indices))
     if values.shape[1] * values.shape[2] < 2**31:
         # Divided several times as fast.
         indices = indices.to(torch.int32)
@@ -230,7 +242,7 @@ def _pool_unrolled(values: Tensor, pooling: Pooling, save: bool) -> tuple[Tensor
     """The same, element by element of a window."""
     sizes = [_fixed(size) for size in values.shape[1:3]]
     windows = [pooling.output_size(size, axis) for axis, size in enumerate(sizes)]
-    border: list[int] = [0, 0]
+    border = [0, 0, 0, 0]
     for axis in (1, 0):
         kernel, stride, padding, dilation = (pair[axis] for pair in pooling[:4])
         needed = (windows[axis] - 1) * stride + (kernel - 1) * dilation + 1
@@ -277,19 +289,18 @@ def pool_backward(output_gradient: Tensor, offsets: Tensor, size: tuple[int, int
     over = [-(-(dilation[axis] * (kernel_size[axis] - 1) + 1) // stride[axis]) for axis in (0, 1)]
     if _for_inductor() and over[0] * over[1] <= _UNROLLED:
         return _pool_backward_gathered(output_gradient, offsets, size, pooling, over)
-    like = output_gradient.new_empty((len(offsets), *size, offsets.shape[-1]))
+    like = channels_second(output_gradient.new_empty((len(offsets), *size, *offsets.shape[3:])))
     gradient = torch.ops.aten.max_pool2d_with_indices_backward(
-        output_gradient.contiguous().movedim(-1, 1),
-        like.movedim(-1, 1),
+        channels_second(output_gradient.contiguous()),
+        like,
         kernel_size,
         stride,
         padding,
         dilation,
         ceil_mode,
-        _indices(offsets, size, pooling).contiguous().movedim(-1, 1),
+        channels_second(_indices(offsets, size, pooling).contiguous()),
     )
-    moved: Tensor = gradient.movedim(1, -1)
-    return moved
+    return channels_behind(gradient, offsets.shape[-2])
 
 
 def _pool_backward_gathered(
@@ -326,8 +337,8 @@ def _pool_backward_gathered(
     total = None
     for row, row_number in found[0]:
         for column, column_number in found[1]:
-            number = (row_number[:, None] + column_number)[..., None]
-            taken = offsets[:, row[:, None], column].to(torch.int32) == number
+            numbers = _along(row_number, column_number)
+            taken = offsets[:, row[:, None], column].to(torch.int32) == numbers[0] + numbers[1]
             part = torch.where(taken, output_gradient[:, row[:, None], column], 0)
             total = part if total is None else total + part
     assert total is not None
@@ -342,6 +353,11 @@ def pool_tangent(tangent: Tensor, offsets: Tensor, pooling: Pooling) -> Tensor:
 
 
 # The chain
+
+
+def _groups(normalization: Normalization | None) -> int:
+    return 1 if normalization is None else normalization.groups
+
 
 #: Bytes of a part of the input: what is computed from it stays in a core's cache.
 _PART = 2**22
@@ -381,17 +397,17 @@ def _forward(
     pooling: Pooling | None,
     save: bool,
 ) -> tuple[Tensor, Tensor]:
-    values = activation(input, bias, relu)
+    values = activation(input, bias, relu, _groups(normalization))
     if normalization is not None:
         values = normalize(values, normalization)
         if pooling is not None and _for_inductor():
             values = _written(values)
     if pooling is not None:
         values, offsets = pool(values, pooling, save)
-        offsets = offsets.movedim(-1, 1) if save else offsets
+        offsets = channels_second(offsets) if save else offsets
     else:
         offsets = values.new_empty(0, dtype=torch.uint8)
-    output = cast(values, input.dtype).movedim(-1, 1)
+    output = channels_second(cast(values, input.dtype))
     if torch.compiler.is_compiling():
         # See cast: neither may the output be a view of what was computed.
         return output.clone(memory_format=memory_format(input)), offsets.clone()
@@ -443,12 +459,12 @@ def backward(
 
 
 def _bias_sum(gradient: Tensor) -> Tensor:
-    return gradient.sum(list(range(gradient.dim() - 1)))
+    return gradient.sum(list(range(gradient.dim() - 2))).flatten()
 
 
 def _finished(gradient: Tensor, dtype: torch.dtype, format: torch.memory_format) -> Tensor:
     """``gradient`` as ``[N, C, ...]`` in ``dtype`` and the memory format of the input."""
-    return cast(gradient, dtype).movedim(-1, 1).contiguous(memory_format=format)
+    return channels_second(cast(gradient, dtype)).contiguous(memory_format=format)
 
 
 def _backward(
@@ -462,17 +478,18 @@ def _backward(
     normalization: Normalization | None,
     pooling: Pooling | None,
 ) -> Tensor:
-    gradient = cast(channels_behind(output_gradient), compute_dtype(output_gradient.dtype))
+    groups = _groups(normalization)
+    gradient = cast(channels_behind(output_gradient, groups), compute_dtype(output_gradient.dtype))
     if pooling is not None:
         assert offsets is not None
         if output is not None:
             # Without a normalization in between an output of zero was no activation.
-            zeros = cast(channels_behind(output), gradient.dtype)
+            zeros = cast(channels_behind(output, groups), gradient.dtype)
             gradient = torch.ops.aten.threshold_backward(gradient, zeros, 0)
-        gradient = pool_backward(gradient, channels_behind(offsets), size, pooling)
+        gradient = pool_backward(gradient, channels_behind(offsets, groups), size, pooling)
     if normalization is not None:
         assert input is not None
-        a = activation(input, bias, relu)
+        a = activation(input, bias, relu, groups)
         gradient = normalize_backward(gradient, a, normalization)
         if relu:
             gradient = torch.ops.aten.threshold_backward(gradient, a, 0)
@@ -490,15 +507,16 @@ def tangent(
     pooling: Pooling | None,
 ) -> Tensor:
     """The tangent of the output."""
-    a = activation(input, bias, relu)
-    result = torch.zeros_like(a) if input_tangent is None else cast(channels_behind(input_tangent), a.dtype)
+    groups = _groups(normalization)
+    a = activation(input, bias, relu, groups)
+    result = torch.zeros_like(a) if input_tangent is None else cast(channels_behind(input_tangent, groups), a.dtype)
     if bias_tangent is not None:
-        result = result + cast(bias_tangent, a.dtype)
+        result = result + by_group(cast(bias_tangent, a.dtype), groups)
     if relu:
         result = torch.ops.aten.threshold_backward(result, a, 0)
     if normalization is not None:
         result = normalize_tangent(result, a, normalization)
     if pooling is not None:
         assert offsets is not None
-        result = pool_tangent(result, channels_behind(offsets), pooling)
-    return cast(result, input.dtype).movedim(-1, 1)
+        result = pool_tangent(result, channels_behind(offsets, groups), pooling)
+    return channels_second(cast(result, input.dtype))

@@ -36,7 +36,7 @@ def test_a_wrong_kernel_is_refused(monkeypatch: pytest.MonkeyPatch, dtype: torch
         return right(a, normalization._replace(alpha=normalization.alpha * normalization.size))
 
     def crossing(a: Tensor, normalization: Normalization, *more: object) -> Tensor:
-        return right(a, normalization._replace(groups=1))
+        return right(a.flatten(-2).unsqueeze(-2), normalization).reshape(a.shape)
 
     prepared = prepare(CASES[3], "reference")
     check(prepared, 2, dtype, CPU)
