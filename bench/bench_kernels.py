@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -27,9 +28,9 @@ from .cases import (
     sampled,
 )
 from .ceilings import Ceilings
-from .conftest import together
 
 Row = Callable[..., None]
+Together = Callable[[Callable[..., None], dict[str, Any]], list[dict[str, Any]]]
 BATCH = {"cuda": 128, "cpu": 16}
 SAMPLES = {"cuda": 30, "cpu": 10}
 BY_NAME = {case.name: case for case in CASES}
@@ -98,10 +99,12 @@ def times(case: Case, dtype: str, mode: str, names: tuple[str, ...], device: tor
 
 
 @pytest.fixture(scope="session")
-def compiled_ahead(request: pytest.FixtureRequest, device: torch.device, cold_compiler: None) -> None:
+def compiled_ahead(
+    request: pytest.FixtureRequest, together: Together, device: torch.device, cold_compiler: None
+) -> None:
     """On a CPU, where it takes half a minute for each, all that this run compiles is compiled in a process for each
     core: one keeps little more than a core busy."""
-    cells = [cell for cell in together(request.session, test_operator, {}) if _compiled(cell["implementation"])]
+    cells = [cell for cell in together(test_operator, {}) if _compiled(cell["implementation"])]
     if device.type == "cuda" or not cells:
         return
     names = list(dict.fromkeys(f"{cell['case']},{cell['implementation']},{cell['dtype']}" for cell in cells))
@@ -122,7 +125,7 @@ def compiled_ahead(request: pytest.FixtureRequest, device: torch.device, cold_co
 @pytest.mark.parametrize(("case", "dtype", "mode", "implementation"), _cells())
 @pytest.mark.usefixtures("compiled_ahead")
 def test_operator(
-    request: pytest.FixtureRequest,
+    together: Together,
     benchmark: BenchmarkFixture,
     replay: Callable[[list[float]], None],
     row: Row,
@@ -143,7 +146,7 @@ def test_operator(
         if may_refuse(implementation, reason):
             pytest.skip(reason)
         pytest.fail(f"not timed: {reason}")
-    cells = together(request.session, test_operator, {"case": case, "dtype": dtype, "mode": mode})
+    cells = together(test_operator, {"case": case, "dtype": dtype, "mode": mode})
     rivals = tuple(cell["implementation"] for cell in cells)
     replay(times(one, dtype, mode, rivals, device)[implementation])
     if mode == "forward":

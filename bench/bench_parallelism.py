@@ -1,34 +1,35 @@
 """The strategies at equal global batch: the cases of ``python -m bench.parallelism`` for the digits network."""
 
+from typing import Any
+
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from net.parallel.strategies import STRATEGIES
 
-from .conftest import ROWS
 from .parallelism import started
 
 BATCH = 64
 
 
 @pytest.mark.parametrize("strategy", ["none", *STRATEGIES])
-def test_update(benchmark: BenchmarkFixture, request: pytest.FixtureRequest, strategy: str) -> None:
+def test_update(benchmark: BenchmarkFixture, recorded: list[dict[str, Any]], strategy: str) -> None:
     """Processes of their own, timed from start to end; the row is what they measured."""
     ranks = 1 if strategy == "none" else 2
     arguments = (strategy, ranks, ("--network", "digits", "--batch-size", BATCH, "--updates", 10, "--ranks", 2))
     row = benchmark.pedantic(started, arguments, rounds=1)
     benchmark.extra_info.update(row)
-    request.config.stash[ROWS].append(row)
+    recorded.append(row)
 
 
-def test_link(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> None:
+def test_link(benchmark: BenchmarkFixture, recorded: list[dict[str, Any]]) -> None:
     """All-reduces of a number and of 64 MiB, by which the cost model predicts the updates above."""
     rows = benchmark.pedantic(started, ("link", 2, ()), rounds=1)
-    request.config.stash[ROWS].extend(rows)
+    recorded.extend(rows)
 
 
-def test_one_rank(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> None:
+def test_one_rank(benchmark: BenchmarkFixture, recorded: list[dict[str, Any]]) -> None:
     """What each strategy computes on one device, its messages left out."""
     arguments = ("--network", "digits", "--batch-size", BATCH, "--updates", 10, "--ranks", 2)
     rows = benchmark.pedantic(started, ("alone", 1, arguments), rounds=1)
-    request.config.stash[ROWS].extend(rows)
+    recorded.extend(rows)

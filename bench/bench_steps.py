@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -16,12 +16,12 @@ from net.device import peak_memory_mib
 
 from .cases import many_variants
 from .ceilings import Ceilings
-from .conftest import together
 from .memory import kept_bytes
 from .network import build, describe_step, images_and_labels, inference_step, training_loss, update_step
 from .timing import Call, kernels_launched, synchronized
 
 Row = Callable[..., None]
+Together = Callable[[Callable[..., None], dict[str, Any]], list[dict[str, Any]]]
 GPU = torch.cuda.is_available()
 #: Rounds of a task's networks, and seconds that they share, so many for each: a batch of 64 takes a CPU several.
 ROUNDS = (3, 10)
@@ -158,7 +158,7 @@ def measured(
 
 @pytest.mark.parametrize(("what", "network", "implementation", "how", "dtype", "images"), marked())
 def test_step(
-    request: pytest.FixtureRequest,
+    together: Together,
     replay: Callable[[list[float]], None],
     row: Row,
     device: torch.device,
@@ -175,9 +175,7 @@ def test_step(
     described, work = describe_step(what, network, implementation, how, dtype, images)
     row(**described, work=work)
     task = {"what": what, "dtype": dtype, "images": images}
-    names = tuple(
-        (cell["network"], cell["implementation"], cell["how"]) for cell in together(request.session, test_step, task)
-    )
+    names = tuple((cell["network"], cell["implementation"], cell["how"]) for cell in together(test_step, task))
     found = measured((what, dtype, images), names, device)[network, implementation, how]
     if isinstance(found, Exception):
         raise found

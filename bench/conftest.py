@@ -55,15 +55,26 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         print(f"\nrecorded {len(rows)} rows in {write(rows)}")
 
 
-def together(session: pytest.Session, test: Callable[..., None], task: dict[str, Any]) -> list[dict[str, Any]]:
-    """The parameters of all cells of a test that this run measures at the same task."""
-    found = []
-    for item in session.items:
-        if isinstance(item, pytest.Function) and item.function is test and not item.get_closest_marker("skip"):
-            parameters = dict(item.callspec.params)
-            if task.items() <= parameters.items():
-                found.append(parameters)
-    return found
+@pytest.fixture(scope="session")
+def together(request: pytest.FixtureRequest) -> Callable[[Callable[..., None], dict[str, Any]], list[dict[str, Any]]]:
+    """``together(test, task)``: the parameters of all cells of a test that this run measures at the same task."""
+
+    def cells(test: Callable[..., None], task: dict[str, Any]) -> list[dict[str, Any]]:
+        found = []
+        for item in request.session.items:
+            if isinstance(item, pytest.Function) and item.function is test and not item.get_closest_marker("skip"):
+                parameters = dict(item.callspec.params)
+                if task.items() <= parameters.items():
+                    found.append(parameters)
+        return found
+
+    return cells
+
+
+@pytest.fixture(scope="session")
+def recorded(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    """The rows of this run's record."""
+    return request.config.stash[ROWS]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -91,15 +102,17 @@ def replay(benchmark: BenchmarkFixture) -> Iterator[Callable[[list[float]], None
 
 
 @pytest.fixture(scope="session")
-def ceilings(request: pytest.FixtureRequest, device: torch.device) -> Ceilings:
+def ceilings(recorded: list[dict[str, Any]], device: torch.device) -> Ceilings:
     """This machine's limits, measured once; their rows are recorded with the others."""
     rows = list(ceilings_module.rows(device))
-    request.config.stash[ROWS].extend(rows)
+    recorded.extend(rows)
     return ceilings_module.ceilings(rows)
 
 
 @pytest.fixture
-def row(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
+def row(
+    benchmark: BenchmarkFixture, request: pytest.FixtureRequest, recorded: list[dict[str, Any]]
+) -> Iterator[Callable[..., None]]:
     """Says what a benchmark measures: ``row(case=..., images=..., work=...)``.
 
     ``images`` and ``work`` are of one call.
@@ -118,4 +131,4 @@ def row(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Iterator
         limits = request.getfixturevalue("ceilings") if "ceilings" in request.fixturenames else None
         columns.update(work.columns(columns.get("median_us"), columns["dtype"], limits))
     benchmark.extra_info.update(columns)
-    request.config.stash[ROWS].append(columns)
+    recorded.append(columns)

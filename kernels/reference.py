@@ -134,9 +134,9 @@ def window_sum(values: Tensor, behind: int, ahead: int) -> Tensor:
         return total
     total = values.clone()
     for distance in range(1, behind + 1):
-        total[..., distance:] += values[..., : channels - distance]
+        total[..., distance:].add_(values[..., : channels - distance])
     for distance in range(1, ahead + 1):
-        total[..., : channels - distance] += values[..., distance:]
+        total[..., : channels - distance].add_(values[..., distance:])
     return total
 
 
@@ -166,14 +166,16 @@ def normalize_backward(db: Tensor, a: Tensor, normalization: Normalization) -> T
     size, alpha, beta, _, _ = normalization
     # Squared by another operator than in the forward pass, or torch.compile finds the sums there and keeps them.
     s = scale(a, normalization, torch.square)
-    direct = db * negative_power(s, beta)
+    power = negative_power(s, beta)
+    direct = power.mul_(db) if _alone() else db * power
     # The channels whose windows hold channel j lie the other way round: ``ahead`` behind it, ``behind`` ahead of it.
     share = direct * a
     share = share.div_(s) if _alone() else share / s
     total = window_sum(share, normalization.ahead, normalization.behind)
     if _for_inductor():
         return direct - (2 * alpha * beta / size) * a * total
-    return torch.addcmul(direct, a, total, value=-2 * alpha * beta / size)
+    factor = -2 * alpha * beta / size
+    return direct.addcmul_(a, total, value=factor) if _alone() else direct.addcmul(a, total, value=factor)
 
 
 def normalize_tangent(da: Tensor, a: Tensor, normalization: Normalization) -> Tensor:
@@ -207,6 +209,20 @@ def _along(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     return rows[:, None, None, None], columns[:, None, None]
 
 
+def _counting(size: Sequence[int]) -> torch.dtype:
+    """The type in which elements of maps of so many rows and columns are numbered: float32 where it holds every number
+    that comes up, with windows in the padding, because a processor divides many of them at once."""
+    return torch.float32 if size[0] * size[1] < 2**21 else torch.int64
+
+
+def _quotient(numbers: Tensor, divisor: int) -> Tensor:
+    """Whole numbers, none below zero and in float32 below 2**24, divided and rounded down."""
+    if numbers.is_floating_point():
+        # By a tensor, because by a number a GPU multiplies with its inverse, and whole quotients come out too small.
+        return numbers.div(numbers.new_full((), divisor)).floor_()
+    return numbers.div(divisor, rounding_mode="floor")
+
+
 def pool(values: Tensor, pooling: Pooling, save: bool) -> tuple[Tensor, Tensor]:
     """The largest value of each window, and the number of its element in the window, counted by rows.
 
@@ -223,18 +239,15 @@ def pool(values: Tensor, pooling: Pooling, save: bool) -> tuple[Tensor, Tensor]:
         return channels_behind(output, values.shape[-2]), values.new_empty(0, dtype=pooling.offset_dtype)
     output, indices = F.max_pool2d(maps, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
     output, indices = (channels_behind(each, values.shape[-2]) for each in (output, indices))
-    if values.shape[1] * values.shape[2] < 2**31:
-        # Divided several times as fast.
-        indices = indices.to(torch.int32)
+    indices = indices.to(_counting(values.shape[1:3]))
     first_row, first_column = _firsts(pooling, output.shape[1:3], indices)
-    row = indices.div(values.shape[2], rounding_mode="floor")
+    row = _quotient(indices, values.shape[2])
     if dilation == (1, 1):
         # Row and column in the map less those where the window begins, in fewer passes.
         offsets = torch.sub(indices, row, alpha=values.shape[2] - kernel_size[1])
         return output, (offsets - (first_row * kernel_size[1] + first_column)).to(pooling.offset_dtype)
     column = indices - row * values.shape[2] - first_column
-    row = (row - first_row).div(dilation[0], rounding_mode="floor")
-    column = column.div(dilation[1], rounding_mode="floor")
+    row, column = _quotient(row - first_row, dilation[0]), _quotient(column, dilation[1])
     return output, (row * kernel_size[1] + column).to(pooling.offset_dtype)
 
 
@@ -273,10 +286,9 @@ def _pool_unrolled(values: Tensor, pooling: Pooling, save: bool) -> tuple[Tensor
 
 def _indices(offsets: Tensor, size: Sequence[int], pooling: Pooling) -> Tensor:
     """Where the maxima lie in the flattened maps, which have so many rows and columns: int64, as PyTorch's."""
-    # Divided several times as fast.
-    element = offsets.to(torch.int32 if size[0] * size[1] < 2**31 else torch.int64)
+    element = offsets.to(_counting(size))
     first_row, first_column = _firsts(pooling, offsets.shape[1:3], element)
-    row = element.div(pooling.kernel_size[1], rounding_mode="floor")
+    row = _quotient(element, pooling.kernel_size[1])
     # row * dilation[0] * columns + column * dilation[1], the element's column being element - row * kernel_size[1].
     inside = element if pooling.dilation[1] == 1 else element * pooling.dilation[1]
     inside = torch.add(inside, row, alpha=pooling.dilation[0] * size[1] - pooling.dilation[1] * pooling.kernel_size[1])
@@ -440,31 +452,29 @@ def backward(
         dtype, format: of the gradient: ``input``'s.
         bias_wanted: whether to sum the bias's gradient; None is returned without.
     """
-    if torch.compiler.is_compiling():
+    like = output_gradient if input is None else input
+    if torch.compiler.is_compiling() or (images := _images_at_once(like)) >= len(like):
         gradient = _backward(output_gradient, input, output, offsets, bias, size, relu, normalization, pooling)
-        return _finished(gradient, dtype, format), _bias_sum(gradient) if bias_wanted else None
-    images = _images_at_once(output_gradient if input is None else input)
+        finished = channels_second(cast(gradient, dtype)).contiguous(memory_format=format)
+        return finished, _bias_sum(gradient) if bias_wanted else None
 
     def split(tensor: Tensor | None) -> Iterable[Tensor | None]:
         return itertools.repeat(None) if tensor is None else tensor.split(images)
 
-    gradients, sums = [], []
-    for parts in zip(output_gradient.split(images), split(input), split(output), split(offsets), strict=False):
-        gradient = _backward(*parts, bias, size, relu, normalization, pooling)
+    shape = (*output_gradient.shape[:2], *size) if input is None else input.shape
+    finished, sums = torch.empty(shape, dtype=dtype, device=like.device, memory_format=format), []
+    parts = zip(output_gradient.split(images), split(input), split(output), split(offsets), strict=False)
+    for into, part in zip(finished.split(images), parts, strict=True):
+        gradient = _backward(*part, bias, size, relu, normalization, pooling)
         if bias_wanted:
             sums.append(_bias_sum(gradient))
-        gradients.append(_finished(gradient, dtype, format))
-    total = torch.stack(sums).sum(0) if bias_wanted else None
-    return gradients[0] if len(gradients) == 1 else torch.cat(gradients), total
+        # While it is in the cache.
+        into.copy_(channels_second(gradient))
+    return finished, torch.stack(sums).sum(0) if bias_wanted else None
 
 
 def _bias_sum(gradient: Tensor) -> Tensor:
     return gradient.sum(list(range(gradient.dim() - 2))).flatten()
-
-
-def _finished(gradient: Tensor, dtype: torch.dtype, format: torch.memory_format) -> Tensor:
-    """``gradient`` as ``[N, C, ...]`` in ``dtype`` and the memory format of the input."""
-    return channels_second(cast(gradient, dtype)).contiguous(memory_format=format)
 
 
 def _backward(

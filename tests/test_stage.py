@@ -184,6 +184,16 @@ def test_large_windows(kernel: int) -> None:
         )
 
 
+@pytest.mark.parametrize("columns", [1497, 1500])
+def test_large_maps(columns: int) -> None:
+    """Up to 2**21 elements are numbered in float32, more in integers."""
+    assert (1400 * columns < 2**21) == (columns == 1497)
+    input = inputs((1, 1, 1400, columns))[0]
+    assert_same(
+        results(chain(False, None, PAPER_POOL), input, None), results(composed(False, None, PAPER_POOL), input, None)
+    )
+
+
 @pytest.mark.parametrize("implementation", ["reference", "aten"])
 def test_the_output_may_be_written_in_place(implementation: str) -> None:
     """Where it is not kept for backward, which ReLU and pooling without a normalization do."""
