@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 
 from .cases import (
     CASES,
@@ -30,7 +29,7 @@ from .cases import (
 from .ceilings import Ceilings
 
 Row = Callable[..., None]
-Together = Callable[[Callable[..., None], dict[str, Any]], list[dict[str, Any]]]
+Together = Callable[..., list[dict[str, Any]]]
 BATCH = {"cuda": 128, "cpu": 16}
 SAMPLES = {"cuda": 30, "cpu": 10}
 BY_NAME = {case.name: case for case in CASES}
@@ -126,7 +125,6 @@ def compiled_ahead(
 @pytest.mark.usefixtures("compiled_ahead")
 def test_operator(
     together: Together,
-    benchmark: BenchmarkFixture,
     replay: Callable[[list[float]], None],
     row: Row,
     device: torch.device,

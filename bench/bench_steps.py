@@ -21,7 +21,7 @@ from .network import build, describe_step, images_and_labels, inference_step, tr
 from .timing import Call, kernels_launched, synchronized
 
 Row = Callable[..., None]
-Together = Callable[[Callable[..., None], dict[str, Any]], list[dict[str, Any]]]
+Together = Callable[..., list[dict[str, Any]]]
 GPU = torch.cuda.is_available()
 #: Rounds of a task's networks, and seconds that they share, so many for each: a batch of 64 takes a CPU several.
 ROUNDS = (3, 10)

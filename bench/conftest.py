@@ -56,7 +56,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(scope="session")
-def together(request: pytest.FixtureRequest) -> Callable[[Callable[..., None], dict[str, Any]], list[dict[str, Any]]]:
+def together(request: pytest.FixtureRequest) -> Callable[..., list[dict[str, Any]]]:
     """``together(test, task)``: the parameters of all cells of a test that this run measures at the same task."""
 
     def cells(test: Callable[..., None], task: dict[str, Any]) -> list[dict[str, Any]]:

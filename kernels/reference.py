@@ -133,6 +133,7 @@ def window_sum(values: Tensor, behind: int, ahead: int) -> Tensor:
             total = total + padded.as_strided(values.shape, strides, start)
         return total
     total = values.clone()
+    # Not by +=, which copies the slice onto itself afterwards.
     for distance in range(1, behind + 1):
         total[..., distance:].add_(values[..., : channels - distance])
     for distance in range(1, ahead + 1):
@@ -209,10 +210,13 @@ def _along(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     return rows[:, None, None, None], columns[:, None, None]
 
 
-def _counting(size: Sequence[int]) -> torch.dtype:
-    """The type in which elements of maps of so many rows and columns are numbered: float32 where it holds every number
-    that comes up, with windows in the padding, because a processor divides many of them at once."""
-    return torch.float32 if size[0] * size[1] < 2**21 else torch.int64
+def _counting(pooling: Pooling, size: Sequence[int]) -> torch.dtype:
+    """The type in which elements of maps of so many rows and columns, and of windows, are numbered: float32 where it
+    holds every number and difference that comes up, because a processor divides many of them at once."""
+    rows, columns = (
+        size[axis] + 2 * pooling.padding[axis] + pooling.dilation[axis] * pooling.kernel_size[axis] for axis in (0, 1)
+    )
+    return torch.float32 if rows * columns < 2**22 else torch.int64
 
 
 def _quotient(numbers: Tensor, divisor: int) -> Tensor:
@@ -239,7 +243,7 @@ def pool(values: Tensor, pooling: Pooling, save: bool) -> tuple[Tensor, Tensor]:
         return channels_behind(output, values.shape[-2]), values.new_empty(0, dtype=pooling.offset_dtype)
     output, indices = F.max_pool2d(maps, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
     output, indices = (channels_behind(each, values.shape[-2]) for each in (output, indices))
-    indices = indices.to(_counting(values.shape[1:3]))
+    indices = indices.to(_counting(pooling, values.shape[1:3]))
     first_row, first_column = _firsts(pooling, output.shape[1:3], indices)
     row = _quotient(indices, values.shape[2])
     if dilation == (1, 1):
@@ -286,7 +290,7 @@ def _pool_unrolled(values: Tensor, pooling: Pooling, save: bool) -> tuple[Tensor
 
 def _indices(offsets: Tensor, size: Sequence[int], pooling: Pooling) -> Tensor:
     """Where the maxima lie in the flattened maps, which have so many rows and columns: int64, as PyTorch's."""
-    element = offsets.to(_counting(size))
+    element = offsets.to(_counting(pooling, size))
     first_row, first_column = _firsts(pooling, offsets.shape[1:3], element)
     row = _quotient(element, pooling.kernel_size[1])
     # row * dilation[0] * columns + column * dilation[1], the element's column being element - row * kernel_size[1].

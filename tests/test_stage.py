@@ -184,14 +184,21 @@ def test_large_windows(kernel: int) -> None:
         )
 
 
-@pytest.mark.parametrize("columns", [1497, 1500])
-def test_large_maps(columns: int) -> None:
-    """Up to 2**21 elements are numbered in float32, more in integers."""
-    assert (1400 * columns < 2**21) == (columns == 1497)
-    input = inputs((1, 1, 1400, columns))[0]
-    assert_same(
-        results(chain(False, None, PAPER_POOL), input, None), results(composed(False, None, PAPER_POOL), input, None)
-    )
+@pytest.mark.parametrize(
+    ("size", "pooling", "counting"),
+    [
+        ((1400, 2980), PAPER_POOL, torch.float32),
+        ((1400, 3000), PAPER_POOL, torch.int64),
+        # The maximum's number in its window is about 40 million.
+        ((10, 9), Pooling((9000, 9000), (1, 1), (4500, 4500), (1, 1), False), torch.int64),
+    ],
+    ids=str,
+)
+def test_large_numbers(size: tuple[int, int], pooling: Pooling, counting: torch.dtype) -> None:
+    """Elements are numbered in float32 only where it is exact."""
+    assert reference._counting(pooling, size) == counting
+    input = inputs((1, 1, *size))[0]
+    assert_same(results(chain(False, None, pooling), input, None), results(composed(False, None, pooling), input, None))
 
 
 @pytest.mark.parametrize("implementation", ["reference", "aten"])
