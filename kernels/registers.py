@@ -51,7 +51,7 @@ def load_channels(
     """``V`` channels from each ``pointer``, ``step`` apart; with ``V`` of 1 also those before and after.
 
     Zero outside the group, in which the first channel has the place ``position``, and where the mask is not set. They
-    are as they lie in memory, for :func:`floats` or :func:`integers` to take apart where they are used: ``WORDS`` are
+    are as they lie in memory, for :func:`floats` or :func:`equal` to take apart where they are used: ``WORDS`` are
     32 bits, which are aligned, of several channels each.
     """
     if WORDS > 0:
@@ -95,14 +95,22 @@ def floats(loaded, FIRST: tl.constexpr, COUNT: tl.constexpr, WORDS: tl.constexpr
 
 
 @triton.jit
-def integers(loaded, FIRST: tl.constexpr, COUNT: tl.constexpr, WORDS: tl.constexpr):
-    """The same of integers, which are bytes where several lie in a word."""
+def equal(loaded, number, FIRST: tl.constexpr, COUNT: tl.constexpr, WORDS: tl.constexpr):
+    """Which of ``COUNT`` integers that were loaded, from number ``FIRST`` of ``loaded`` on, are ``number``.
+
+    Where several lie in a word they are bytes, and they and ``number``, which is known when a kernel is compiled, are
+    less than 128.
+    """
     result = ()
-    for number in tl.static_range(COUNT):
-        if WORDS > 0:
-            result = result + ((loaded[FIRST + number // 4] >> (8 * (number % 4))) & 255,)
-        else:
-            result = result + (loaded[FIRST + number].to(tl.int32),)
+    if WORDS > 0:
+        for word in tl.static_range(WORDS):
+            # The highest bit of a byte is left where there was nothing else: a test of one bit is one instruction.
+            bits = 0x80808080 - (loaded[FIRST + word].to(tl.uint32, bitcast=True) ^ (number * 0x01010101))
+            for byte in tl.static_range(COUNT // WORDS):
+                result = result + ((bits & (0x80 << (8 * byte))) != 0,)
+    else:
+        for index in tl.static_range(COUNT):
+            result = result + (loaded[FIRST + index].to(tl.int32) == number,)
     return result
 
 

@@ -11,8 +11,8 @@ import triton.language as tl
 
 from .registers import (
     activations,
+    equal,
     floats,
-    integers,
     load_channels,
     negative_power,
     store_channels,
@@ -57,11 +57,22 @@ def unit_of_lane(
 
 
 @triton.jit
-def inside_image(row, column, rows, columns):
-    """Whether pixels lie inside the image; ``row`` is one for all lanes, which the interpreter's masks must not be."""
+def inside_rows(row, column, rows):
+    """Whether a row lies inside the image; it is one for all lanes, which the interpreter's masks must not be."""
     # What is negative is larger than any size as an unsigned number.
-    row = (column * 0 + row).to(tl.uint32)
-    return (row < rows.to(tl.uint32)) & (column.to(tl.uint32) < columns.to(tl.uint32))
+    return (column * 0 + row).to(tl.uint32) < rows.to(tl.uint32)
+
+
+@triton.jit
+def inside_columns(column, columns):
+    """Whether columns lie inside the image."""
+    return column.to(tl.uint32) < columns.to(tl.uint32)
+
+
+@triton.jit
+def inside_image(row, column, rows, columns):
+    """Whether pixels lie inside the image."""
+    return inside_rows(row, column, rows) & inside_columns(column, columns)
 
 
 @triton.jit
@@ -150,7 +161,7 @@ def load_row(
     first_column,
     rows,
     columns,
-    pixel_stride,
+    pixel_stride: tl.constexpr,
     channel_stride,
     position,
     group,
@@ -238,6 +249,181 @@ def row_maxima(
     return best, taken
 
 
+@triton.jit
+def first_element(
+    row, column, KERNEL_COLUMNS: tl.constexpr, DILATION_ROWS: tl.constexpr, DILATION_COLUMNS: tl.constexpr
+):
+    """The first element that is no padding: the largest of a window of nothing but minus infinity."""
+    first = tl.maximum((DILATION_ROWS - 1 - row) // DILATION_ROWS, 0) * KERNEL_COLUMNS
+    return first + tl.maximum((DILATION_COLUMNS - 1 - column) // DILATION_COLUMNS, 0)
+
+
+@triton.jit
+def window_maxima(
+    loaded,
+    carried_best,
+    carried_taken,
+    row,
+    column,
+    rows,
+    columns,
+    biases,
+    position,
+    alpha,
+    beta,
+    k,
+    V: tl.constexpr,
+    G: tl.constexpr,
+    BIAS: tl.constexpr,
+    RELU: tl.constexpr,
+    BEHIND: tl.constexpr,
+    AHEAD: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    THREE_QUARTERS: tl.constexpr,
+    FOLD: tl.constexpr,
+    SPARE: tl.constexpr,
+    POOL: tl.constexpr,
+    KEYS: tl.constexpr,
+    SAVE: tl.constexpr,
+    INSIDE: tl.constexpr,
+    WORDS: tl.constexpr,
+    CARRIED: tl.constexpr,
+    KERNEL_ROWS: tl.constexpr,
+    KERNEL_COLUMNS: tl.constexpr,
+    STRIDE_ROWS: tl.constexpr,
+    DILATION_ROWS: tl.constexpr,
+    DILATION_COLUMNS: tl.constexpr,
+):
+    """A window's largest values and their elements, from the maxima of the rows above and the rows that are loaded.
+
+    Also those of the rows that the window has in common with the next one.
+    """
+    EACH: tl.constexpr = WORDS if WORDS > 0 else V if V > 1 else BEHIND + V + AHEAD
+    rows_best = carried_best
+    rows_taken = carried_taken
+    for number in tl.static_range(CARRIED, KERNEL_ROWS):
+        new_best, new_taken = row_maxima(
+            loaded, row + number * DILATION_ROWS, column, rows, columns, biases, position, alpha, beta, k,
+            (number - CARRIED) * KERNEL_COLUMNS * EACH, EACH, number * KERNEL_COLUMNS, V, G, BIAS, RELU, BEHIND, AHEAD,
+            NORMALIZE, THREE_QUARTERS, FOLD, SPARE, KEYS, SAVE, INSIDE, WORDS, KERNEL_COLUMNS, DILATION_COLUMNS,
+        )  # fmt: skip
+        rows_best = rows_best + new_best
+        rows_taken = rows_taken + new_taken
+    next_best = ()
+    next_taken = ()
+    for number in tl.static_range(CARRIED * V):
+        one_best = rows_best[STRIDE_ROWS * V + number]
+        one_taken = rows_taken[STRIDE_ROWS * V + number]
+        next_best = next_best + (one_best,)
+        next_taken = next_taken + (one_taken - STRIDE_ROWS * KERNEL_COLUMNS,)
+    first = first_element(row, column, KERNEL_COLUMNS, DILATION_ROWS, DILATION_COLUMNS)
+    best = ()
+    taken = ()
+    for index in tl.static_range(V):
+        largest = rows_best[index]
+        element = rows_taken[index]
+        if KEYS:
+            for number in tl.static_range(1, KERNEL_ROWS):
+                below = rows_best[number * V + index]
+                if SAVE:
+                    below -= number * KERNEL_COLUMNS
+                largest = tl.maximum(largest, below)
+            if SAVE:
+                element = 15 - (largest & 15)
+                largest = largest & -16
+            largest = largest.to(tl.float32, bitcast=True)
+        else:
+            if POOL and not INSIDE:
+                element = tl.where((largest > -float("inf")) | (largest != largest), element, first)
+            for number in tl.static_range(1, KERNEL_ROWS):
+                value = rows_best[number * V + index]
+                larger = beats(value, largest)
+                largest = tl.where(larger, value, largest)
+                element = tl.where(larger, rows_taken[number * V + index], element)
+        best = best + (largest,)
+        taken = taken + (element,)
+    return best, taken, next_best, next_taken
+
+
+@triton.jit
+def window_maxima_by_loop(
+    input,
+    row,
+    column,
+    rows,
+    columns,
+    row_stride,
+    pixel_stride: tl.constexpr,
+    channel_stride,
+    biases,
+    position,
+    group,
+    mask,
+    alpha,
+    beta,
+    k,
+    V: tl.constexpr,
+    G: tl.constexpr,
+    BIAS: tl.constexpr,
+    RELU: tl.constexpr,
+    BEHIND: tl.constexpr,
+    AHEAD: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    THREE_QUARTERS: tl.constexpr,
+    FOLD: tl.constexpr,
+    SPARE: tl.constexpr,
+    WORDS: tl.constexpr,
+    KERNEL_ROWS: tl.constexpr,
+    KERNEL_COLUMNS: tl.constexpr,
+    DILATION_ROWS: tl.constexpr,
+    DILATION_COLUMNS: tl.constexpr,
+):
+    """A window's largest values and their elements, loaded one by one."""
+    BEFORE: tl.constexpr = BEHIND if V == 1 else 0
+    AFTER: tl.constexpr = AHEAD if V == 1 else 0
+    first = first_element(row, column, KERNEL_COLUMNS, DILATION_ROWS, DILATION_COLUMNS)
+    best = ()
+    taken = ()
+    for _ in tl.static_range(V):
+        best = best + (tl.full(position.shape, -float("inf"), tl.float32),)
+        taken = taken + (first,)
+    for element in tl.range(0, KERNEL_ROWS * KERNEL_COLUMNS):
+        down = element // KERNEL_COLUMNS * DILATION_ROWS
+        right = element % KERNEL_COLUMNS * DILATION_COLUMNS
+        inside = mask & inside_image(row + down, column + right, rows, columns)
+        values = load_channels(
+            input + down * row_stride + right.to(tl.int64) * pixel_stride, channel_stride, position, group, inside, V,
+            BEFORE, AFTER, True, WORDS,
+        )  # fmt: skip
+        values = normalized(
+            floats(values, 0, BEFORE + V + AFTER, WORDS), biases, position, alpha, beta, k, V, G, BIAS, RELU, BEHIND,
+            AHEAD, NORMALIZE, THREE_QUARTERS, FOLD, SPARE,
+        )  # fmt: skip
+        new_best = ()
+        new_taken = ()
+        for index in tl.static_range(V):
+            larger = inside & beats(values[index], best[index])
+            new_best = new_best + (tl.where(larger, values[index], best[index]),)
+            new_taken = new_taken + (tl.where(larger, element, taken[index]),)
+        best = new_best
+        taken = new_taken
+    return best, taken
+
+
+@triton.jit
+def store_window(output, offsets, best, taken, factor, mask, V: tl.constexpr, FOLD: tl.constexpr, SAVE: tl.constexpr):
+    """Store a window's largest values, and their elements if they are wanted."""
+    if FOLD:
+        # Here the factor is taken back.
+        folded = best
+        best = ()
+        for number in tl.static_range(V):
+            best = best + (folded[number] * factor,)
+    store_channels(output, best, mask, V)
+    if SAVE:
+        store_channels(offsets, taken, mask, V)
+
+
 @triton.jit(do_not_specialize=SIZES[:-2])
 def forward_kernel(
     input,
@@ -255,10 +441,12 @@ def forward_kernel(
     channels,
     group,
     image_stride,
-    pixel_stride,
+    row_stride,
+    pixel_stride: tl.constexpr,
     channel_stride,
     out_image_stride,
-    out_pixel_stride,
+    out_row_stride,
+    out_pixel_stride: tl.constexpr,
     out_channel_stride,
     alpha,
     factor,
@@ -301,15 +489,16 @@ def forward_kernel(
     row = out_row * STRIDE_ROWS - PADDING_ROWS
     column = out_column * STRIDE_COLUMNS - PADDING_COLUMNS
     # Whatever Triton takes them for, from here on they are 64 bits wide.
-    zero = tl.zeros((), tl.int64)
-    pixel_stride = zero + pixel_stride
-    out_pixel_stride = zero + out_pixel_stride
-    row_stride = pixel_stride * columns
-    out_row_stride = out_pixel_stride * out_columns
-    there = input + image * image_stride + row * row_stride + column * pixel_stride
-    there += channel.to(tl.int64) * channel_stride
-    place = image * out_image_stride + out_row * out_row_stride + out_column * out_pixel_stride
+    row_stride = tl.zeros((), tl.int64) + row_stride
+    channel_stride = tl.zeros((), tl.int64) + channel_stride
+    out_row_stride = tl.zeros((), tl.int64) + out_row_stride
+    input += image * image_stride + row * row_stride + column.to(tl.int64) * pixel_stride
+    input += channel.to(tl.int64) * channel_stride
+    place = image * out_image_stride + out_row * out_row_stride + out_column.to(tl.int64) * out_pixel_stride
     place += channel.to(tl.int64) * out_channel_stride
+    output += place
+    if SAVE:
+        offsets += place
     BEFORE: tl.constexpr = BEHIND if V == 1 else 0
     AFTER: tl.constexpr = AHEAD if V == 1 else 0
     COUNT: tl.constexpr = BEFORE + V + AFTER
@@ -322,7 +511,7 @@ def forward_kernel(
     if UNROLLED:
         for number in tl.static_range(CARRIED):
             row_loaded = load_row(
-                there + number * row_stride, row + number, column, rows, columns, pixel_stride, channel_stride,
+                input + number * row_stride, row + number, column, rows, columns, pixel_stride, channel_stride,
                 position, group, mask, V, BEFORE, AFTER, INSIDE, WORDS, KERNEL_COLUMNS, DILATION_COLUMNS,
             )  # fmt: skip
             row_best, row_taken = row_maxima(
@@ -335,96 +524,38 @@ def forward_kernel(
     # Rows are loaded a step before they are used: their way from memory is longer than the other warps' arithmetic.
     # In registers they would leave room for fewer warps.
     for _ in tl.range(0, steps, num_stages=2):
-        # The first element that is no padding is the largest of a window of nothing but minus infinity.
-        first = tl.maximum((DILATION_ROWS - 1 - row) // DILATION_ROWS, 0) * KERNEL_COLUMNS
-        first = first + tl.maximum((DILATION_COLUMNS - 1 - column) // DILATION_COLUMNS, 0)
-        best = ()
-        taken = ()
         if UNROLLED:
-            rows_best = carried_best
-            rows_taken = carried_taken
             loaded = ()
             for number in tl.static_range(CARRIED, KERNEL_ROWS):
                 loaded = loaded + load_row(
-                    there + number * DILATION_ROWS * row_stride, row + number * DILATION_ROWS, column, rows, columns,
+                    input + number * DILATION_ROWS * row_stride, row + number * DILATION_ROWS, column, rows, columns,
                     pixel_stride, channel_stride, position, group, mask, V, BEFORE, AFTER, INSIDE, WORDS,
                     KERNEL_COLUMNS, DILATION_COLUMNS,
                 )  # fmt: skip
-            for number in tl.static_range(CARRIED, KERNEL_ROWS):
-                new_best, new_taken = row_maxima(
-                    loaded, row + number * DILATION_ROWS, column, rows, columns, biases, position, alpha, beta, k,
-                    (number - CARRIED) * KERNEL_COLUMNS * EACH, EACH, number * KERNEL_COLUMNS, V, G, BIAS, RELU, BEHIND,
-                    AHEAD, NORMALIZE, THREE_QUARTERS, FOLD, SPARE, KEYS, SAVE, INSIDE, WORDS, KERNEL_COLUMNS,
-                    DILATION_COLUMNS,
+            # A window begins in the image or before it. But what is behind a condition, Triton puts behind the loads
+            # for the next step; otherwise it would put them last, and the next step would begin by waiting for them.
+            if row < rows:
+                best, taken, carried_best, carried_taken = window_maxima(
+                    loaded, carried_best, carried_taken, row, column, rows, columns, biases, position, alpha, beta, k,
+                    V, G, BIAS, RELU, BEHIND, AHEAD, NORMALIZE, THREE_QUARTERS, FOLD, SPARE, POOL, KEYS, SAVE, INSIDE,
+                    WORDS, CARRIED, KERNEL_ROWS, KERNEL_COLUMNS, STRIDE_ROWS, DILATION_ROWS, DILATION_COLUMNS,
                 )  # fmt: skip
-                rows_best = rows_best + new_best
-                rows_taken = rows_taken + new_taken
-            carried_best = ()
-            carried_taken = ()
-            for number in tl.static_range(CARRIED * V):
-                one_best = rows_best[STRIDE_ROWS * V + number]
-                one_taken = rows_taken[STRIDE_ROWS * V + number]
-                carried_best = carried_best + (one_best,)
-                carried_taken = carried_taken + (one_taken - STRIDE_ROWS * KERNEL_COLUMNS,)
-            for index in tl.static_range(V):
-                largest = rows_best[index]
-                element = rows_taken[index]
-                if KEYS:
-                    for number in tl.static_range(1, KERNEL_ROWS):
-                        below = rows_best[number * V + index]
-                        if SAVE:
-                            below -= number * KERNEL_COLUMNS
-                        largest = tl.maximum(largest, below)
-                    if SAVE:
-                        element = 15 - (largest & 15)
-                        largest = largest & -16
-                    largest = largest.to(tl.float32, bitcast=True)
-                else:
-                    if POOL and not INSIDE:
-                        element = tl.where((largest > -float("inf")) | (largest != largest), element, first)
-                    for number in tl.static_range(1, KERNEL_ROWS):
-                        value = rows_best[number * V + index]
-                        larger = beats(value, largest)
-                        largest = tl.where(larger, value, largest)
-                        element = tl.where(larger, rows_taken[number * V + index], element)
-                best = best + (largest,)
-                taken = taken + (element,)
+                store_window(output, offsets, best, taken, factor, mask, V, FOLD, SAVE)
         else:
-            for _ in tl.static_range(V):
-                best = best + (tl.full([L], -float("inf"), tl.float32),)
-                taken = taken + (first,)
-            for element in tl.range(0, KERNEL_ROWS * KERNEL_COLUMNS):
-                down = element // KERNEL_COLUMNS * DILATION_ROWS
-                right = element % KERNEL_COLUMNS * DILATION_COLUMNS
-                inside = mask & inside_image(row + down, column + right, rows, columns)
-                values = load_channels(
-                    there + down * row_stride + right * pixel_stride, channel_stride, position, group, inside, V,
-                    BEFORE, AFTER, True, WORDS,
-                )  # fmt: skip
-                values = normalized(
-                    floats(values, 0, COUNT, WORDS), biases, position, alpha, beta, k, V, G, BIAS, RELU, BEHIND, AHEAD,
-                    NORMALIZE, THREE_QUARTERS, FOLD, SPARE,
-                )  # fmt: skip
-                new_best = ()
-                new_taken = ()
-                for index in tl.static_range(V):
-                    larger = inside & beats(values[index], best[index])
-                    new_best = new_best + (tl.where(larger, values[index], best[index]),)
-                    new_taken = new_taken + (tl.where(larger, element, taken[index]),)
-                best = new_best
-                taken = new_taken
-        if FOLD:
-            # Here the factor is taken back.
-            folded = best
-            best = ()
-            for number in tl.static_range(V):
-                best = best + (folded[number] * factor,)
-        store_channels(output + place, best, mask, V)
-        if SAVE:
-            store_channels(offsets + place, taken, mask, V)
+            best, taken = window_maxima_by_loop(
+                input, row, column, rows, columns, row_stride, pixel_stride, channel_stride, biases, position, group,
+                mask, alpha, beta, k, V, G, BIAS, RELU, BEHIND, AHEAD, NORMALIZE, THREE_QUARTERS, FOLD, SPARE, WORDS,
+                KERNEL_ROWS, KERNEL_COLUMNS, DILATION_ROWS, DILATION_COLUMNS,
+            )  # fmt: skip
+            store_window(output, offsets, best, taken, factor, mask, V, FOLD, SAVE)
         row += STRIDE_ROWS
-        there += STRIDE_ROWS * row_stride
-        place += out_row_stride
+        # This always holds while there are steps, which the compiler does not know. If it knew where every step is, it
+        # would keep an address in registers for each access, which would leave room for fewer warps.
+        more = row < rows
+        input += tl.where(more, STRIDE_ROWS * row_stride, 0)
+        output += tl.where(more, out_row_stride, 0)
+        if SAVE:
+            offsets += tl.where(more, out_row_stride, 0)
 
 
 @triton.jit
@@ -432,12 +563,12 @@ def load_windows(
     output_gradient,
     output,
     offsets,
-    place,
     last_row,
     last_column,
     out_rows,
     out_columns,
-    out_pixel_stride,
+    out_row_stride,
+    out_pixel_stride: tl.constexpr,
     out_channel_stride,
     position,
     group,
@@ -463,29 +594,30 @@ def load_windows(
         up = ROWS - 1 - over // COLUMNS
         left = COLUMNS - 1 - over % COLUMNS
         there = mask & inside_image(last_row - up, last_column - left, out_rows, out_columns)
-        one = place - (up * out_columns + left) * out_pixel_stride
+        place = -up * out_row_stride - left * out_pixel_stride
         gradients = gradients + load_channels(
-            output_gradient + one, out_channel_stride, position, group, there, V, AFTER, BEFORE, True, WORDS
+            output_gradient + place, out_channel_stride, position, group, there, V, AFTER, BEFORE, True, WORDS
         )
         if POOL:
             elements = elements + load_channels(
-                offsets + one, out_channel_stride, position, group, there, V, AFTER, BEFORE, True, OFFSET_WORDS
+                offsets + place, out_channel_stride, position, group, there, V, AFTER, BEFORE, True, OFFSET_WORDS
             )
         if MASKED:
             outputs = outputs + load_channels(
-                output + one, out_channel_stride, position, group, there, V, AFTER, BEFORE, True, WORDS
+                output + place, out_channel_stride, position, group, there, V, AFTER, BEFORE, True, WORDS
             )
     return gradients, outputs, elements
 
 
 @triton.jit
 def load_tile(
-    there,
+    first,
     first_row,
     first_column,
     rows,
     columns,
-    pixel_stride,
+    row_stride,
+    pixel_stride: tl.constexpr,
     channel_stride,
     position,
     group,
@@ -494,44 +626,60 @@ def load_tile(
     HALO: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     TILE_COLUMNS: tl.constexpr,
+    PADDING_COLUMNS: tl.constexpr,
     WORDS: tl.constexpr,
 ):
-    """What is loaded of a tile's pixels, the first of which is ``there``; zero where they lie outside the image."""
+    """What is loaded of a tile's pixels from the ``first`` on; zero where they lie outside the image."""
     loaded = ()
     for tile in tl.static_range(TILE_ROWS * TILE_COLUMNS):
-        inside = mask & inside_image(
-            first_row + tile // TILE_COLUMNS, first_column + tile % TILE_COLUMNS, rows, columns
-        )
-        place = (tile // TILE_COLUMNS * columns + tile % TILE_COLUMNS) * pixel_stride
+        inside = mask & inside_rows(first_row + tile // TILE_COLUMNS, first_column, rows)
+        if tile % TILE_COLUMNS + PADDING_COLUMNS > 0:
+            inside = inside & inside_columns(first_column + tile % TILE_COLUMNS, columns)
+        place = tile // TILE_COLUMNS * row_stride + tile % TILE_COLUMNS * pixel_stride
         loaded = loaded + load_channels(
-            there + place, channel_stride, position, group, inside, V, HALO, HALO, True, WORDS
+            first + place, channel_stride, position, group, inside, V, HALO, HALO, True, WORDS
         )
     return loaded
 
 
 @triton.jit
 def with_window(
-    db, gradients, outputs, elements, element, COUNT: tl.constexpr, POOL: tl.constexpr, MASKED: tl.constexpr
-):
-    """``db`` of a pixel, with the gradients of a window that holds it as its ``element``, where that was taken."""
-    added = ()
-    for number in tl.static_range(COUNT):
-        part = gradients[number]
-        if POOL:
-            part = tl.where(elements[number] == element, part, 0.0)
-        if MASKED:
-            part = tl.where(outputs[number] <= 0, 0.0, part)
-        added = added + (db[number] + part,)
-    return added
-
-
-@triton.jit
-def with_tile_window(
     db,
     gradients,
     outputs,
     elements,
-    OVER: tl.constexpr,
+    element,
+    FIRST: tl.constexpr,
+    FIRST_ELEMENT: tl.constexpr,
+    COUNT: tl.constexpr,
+    POOL: tl.constexpr,
+    MASKED: tl.constexpr,
+    WORDS: tl.constexpr,
+    OFFSET_WORDS: tl.constexpr,
+):
+    """``db`` of a pixel, with the gradients of a window that holds it as its ``element``, where that was taken."""
+    parts = floats(gradients, FIRST, COUNT, WORDS)
+    if MASKED:
+        masks = floats(outputs, FIRST, COUNT, WORDS)
+    if POOL:
+        taken = equal(elements, element, FIRST_ELEMENT, COUNT, OFFSET_WORDS)
+    added = ()
+    for number in tl.static_range(COUNT):
+        part = parts[number]
+        if MASKED:
+            part = tl.where(masks[number] <= 0, 0.0, part)
+        part = db[number] + part
+        if POOL:
+            part = tl.where(taken[number], part, db[number])
+        added = added + (part,)
+    return added
+
+
+@triton.jit
+def pooled_gradient(
+    gradients,
+    outputs,
+    elements,
     DOWN: tl.constexpr,
     RIGHT: tl.constexpr,
     COUNT: tl.constexpr,
@@ -541,31 +689,275 @@ def with_tile_window(
     OFFSET_WORDS: tl.constexpr,
     KERNEL_ROWS: tl.constexpr,
     KERNEL_COLUMNS: tl.constexpr,
+    STRIDE_ROWS: tl.constexpr,
+    STRIDE_COLUMNS: tl.constexpr,
     DILATION_ROWS: tl.constexpr,
     DILATION_COLUMNS: tl.constexpr,
+    OVER_ROWS: tl.constexpr,
+    OVER_COLUMNS: tl.constexpr,
 ):
-    """The same with window number ``OVER`` of those loaded, which begins ``DOWN`` above and ``RIGHT`` left of it."""
-    if (
-        DOWN % DILATION_ROWS != 0
-        or RIGHT % DILATION_COLUMNS != 0
-        or DOWN >= KERNEL_ROWS * DILATION_ROWS
-        or RIGHT >= KERNEL_COLUMNS * DILATION_COLUMNS
-    ):
-        return db
-    else:
-        EACH: tl.constexpr = WORDS if WORDS > 0 else COUNT
-        OFFSET_EACH: tl.constexpr = OFFSET_WORDS if OFFSET_WORDS > 0 else COUNT
-        parts = floats(gradients, OVER * EACH, COUNT, WORDS)
-        masks = ()
-        if MASKED:
-            masks = floats(outputs, OVER * EACH, COUNT, WORDS)
-        taken = ()
+    """The gradient behind the pooling of a pixel ``DOWN`` below and ``RIGHT`` of the last window's first."""
+    EACH: tl.constexpr = WORDS if WORDS > 0 else COUNT
+    OFFSET_EACH: tl.constexpr = OFFSET_WORDS if OFFSET_WORDS > 0 else COUNT
+    # Minus zero is what a compiler may leave out of a sum.
+    db = ()
+    for _ in tl.static_range(COUNT):
+        db = db + (tl.full(gradients[0].shape, -0.0, tl.float32),)
+    # From the last window to the first an element's gradients would be added in the other order than PyTorch's.
+    for over in tl.static_range(OVER_ROWS * OVER_COLUMNS):
+        down = (OVER_ROWS - 1 - over // OVER_COLUMNS) * STRIDE_ROWS + DOWN
+        right = (OVER_COLUMNS - 1 - over % OVER_COLUMNS) * STRIDE_COLUMNS + RIGHT
+        if (
+            down % DILATION_ROWS == 0
+            and right % DILATION_COLUMNS == 0
+            and down < KERNEL_ROWS * DILATION_ROWS
+            and right < KERNEL_COLUMNS * DILATION_COLUMNS
+        ):
+            db = with_window(
+                db, gradients, outputs, elements, down // DILATION_ROWS * KERNEL_COLUMNS + right // DILATION_COLUMNS,
+                over * EACH, over * OFFSET_EACH, COUNT, POOL, MASKED, WORDS, OFFSET_WORDS,
+            )  # fmt: skip
+    return db
+
+
+@triton.jit
+def pooled_gradient_by_loop(
+    output_gradient,
+    output,
+    offsets,
+    row,
+    column,
+    out_row,
+    out_column,
+    out_rows,
+    out_columns,
+    out_row_stride,
+    out_pixel_stride: tl.constexpr,
+    out_channel_stride,
+    position,
+    group,
+    mask,
+    V: tl.constexpr,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+    POOL: tl.constexpr,
+    MASKED: tl.constexpr,
+    WORDS: tl.constexpr,
+    OFFSET_WORDS: tl.constexpr,
+    KERNEL_ROWS: tl.constexpr,
+    KERNEL_COLUMNS: tl.constexpr,
+    STRIDE_ROWS: tl.constexpr,
+    STRIDE_COLUMNS: tl.constexpr,
+    DILATION_ROWS: tl.constexpr,
+    DILATION_COLUMNS: tl.constexpr,
+    OVER_ROWS: tl.constexpr,
+    OVER_COLUMNS: tl.constexpr,
+):
+    """The same of a pixel in ``row`` and ``column`` from the padding's first, its windows loaded one by one."""
+    COUNT: tl.constexpr = AFTER + V + BEFORE
+    db = ()
+    for _ in tl.static_range(COUNT):
+        db = db + (tl.full(position.shape, -0.0, tl.float32),)
+    for over in tl.range(0, OVER_ROWS * OVER_COLUMNS):
+        window_row = out_row - (OVER_ROWS - 1 - over // OVER_COLUMNS)
+        window_column = out_column - (OVER_COLUMNS - 1 - over % OVER_COLUMNS)
+        down = row - window_row * STRIDE_ROWS
+        right = column - window_column * STRIDE_COLUMNS
+        place = (window_column - out_column).to(tl.int64) * out_pixel_stride - (out_row - window_row) * out_row_stride
+        holds = mask & inside_image(window_row, window_column, out_rows, out_columns)
+        holds = holds & (right * 0 + down % DILATION_ROWS == 0) & (right * 0 + down < KERNEL_ROWS * DILATION_ROWS)
+        holds = holds & (right % DILATION_COLUMNS == 0) & (right < KERNEL_COLUMNS * DILATION_COLUMNS)
+        gradients = load_channels(
+            output_gradient + place, out_channel_stride, position, group, holds, V, AFTER, BEFORE, True, WORDS
+        )
+        elements = ()
         if POOL:
-            taken = integers(elements, OVER * OFFSET_EACH, COUNT, OFFSET_WORDS)
-        return with_window(
-            db, parts, masks, taken, DOWN // DILATION_ROWS * KERNEL_COLUMNS + RIGHT // DILATION_COLUMNS, COUNT, POOL,
-            MASKED,
+            elements = load_channels(
+                offsets + place, out_channel_stride, position, group, holds, V, AFTER, BEFORE, True, 0
+            )
+        outputs = ()
+        if MASKED:
+            outputs = load_channels(
+                output + place, out_channel_stride, position, group, holds, V, AFTER, BEFORE, True, WORDS
+            )
+        element = down // DILATION_ROWS * KERNEL_COLUMNS + right // DILATION_COLUMNS
+        db = with_window(db, gradients, outputs, elements, element, 0, 0, COUNT, POOL, MASKED, WORDS, 0)
+    return db
+
+
+@triton.jit
+def input_gradient(
+    db,
+    loaded,
+    biases,
+    position,
+    alpha,
+    factor,
+    beta,
+    k,
+    FIRST: tl.constexpr,
+    G: tl.constexpr,
+    V: tl.constexpr,
+    BIAS: tl.constexpr,
+    RELU: tl.constexpr,
+    BEHIND: tl.constexpr,
+    AHEAD: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    THREE_QUARTERS: tl.constexpr,
+    SPARE: tl.constexpr,
+    WORDS: tl.constexpr,
+):
+    """The gradient before normalization and ReLU of a pixel that is loaded from number ``FIRST`` on."""
+    BEFORE: tl.constexpr = BEHIND if V == 1 else 0
+    AFTER: tl.constexpr = AHEAD if V == 1 else 0
+    COUNT: tl.constexpr = AFTER + V + BEFORE
+    HALO: tl.constexpr = BEFORE + AFTER
+    result = ()
+    if NORMALIZE:
+        a = floats(loaded, FIRST, HALO + V + HALO, WORDS)
+        a = activations(a, biases, HALO + V + HALO, BIAS, RELU)
+        squares = ()
+        for number in tl.static_range(HALO + V + HALO):
+            squares = squares + (a[number] * a[number],)
+        squares = with_neighbours(squares, position // V, G, V, BEHIND, AHEAD, SPARE)
+        scales = window_sums(squares, alpha, k, COUNT, BEHIND + AHEAD + 1)
+        direct = ()
+        shares = ()
+        for number in tl.static_range(COUNT):
+            value = db[number]
+            if THREE_QUARTERS:
+                root = tl.rsqrt(scales[number])
+                value = value * (root * tl.sqrt(root))
+                shares = shares + (value * (a[BEFORE + number] * (root * root)),)
+            else:
+                value = value * negative_power(scales[number], beta, False)
+                shares = shares + (value * (a[BEFORE + number] / scales[number]),)
+            direct = direct + (value,)
+        shares = with_neighbours(shares, position // V, G, V, AHEAD, BEHIND, SPARE)
+        sums_of_shares = window_sums(shares, factor, 0.0, V, BEHIND + AHEAD + 1)
+        for number in tl.static_range(V):
+            activation = a[HALO + number]
+            value = direct[AFTER + number] - activation * sums_of_shares[number]
+            if RELU:
+                value = tl.where(activation <= 0, 0.0, value)
+            result = result + (value,)
+    else:
+        for number in tl.static_range(V):
+            result = result + (db[number],)
+    return result
+
+
+@triton.jit
+def pixel_of_tile(
+    gradient,
+    totals,
+    loaded,
+    gradients,
+    outputs,
+    elements,
+    output_gradient,
+    output,
+    offsets,
+    row,
+    column,
+    first_column,
+    out_row,
+    out_column,
+    rows,
+    columns,
+    out_rows,
+    out_columns,
+    gradient_row_stride,
+    gradient_pixel_stride: tl.constexpr,
+    out_row_stride,
+    out_pixel_stride: tl.constexpr,
+    out_channel_stride,
+    bias,
+    position,
+    group,
+    mask,
+    alpha,
+    factor,
+    beta,
+    k,
+    TILE: tl.constexpr,
+    G: tl.constexpr,
+    V: tl.constexpr,
+    TILE_COLUMNS: tl.constexpr,
+    TILED: tl.constexpr,
+    BIAS: tl.constexpr,
+    RELU: tl.constexpr,
+    BEHIND: tl.constexpr,
+    AHEAD: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    THREE_QUARTERS: tl.constexpr,
+    SPARE: tl.constexpr,
+    POOL: tl.constexpr,
+    MASKED: tl.constexpr,
+    SUM: tl.constexpr,
+    POSITIVE: tl.constexpr,
+    WORDS: tl.constexpr,
+    OFFSET_WORDS: tl.constexpr,
+    KERNEL_ROWS: tl.constexpr,
+    KERNEL_COLUMNS: tl.constexpr,
+    STRIDE_ROWS: tl.constexpr,
+    STRIDE_COLUMNS: tl.constexpr,
+    PADDING_ROWS: tl.constexpr,
+    PADDING_COLUMNS: tl.constexpr,
+    DILATION_ROWS: tl.constexpr,
+    DILATION_COLUMNS: tl.constexpr,
+    OVER_ROWS: tl.constexpr,
+    OVER_COLUMNS: tl.constexpr,
+):
+    """Compute and store the gradient of pixel number ``TILE`` of a tile, whose row is none below the image.
+
+    Returns the sums of the gradients so far with it.
+    """
+    BEFORE: tl.constexpr = BEHIND if V == 1 else 0
+    AFTER: tl.constexpr = AHEAD if V == 1 else 0
+    COUNT: tl.constexpr = AFTER + V + BEFORE
+    HALO: tl.constexpr = BEFORE + AFTER
+    EACH: tl.constexpr = WORDS if WORDS > 0 else HALO + V + HALO
+    DOWN: tl.constexpr = TILE // TILE_COLUMNS
+    RIGHT: tl.constexpr = TILE % TILE_COLUMNS
+    if TILED:
+        db = pooled_gradient(
+            gradients, outputs, elements, DOWN, RIGHT, COUNT, POOL, MASKED, WORDS, OFFSET_WORDS, KERNEL_ROWS,
+            KERNEL_COLUMNS, STRIDE_ROWS, STRIDE_COLUMNS, DILATION_ROWS, DILATION_COLUMNS, OVER_ROWS, OVER_COLUMNS,
         )  # fmt: skip
+    else:
+        db = pooled_gradient_by_loop(
+            output_gradient, output, offsets, row + PADDING_ROWS, first_column, out_row, out_column, out_rows,
+            out_columns, out_row_stride, out_pixel_stride, out_channel_stride, position, group, mask, V, BEFORE, AFTER,
+            POOL, MASKED, WORDS, OFFSET_WORDS, KERNEL_ROWS, KERNEL_COLUMNS, STRIDE_ROWS, STRIDE_COLUMNS, DILATION_ROWS,
+            DILATION_COLUMNS, OVER_ROWS, OVER_COLUMNS,
+        )  # fmt: skip
+    # Loaded for each pixel again: in registers from pixel to pixel it would leave room for fewer warps.
+    biases = ()
+    if BIAS and NORMALIZE:
+        biases = floats(load_channels(bias, 1, position, group, mask, V, HALO, HALO, True, 0), 0, HALO + V + HALO, 0)
+    result = input_gradient(
+        db, loaded, biases, position, alpha, factor, beta, k, TILE * EACH, G, V, BIAS, RELU, BEHIND, AHEAD, NORMALIZE,
+        THREE_QUARTERS, SPARE, WORDS,
+    )  # fmt: skip
+    inside = mask
+    if RIGHT + PADDING_COLUMNS > 0:
+        inside = inside & inside_columns(column + RIGHT, columns)
+    if PADDING_ROWS > 0:
+        inside = inside & inside_rows(row + DOWN, column, rows)
+    place = DOWN * gradient_row_stride + RIGHT * gradient_pixel_stride
+    store_channels(gradient + place, result, inside, V)
+    if SUM:
+        new_totals = ()
+        for number in tl.static_range(V):
+            more = result[number]
+            if not POSITIVE:
+                more = tl.where(inside, more, 0.0)
+            # Outside the image, and in lanes without work, there is no gradient and the input is zero: so is this, if
+            # ``k`` is positive.
+            new_totals = new_totals + (totals[number] + more,)
+        totals = new_totals
+    return totals
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -590,11 +982,16 @@ def backward_kernel(
     channels,
     group,
     image_stride,
-    image_shift,
-    pixel_stride,
+    row_stride,
+    pixel_stride: tl.constexpr,
     channel_stride,
+    gradient_image_stride,
+    gradient_row_stride,
+    gradient_pixel_stride: tl.constexpr,
+    gradient_channel_stride,
     out_image_stride,
-    out_pixel_stride,
+    out_row_stride,
+    out_pixel_stride: tl.constexpr,
     out_channel_stride,
     alpha,
     factor,
@@ -617,7 +1014,7 @@ def backward_kernel(
     POOL: tl.constexpr,
     MASKED: tl.constexpr,
     SUM: tl.constexpr,
-    SHIFTED: tl.constexpr,
+    POSITIVE: tl.constexpr,
     WORDS: tl.constexpr,
     OFFSET_WORDS: tl.constexpr,
     KERNEL_ROWS: tl.constexpr,
@@ -639,145 +1036,81 @@ def backward_kernel(
     first_tile = segment * segment_rows
     steps = tl.minimum(segment_rows, tile_rows - first_tile)
     # Whatever Triton takes them for, from here on they are 64 bits wide.
-    pixel_stride = tl.zeros((), tl.int64) + pixel_stride
-    out_pixel_stride = tl.zeros((), tl.int64) + out_pixel_stride
+    row_stride = tl.zeros((), tl.int64) + row_stride
+    channel_stride = tl.zeros((), tl.int64) + channel_stride
+    out_channel_stride = tl.zeros((), tl.int64) + out_channel_stride
+    gradient_row_stride = tl.zeros((), tl.int64) + gradient_row_stride
+    out_row_stride = tl.zeros((), tl.int64) + out_row_stride
     # Gradients of the channels whose windows hold a channel are needed: the window the other way round.
     BEFORE: tl.constexpr = BEHIND if V == 1 else 0
     AFTER: tl.constexpr = AHEAD if V == 1 else 0
-    COUNT: tl.constexpr = AFTER + V + BEFORE
     HALO: tl.constexpr = BEFORE + AFTER
-    PIXELS: tl.constexpr = TILE_ROWS * TILE_COLUMNS
-    EACH: tl.constexpr = WORDS if WORDS > 0 else HALO + V + HALO
-    biases = ()
-    if BIAS and NORMALIZE:
-        biases = load_channels(bias + channel, 1, position, group, mask, V, HALO, HALO, True, 0)
-        biases = floats(biases, 0, HALO + V + HALO, 0)
+    bias += channel
     totals = ()
     for _ in tl.static_range(V):
         totals = totals + (tl.zeros([L], tl.float32),)
     first_row = first_tile * TILE_ROWS
     out_row = first_row // STRIDE_ROWS
     out_column = first_column // STRIDE_COLUMNS
-    place = (first_row - PADDING_ROWS) * columns.to(tl.int64) + first_column - PADDING_COLUMNS
-    there = image * image_stride + place * pixel_stride + channel.to(tl.int64) * channel_stride
-    if SHIFTED:
-        input += image * image_shift
-    above = image * out_image_stride + (out_row * out_columns.to(tl.int64) + out_column) * out_pixel_stride
-    above += channel.to(tl.int64) * out_channel_stride
+    channel = channel.to(tl.int64)
+    row = first_row - PADDING_ROWS
+    column = first_column - PADDING_COLUMNS
+    if NORMALIZE:
+        input += image * image_stride + row * row_stride + column.to(tl.int64) * pixel_stride
+        input += channel * channel_stride
+    gradient += image * gradient_image_stride + row * gradient_row_stride
+    gradient += column.to(tl.int64) * gradient_pixel_stride + channel * gradient_channel_stride
+    place = image * out_image_stride + out_row * out_row_stride + out_column.to(tl.int64) * out_pixel_stride
+    place += channel * out_channel_stride
+    output_gradient += place
+    if POOL:
+        offsets += place
+    if MASKED:
+        output += place
     # Loads are made a step before they are used: their way from memory is longer than the other warps' arithmetic.
     for _ in tl.range(0, steps, num_stages=2):
         loaded = ()
         if NORMALIZE:
             loaded = load_tile(
-                input + there, first_row - PADDING_ROWS, first_column - PADDING_COLUMNS, rows, columns, pixel_stride,
-                channel_stride, position, group, mask, V, HALO, TILE_ROWS, TILE_COLUMNS, WORDS,
+                input, row, column, rows, columns, row_stride, pixel_stride, channel_stride, position, group, mask, V,
+                HALO, TILE_ROWS, TILE_COLUMNS, PADDING_COLUMNS, WORDS,
             )  # fmt: skip
         gradients = ()
         outputs = ()
         elements = ()
         if TILED:
             gradients, outputs, elements = load_windows(
-                output_gradient, output, offsets, above, out_row, out_column, out_rows, out_columns, out_pixel_stride,
-                out_channel_stride, position, group, mask, V, BEFORE, AFTER, OVER_ROWS, OVER_COLUMNS, POOL, MASKED,
-                WORDS, OFFSET_WORDS,
+                output_gradient, output, offsets, out_row, out_column, out_rows, out_columns, out_row_stride,
+                out_pixel_stride, out_channel_stride, position, group, mask, V, BEFORE, AFTER, OVER_ROWS, OVER_COLUMNS,
+                POOL, MASKED, WORDS, OFFSET_WORDS,
             )  # fmt: skip
-        for tile in tl.static_range(PIXELS):
-            row = first_row + tile // TILE_COLUMNS - PADDING_ROWS
-            column = first_column + tile % TILE_COLUMNS - PADDING_COLUMNS
-            inside = mask & inside_image(row, column, rows, columns)
-            # Minus zero is what a compiler may leave out of a sum.
-            db = ()
-            for _ in tl.static_range(COUNT):
-                db = db + (tl.full([L], -0.0, tl.float32),)
-            # From the last window to the first an element's gradients would be added in the other order than PyTorch's.
-            if TILED:
-                for over in tl.static_range(OVER_ROWS * OVER_COLUMNS):
-                    db = with_tile_window(
-                        db, gradients, outputs, elements, over,
-                        (OVER_ROWS - 1 - over // OVER_COLUMNS) * STRIDE_ROWS + tile // TILE_COLUMNS,
-                        (OVER_COLUMNS - 1 - over % OVER_COLUMNS) * STRIDE_COLUMNS + tile % TILE_COLUMNS, COUNT, POOL,
-                        MASKED, WORDS, OFFSET_WORDS, KERNEL_ROWS, KERNEL_COLUMNS, DILATION_ROWS, DILATION_COLUMNS,
-                    )  # fmt: skip
-            else:
-                for over in tl.range(0, OVER_ROWS * OVER_COLUMNS):
-                    window_row = out_row - (OVER_ROWS - 1 - over // OVER_COLUMNS)
-                    window_column = out_column - (OVER_COLUMNS - 1 - over % OVER_COLUMNS)
-                    down = first_row - window_row * STRIDE_ROWS
-                    right = first_column - window_column * STRIDE_COLUMNS
-                    one = above - (out_row - window_row) * out_columns * out_pixel_stride
-                    one = one - (out_column - window_column) * out_pixel_stride
-                    one_holds = mask & inside_image(window_row, window_column, out_rows, out_columns)
-                    one_holds = one_holds & (right * 0 + down % DILATION_ROWS == 0)
-                    one_holds = one_holds & (right * 0 + down < KERNEL_ROWS * DILATION_ROWS)
-                    one_holds = one_holds & (right % DILATION_COLUMNS == 0)
-                    one_holds = one_holds & (right < KERNEL_COLUMNS * DILATION_COLUMNS)
-                    one_gradients = load_channels(
-                        output_gradient + one, out_channel_stride, position, group, one_holds, V, AFTER, BEFORE, True,
-                        WORDS,
-                    )  # fmt: skip
-                    one_gradients = floats(one_gradients, 0, COUNT, WORDS)
-                    one_elements = ()
-                    if POOL:
-                        one_elements = load_channels(
-                            offsets + one, out_channel_stride, position, group, one_holds, V, AFTER, BEFORE, True,
-                            OFFSET_WORDS,
-                        )  # fmt: skip
-                        one_elements = integers(one_elements, 0, COUNT, OFFSET_WORDS)
-                    one_outputs = ()
-                    if MASKED:
-                        one_outputs = load_channels(
-                            output + one, out_channel_stride, position, group, one_holds, V, AFTER, BEFORE, True,
-                            WORDS,
-                        )  # fmt: skip
-                        one_outputs = floats(one_outputs, 0, COUNT, WORDS)
-                    db = with_window(
-                        db, one_gradients, one_outputs, one_elements,
-                        down // DILATION_ROWS * KERNEL_COLUMNS + right // DILATION_COLUMNS, COUNT, POOL, MASKED,
-                    )  # fmt: skip
-            result = ()
-            if NORMALIZE:
-                a = floats(loaded, tile * EACH, HALO + V + HALO, WORDS)
-                a = activations(a, biases, HALO + V + HALO, BIAS, RELU)
-                squares = ()
-                for number in tl.static_range(HALO + V + HALO):
-                    squares = squares + (a[number] * a[number],)
-                squares = with_neighbours(squares, position // V, G, V, BEHIND, AHEAD, SPARE)
-                scales = window_sums(squares, alpha, k, COUNT, BEHIND + AHEAD + 1)
-                direct = ()
-                shares = ()
-                for number in tl.static_range(COUNT):
-                    value = db[number]
-                    if THREE_QUARTERS:
-                        root = tl.rsqrt(scales[number])
-                        value = value * (root * tl.sqrt(root))
-                        shares = shares + (value * (a[BEFORE + number] * (root * root)),)
-                    else:
-                        value = value * negative_power(scales[number], beta, False)
-                        shares = shares + (value * (a[BEFORE + number] / scales[number]),)
-                    direct = direct + (value,)
-                shares = with_neighbours(shares, position // V, G, V, AHEAD, BEHIND, SPARE)
-                sums_of_shares = window_sums(shares, factor, 0.0, V, BEHIND + AHEAD + 1)
-                for number in tl.static_range(V):
-                    activation = a[HALO + number]
-                    value = direct[AFTER + number] - activation * sums_of_shares[number]
-                    if RELU:
-                        value = tl.where(activation <= 0, 0.0, value)
-                    result = result + (value,)
-            else:
-                for number in tl.static_range(V):
-                    result = result + (db[number],)
-            further = (tile // TILE_COLUMNS * columns + tile % TILE_COLUMNS) * pixel_stride
-            store_channels(gradient + there + further, result, inside, V)
-            if SUM:
-                # Outside the image, and in lanes without work, there is no gradient and the input is zero: so is this.
-                new_totals = ()
-                for number in tl.static_range(V):
-                    new_totals = new_totals + (totals[number] + result[number],)
-                totals = new_totals
-        first_row += TILE_ROWS
-        there += TILE_ROWS * columns * pixel_stride
-        next_row = first_row // STRIDE_ROWS
-        above += (next_row - out_row) * out_columns * out_pixel_stride
+        for tile in tl.static_range(TILE_ROWS * TILE_COLUMNS):
+            # Whether the pixel's row is above the image's end, in words that differ from pixel to pixel: behind
+            # conditions of their own the assembler does not mix the pixels' arithmetic, which takes 40 registers less,
+            # and Triton puts the loads for the next step before it.
+            if row.to(tl.int64) * TILE_COLUMNS + tile < rows.to(tl.int64) * TILE_COLUMNS:
+                totals = pixel_of_tile(
+                    gradient, totals, loaded, gradients, outputs, elements, output_gradient, output, offsets, row,
+                    column, first_column, out_row, out_column, rows, columns, out_rows, out_columns,
+                    gradient_row_stride, gradient_pixel_stride, out_row_stride, out_pixel_stride, out_channel_stride,
+                    bias, position, group, mask, alpha, factor, beta, k, tile, G, V, TILE_COLUMNS, TILED, BIAS,
+                    RELU, BEHIND, AHEAD, NORMALIZE, THREE_QUARTERS, SPARE, POOL, MASKED, SUM, POSITIVE, WORDS,
+                    OFFSET_WORDS, KERNEL_ROWS, KERNEL_COLUMNS, STRIDE_ROWS, STRIDE_COLUMNS, PADDING_ROWS,
+                    PADDING_COLUMNS, DILATION_ROWS, DILATION_COLUMNS, OVER_ROWS, OVER_COLUMNS,
+                )  # fmt: skip
+        row += TILE_ROWS
+        # This always holds while there are steps, which the compiler does not know: see forward_kernel.
+        more = row < rows
+        next_row = out_row + 1 if TILED else (row + PADDING_ROWS) // STRIDE_ROWS
+        if NORMALIZE:
+            input += tl.where(more, TILE_ROWS * row_stride, 0)
+        gradient += tl.where(more, TILE_ROWS * gradient_row_stride, 0)
+        further = tl.where(more, (next_row - out_row) * out_row_stride, 0)
+        output_gradient += further
+        if POOL:
+            offsets += further
+        if MASKED:
+            output += further
         out_row = next_row
     if SUM:
         # The units of a program, in order; each program has a column of its own for its channels.
@@ -790,5 +1123,5 @@ def backward_kernel(
                 for unit in tl.range(1, UNITS):
                     total += tl.gather(totals[number], tl.minimum(lane % G + unit * G, L - 1), 0)
             # A row for each channel: what is summed next lies next to each other.
-            place = (channel + number).to(tl.int64) * (tl.num_programs(0) // channel_blocks)
+            place = (channel + number) * (tl.num_programs(0) // channel_blocks)
             tl.store(sums + place + tl.program_id(0) // channel_blocks, total, mask=mask & (lane < G))

@@ -18,7 +18,8 @@ gradient has the same bits in every run, at any batch size. The bias's gradient 
 program, and the programs' sums in their order.
 
 What a step of the walk reads is loaded during the step before it, into shared memory: Triton's pipelining of a loop of
-two stages, where the elements are four bytes or come in vectors.
+two stages, where the elements are four bytes or come in vectors. Registers decide how many warps there are to wait for
+memory and for one another: backward each pixel is computed by itself, and addresses are not kept but moved on.
 
 float32, float16 and bfloat16; float64 runs :mod:`kernels.reference`, which is exact where a GPU's roots are not.
 """
@@ -46,9 +47,10 @@ VECTOR = 8
 SEGMENT_ROWS = 6
 #: Fused multiply-adds are more exact than two roundings; Triton's default for them changes with its versions.
 OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
-#: Registers that a thread of the vectorized backward kernel may take in half precision on GPUs of compute capability
-#: 8: left to itself, the assembler of Triton 3.6 stops at 128 there and keeps eight bytes in memory.
-REGISTERS = 144
+#: Registers that a thread of the vectorized backward kernel may take in half precision on GPUs of compute capability 8
+#: and 9, which leaves room for 21 warps on a multiprocessor: told so, the assembler finds its way with them. Left to
+#: itself it takes some more, or stops there and keeps eight bytes in memory.
+REGISTERS = 96
 #: Elements of a window, and windows over a pixel, that are written out; more are walked by a loop.
 UNROLLED = 9
 #: Up to this ratio of ``k`` to ``alpha``, or its inverse, what is taken out of a power leaves the smallest activations
@@ -69,7 +71,7 @@ class Launch(NamedTuple):
     def options(self, capability: int | None) -> dict[str, Any]:
         """Triton's options for NVIDIA GPUs of a compute capability (the number before the dot), or for others."""
         halves = self.constants["WORDS"] == VECTOR // 2
-        if capability == 8 and self.kernel is backward_kernel and halves:
+        if capability in (8, 9) and self.kernel is backward_kernel and halves:
             return {**OPTIONS, "maxnreg": REGISTERS}
         return dict(OPTIONS)
 
@@ -81,17 +83,13 @@ class Launch(NamedTuple):
             self.kernel[self.grid](**self.arguments, **self.constants, **self.options(capability))
 
 
-def _strides(tensor: Tensor) -> tuple[int, int, int]:
-    """Elements between images, pixels and channels of ``[N, C, H, W]`` whose rows follow one another."""
+def _strides(tensor: Tensor, prefix: str = "") -> dict[str, int]:
+    """Elements between images, rows, pixels of a row, and channels of ``[N, C, H, W]``, by the kernels' names."""
+    axes = {"image": 0, "row": 2, "pixel": 3, "channel": 1}
     # The stride of a dimension of one element may be anything.
-    return tensor.stride(0), tensor.stride(3 if tensor.shape[3] > 1 else 2), tensor.stride(1)
-
-
-def _readable(tensor: Tensor, format: torch.memory_format) -> Tensor:
-    """``tensor``, or a copy in ``format`` where no single stride leads from each pixel to the next."""
-    if tensor.shape[2] > 1 and tensor.shape[3] > 1 and tensor.stride(2) != tensor.shape[3] * tensor.stride(3):
-        return tensor.contiguous(memory_format=format)
-    return tensor
+    return {
+        f"{prefix}{name}_stride": tensor.stride(axis) if tensor.shape[axis] > 1 else 0 for name, axis in axes.items()
+    }
 
 
 def _maps(tensor: Tensor) -> Tensor:
@@ -129,7 +127,8 @@ def _words(vector: int, *tensors: Tensor) -> int:
     """Words of 32 bits that hold a vector of channels of types narrower than float16; 0 where they are not aligned."""
     size = tensors[0].element_size() * VECTOR
     aligned = all(
-        tensor.data_ptr() % size == 0 and not any(tensor.stride(axis) % VECTOR for axis in (0, 2, 3))
+        tensor.data_ptr() % size == 0
+        and all(stride % VECTOR == 0 for name, stride in _strides(tensor).items() if name != "channel_stride")
         for tensor in tensors
     )
     narrow = tensors[0].dtype in (torch.bfloat16, torch.uint8)
@@ -200,7 +199,7 @@ def forward_launch(
     offsets: Tensor,
 ) -> Launch:
     """The launch that computes ``output`` and ``offsets`` (empty without ``save``)."""
-    source, target = _readable(_maps(input), reference.memory_format(input)), _maps(output)
+    source, target = _maps(input), _maps(output)
     count, channels, out_rows, out_columns = target.shape
     pool = pooling or _EACH
     vector = _vector(channels, normalization, source, target)
@@ -217,9 +216,10 @@ def forward_launch(
     fold = bool(normalization and pooling) and alpha > 0 and 1 / FOLDED <= k / alpha <= FOLDED
     if fold:
         arguments["k"] = k / alpha
-    image_stride, pixel_stride, channel_stride = _strides(source)
-    out_image_stride, out_pixel_stride, out_channel_stride = _strides(target)
-    grid, more = _grid(count * out_columns, out_rows, channels, vector, normalization, channel_stride, constants)
+    strides = {**_strides(source), **_strides(target, "out_")}
+    # Compiled for, so that neighbouring pixels need no addresses of their own.
+    constants.update({name: strides.pop(name) for name in ("pixel_stride", "out_pixel_stride")})
+    grid, more = _grid(count * out_columns, out_rows, channels, vector, normalization, source.stride(1), constants)
     return Launch(
         forward_kernel,
         grid,
@@ -235,12 +235,7 @@ def forward_launch(
             "out_columns": out_columns,
             "channels": channels,
             "group": channels // (normalization or _NOTHING).groups,
-            "image_stride": image_stride,
-            "pixel_stride": pixel_stride,
-            "channel_stride": channel_stride,
-            "out_image_stride": out_image_stride,
-            "out_pixel_stride": out_pixel_stride,
-            "out_channel_stride": out_channel_stride,
+            **strides,
             "factor": alpha ** -arguments["beta"] if fold else 1.0,
             **arguments,
         },
@@ -355,26 +350,23 @@ def backward_launch(
     format = reference.memory_format(gradient)
     target = _maps(gradient)
     count, channels, rows, columns = target.shape
-    # One set of strides for what has the output's shape, one for what has the input's.
+    # One set of strides for what has the output's shape.
     above = [_maps(output_gradient)] + [_maps(tensor) for tensor in (offsets, output) if tensor is not None]
-    above = [_readable(tensor, format) for tensor in above]
-    if len({_strides(tensor) for tensor in above}) > 1:
+    if any(_strides(tensor) != _strides(above[0]) for tensor in above):
         above = [tensor.contiguous(memory_format=format) for tensor in above]
-    source = target if input is None else _readable(_maps(input), format)
-    if _strides(source)[1:] != _strides(target)[1:]:
-        source = source.contiguous(memory_format=format)
+    source = target if input is None else _maps(input)
     vector = _vector(channels, normalization, source, target, *above)
-    image_stride, pixel_stride, channel_stride = _strides(source)
+    strides = {**_strides(source), **_strides(target, "gradient_"), **_strides(above[0], "out_")}
     arguments, constants = _common(normalization, pooling, bias, relu)
     pool, norm = pooling or _EACH, normalization or _NOTHING
     over = [-(-(pool.dilation[axis] * (pool.kernel_size[axis] - 1) + 1) // pool.stride[axis]) for axis in (0, 1)]
     tiled = over[0] * over[1] <= UNROLLED and pool.stride[0] * pool.stride[1] <= TILE
     tile = pool.stride if tiled else (1, 1)
     tile_rows, tile_columns = (-(-(target.shape[2 + axis] + pool.padding[axis]) // tile[axis]) for axis in (0, 1))
-    grid, more = _grid(count * tile_columns, tile_rows, channels, vector, normalization, channel_stride, constants)
+    constants.update({f"{name}pixel_stride": strides.pop(f"{name}pixel_stride") for name in ("", "gradient_", "out_")})
+    grid, more = _grid(count * tile_columns, tile_rows, channels, vector, normalization, target.stride(1), constants)
     programs = grid[0] // int(more["channel_blocks"])
     sums = gradient.new_empty((channels, programs) if bias_wanted else (0,), dtype=torch.float32)
-    out_image_stride, out_pixel_stride, out_channel_stride = _strides(above[0])
     launch = Launch(
         backward_kernel,
         grid,
@@ -395,13 +387,7 @@ def backward_launch(
             "out_columns": above[0].shape[3],
             "channels": channels,
             "group": channels // norm.groups,
-            "image_stride": target.stride(0),
-            "image_shift": image_stride - target.stride(0),
-            "pixel_stride": pixel_stride,
-            "channel_stride": channel_stride,
-            "out_image_stride": out_image_stride,
-            "out_pixel_stride": out_pixel_stride,
-            "out_channel_stride": out_channel_stride,
+            **strides,
             "factor": 2 * norm.alpha * norm.beta / norm.size,
             **arguments,
         },
@@ -413,7 +399,9 @@ def backward_launch(
             "POOL": offsets is not None,
             "MASKED": output is not None,
             "SUM": bias_wanted,
-            "SHIFTED": image_stride != target.stride(0),
+            # Only then is what lies outside the image, and in lanes without work, zero behind the normalization too.
+            "POSITIVE": norm.k > 0,
+            "SPARE": constants["SPARE"] and norm.k > 0,
             "WORDS": _words(vector, source, *(tensor for tensor in above if tensor.dtype == source.dtype)),
             "OFFSET_WORDS": 0 if offsets is None else _words(vector, above[1]),
             "OVER_ROWS": over[0],

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import kernels
 from kernels import reference, stage, triton_stage
-from kernels.arguments import Pooling
+from kernels.arguments import Normalization, Pooling
 from tests.test_local_response_norm import formula, gradient_terms
 from tests.test_stage import PAPER_POOL, POOLS, WINDOW, composed, special
 from tests.tolerances import TOLERANCES, assert_within
@@ -246,39 +246,47 @@ def test_the_stride_of_a_single_element_means_nothing() -> None:
 
 
 def test_views_are_read_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slices of images, channels and memory that is not aligned, without a copy; the rest with one."""
-    copies: list[object] = []
-    readable = triton_stage._readable
+    """Slices of images, channels and pixels, and memory that is not aligned, without a copy, forward and backward."""
+    read: list[int] = []
+    run = triton_stage.Launch.run
 
-    def noted(tensor: Tensor, format: torch.memory_format) -> Tensor:
-        result = readable(tensor, format)
-        copies.append(result is not tensor)
-        return result
+    def noted(launch: triton_stage.Launch, device: torch.device) -> None:
+        source = launch.arguments["input"]
+        assert isinstance(source, Tensor)
+        read.append(source.data_ptr())
+        run(launch, device)
 
-    monkeypatch.setattr(triton_stage, "_readable", noted)
-    base = torch.randn(6, 24, 7, 7, generator=torch.Generator().manual_seed(0)).to(DEVICE) * 2
+    monkeypatch.setattr(triton_stage.Launch, "run", noted)
+    base = torch.randn(6, 24, 5, 5, generator=torch.Generator().manual_seed(0)).to(DEVICE) * 2
     last = base.contiguous(memory_format=torch.channels_last)
-    flat = torch.randn(3 + 2 * 8 * 7 * 7, generator=torch.Generator().manual_seed(0)).to(DEVICE)[3:]
+    flat = torch.randn(3 + 2 * 8 * 5 * 5, generator=torch.Generator().manual_seed(0)).to(DEVICE)[3:]
     views = {
-        "images": (base[1::2, :8], False),
-        "channels": (base[:, 3:11], False),
-        "images, channels_last": (last[::2, :16], False),
-        "channels, channels_last": (last[:, 8:16], False),
-        "channels off a vector": (last[:, 3:11], False),
-        "not aligned": (flat.reshape(2, 8, 7, 7), False),
-        "not aligned, channels_last": (flat.reshape(2, 7, 7, 8).permute(0, 3, 1, 2), False),
-        "expanded": (base[:1, :8].expand(3, -1, -1, -1), False),
-        "transposed": (base[:, :8].transpose(2, 3), True),
-        "pixels": (base[:, :8, 1:, 1:], True),
-        "every other channel": (base[:, ::2], False),
+        "images": base[1::2, :8],
+        "channels": base[:, 3:11],
+        "images, channels_last": last[::2, :16],
+        "channels, channels_last": last[:, 8:16],
+        "channels off a vector": last[:, 3:11],
+        "not aligned": flat.reshape(2, 8, 5, 5),
+        "not aligned, channels_last": flat.reshape(2, 5, 5, 8).permute(0, 3, 1, 2),
+        "expanded": base[:1, :8].expand(3, -1, -1, -1),
+        "transposed": base[:, :8].transpose(2, 3),
+        "pixels": base[:, :8, 1:, 1:],
+        "every other row, channels_last": last[:, :8, ::2, 2:],
+        "every other channel": base[:, ::2],
     }
     bias = torch.linspace(-1, 1, 48, device=DEVICE)
-    for name, (view, copied) in views.items():
-        copies.clear()
-        some_bias = bias[: 2 * view.shape[1] : 2]
-        ours = stage.run(view, some_bias, True, WINDOW, PAPER_POOL)
-        torch.testing.assert_close(ours, composed(True, WINDOW, PAPER_POOL)(view, some_bias), rtol=1e-5, atol=1e-6)
-        assert copies == [copied], name
+    for name, view in views.items():
+        some, some_bias = view.detach().requires_grad_(), bias[: 2 * view.shape[1] : 2]
+        # The interpreter takes a second for each gradient.
+        backward = not INTERPRETED or name in ("channels, channels_last", "pixels", "every other row, channels_last")
+        results = []
+        for function in (chain(True, WINDOW, PAPER_POOL), composed(True, WINDOW, PAPER_POOL)):
+            output = function(some, some_bias)
+            output_gradient = torch.linspace(-1, 1, output.numel(), device=DEVICE).reshape(output.shape)
+            results.append((output, *(torch.autograd.grad(output, some, output_gradient) if backward else ())))
+        torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+        assert read == [view.data_ptr()] * (1 + backward), name
+        read.clear()
 
 
 @pytest.mark.parametrize("format", [pytest.param(FORMATS[0], marks=SLOW), FORMATS[1]], ids=str)
@@ -329,17 +337,28 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
     assert torch.equal(gradient, whole[1][3:4])
 
 
-def test_images_further_apart_than_32_bits() -> None:
-    """The third of three images 2^31 elements from the first, in memory that is reserved and hardly touched."""
+def test_the_bias_s_gradient_without_k() -> None:
+    """Where squares are all there is, nothing outside the image or the group counts: there it would be 0 / 0."""
+    for channels, format in ((3, FORMATS[0]), (24, FORMATS[1])):
+        parts = (False, Normalization(5, 0.5, 0.75, 0.0, 1), POOLS[2])
+        input, bias = inputs((2, channels, 5, 4), torch.float32, format)
+        close(results(chain(*parts), input, bias), exact(parts, input, bias), torch.float32)
+
+
+@pytest.mark.parametrize("what", ["images", "channels"])
+def test_strides_of_more_than_32_bits(what: str) -> None:
+    """The third of three images or channels 2^31 elements from the first, in memory that is hardly touched."""
     if not INTERPRETED and torch.cuda.mem_get_info()[0] < 9 * 2**30:
         pytest.skip("needs 9 GiB of GPU memory: the input, and a gradient of its strides")
-    stride = 2**30 + 8
-    base = _reserved(2 * stride + 2**10)
-    input = base.as_strided((3, 8, 3, 3), (stride, 1, 24, 8))
-    values = torch.randn(3, 8, 3, 3, generator=torch.Generator().manual_seed(0)).to(DEVICE, torch.float16)
+    far = 2**30 + 8
+    shape, strides = ((3, 8, 3, 3), (far, 1, 24, 8)) if what == "images" else ((1, 3, 3, 3), (9, far, 3, 1))
+    base = _reserved(2 * far + 2**10)
+    input = base.as_strided(shape, strides)
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(DEVICE, torch.float16)
     input.copy_(values)
-    ours = results(chain(True, WINDOW, PAPER_POOL), input.requires_grad_(), None)
-    for one, other in zip(ours, results(chain(True, WINDOW, PAPER_POOL), values.requires_grad_(), None), strict=True):
+    parts = (True, WINDOW._replace(groups=1), PAPER_POOL)
+    ours = results(chain(*parts), input.requires_grad_(), None)
+    for one, other in zip(ours, results(chain(*parts), values.requires_grad_(), None), strict=True):
         assert torch.equal(one, other)
 
 
