@@ -533,8 +533,10 @@ def forward_kernel(
                     KERNEL_COLUMNS, DILATION_COLUMNS,
                 )  # fmt: skip
             # A window begins in the image or before it. But what is behind a condition, Triton puts behind the loads
-            # for the next step; otherwise it would put them last, and the next step would begin by waiting for them.
-            if row < rows:
+            # for the next step; otherwise it puts them last, and the next step begins by waiting for them. Without
+            # elements to save it would take 24 registers more.
+            here = row < rows if SAVE else True
+            if here:
                 best, taken, carried_best, carried_taken = window_maxima(
                     loaded, carried_best, carried_taken, row, column, rows, columns, biases, position, alpha, beta, k,
                     V, G, BIAS, RELU, BEHIND, AHEAD, NORMALIZE, THREE_QUARTERS, FOLD, SPARE, POOL, KEYS, SAVE, INSIDE,

@@ -47,10 +47,10 @@ VECTOR = 8
 SEGMENT_ROWS = 6
 #: Fused multiply-adds are more exact than two roundings; Triton's default for them changes with its versions.
 OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
-#: Registers that a thread of the vectorized backward kernel may take in half precision on GPUs of compute capability 8
-#: and 9, which leaves room for 21 warps on a multiprocessor: told so, the assembler finds its way with them. Left to
-#: itself it takes some more, or stops there and keeps eight bytes in memory.
-REGISTERS = 96
+#: Registers that a thread may take in bfloat16 on GPUs of compute capability 8 and 9, where pooling's windows behind a
+#: normalization overlap by a row at most: room for 28 and 21 warps on a multiprocessor. Told so, the assembler finds its
+#: way with them; left to itself it takes some more, or stops there and keeps eight bytes in memory.
+REGISTERS = {forward_kernel: 72, backward_kernel: 96}
 #: Elements of a window, and windows over a pixel, that are written out; more are walked by a loop.
 UNROLLED = 9
 #: Up to this ratio of ``k`` to ``alpha``, or its inverse, what is taken out of a power leaves the smallest activations
@@ -70,9 +70,17 @@ class Launch(NamedTuple):
 
     def options(self, capability: int | None) -> dict[str, Any]:
         """Triton's options for NVIDIA GPUs of a compute capability (the number before the dot), or for others."""
-        halves = self.constants["WORDS"] == VECTOR // 2
-        if capability in (8, 9) and self.kernel is backward_kernel and halves:
-            return {**OPTIONS, "maxnreg": REGISTERS}
+        constants = self.constants
+        if self.kernel is forward_kernel:
+            few = constants["KEYS"] and constants["INSIDE"] and constants["CARRIED"] <= 1
+        else:
+            few = (
+                constants["NORMALIZE"]
+                and constants["TILED"]
+                and constants["OVER_ROWS"] * constants["OVER_COLUMNS"] <= 4
+            )
+        if capability in (8, 9) and constants["WORDS"] == VECTOR // 2 and few:
+            return {**OPTIONS, "maxnreg": REGISTERS[self.kernel]}
         return dict(OPTIONS)
 
     def run(self, device: torch.device) -> None:

@@ -36,7 +36,7 @@ def test_machine_code_of_the_paper_s_stage(tmp_path: Path) -> None:
             assert row["local_bytes"] == row["local_accesses"] == 0, row
             # What is loaded ahead waits in shared memory, once: six pixels, or four and four windows.
             assert row["shared_bytes"] == 32 * (4 * 16 + 4 * (16 + 8) if mode == "backward" else 6 * 16)
-            assert row["registers"] <= {"forward": 80, "inference": 96, "backward": 112}[mode], "25, 21 and 18 warps"
+            assert row["registers"] <= (112 if mode == "backward" else 80), "18 and 25 warps on a multiprocessor"
             assert row["elements_a_step"] == (32 if mode == "backward" else 8)
         # Three pixels of the row above the segment, of the next two before the loop and in it; the bias has 32 bytes.
         assert rows[target, "forward"]["accesses"] == {
@@ -56,6 +56,7 @@ def test_machine_code_of_the_paper_s_stage(tmp_path: Path) -> None:
         # Instructions for each element: today's number and a tenth.
         assert 0 < rows[target, "forward"]["loop_instructions"] / 8 < 106
         assert 0 < rows[target, "backward"]["loop_instructions"] / 32 < 41
+    assert rows["sm_90", "forward"]["registers"] <= 72, "28 warps on a multiprocessor"
     assert rows["sm_90", "backward"]["registers"] <= 96, "21 warps on a multiprocessor"
     forward = rows["sm_90", "forward"]
     assert forward["shape"] == [128, 128, 27, 27]
