@@ -48,8 +48,8 @@ SEGMENT_ROWS = 6
 #: Fused multiply-adds are more exact than two roundings; Triton's default for them changes with its versions.
 OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
 #: Registers that a thread may take in bfloat16 on GPUs of compute capability 8 and 9, where pooling's windows behind a
-#: normalization overlap by a row at most: room for 28 and 21 warps on a multiprocessor. Told so, the assembler finds its
-#: way with them; left to itself it takes some more, or stops there and keeps eight bytes in memory.
+#: normalization overlap by a row at most: room for 28 and 21 warps on a multiprocessor. Told so, the assembler finds
+#: its way with them; left to itself it takes some more, or stops there and keeps eight bytes in memory.
 REGISTERS = {forward_kernel: 72, backward_kernel: 96}
 #: Elements of a window, and windows over a pixel, that are written out; more are walked by a loop.
 UNROLLED = 9
