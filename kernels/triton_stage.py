@@ -18,8 +18,9 @@ gradient has the same bits in every run, at any batch size. The bias's gradient 
 program, and the programs' sums in their order.
 
 What a step of the walk reads is loaded during the step before it, into shared memory: Triton's pipelining of a loop of
-two stages, where the elements are four bytes or come in vectors. Registers decide how many warps there are to wait for
-memory and for one another: backward each pixel is computed by itself, and addresses are not kept but moved on.
+two stages, where the elements are four bytes or come in vectors; for inference at that step's end. Registers decide how
+many warps there are to wait for memory and for one another: backward each pixel is computed by itself, and addresses
+are not kept but moved on.
 
 float32, float16 and bfloat16; float64 runs :mod:`kernels.reference`, which is exact where a GPU's roots are not.
 """
