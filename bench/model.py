@@ -9,8 +9,9 @@ for every row; both are counted in the code that is compiled for sm_90. A time i
 - latency: a warp gets to issue every ``CLOCKS_AN_INSTRUCTION`` clocks at best, so that rounds of as many programs as
   fit a multiprocessor's registers take so long for each of their instructions, however few they are.
 
-The last constant was read off a profile of these very kernels (reports/LOG.md: 5.5 and 6.7), so the model explains
-their times better than it would foretell another kernel's. Launching is not in it.
+The last constant was read off a profile of an earlier form of these kernels (reports/LOG.md: 5.5 and 6.7), which waited
+for their loads more than they do now: the model knows them better than any other kernel, and may be too careful.
+Launching is not in it.
 """
 
 import argparse

@@ -21,7 +21,8 @@ from .registers import (
     with_neighbours,
 )
 
-#: Sizes that kernels are compiled for once, whatever they are; strides tell which accesses are aligned.
+#: Sizes that kernels are compiled for once, whatever they are. Strides tell which accesses are aligned; those between a
+#: row's pixels, in channels_last memory the number of channels, are compiled for.
 SIZES = [
     "strips",
     "segments",
@@ -952,12 +953,12 @@ def pixel_of_tile(
     if SUM:
         new_totals = ()
         for number in tl.static_range(V):
-            more = result[number]
+            part = result[number]
+            # Outside the image, and in lanes without work, there is no gradient: this is zero, but 0 / 0 without a
+            # positive ``k``.
             if not POSITIVE:
-                more = tl.where(inside, more, 0.0)
-            # Outside the image, and in lanes without work, there is no gradient and the input is zero: so is this, if
-            # ``k`` is positive.
-            new_totals = new_totals + (totals[number] + more,)
+                part = tl.where(inside, part, 0.0)
+            new_totals = new_totals + (totals[number] + part,)
         totals = new_totals
     return totals
 
@@ -1088,7 +1089,7 @@ def backward_kernel(
             )  # fmt: skip
         for tile in tl.static_range(TILE_ROWS * TILE_COLUMNS):
             # Whether the pixel's row is above the image's end, in words that differ from pixel to pixel: behind
-            # conditions of their own the assembler does not mix the pixels' arithmetic, which takes 40 registers less,
+            # conditions of their own the assembler does not mix the pixels' arithmetic, which takes fewer registers,
             # and Triton puts the loads for the next step before it.
             if row.to(tl.int64) * TILE_COLUMNS + tile < rows.to(tl.int64) * TILE_COLUMNS:
                 totals = pixel_of_tile(

@@ -408,7 +408,7 @@ def backward_launch(
             "POOL": offsets is not None,
             "MASKED": output is not None,
             "SUM": bias_wanted,
-            # Only then is what lies outside the image, and in lanes without work, zero behind the normalization too.
+            # Otherwise what lies outside the image, and in lanes without work, is not zero behind the normalization.
             "POSITIVE": norm.k > 0,
             "SPARE": constants["SPARE"] and norm.k > 0,
             "WORDS": _words(vector, source, *(tensor for tensor in above if tensor.dtype == source.dtype)),
