@@ -26,7 +26,7 @@ from triton.compiler import ASTSource
 
 from . import triton_stage
 from .arguments import Normalization, Pooling
-from .triton_kernels import forward_kernel
+from .triton_forward import forward_kernel
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}

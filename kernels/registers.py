@@ -1,4 +1,4 @@
-"""Device functions that the Triton kernels share: channels held in registers, window sums, powers.
+"""Device functions that the Triton kernels share: lanes and their work, channels in registers, window sums, powers.
 
 A lane holds ``V`` neighbouring channels of a pixel as a tuple of ``V`` values. With ``V`` of 8 and channels_last memory
 they come from one load of 8 channels, 16 bytes in half types, taken apart in registers, and what a window needs of the
@@ -11,6 +11,58 @@ each within two units in the last place.
 
 import triton
 import triton.language as tl
+
+#: Sizes that kernels are compiled for once, whatever they are. Strides tell which accesses are aligned; those between a
+#: row's pixels, in channels_last memory the number of channels, are compiled for.
+SIZES = [
+    "strips",
+    "segments",
+    "segment_rows",
+    "channel_blocks",
+    "rows",
+    "columns",
+    "out_rows",
+    "out_columns",
+    "channels",
+    "group",
+]
+
+
+@triton.jit
+def unit_of_lane(
+    strips, segments, channel_blocks, channels, L: tl.constexpr, G: tl.constexpr, UNITS: tl.constexpr, V: tl.constexpr
+):
+    """Each lane's strip of the image, segment of rows, first channel, and whether it has work."""
+    program = tl.program_id(0)
+    # Neighbouring programs read neighbouring channels of the same pixels.
+    segment = program // channel_blocks % segments
+    lane = tl.arange(0, L)
+    strip = (program // channel_blocks // segments).to(tl.int64) * UNITS + lane // G
+    channel = (program % channel_blocks * G + lane % G) * V
+    mask = (lane < G * UNITS) & (strip < strips) & (channel < channels)
+    # Lanes without work do another's and do not store it.
+    if V == 1:
+        channel = tl.minimum(channel, channels - 1)
+    return tl.minimum(strip, strips - 1), segment, channel, mask
+
+
+@triton.jit
+def inside_rows(row, column, rows):
+    """Whether a row lies inside the image; it is one for all lanes, which the interpreter's masks must not be."""
+    # What is negative is larger than any size as an unsigned number.
+    return (column * 0 + row).to(tl.uint32) < rows.to(tl.uint32)
+
+
+@triton.jit
+def inside_columns(column, columns):
+    """Whether columns lie inside the image."""
+    return column.to(tl.uint32) < columns.to(tl.uint32)
+
+
+@triton.jit
+def inside_image(row, column, rows, columns):
+    """Whether pixels lie inside the image."""
+    return inside_rows(row, column, rows) & inside_columns(column, columns)
 
 
 @triton.jit

@@ -37,7 +37,8 @@ from torch.utils.flop_counter import register_flop_formula
 from . import reference
 from .arguments import Normalization, Pooling
 from .flops import backward_flops, forward_flops
-from .triton_kernels import backward_kernel, forward_kernel
+from .triton_backward import backward_kernel
+from .triton_forward import forward_kernel
 
 #: Lanes of a program, which is one warp: neighbouring lanes hand each other values.
 LANES = 64 if torch.version.hip else 32
