@@ -31,6 +31,7 @@ def normalized(
     alpha,
     beta,
     k,
+    scale,
     V: tl.constexpr,
     G: tl.constexpr,
     BIAS: tl.constexpr,
@@ -40,16 +41,20 @@ def normalized(
     NORMALIZE: tl.constexpr,
     THREE_QUARTERS: tl.constexpr,
     FOLD: tl.constexpr,
+    SQUARED: tl.constexpr,
     SPARE: tl.constexpr,
 ):
-    """Bias, ReLU and normalization of a pixel's channels; ``BEHIND`` and ``AHEAD`` are of the window."""
+    """Bias, ReLU and normalization of a pixel's channels; ``BEHIND`` and ``AHEAD`` are of the window.
+
+    With ``FOLD`` too large by one factor, as ``k`` is that over ``alpha``; with ``SQUARED`` the squares of that, times
+    ``scale``.
+    """
     BEFORE: tl.constexpr = BEHIND if V == 1 else 0
     AFTER: tl.constexpr = AHEAD if V == 1 else 0
     values = activations(values, biases, BEFORE + V + AFTER, BIAS, RELU)
     result = ()
     if NORMALIZE:
         if FOLD:
-            # ``k`` is that over ``alpha``: everything comes out too large by one factor.
             all_values = with_neighbours(values, position // V, G, V, BEHIND, AHEAD, SPARE)
             scales = sums_of_squares(all_values, k, V, BEHIND + AHEAD + 1)
         else:
@@ -59,7 +64,16 @@ def normalized(
             squares = with_neighbours(squares, position // V, G, V, BEHIND, AHEAD, SPARE)
             scales = window_sums(squares, alpha, k, V, BEHIND + AHEAD + 1)
         for number in tl.static_range(V):
-            result = result + (values[BEFORE + number] * negative_power(scales[number], beta, THREE_QUARTERS),)
+            value = values[BEFORE + number]
+            if SQUARED:
+                # Squares of what is wanted have its order, and take one special function each: the largest of many
+                # needs the other. A ratio that is at most 1, and ``scale``, keep them among float32's normal numbers.
+                root = tl.rsqrt(scales[number])
+                ratio = value * root
+                value = ratio * (ratio * (root * scale))
+            else:
+                value = value * negative_power(scales[number], beta, THREE_QUARTERS)
+            result = result + (value,)
     else:
         result = values
     return result
@@ -145,6 +159,7 @@ def row_maxima(
     alpha,
     beta,
     k,
+    scale,
     FROM: tl.constexpr,
     EACH: tl.constexpr,
     FIRST: tl.constexpr,
@@ -157,6 +172,7 @@ def row_maxima(
     NORMALIZE: tl.constexpr,
     THREE_QUARTERS: tl.constexpr,
     FOLD: tl.constexpr,
+    SQUARED: tl.constexpr,
     SPARE: tl.constexpr,
     KEYS: tl.constexpr,
     SAVE: tl.constexpr,
@@ -181,8 +197,8 @@ def row_maxima(
         column = first_column + offset * DILATION_COLUMNS
         inside = inside_image(row, column, rows, columns)
         values = normalized(
-            floats(loaded, FROM + offset * EACH, EACH, WORDS), biases, position, alpha, beta, k, V, G, BIAS, RELU,
-            BEHIND, AHEAD, NORMALIZE, THREE_QUARTERS, FOLD, SPARE,
+            floats(loaded, FROM + offset * EACH, EACH, WORDS), biases, position, alpha, beta, k, scale, V, G, BIAS,
+            RELU, BEHIND, AHEAD, NORMALIZE, THREE_QUARTERS, FOLD, SQUARED, SPARE,
         )  # fmt: skip
         new_best = ()
         new_taken = ()
@@ -220,6 +236,7 @@ def window_maxima(
     alpha,
     beta,
     k,
+    scale,
     V: tl.constexpr,
     G: tl.constexpr,
     BIAS: tl.constexpr,
@@ -229,6 +246,7 @@ def window_maxima(
     NORMALIZE: tl.constexpr,
     THREE_QUARTERS: tl.constexpr,
     FOLD: tl.constexpr,
+    SQUARED: tl.constexpr,
     SPARE: tl.constexpr,
     POOL: tl.constexpr,
     KEYS: tl.constexpr,
@@ -251,9 +269,10 @@ def window_maxima(
     rows_taken = carried_taken
     for number in tl.static_range(CARRIED, KERNEL_ROWS):
         new_best, new_taken = row_maxima(
-            loaded, row + number * DILATION_ROWS, column, rows, columns, biases, position, alpha, beta, k,
+            loaded, row + number * DILATION_ROWS, column, rows, columns, biases, position, alpha, beta, k, scale,
             (number - CARRIED) * KERNEL_COLUMNS * EACH, EACH, number * KERNEL_COLUMNS, V, G, BIAS, RELU, BEHIND, AHEAD,
-            NORMALIZE, THREE_QUARTERS, FOLD, SPARE, KEYS, SAVE, INSIDE, WORDS, KERNEL_COLUMNS, DILATION_COLUMNS,
+            NORMALIZE, THREE_QUARTERS, FOLD, SQUARED, SPARE, KEYS, SAVE, INSIDE, WORDS, KERNEL_COLUMNS,
+            DILATION_COLUMNS,
         )  # fmt: skip
         rows_best = rows_best + new_best
         rows_taken = rows_taken + new_taken
@@ -276,10 +295,15 @@ def window_maxima(
                 if SAVE:
                     below -= number * KERNEL_COLUMNS
                 largest = tl.maximum(largest, below)
+            # What lies outside the image has the key -(2**30), less a few elements; in the image none is so small.
+            here = largest > -(2**29)
             if SAVE:
                 element = 15 - (largest & 15)
                 largest = largest & -16
             largest = largest.to(tl.float32, bitcast=True)
+            if not INSIDE:
+                element = tl.where(here, element, first)
+                largest = tl.where(here, largest, -float("inf"))
         else:
             if POOL and not INSIDE:
                 element = tl.where((largest > -float("inf")) | (largest != largest), element, first)
@@ -310,6 +334,7 @@ def window_maxima_by_loop(
     alpha,
     beta,
     k,
+    scale,
     V: tl.constexpr,
     G: tl.constexpr,
     BIAS: tl.constexpr,
@@ -319,6 +344,7 @@ def window_maxima_by_loop(
     NORMALIZE: tl.constexpr,
     THREE_QUARTERS: tl.constexpr,
     FOLD: tl.constexpr,
+    SQUARED: tl.constexpr,
     SPARE: tl.constexpr,
     WORDS: tl.constexpr,
     KERNEL_ROWS: tl.constexpr,
@@ -344,8 +370,8 @@ def window_maxima_by_loop(
             BEFORE, AFTER, True, WORDS,
         )  # fmt: skip
         values = normalized(
-            floats(values, 0, BEFORE + V + AFTER, WORDS), biases, position, alpha, beta, k, V, G, BIAS, RELU, BEHIND,
-            AHEAD, NORMALIZE, THREE_QUARTERS, FOLD, SPARE,
+            floats(values, 0, BEFORE + V + AFTER, WORDS), biases, position, alpha, beta, k, scale, V, G, BIAS, RELU,
+            BEHIND, AHEAD, NORMALIZE, THREE_QUARTERS, FOLD, SQUARED, SPARE,
         )  # fmt: skip
         new_best = ()
         new_taken = ()
@@ -359,14 +385,31 @@ def window_maxima_by_loop(
 
 
 @triton.jit
-def store_window(output, offsets, best, taken, factor, mask, V: tl.constexpr, FOLD: tl.constexpr, SAVE: tl.constexpr):
+def store_window(
+    output,
+    offsets,
+    best,
+    taken,
+    factor,
+    mask,
+    V: tl.constexpr,
+    FOLD: tl.constexpr,
+    SQUARED: tl.constexpr,
+    INSIDE: tl.constexpr,
+    SAVE: tl.constexpr,
+):
     """Store a window's largest values, and their elements if they are wanted."""
     if FOLD:
-        # Here the factor is taken back.
+        # Here factor, square and scale are taken back.
         folded = best
         best = ()
         for number in tl.static_range(V):
-            best = best + (folded[number] * factor,)
+            value = folded[number]
+            if SQUARED:
+                root = tl.sqrt(value)
+                # Of a window of nothing but padding.
+                value = root if INSIDE else tl.where(value < 0, value, root)
+            best = best + (value * factor,)
     store_channels(output, best, mask, V)
     if SAVE:
         store_channels(offsets, taken, mask, V)
@@ -400,6 +443,7 @@ def forward_kernel(
     factor,
     beta,
     k,
+    scale,
     L: tl.constexpr,
     G: tl.constexpr,
     UNITS: tl.constexpr,
@@ -411,6 +455,7 @@ def forward_kernel(
     NORMALIZE: tl.constexpr,
     THREE_QUARTERS: tl.constexpr,
     FOLD: tl.constexpr,
+    SQUARED: tl.constexpr,
     SPARE: tl.constexpr,
     POOL: tl.constexpr,
     SAVE: tl.constexpr,
@@ -463,9 +508,9 @@ def forward_kernel(
                 position, group, mask, V, BEFORE, AFTER, INSIDE, WORDS, KERNEL_COLUMNS, DILATION_COLUMNS,
             )  # fmt: skip
             row_best, row_taken = row_maxima(
-                row_loaded, row + number, column, rows, columns, biases, position, alpha, beta, k, 0, EACH,
-                number * KERNEL_COLUMNS, V, G, BIAS, RELU, BEHIND, AHEAD, NORMALIZE, THREE_QUARTERS, FOLD, SPARE, KEYS,
-                SAVE, INSIDE, WORDS, KERNEL_COLUMNS, DILATION_COLUMNS,
+                row_loaded, row + number, column, rows, columns, biases, position, alpha, beta, k, scale, 0, EACH,
+                number * KERNEL_COLUMNS, V, G, BIAS, RELU, BEHIND, AHEAD, NORMALIZE, THREE_QUARTERS, FOLD, SQUARED,
+                SPARE, KEYS, SAVE, INSIDE, WORDS, KERNEL_COLUMNS, DILATION_COLUMNS,
             )  # fmt: skip
             carried_best = carried_best + row_best
             carried_taken = carried_taken + row_taken
@@ -487,17 +532,18 @@ def forward_kernel(
             if here:
                 best, taken, carried_best, carried_taken = window_maxima(
                     loaded, carried_best, carried_taken, row, column, rows, columns, biases, position, alpha, beta, k,
-                    V, G, BIAS, RELU, BEHIND, AHEAD, NORMALIZE, THREE_QUARTERS, FOLD, SPARE, POOL, KEYS, SAVE, INSIDE,
-                    WORDS, CARRIED, KERNEL_ROWS, KERNEL_COLUMNS, STRIDE_ROWS, DILATION_ROWS, DILATION_COLUMNS,
+                    scale, V, G, BIAS, RELU, BEHIND, AHEAD, NORMALIZE, THREE_QUARTERS, FOLD, SQUARED, SPARE, POOL, KEYS,
+                    SAVE, INSIDE, WORDS, CARRIED, KERNEL_ROWS, KERNEL_COLUMNS, STRIDE_ROWS, DILATION_ROWS,
+                    DILATION_COLUMNS,
                 )  # fmt: skip
-                store_window(output, offsets, best, taken, factor, mask, V, FOLD, SAVE)
+                store_window(output, offsets, best, taken, factor, mask, V, FOLD, SQUARED, INSIDE, SAVE)
         else:
             best, taken = window_maxima_by_loop(
                 input, row, column, rows, columns, row_stride, pixel_stride, channel_stride, biases, position, group,
-                mask, alpha, beta, k, V, G, BIAS, RELU, BEHIND, AHEAD, NORMALIZE, THREE_QUARTERS, FOLD, SPARE, WORDS,
-                KERNEL_ROWS, KERNEL_COLUMNS, DILATION_ROWS, DILATION_COLUMNS,
+                mask, alpha, beta, k, scale, V, G, BIAS, RELU, BEHIND, AHEAD, NORMALIZE, THREE_QUARTERS, FOLD, SQUARED,
+                SPARE, WORDS, KERNEL_ROWS, KERNEL_COLUMNS, DILATION_ROWS, DILATION_COLUMNS,
             )  # fmt: skip
-            store_window(output, offsets, best, taken, factor, mask, V, FOLD, SAVE)
+            store_window(output, offsets, best, taken, factor, mask, V, FOLD, SQUARED, INSIDE, SAVE)
         row += STRIDE_ROWS
         # This always holds while there are steps, which the compiler does not know. If it knew where every step is, it
         # would keep an address in registers for each access, which would leave room for fewer warps.

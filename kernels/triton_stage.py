@@ -58,6 +58,8 @@ UNROLLED = 9
 #: Up to this ratio of ``k`` to ``alpha``, or its inverse, what is taken out of a power leaves the smallest activations
 #: that are right at all (1e-30) above the smallest normal float32.
 FOLDED = 1e8
+#: A bound of squares that are compared, below the largest float32 by as much as roundings can take.
+SQUARE = 1e37
 #: Pixels of a tile, backward.
 TILE = 4
 
@@ -224,6 +226,9 @@ def forward_launch(
     # (k + alpha * sum) ** -beta is (k / alpha + sum) ** -beta times a constant, which can wait until after the pooling.
     alpha, k = arguments["alpha"], arguments["k"]
     fold = bool(normalization and pooling) and alpha > 0 and 1 / FOLDED <= k / alpha <= FOLDED
+    # Of what is not negative, squares can be compared; how large they are at most is known.
+    squared = fold and relu and arguments["beta"] == 0.75
+    scale = 2.0 ** math.floor(math.log2(SQUARE * min(1.0, math.sqrt(k / alpha)))) if squared else 1.0
     if fold:
         arguments["k"] = k / alpha
     strides = {**_strides(source), **_strides(target, "out_")}
@@ -246,7 +251,8 @@ def forward_launch(
             "channels": channels,
             "group": channels // (normalization or _NOTHING).groups,
             **strides,
-            "factor": alpha ** -arguments["beta"] if fold else 1.0,
+            "factor": alpha ** -arguments["beta"] / math.sqrt(scale) if fold else 1.0,
+            "scale": scale,
             **arguments,
         },
         {
@@ -262,6 +268,7 @@ def forward_launch(
             "CARRIED": overlap if unrolled and pool.dilation[0] == 1 and 0 < overlap <= 2 else 0,
             "UNROLLED": unrolled,
             "FOLD": fold,
+            "SQUARED": squared,
         },
     )
 

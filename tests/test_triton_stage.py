@@ -164,6 +164,19 @@ def test_half_types_take_the_maximum_before_rounding(
     close(ours, exact(parts, input, bias), dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_without_relu_the_largest_may_be_negative(dtype: torch.dtype) -> None:
+    """Neither squares nor bits of negative numbers are in their order."""
+    input, bias = inputs((2, 8, 7, 7), dtype, torch.channels_last)
+    with torch.no_grad():
+        bias -= 6
+    parts = (False, WINDOW._replace(groups=1), PAPER_POOL)
+    ours = results(chain(*parts), input, bias)
+    assert (ours[0] < 0).any()
+    assert (ours[0] > 0).any()
+    close(ours, exact(parts, input, bias), dtype)
+
+
 def test_a_bias_of_another_dtype() -> None:
     input, bias = inputs((2, 8, 5, 5), torch.float16, torch.channels_last)
     wide = bias.detach().float().requires_grad_()
@@ -202,11 +215,26 @@ def test_float32_at_any_scale(scale: float) -> None:
     output = kernels.local_response_norm(input, 5, 5e-4, 0.75, 2.0)
     theirs = formula(input.double().cpu(), 5, 5e-4, 0.75, 2.0, 1)
     assert_within(output.cpu(), theirs, theirs, TOLERANCES[torch.float32].forward)
-    # With pooling behind it alpha is taken out of the power where it is neither zero nor too small.
-    for alpha in (5e-4, 1e-12, 0.0):
-        pooled = kernels.relu_lrn_max_pool2d(input, 5, alpha, 0.75, 2.0)
-        largest = torch.nn.functional.max_pool2d(formula(input.double().cpu(), 5, alpha, 0.75, 2.0, 1), 3, 2)
-        assert_within(pooled.cpu(), largest, largest, TOLERANCES[torch.float32].forward)
+    # With pooling behind it alpha is taken out of the power where it is neither zero nor too small, and squares are
+    # compared: at both ends of that range, in values and with elements in their last bits.
+    for (alpha, k), dtype in itertools.product(
+        ((5e-4, 2.0), (1e-12, 2.0), (0.0, 2.0), (5.001e-8, 1.0), (4.999e8, 1.0)), (torch.float32, torch.bfloat16)
+    ):
+        source = input.to(dtype).requires_grad_()
+        pooled = kernels.relu_lrn_max_pool2d(source, 5, alpha, 0.75, k)
+        largest = torch.nn.functional.max_pool2d(formula(source.detach().double().cpu(), 5, alpha, 0.75, k, 1), 3, 2)
+        assert_within(pooled.detach().cpu(), largest, largest, TOLERANCES[dtype].forward)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+def test_windows_of_nothing_but_padding(dtype: torch.dtype) -> None:
+    """Both elements of a dilated window can lie outside; PyTorch's maximum of none is minus infinity."""
+    input, bias = inputs((1, 8, 2, 2), dtype, torch.channels_last)
+    pooling = Pooling((2, 2), (1, 1), (1, 1), (3, 3), False)
+    output, gradient, _ = results(chain(True, WINDOW, pooling), input, bias)
+    assert output.shape == (1, 8, 1, 1)
+    assert (output == -float("inf")).all()
+    assert (gradient == 0).all()
 
 
 def test_float16_squares_do_not_overflow() -> None:
