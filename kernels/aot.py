@@ -134,15 +134,17 @@ def _tool(name: str) -> str:
     return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
 
 
-def _nvidia(compiled: Any) -> dict[str, Any]:
-    """What NVIDIA's tools say of the machine code."""
+def _cuobjdump(compiled: Any, option: str) -> str:
+    """What NVIDIA's tool says of machine code."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(compiled.asm["cubin"])
-        usage = subprocess.run(
-            [_tool("cuobjdump"), "--dump-resource-usage", file], capture_output=True, text=True, check=True
-        ).stdout
-        code = subprocess.run([_tool("cuobjdump"), "-sass", file], capture_output=True, text=True, check=True).stdout
+        return subprocess.run([_tool("cuobjdump"), option, file], capture_output=True, text=True, check=True).stdout
+
+
+def _nvidia(compiled: Any) -> dict[str, Any]:
+    """What NVIDIA's tools say of the machine code."""
+    usage, code = _cuobjdump(compiled, "--dump-resource-usage"), _cuobjdump(compiled, "-sass")
     numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", usage)}
     lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);", code)
     # Behind the last EXIT stand a branch to itself and NOPs: they only fill the file up.
@@ -202,6 +204,17 @@ def _amd(compiled: Any) -> dict[str, Any]:
     }
 
 
+def _compile(launch: Any, target: str, aligned: bool) -> Any:
+    arch = _target(target)
+    capability = arch.arch // 10 if arch.backend == "cuda" else None
+    return triton.compile(source(launch, aligned), target=arch, options=launch.options(capability))
+
+
+def listing(launch: Any, target: str) -> str:
+    """The machine code of a launch for a GPU of NVIDIA's, as ``cuobjdump -sass`` prints it."""
+    return _cuobjdump(_compile(launch, target, True), "-sass")
+
+
 def build(launch: Any, target: str, aligned: bool = True) -> dict[str, Any]:
     """Compile a launch for a target and read its machine code.
 
@@ -213,9 +226,7 @@ def build(launch: Any, target: str, aligned: bool = True) -> dict[str, Any]:
     if not aligned:
         words = {name: 0 for name in ("WORDS", "OFFSET_WORDS") if name in launch.constants}
         launch = launch._replace(constants={**launch.constants, **words})
-    arch = _target(target)
-    capability = arch.arch // 10 if arch.backend == "cuda" else None
-    compiled = triton.compile(source(launch, aligned), target=arch, options=launch.options(capability))
+    compiled = _compile(launch, target, aligned)
     found = _nvidia(compiled) if "cubin" in compiled.asm else _amd(compiled)
     constants = launch.constants
     pixels = constants.get("TILE_ROWS", 1) * constants.get("TILE_COLUMNS", 1)

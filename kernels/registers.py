@@ -18,7 +18,6 @@ SIZES = [
     "strips",
     "segments",
     "segment_rows",
-    "channel_blocks",
     "rows",
     "columns",
     "out_rows",
@@ -30,20 +29,44 @@ SIZES = [
 
 @triton.jit
 def unit_of_lane(
-    strips, segments, channel_blocks, channels, L: tl.constexpr, G: tl.constexpr, UNITS: tl.constexpr, V: tl.constexpr
+    strips,
+    segments,
+    columns,
+    channels,
+    group,
+    CHANNEL_BLOCKS: tl.constexpr,
+    L: tl.constexpr,
+    G: tl.constexpr,
+    UNITS: tl.constexpr,
+    V: tl.constexpr,
 ):
-    """Each lane's strip of the image, segment of rows, first channel, and whether it has work."""
+    """Each lane's image and strip of columns in it, segment of rows, first channel, its place in its group, and mask.
+
+    The mask is set where there is work to do.
+    """
     program = tl.program_id(0)
     # Neighbouring programs read neighbouring channels of the same pixels.
-    segment = program // channel_blocks % segments
+    segment = program // CHANNEL_BLOCKS % segments
     lane = tl.arange(0, L)
-    strip = (program // channel_blocks // segments).to(tl.int64) * UNITS + lane // G
-    channel = (program % channel_blocks * G + lane % G) * V
+    block = program // CHANNEL_BLOCKS // segments
+    # A division of 64 bits takes ten times the instructions of one of 32.
+    if strips.dtype == tl.int64:
+        strip = block.to(tl.int64) * UNITS + lane // G
+    else:
+        strip = block.to(tl.uint32) * UNITS + (lane // G).to(tl.uint32)
+        strips = strips.to(tl.uint32)
+        columns = columns.to(tl.uint32)
+    channel = (program % CHANNEL_BLOCKS * G + lane % G) * V
     mask = (lane < G * UNITS) & (strip < strips) & (channel < channels)
     # Lanes without work do another's and do not store it.
     if V == 1:
         channel = tl.minimum(channel, channels - 1)
-    return tl.minimum(strip, strips - 1), segment, channel, mask
+        position = channel % group
+    else:
+        # With a normalization a unit's lanes are those of a group; without nobody asks.
+        position = lane % G * V
+    strip = tl.minimum(strip, strips - 1)
+    return (strip // columns).to(tl.int64), (strip % columns).to(tl.int32), segment, channel, position, mask
 
 
 @triton.jit
@@ -195,12 +218,20 @@ def with_neighbours(
         lower = tl.where(vector > 0, lane - 1, last if SPARE else lane)
         upper = tl.minimum(tl.where(vector < vectors - 1, lane + 1, last if SPARE else lane), last)
         result = values
+        # Masks of bits: with two more of the seven predicates held from step to step, the assembler puts one
+        # instruction behind the other instead of mixing those of eight channels.
+        lowest = -tl.minimum(vector, 1)
+        highest = -tl.minimum(vectors - 1 - vector, 1)
         for number in tl.static_range(BEFORE):
             before = tl.gather(values[7 - number], lower, 0)
-            result = (before if SPARE else tl.where(vector > 0, before, 0.0),) + result
+            if not SPARE:
+                before = (before.to(tl.int32, bitcast=True) & lowest).to(tl.float32, bitcast=True)
+            result = (before,) + result
         for number in tl.static_range(AFTER):
             after = tl.gather(values[number], upper, 0)
-            result = result + (after if SPARE else tl.where(vector < vectors - 1, after, 0.0),)
+            if not SPARE:
+                after = (after.to(tl.int32, bitcast=True) & highest).to(tl.float32, bitcast=True)
+            result = result + (after,)
         return result
     else:
         return values

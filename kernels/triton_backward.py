@@ -305,7 +305,8 @@ def input_gradient(
             activation = a[HALO + number]
             value = direct[AFTER + number] - activation * sums_of_shares[number]
             if RELU:
-                value = tl.where(activation <= 0, 0.0, value)
+                # Not positive before the ReLU is zero behind it. Told by its bits, what was before is not kept for it.
+                value = tl.where(activation.to(tl.int32, bitcast=True) == 0, 0.0, value)
             result = result + (value,)
     else:
         for number in tl.static_range(V):
@@ -439,7 +440,6 @@ def backward_kernel(
     segments,
     segment_rows,
     tile_columns,
-    channel_blocks,
     tile_rows,
     rows,
     columns,
@@ -463,6 +463,7 @@ def backward_kernel(
     factor,
     beta,
     k,
+    CHANNEL_BLOCKS: tl.constexpr,
     L: tl.constexpr,
     G: tl.constexpr,
     UNITS: tl.constexpr,
@@ -494,11 +495,11 @@ def backward_kernel(
     OVER_ROWS: tl.constexpr,
     OVER_COLUMNS: tl.constexpr,
 ):
-    strip, segment, channel, mask = unit_of_lane(strips, segments, channel_blocks, channels, L, G, UNITS, V)
-    position = channel % group
-    image = strip // tile_columns
+    image, tile_column, segment, channel, position, mask = unit_of_lane(
+        strips, segments, tile_columns, channels, group, CHANNEL_BLOCKS, L, G, UNITS, V
+    )
     # Rows and columns from the padding's first.
-    first_column = (strip % tile_columns).to(tl.int32) * TILE_COLUMNS
+    first_column = tile_column * TILE_COLUMNS
     first_tile = segment * segment_rows
     steps = tl.minimum(segment_rows, tile_rows - first_tile)
     # Whatever Triton takes them for, from here on they are 64 bits wide.
@@ -551,10 +552,11 @@ def backward_kernel(
                 POOL, MASKED, WORDS, OFFSET_WORDS,
             )  # fmt: skip
         for tile in tl.static_range(TILE_ROWS * TILE_COLUMNS):
-            # Whether the pixel's row is above the image's end, in words that differ from pixel to pixel: behind
-            # conditions of their own the assembler does not mix the pixels' arithmetic, which takes fewer registers,
-            # and Triton puts the loads for the next step before it.
-            if row.to(tl.int64) * TILE_COLUMNS + tile < rows.to(tl.int64) * TILE_COLUMNS:
+            # Whether the pixel's row is in the image, in words that differ from pixel to pixel: behind conditions of
+            # their own the assembler does not mix the pixels' arithmetic, which takes fewer registers, and Triton puts
+            # the loads for the next step before it.
+            right = tile % TILE_COLUMNS
+            if (row + tile // TILE_COLUMNS + right).to(tl.uint32) < rows.to(tl.uint32) + right:
                 totals = pixel_of_tile(
                     gradient, totals, loaded, gradients, outputs, elements, output_gradient, output, offsets, row,
                     column, first_column, out_row, out_column, rows, columns, out_rows, out_columns,
@@ -589,5 +591,5 @@ def backward_kernel(
                 for unit in tl.range(1, UNITS):
                     total += tl.gather(totals[number], tl.minimum(lane % G + unit * G, L - 1), 0)
             # A row for each channel: what is summed next lies next to each other.
-            place = (channel + number) * (tl.num_programs(0) // channel_blocks)
-            tl.store(sums + place + tl.program_id(0) // channel_blocks, total, mask=mask & (lane < G))
+            place = (channel + number) * (tl.num_programs(0) // CHANNEL_BLOCKS)
+            tl.store(sums + place + tl.program_id(0) // CHANNEL_BLOCKS, total, mask=mask & (lane < G))

@@ -424,7 +424,6 @@ def forward_kernel(
     strips,
     segments,
     segment_rows,
-    channel_blocks,
     rows,
     columns,
     out_rows,
@@ -444,6 +443,7 @@ def forward_kernel(
     beta,
     k,
     scale,
+    CHANNEL_BLOCKS: tl.constexpr,
     L: tl.constexpr,
     G: tl.constexpr,
     UNITS: tl.constexpr,
@@ -473,10 +473,9 @@ def forward_kernel(
     DILATION_ROWS: tl.constexpr,
     DILATION_COLUMNS: tl.constexpr,
 ):
-    strip, segment, channel, mask = unit_of_lane(strips, segments, channel_blocks, channels, L, G, UNITS, V)
-    position = channel % group
-    image = strip // out_columns
-    out_column = (strip % out_columns).to(tl.int32)
+    image, out_column, segment, channel, position, mask = unit_of_lane(
+        strips, segments, out_columns, channels, group, CHANNEL_BLOCKS, L, G, UNITS, V
+    )
     out_row = segment * segment_rows
     steps = tl.minimum(segment_rows, out_rows - out_row)
     row = out_row * STRIDE_ROWS - PADDING_ROWS

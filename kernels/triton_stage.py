@@ -44,14 +44,18 @@ from .triton_forward import forward_kernel
 LANES = 64 if torch.version.hip else 32
 #: Channels of a lane where memory format and sizes allow it.
 VECTOR = 8
-#: Rows of windows, or of tiles, that a program walks down, more or less. It must not depend on the batch's size: the
-#: first row of a segment is computed by other instructions than the rest, which may round otherwise.
-SEGMENT_ROWS = 6
+#: Pixels of a tile, backward.
+TILE = 4
+#: Rows of windows, or of tiles, that a program walks down, more or less, if a step is as many of the input's pixels as
+#: a tile; of smaller steps it takes more. With few rows all multiprocessors are done at about the same time, with many
+#: less is computed before the first. It must not depend on the batch's size: the first row of a segment is computed by
+#: other instructions than the rest, which may round otherwise.
+SEGMENT_ROWS = 4
 #: Fused multiply-adds are more exact than two roundings; Triton's default for them changes with its versions.
 OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
 #: Registers that a thread may take in bfloat16 on GPUs of compute capability 8 and 9, where pooling's windows behind a
-#: normalization overlap by a row at most: room for 28 and 21 warps on a multiprocessor. Told so, the assembler finds
-#: its way with them; left to itself it takes some more, or stops there and keeps eight bytes in memory.
+#: normalization overlap by a row at most: room for seven and five warps of each scheduler. Told so, the assembler
+#: finds its way with them; left to itself it takes some more in some versions.
 REGISTERS = {forward_kernel: 72, backward_kernel: 96}
 #: Elements of a window, and windows over a pixel, that are written out; more are walked by a loop.
 UNROLLED = 9
@@ -60,8 +64,6 @@ UNROLLED = 9
 FOLDED = 1e8
 #: A bound of squares that are compared, below the largest float32 by as much as roundings can take.
 SQUARE = 1e37
-#: Pixels of a tile, backward.
-TILE = 4
 
 
 class Launch(NamedTuple):
@@ -147,9 +149,9 @@ def _words(vector: int, *tensors: Tensor) -> int:
     return size // 4 if vector == VECTOR and narrow and aligned else 0
 
 
-def _segments(rows: int) -> tuple[int, int]:
-    """Segments that an image of so many rows is cut into, and the rows of each."""
-    each = -(-rows // max(1, round(rows / SEGMENT_ROWS)))
+def _segments(rows: int, pixels: int) -> tuple[int, int]:
+    """Segments that an image of so many rows is cut into, and the rows of each; ``pixels`` are those of a step."""
+    each = -(-rows // max(1, round(rows * min(pixels, TILE) / (SEGMENT_ROWS * TILE))))
     return -(-rows // each), each
 
 
@@ -234,7 +236,8 @@ def forward_launch(
     strides = {**_strides(source), **_strides(target, "out_")}
     # Compiled for, so that neighbouring pixels need no addresses of their own.
     constants.update({name: strides.pop(name) for name in ("pixel_stride", "out_pixel_stride")})
-    grid, more = _grid(count * out_columns, out_rows, channels, vector, normalization, source.stride(1), constants)
+    strips, step = count * out_columns, pool.stride[0] * pool.stride[1]
+    grid, more = _grid(strips, out_rows, step, channels, vector, normalization, source.stride(1), constants)
     return Launch(
         forward_kernel,
         grid,
@@ -276,6 +279,7 @@ def forward_launch(
 def _grid(
     strips: int,
     rows: int,
+    pixels: int,
     channels: int,
     vector: int,
     normalization: Normalization | None,
@@ -286,13 +290,13 @@ def _grid(
     lanes = _lanes(strips, channels, vector, normalization, channel_stride)
     units = LANES // lanes
     blocks, channel_blocks = -(-strips // units), -(-channels // (lanes * vector))
-    segments, each = _segments(rows)
-    constants.update({"L": LANES, "G": lanes, "UNITS": units, "V": vector, "SPARE": lanes * units < LANES})
+    segments, each = _segments(rows, pixels)
+    constants.update({"CHANNEL_BLOCKS": channel_blocks, "SPARE": lanes * units < LANES})
+    constants.update({"L": LANES, "G": lanes, "UNITS": units, "V": vector})
     return (blocks * segments * channel_blocks,), {
         "strips": strips,
         "segments": segments,
         "segment_rows": each,
-        "channel_blocks": channel_blocks,
     }
 
 
@@ -381,8 +385,9 @@ def backward_launch(
     tile = pool.stride if tiled else (1, 1)
     tile_rows, tile_columns = (-(-(target.shape[2 + axis] + pool.padding[axis]) // tile[axis]) for axis in (0, 1))
     constants.update({f"{name}pixel_stride": strides.pop(f"{name}pixel_stride") for name in ("", "gradient_", "out_")})
-    grid, more = _grid(count * tile_columns, tile_rows, channels, vector, normalization, target.stride(1), constants)
-    programs = grid[0] // int(more["channel_blocks"])
+    strips, step = count * tile_columns, tile[0] * tile[1]
+    grid, more = _grid(strips, tile_rows, step, channels, vector, normalization, target.stride(1), constants)
+    programs = grid[0] // constants["CHANNEL_BLOCKS"]
     sums = gradient.new_empty((channels, programs) if bias_wanted else (0,), dtype=torch.float32)
     launch = Launch(
         backward_kernel,

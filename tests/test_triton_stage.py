@@ -325,11 +325,13 @@ def test_segments_of_an_image_meet(format: torch.memory_format, monkeypatch: pyt
             continue
         input, bias = inputs((1, 16 if format == torch.channels_last else 2, 7, 5), torch.float32, format)
         monkeypatch.setattr(triton_stage, "SEGMENT_ROWS", 100)
-        assert triton_stage._segments(9) == (1, 9)
+        assert triton_stage._segments(9, 1) == (1, 9)
         whole = results(chain(True, WINDOW, pooling), input, bias)
         monkeypatch.setattr(triton_stage, "SEGMENT_ROWS", 2)
-        assert triton_stage._segments(5) == (2, 3)
-        assert triton_stage._segments(11) == (6, 2)
+        assert triton_stage._segments(5, 4) == (2, 3)
+        assert triton_stage._segments(11, 4) == (6, 2)
+        assert triton_stage._segments(11, 9) == (6, 2)
+        assert triton_stage._segments(11, 1) == (1, 11)
         cut = results(chain(True, WINDOW, pooling), input, bias)
         for one, other in zip(cut, whole, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
