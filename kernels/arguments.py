@@ -125,10 +125,10 @@ def pooling(
         rows_and_columns.append((integers[0], integers[-1]))
     checked = Pooling(*rows_and_columns, bool(ceil_mode))  # type: ignore[arg-type,call-arg]
     for axis, what in enumerate(("rows", "columns")):
-        if 2 * checked.padding[axis] > checked.extent(axis):
+        if 2 * checked.padding[axis] > checked.kernel_size[axis]:
             raise ValueError(
-                f"{name}: padding must be at most half the window, which is {checked.extent(axis)} {what} with its "
-                f"dilation; got {padding!r}"
+                f"{name}: padding must be at most half the window, which is {checked.kernel_size[axis]} {what} without "
+                f"its dilation; got {padding!r}"
             )
     return checked
 
@@ -145,11 +145,22 @@ def check_pooling(
     """:func:`pooling`, whose window fits the last two dimensions of ``input``."""
     checked = pooling(name, kernel_size, stride, padding, dilation, ceil_mode)
     for axis, what in enumerate(("rows", "columns")):
-        if checked.output_size(input.shape[input.dim() - 2 + axis], axis) < 1:
+        size = input.shape[input.dim() - 2 + axis]
+        windows = checked.output_size(size, axis)
+        if windows < 1:
             raise ValueError(
                 f"{name}: the window of {checked.extent(axis)} {what} does not fit input of shape "
                 f"{tuple(input.shape)} with padding {checked.padding[axis]}"
             )
+        step, before, gap = checked.stride[axis], checked.padding[axis], checked.dilation[axis]
+        if before and gap > size:
+            # PyTorch takes the maximum of nothing there, and writes its gradient beyond the input's memory.
+            starts = range(-before, min(0, windows * step - before), step)
+            if any(start % gap >= size for start in starts):
+                raise ValueError(
+                    f"{name}: dilation must leave each window an element; of {size} {what} one with dilation {gap} and "
+                    f"padding {before} holds none"
+                )
     return checked
 
 

@@ -29,7 +29,7 @@ def max_pool2d(
         input: ``[N, C, H, W]`` or ``[C, H, W]``; float64, float32, float16 or bfloat16.
         kernel_size: rows and columns of a window.
         stride: distance between windows; ``None`` is ``kernel_size``.
-        padding: rows and columns of minus infinity around the input; at most half the window.
+        padding: rows and columns of minus infinity around the input; at most half the window without its dilation.
         dilation: distance between the elements of a window.
         ceil_mode: round the number of windows up instead of down.
 

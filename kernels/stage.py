@@ -10,7 +10,6 @@ Nothing is kept, and no such numbers are computed, where no gradient is asked fo
 """
 
 import importlib.util
-import os
 from typing import Any
 
 import torch
@@ -20,8 +19,6 @@ from torch.autograd import forward_ad
 from . import aten, dispatch, inductor, reference
 from .arguments import Normalization, Pooling
 
-#: Triton reads this when a kernel is defined.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _IMPLEMENTATIONS = {"reference": reference, "inductor": inductor}
 if importlib.util.find_spec("triton") is not None:
     # Triton exists for Linux only.
@@ -127,7 +124,7 @@ class _EagerStage(_Stage):
         return (output, offset.unflatten(0, examples.shape[:2])), (0, 0)
 
 
-def _implementation(input: Tensor) -> str:
+def _implementation(input: Tensor, normalization: Normalization | None) -> str:
     """The implementation that runs on ``input``."""
     name = dispatch.selected()
     if name == "auto":
@@ -138,7 +135,10 @@ def _implementation(input: Tensor) -> str:
         if input.dtype == torch.float64:
             # A GPU's roots are approximate, and nobody is in a hurry in float64.
             return "reference"
-        if input.device.type != "cuda" and not INTERPRETED:
+        if normalization and (normalization.alpha < 0 or normalization.k < 0 or normalization.beta == 0):
+            # The kernels' powers are of what is positive, by way of its logarithm.
+            return "reference"
+        if input.device.type != "cuda" and not dispatch.INTERPRETED:
             raise ValueError(
                 f"the implementation 'triton' needs a tensor on a GPU, or TRITON_INTERPRET=1; got one on {input.device}"
             )
@@ -167,7 +167,7 @@ def run(
         A new tensor in ``input``'s dtype and memory format.
     """
     assert normalization is not None or pooling is not None, "nothing would be kept to mask a ReLU's gradient with"
-    implementation = _implementation(input)
+    implementation = _implementation(input, normalization)
     if input.numel() == 0 or implementation == "aten":
         return aten.forward(input, bias, relu, normalization, pooling)
     if not _differentiating(input, bias):

@@ -257,6 +257,7 @@ def input_gradient(
     loaded,
     biases,
     position,
+    group,
     alpha,
     factor,
     beta,
@@ -271,6 +272,7 @@ def input_gradient(
     NORMALIZE: tl.constexpr,
     THREE_QUARTERS: tl.constexpr,
     SPARE: tl.constexpr,
+    POSITIVE: tl.constexpr,
     WORDS: tl.constexpr,
 ):
     """The gradient before normalization and ReLU of a pixel that is loaded from number ``FIRST`` on."""
@@ -299,6 +301,13 @@ def input_gradient(
                 value = value * negative_power(scales[number], beta, False)
                 shares = shares + (value * (a[BEFORE + number] / scales[number]),)
             direct = direct + (value,)
+        if V == 1 and not POSITIVE:
+            # Without a positive ``k`` the share of a channel outside the group is 0 / 0.
+            within = ()
+            for number in tl.static_range(COUNT):
+                place = position + (number - AFTER)
+                within = within + (tl.where((place >= 0) & (place < group), shares[number], 0.0),)
+            shares = within
         shares = with_neighbours(shares, position // V, G, V, AHEAD, BEHIND, SPARE)
         sums_of_shares = window_sums(shares, factor, 0.0, V, BEHIND + AHEAD + 1)
         for number in tl.static_range(V):
@@ -404,8 +413,8 @@ def pixel_of_tile(
     if BIAS and NORMALIZE:
         biases = floats(load_channels(bias, 1, position, group, mask, V, HALO, HALO, True, 0), 0, HALO + V + HALO, 0)
     result = input_gradient(
-        db, loaded, biases, position, alpha, factor, beta, k, TILE * EACH, G, V, BIAS, RELU, BEHIND, AHEAD, NORMALIZE,
-        THREE_QUARTERS, SPARE, WORDS,
+        db, loaded, biases, position, group, alpha, factor, beta, k, TILE * EACH, G, V, BIAS, RELU, BEHIND, AHEAD,
+        NORMALIZE, THREE_QUARTERS, SPARE, POSITIVE, WORDS,
     )  # fmt: skip
     inside = mask
     if RIGHT + PADDING_COLUMNS > 0:

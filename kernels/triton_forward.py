@@ -95,12 +95,16 @@ def larger_of(
     ELEMENT: tl.constexpr,
     FIRST: tl.constexpr,
     KEYS: tl.constexpr,
+    CANONICAL: tl.constexpr,
     SAVE: tl.constexpr,
     INSIDE: tl.constexpr,
 ):
     """A window's largest value and its element, once another ``ELEMENT`` of its row is looked at."""
     if KEYS:
         key = value.to(tl.int32, bitcast=True)
+        if not CANONICAL:
+            # Not a number may have a sign, and is the largest nevertheless.
+            key = key & 0x7FFFFFFF
         if SAVE:
             # A subtraction and a maximum are one instruction.
             key = (key | 15) - ELEMENT
@@ -175,6 +179,7 @@ def row_maxima(
     SQUARED: tl.constexpr,
     SPARE: tl.constexpr,
     KEYS: tl.constexpr,
+    CANONICAL: tl.constexpr,
     SAVE: tl.constexpr,
     INSIDE: tl.constexpr,
     WORDS: tl.constexpr,
@@ -204,7 +209,7 @@ def row_maxima(
         new_taken = ()
         for index in tl.static_range(V):
             one_best, one_taken = larger_of(
-                best[index], taken[index], values[index], inside, offset, FIRST, KEYS, SAVE, INSIDE
+                best[index], taken[index], values[index], inside, offset, FIRST, KEYS, CANONICAL, SAVE, INSIDE
             )
             new_best = new_best + (one_best,)
             new_taken = new_taken + (one_taken,)
@@ -250,6 +255,7 @@ def window_maxima(
     SPARE: tl.constexpr,
     POOL: tl.constexpr,
     KEYS: tl.constexpr,
+    CANONICAL: tl.constexpr,
     SAVE: tl.constexpr,
     INSIDE: tl.constexpr,
     WORDS: tl.constexpr,
@@ -271,7 +277,7 @@ def window_maxima(
         new_best, new_taken = row_maxima(
             loaded, row + number * DILATION_ROWS, column, rows, columns, biases, position, alpha, beta, k, scale,
             (number - CARRIED) * KERNEL_COLUMNS * EACH, EACH, number * KERNEL_COLUMNS, V, G, BIAS, RELU, BEHIND, AHEAD,
-            NORMALIZE, THREE_QUARTERS, FOLD, SQUARED, SPARE, KEYS, SAVE, INSIDE, WORDS, KERNEL_COLUMNS,
+            NORMALIZE, THREE_QUARTERS, FOLD, SQUARED, SPARE, KEYS, CANONICAL, SAVE, INSIDE, WORDS, KERNEL_COLUMNS,
             DILATION_COLUMNS,
         )  # fmt: skip
         rows_best = rows_best + new_best
@@ -295,15 +301,10 @@ def window_maxima(
                 if SAVE:
                     below -= number * KERNEL_COLUMNS
                 largest = tl.maximum(largest, below)
-            # What lies outside the image has the key -(2**30), less a few elements; in the image none is so small.
-            here = largest > -(2**29)
             if SAVE:
                 element = 15 - (largest & 15)
                 largest = largest & -16
             largest = largest.to(tl.float32, bitcast=True)
-            if not INSIDE:
-                element = tl.where(here, element, first)
-                largest = tl.where(here, largest, -float("inf"))
         else:
             if POOL and not INSIDE:
                 element = tl.where((largest > -float("inf")) | (largest != largest), element, first)
@@ -395,7 +396,6 @@ def store_window(
     V: tl.constexpr,
     FOLD: tl.constexpr,
     SQUARED: tl.constexpr,
-    INSIDE: tl.constexpr,
     SAVE: tl.constexpr,
 ):
     """Store a window's largest values, and their elements if they are wanted."""
@@ -404,11 +404,7 @@ def store_window(
         folded = best
         best = ()
         for number in tl.static_range(V):
-            value = folded[number]
-            if SQUARED:
-                root = tl.sqrt(value)
-                # Of a window of nothing but padding.
-                value = root if INSIDE else tl.where(value < 0, value, root)
+            value = tl.sqrt(folded[number]) if SQUARED else folded[number]
             best = best + (value * factor,)
     store_channels(output, best, mask, V)
     if SAVE:
@@ -460,6 +456,7 @@ def forward_kernel(
     POOL: tl.constexpr,
     SAVE: tl.constexpr,
     KEYS: tl.constexpr,
+    CANONICAL: tl.constexpr,
     INSIDE: tl.constexpr,
     WORDS: tl.constexpr,
     CARRIED: tl.constexpr,
@@ -509,7 +506,7 @@ def forward_kernel(
             row_best, row_taken = row_maxima(
                 row_loaded, row + number, column, rows, columns, biases, position, alpha, beta, k, scale, 0, EACH,
                 number * KERNEL_COLUMNS, V, G, BIAS, RELU, BEHIND, AHEAD, NORMALIZE, THREE_QUARTERS, FOLD, SQUARED,
-                SPARE, KEYS, SAVE, INSIDE, WORDS, KERNEL_COLUMNS, DILATION_COLUMNS,
+                SPARE, KEYS, CANONICAL, SAVE, INSIDE, WORDS, KERNEL_COLUMNS, DILATION_COLUMNS,
             )  # fmt: skip
             carried_best = carried_best + row_best
             carried_taken = carried_taken + row_taken
@@ -532,17 +529,17 @@ def forward_kernel(
                 best, taken, carried_best, carried_taken = window_maxima(
                     loaded, carried_best, carried_taken, row, column, rows, columns, biases, position, alpha, beta, k,
                     scale, V, G, BIAS, RELU, BEHIND, AHEAD, NORMALIZE, THREE_QUARTERS, FOLD, SQUARED, SPARE, POOL, KEYS,
-                    SAVE, INSIDE, WORDS, CARRIED, KERNEL_ROWS, KERNEL_COLUMNS, STRIDE_ROWS, DILATION_ROWS,
+                    CANONICAL, SAVE, INSIDE, WORDS, CARRIED, KERNEL_ROWS, KERNEL_COLUMNS, STRIDE_ROWS, DILATION_ROWS,
                     DILATION_COLUMNS,
                 )  # fmt: skip
-                store_window(output, offsets, best, taken, factor, mask, V, FOLD, SQUARED, INSIDE, SAVE)
+                store_window(output, offsets, best, taken, factor, mask, V, FOLD, SQUARED, SAVE)
         else:
             best, taken = window_maxima_by_loop(
                 input, row, column, rows, columns, row_stride, pixel_stride, channel_stride, biases, position, group,
                 mask, alpha, beta, k, scale, V, G, BIAS, RELU, BEHIND, AHEAD, NORMALIZE, THREE_QUARTERS, FOLD, SQUARED,
                 SPARE, WORDS, KERNEL_ROWS, KERNEL_COLUMNS, DILATION_ROWS, DILATION_COLUMNS,
             )  # fmt: skip
-            store_window(output, offsets, best, taken, factor, mask, V, FOLD, SQUARED, INSIDE, SAVE)
+            store_window(output, offsets, best, taken, factor, mask, V, FOLD, SQUARED, SAVE)
         row += STRIDE_ROWS
         # This always holds while there are steps, which the compiler does not know. If it knew where every step is, it
         # would keep an address in registers for each access, which would leave room for fewer warps.

@@ -36,6 +36,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import reference
 from .arguments import Normalization, Pooling
+from .dispatch import INTERPRETED
 from .flops import backward_flops, forward_flops
 from .triton_backward import backward_kernel
 from .triton_forward import forward_kernel
@@ -59,9 +60,9 @@ OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
 REGISTERS = {forward_kernel: 72, backward_kernel: 96}
 #: Elements of a window, and windows over a pixel, that are written out; more are walked by a loop.
 UNROLLED = 9
-#: Up to this ratio of ``k`` to ``alpha``, or its inverse, what is taken out of a power leaves the smallest activations
-#: that are right at all (1e-30) above the smallest normal float32.
-FOLDED = 1e8
+#: Up to these, or their inverse, the ratio of ``k`` to ``alpha`` and the power of ``alpha`` that is taken out leave the
+#: smallest activations that are right at all (1e-30) above the smallest normal float32.
+FOLDED, FOLDED_POWER = 1e8, 1e18
 #: A bound of squares that are compared, below the largest float32 by as much as roundings can take.
 SQUARE = 1e37
 
@@ -184,16 +185,18 @@ def _outputs(input: Tensor, pooling: Pooling | None, save: bool) -> tuple[Tensor
 
 
 def _common(
-    normalization: Normalization | None, pooling: Pooling | None, bias: Tensor | None, relu: bool
+    normalization: Normalization | None, pooling: Pooling | None, bias: Tensor | None, relu: bool, channels: int
 ) -> tuple[dict[str, float], dict[str, int]]:
     """Arguments and constants of both kernels."""
     norm, pool = normalization or _NOTHING, pooling or _EACH
+    # Further away there are no channels of the group.
+    furthest = channels // norm.groups - 1
     arguments = {"alpha": norm.alpha / norm.size, "beta": norm.beta, "k": norm.k}
     constants: dict[str, int] = {
         "BIAS": bias is not None,
         "RELU": relu,
-        "BEHIND": norm.behind,
-        "AHEAD": norm.ahead,
+        "BEHIND": min(norm.behind, furthest),
+        "AHEAD": min(norm.ahead, furthest),
         "NORMALIZE": normalization is not None,
         "THREE_QUARTERS": norm.beta == 0.75,
     }
@@ -224,10 +227,17 @@ def forward_launch(
         < source.shape[axis]
         for axis in (2, 3)
     )
-    arguments, constants = _common(normalization, pooling, bias, relu)
+    arguments, constants = _common(normalization, pooling, bias, relu, channels)
     # (k + alpha * sum) ** -beta is (k / alpha + sum) ** -beta times a constant, which can wait until after the pooling.
     alpha, k = arguments["alpha"], arguments["k"]
-    fold = bool(normalization and pooling) and alpha > 0 and 1 / FOLDED <= k / alpha <= FOLDED
+    fold = (
+        normalization is not None
+        and pooling is not None
+        and alpha > 0
+        and 1 / FOLDED <= k / alpha <= FOLDED
+        and 0 < normalization.beta <= 1
+        and 1 / FOLDED_POWER <= alpha**normalization.beta <= FOLDED_POWER
+    )
     # Of what is not negative, squares can be compared; how large they are at most is known.
     squared = fold and relu and arguments["beta"] == 0.75
     scale = 2.0 ** math.floor(math.log2(SQUARE * min(1.0, math.sqrt(k / alpha)))) if squared else 1.0
@@ -265,6 +275,8 @@ def forward_launch(
             # Behind ReLU and normalization nothing is negative, and the bits of numbers are in their order.
             "KEYS": bool(relu and normalization and pooling and unrolled)
             and (not save or source.dtype in (torch.float16, torch.bfloat16)),
+            # NVIDIA's arithmetic has one positive number that is none.
+            "CANONICAL": not (INTERPRETED or torch.version.hip),
             "INSIDE": inside,
             "WORDS": _words(vector, source),
             # Rows that a window has in common with the one below it, whose maxima are kept.
@@ -378,7 +390,7 @@ def backward_launch(
     source = target if input is None else _maps(input)
     vector = _vector(channels, normalization, source, target, *above)
     strides = {**_strides(source), **_strides(target, "gradient_"), **_strides(above[0], "out_")}
-    arguments, constants = _common(normalization, pooling, bias, relu)
+    arguments, constants = _common(normalization, pooling, bias, relu, channels)
     pool, norm = pooling or _EACH, normalization or _NOTHING
     over = [-(-(pool.dilation[axis] * (pool.kernel_size[axis] - 1) + 1) // pool.stride[axis]) for axis in (0, 1)]
     tiled = over[0] * over[1] <= UNROLLED and pool.stride[0] * pool.stride[1] <= TILE

@@ -489,6 +489,16 @@ def test_exported_it_is_the_same() -> None:
     ("call", "error", "says"),
     [
         (lambda x: kernels.max_pool2d(x, 3, padding=2), ValueError, "padding must be at most half the window"),
+        (
+            lambda x: kernels.max_pool2d(x, 2, padding=2, dilation=4),
+            ValueError,
+            "half the window, which is 2 rows without its dilation",
+        ),
+        (
+            lambda x: kernels.max_pool2d(x[..., :2], 2, 1, (0, 1), (1, 3)),
+            ValueError,
+            "dilation must leave each window an element; of 2 columns one with dilation 3 and padding 1 holds none",
+        ),
         (lambda x: kernels.max_pool2d(x, 9), ValueError, "the window of 9 columns does not fit input of shape"),
         (lambda x: kernels.max_pool2d(x, 3, stride=()), ValueError, r"stride must be .*; got \(\)"),
         (lambda x: kernels.max_pool2d(x, (3, 3, 3)), ValueError, "kernel_size must be"),

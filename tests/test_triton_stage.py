@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import kernels
-from kernels import reference, stage, triton_stage
+from kernels import dispatch, reference, stage, triton_stage
 from kernels.arguments import Normalization, Pooling
 from tests.test_local_response_norm import formula, gradient_terms
 from tests.test_stage import PAPER_POOL, POOLS, WINDOW, composed, special
@@ -226,15 +226,51 @@ def test_float32_at_any_scale(scale: float) -> None:
         assert_within(pooled.detach().cpu(), largest, largest, TOLERANCES[dtype].forward)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
-def test_windows_of_nothing_but_padding(dtype: torch.dtype) -> None:
-    """Both elements of a dilated window can lie outside; PyTorch's maximum of none is minus infinity."""
-    input, bias = inputs((1, 8, 2, 2), dtype, torch.channels_last)
-    pooling = Pooling((2, 2), (1, 1), (1, 1), (3, 3), False)
-    output, gradient, _ = results(chain(True, WINDOW, pooling), input, bias)
-    assert output.shape == (1, 8, 1, 1)
-    assert (output == -float("inf")).all()
-    assert (gradient == 0).all()
+@pytest.mark.parametrize(
+    ("alpha", "beta", "k"),
+    [
+        (1e-5, 3.0, 1.0),
+        (1e-4, 10.0, 1.0),
+        (1e-4, 70.0, 1.0),
+        (1e30, 0.75, 1e30),
+        (1.0, 0.0, 0.0),
+        (-5.0, 2.0, 2.0),
+        (1.0, 2.0, -30.0),
+    ],
+)
+def test_powers_beyond_float32(alpha: float, beta: float, k: float) -> None:
+    """No part of a power leaves the range that the power itself does not leave, and other bases have powers as well."""
+    input = torch.arange(1.0, 17.0, device=DEVICE).reshape(1, 1, 4, 4).requires_grad_()
+    output = kernels.relu_lrn_max_pool2d(input, 1, alpha, beta, k, kernel_size=2)
+    (gradient,) = torch.autograd.grad(output.sum(), input)
+    double = input.detach().double().cpu().requires_grad_()
+    theirs = torch.nn.functional.max_pool2d(double * (k + alpha * double * double) ** -beta, 2, 2)
+    # What the base is off by counts ``beta`` times.
+    assert_within(output.detach().cpu(), theirs, theirs, TOLERANCES[torch.float32].forward * max(1.0, beta / 4))
+    if alpha < 1e20:  # Where PyTorch's own gradient in float32 loses a product, too.
+        (their_gradient,) = torch.autograd.grad(theirs.sum(), double)
+        torch.testing.assert_close(gradient.cpu().double(), their_gradient, rtol=1e-4, atol=0)
+
+
+def test_not_a_number_may_have_a_sign() -> None:
+    """And infinity over infinity, which has one on some processors, is none."""
+    for dtype, value in itertools.product((torch.float32, *HALF), (-float("nan"), float("inf"))):
+        input = torch.tensor([1.0, 2.0, value, 4.0], device=DEVICE).reshape(1, 1, 2, 2).to(dtype)
+        for wanted in (False, True):
+            output = kernels.relu_lrn_max_pool2d(input.clone().requires_grad_(wanted), 5, kernel_size=2)
+            assert output.isnan().all(), (dtype, value, wanted)
+
+
+def test_windows_reach_no_further_than_the_group() -> None:
+    launch = triton_stage.forward_launch(
+        torch.empty(1, 8, 2, 2, device="meta"), None, True, Normalization(1001, 1.0, 0.75, 1.0, 2), None, False,
+        torch.empty(1, 8, 2, 2, device="meta"), torch.empty(0, dtype=torch.uint8, device="meta"),
+    )  # fmt: skip
+    assert (launch.constants["BEHIND"], launch.constants["AHEAD"]) == (3, 3)
+    for format in FORMATS:
+        input, bias = inputs((1, 16, 3, 3), torch.float32, format)
+        parts = (True, WINDOW._replace(size=31, groups=2), None)
+        close(results(chain(*parts), input, bias), exact(parts, input, bias), torch.float32)
 
 
 def test_float16_squares_do_not_overflow() -> None:
@@ -375,6 +411,18 @@ def test_the_bias_s_gradient_without_k() -> None:
         close(results(chain(*parts), input, bias), exact(parts, input, bias), torch.float32)
 
 
+def test_gradients_at_a_group_s_border_without_k() -> None:
+    """What lies outside the group has no share in the gradient of a channel that is zero."""
+    for format in FORMATS:
+        input = torch.tensor([0.0, 1.0, 2.0, 3.0, 0.0, 4.0], device=DEVICE).reshape(1, 6, 1, 1)
+        input = input.contiguous(memory_format=format).requires_grad_()
+        output = kernels.local_response_norm(input, 3, 1.0, 0.75, 0.0, groups=2)
+        (gradient,) = torch.autograd.grad(output.sum(), input)
+        double = input.detach().double().cpu().requires_grad_()
+        (theirs,) = torch.autograd.grad(formula(double, 3, 1.0, 0.75, 0.0, 2).sum(), double)
+        torch.testing.assert_close(gradient.cpu().double(), theirs, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("what", ["images", "channels"])
 def test_strides_of_more_than_32_bits(what: str) -> None:
     """The third of three images or channels 2^31 elements from the first, in memory that is hardly touched."""
@@ -475,7 +523,7 @@ def test_float64_takes_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_cpu_tensor_needs_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "INTERPRETED", False)
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
     with pytest.raises(ValueError, match="needs a tensor on a GPU, or TRITON_INTERPRET=1; got one on cpu"):
         kernels.max_pool2d(torch.ones(1, 2, 4, 4), 2)
 
