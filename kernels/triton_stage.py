@@ -51,7 +51,7 @@ TILE = 4
 #: a tile; of smaller steps it takes more. With few rows all multiprocessors are done at about the same time, with many
 #: less is computed before the first. It must not depend on the batch's size: the first row of a segment is computed by
 #: other instructions than the rest, which may round otherwise.
-SEGMENT_ROWS = 4
+SEGMENT_ROWS = 6
 #: Fused multiply-adds are more exact than two roundings; Triton's default for them changes with its versions.
 OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
 #: Registers that a thread may take in bfloat16 on GPUs of compute capability 8 and 9, where pooling's windows behind a
