@@ -2,10 +2,11 @@
 
 NVIDIA's assembler writes into each instruction how many clocks its warp waits before the next one, which of six
 scoreboards it waits for, and which it holds until its result is there or its operands are read (Jia et al., "Dissecting
-the NVIDIA Volta GPU Architecture via Microbenchmarking", arXiv:1804.06826, section 2.1; the layout has been the same
-since). Here the programs of one multiprocessor, each of them one warp, are issued by four schedulers that obey that:
+the NVIDIA Volta GPU Architecture via Microbenchmarking", arXiv:1804.06826; the layout has been the same since). Here
+the programs of one multiprocessor, each of them one warp, are issued by four schedulers that obey that:
 one instruction a clock, and no sooner than the unit it needs is free. So rounds of programs, warps that wait for one
-another's special functions and code that waits for itself cost what they cost.
+another's special functions and code that waits for itself cost what they cost. Branches other than the loop's are
+passed by: they skip what lies outside the image.
 
 How long a unit is taken follows from the results a clock that NVIDIA's programming guide gives for compute capability
 9.0. Latencies are assumed, a load from memory as long as when the memory is busy, and so is the choice among warps that
@@ -213,5 +214,5 @@ def clocks(code: Code, turns: Sequence[int], resident: int) -> int:
                 own.remove(warp)
                 if (number := next(waiting, None)) is not None:
                     own.append(_Warp(traces[number], now + LAUNCH))
-        now = max(now + 1, soonest) if any(schedulers) else now + 1
+        now = soonest
     return now

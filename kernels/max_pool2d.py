@@ -38,7 +38,8 @@ def max_pool2d(
 
     Raises:
         TypeError: ``input`` is not a floating-point tensor.
-        ValueError: a shape or a parameter that is not allowed.
+        ValueError: a shape or a parameter that is not allowed; nor is a dilation that leaves a window nothing but
+            padding, whose gradient PyTorch writes beyond the input's memory.
     """
     return _run("max_pool2d", input, None, False, kernel_size, stride, padding, dilation, ceil_mode)
 

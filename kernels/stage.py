@@ -135,7 +135,7 @@ def _implementation(input: Tensor, normalization: Normalization | None) -> str:
         if input.dtype == torch.float64:
             # A GPU's roots are approximate, and nobody is in a hurry in float64.
             return "reference"
-        if normalization and (normalization.alpha < 0 or normalization.k < 0 or normalization.beta == 0):
+        if normalization is not None and (normalization.alpha < 0 or normalization.k < 0 or normalization.beta == 0):
             # The kernels' powers are of what is positive, by way of its logarithm.
             return "reference"
         if input.device.type != "cuda" and not dispatch.INTERPRETED:

@@ -10,8 +10,9 @@ channels in no multiples of eight, a lane holds one channel.
 
 Forward keeps the maxima of the rows that neighbouring windows share. In half types behind a normalization the four
 lowest bits of a value give way to the number of its element, so that one comparison finds both: of values that agree in
-twenty bits, far finer than the half types' 8 or 11, the first is the largest. Everywhere else the float32 values are
-compared as they are. Where pooling follows, alpha is taken out of the power and multiplied in behind the maximum.
+twenty bits, far finer than the half types' 8 or 11, the first is the largest. Everywhere else all of float32 is
+compared. Where pooling follows, alpha is taken out of the power and multiplied in behind the maximum, and with a ReLU
+and the paper's beta it is squares that are compared, ``(a r)^2 r`` with ``r = rsqrt(s)``: the root is of the largest.
 
 Backward asks for each input pixel which of the windows over it took it, so that nothing is added atomically and every
 gradient has the same bits in every run, at any batch size. The bias's gradient is summed over the pixels of each
@@ -22,7 +23,8 @@ two stages, where the elements are four bytes or come in vectors; for inference 
 many warps there are to wait for memory and for one another: backward each pixel is computed by itself, and addresses
 are not kept but moved on.
 
-float32, float16 and bfloat16; float64 runs :mod:`kernels.reference`, which is exact where a GPU's roots are not.
+float32, float16 and bfloat16; float64 runs :mod:`kernels.reference`, which is exact where a GPU's roots are not, and so
+do a beta of 0 and a negative alpha or k.
 """
 
 import contextlib
@@ -63,7 +65,7 @@ UNROLLED = 9
 #: Up to these, or their inverse, the ratio of ``k`` to ``alpha`` and the power of ``alpha`` that is taken out leave the
 #: smallest activations that are right at all (1e-30) above the smallest normal float32.
 FOLDED, FOLDED_POWER = 1e8, 1e18
-#: A bound of squares that are compared, below the largest float32 by as much as roundings can take.
+#: What a part of a scaled square is at most: float32 holds it, and squares of what is as small as 1e-30 as well.
 SQUARE = 1e37
 
 
@@ -275,7 +277,7 @@ def forward_launch(
             # Behind ReLU and normalization nothing is negative, and the bits of numbers are in their order.
             "KEYS": bool(relu and normalization and pooling and unrolled)
             and (not save or source.dtype in (torch.float16, torch.bfloat16)),
-            # NVIDIA's arithmetic has one positive number that is none.
+            # NVIDIA's arithmetic has one NaN, which is positive.
             "CANONICAL": not (INTERPRETED or torch.version.hip),
             "INSIDE": inside,
             "WORDS": _words(vector, source),

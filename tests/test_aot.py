@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.commands import environment, one_line, run
+from bench.schedule import warps
+from tests.commands import ROOT, environment, one_line, run
 
 PAPER = ("--case", "stage 2", "--dtype", "bfloat16", "--memory-format", "channels_last")
 
@@ -36,7 +37,7 @@ def test_machine_code_of_the_paper_s_stage(tmp_path: Path) -> None:
             assert row["local_bytes"] == row["local_accesses"] == 0, row
             # What is loaded ahead waits in shared memory, once: six pixels, or four and four windows.
             assert row["shared_bytes"] == 32 * (4 * 16 + 4 * (16 + 8) if mode == "backward" else 6 * 16)
-            assert row["registers"] <= (112 if mode == "backward" else 80), "18 and 25 warps on a multiprocessor"
+            assert warps(row["registers"]) >= (5 if mode == "backward" else 7), "registers a scheduler has"
             assert row["elements_a_step"] == (32 if mode == "backward" else 8)
         # Three pixels of the row above the segment, of the next two before the loop and in it; the bias has 32 bytes.
         assert rows[target, "forward"]["accesses"] == {
@@ -53,11 +54,9 @@ def test_machine_code_of_the_paper_s_stage(tmp_path: Path) -> None:
             "store 16 bytes": 4,
             "store 4 bytes": 8,
         }
-        # Instructions for each element: today's number and a tenth.
+        # Instructions for each element: not many more than today.
         assert 0 < rows[target, "forward"]["loop_instructions"] / 8 < 106
         assert 0 < rows[target, "backward"]["loop_instructions"] / 32 < 41
-    assert rows["sm_90", "forward"]["registers"] <= 72, "28 warps on a multiprocessor"
-    assert rows["sm_90", "backward"]["registers"] <= 96, "21 warps on a multiprocessor"
     forward = rows["sm_90", "forward"]
     assert forward["shape"] == [128, 128, 27, 27]
     # Input, output and a byte for each window, once.
@@ -78,6 +77,22 @@ def test_tensors_that_are_not_aligned_take_narrow_accesses(tmp_path: Path) -> No
 def test_everything_that_is_launched_can_be_built(tmp_path: Path) -> None:
     rows = built(tmp_path, "--target", "sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
     assert {row["local_bytes"] + row["local_accesses"] for row in rows.values()} == {0}
+
+
+def test_more_columns_than_32_bits_count_can_be_built() -> None:
+    """Of all images together: numbers of columns are divided in 64 bits then."""
+    code = """
+import torch
+from kernels import aot
+from kernels.arguments import Normalization
+case = aot.Case("wide", (2**31, 8, 1, 1), Normalization(5, 1e-4, 0.75, 2.0, 1), None, True)
+for mode, launch, _ in aot.launches(case, torch.bfloat16, torch.channels_last):
+    print(mode, launch.arguments["strips"], aot.build(launch, "sm_90")["local_bytes"])
+"""
+    clean = {name: value for name, value in environment().items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"{mode} {2**31} 0" for mode in ("forward", "inference", "backward")]
 
 
 def test_the_interpreter_has_nothing_to_compile() -> None:
