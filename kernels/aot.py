@@ -86,7 +86,7 @@ def source(launch: Any, aligned: bool = True) -> ASTSource:
 
     Args:
         launch: the launch.
-        aligned: whether tensors begin at multiples of 16 bytes.
+        aligned: whether tensors without memory begin at multiples of 16 bytes.
     """
     names = launch.kernel.arg_names
     signature: dict[str, str] = {}
@@ -98,7 +98,7 @@ def source(launch: Any, aligned: bool = True) -> ASTSource:
             signature[name] = "constexpr"
         elif isinstance(value, Tensor):
             signature[name] = "*" + _POINTERS[value.dtype]
-            if aligned:
+            if aligned and value.data_ptr() % 16 == 0:
                 attributes[(position,)] = [["tt.divisibility", 16]]
         elif isinstance(value, float):
             signature[name] = "fp32"

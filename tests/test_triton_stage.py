@@ -1,6 +1,11 @@
-"""The Triton kernels: values on a GPU, or in Triton's interpreter where there is none."""
+"""The Triton kernels: values on a GPU; where there is none, in Triton's interpreter.
+
+Or, with the environment variable ``KERNELS_TEST=ptx``, of the code they are compiled to, in an emulator. That takes
+a quarter of an hour on two cores, most of it to compile.
+"""
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +22,8 @@ from tests.test_stage import PAPER_POOL, POOLS, WINDOW, composed, special
 from tests.tolerances import TOLERANCES, assert_within
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-INTERPRETED = DEVICE.type == "cpu"
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+EMULATED = DEVICE.type == "cpu" and not INTERPRETED
 FORMATS = (torch.contiguous_format, torch.channels_last)
 HALF = (torch.float16, torch.bfloat16)
 #: The interpreter takes minutes for all of it; a GPU seconds.
@@ -39,6 +45,12 @@ def triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             return self.rewrite()(*args, **kwargs) if ours else patched(self, *args, **kwargs)
 
         monkeypatch.setattr(InterpretedFunction, "__call__", call)
+    if EMULATED:
+        from tests import emulator
+
+        monkeypatch.setattr(triton_stage.Launch, "run", emulator.run)
+        # On tensors of a CPU, that is.
+        monkeypatch.setattr(dispatch, "INTERPRETED", True)
     with kernels.implementation("triton"):
         yield
 
@@ -426,7 +438,7 @@ def test_gradients_at_a_group_s_border_without_k() -> None:
 @pytest.mark.parametrize("what", ["images", "channels"])
 def test_strides_of_more_than_32_bits(what: str) -> None:
     """The third of three images or channels 2^31 elements from the first, in memory that is hardly touched."""
-    if not INTERPRETED and torch.cuda.mem_get_info()[0] < 9 * 2**30:
+    if DEVICE.type == "cuda" and torch.cuda.mem_get_info()[0] < 9 * 2**30:
         pytest.skip("needs 9 GiB of GPU memory: the input, and a gradient of its strides")
     far = 2**30 + 8
     shape, strides = ((3, 8, 3, 3), (far, 1, 24, 8)) if what == "images" else ((1, 3, 3, 3), (9, far, 3, 1))

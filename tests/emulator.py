@@ -1,0 +1,753 @@
+"""Runs PTX, the code that Triton compiles a kernel to for NVIDIA's GPUs, on a CPU: slow, and strict where a GPU is not.
+
+It ends with an error where a kernel
+
+- reads or writes global memory outside its arguments' storages, writes to one that is not declared as written to,
+  writes an element twice, or makes an access that is not aligned to its width, which a GPU refuses;
+- reads shared memory that nothing was written to, that an asynchronous copy has not arrived in for certain, or that
+  another lane has written without a barrier since;
+- exchanges values with lanes that are not at work, reads a register before it is written, or uses an instruction that
+  is not known here.
+
+Asynchronous copies arrive as late as they may, when they are waited for. Approximate functions are rounded to the
+nearest, with denormals flushed where the code says so; a result that is not a number is the one NaN that NVIDIA's
+arithmetic has. Programs must be of one warp. What instructions do is in NVIDIA's "Parallel Thread Execution ISA".
+"""
+
+import ctypes
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import triton
+from torch import Tensor
+
+from kernels import aot, triton_stage
+from kernels.triton_stage import Launch
+
+Array = np.ndarray[Any, Any]
+
+#: What kernels are compiled for: an H200.
+TARGET = "sm_90"
+WARP = 32
+#: Programs that are run at once, as rows of arrays.
+ROWS = 512
+#: Bytes of a storage up to which elements are watched for being written twice.
+WATCHED = 1 << 26
+_NAN = np.uint32(0x7FFFFFFF)
+_WIDTHS = {"8": 1, "16": 2, "32": 4, "64": 8}
+_BITS: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+_TYPES: dict[str, Any] = {
+    "f32": np.float32,
+    "f64": np.float64,
+    "f16": np.float16,
+    "pred": np.bool_,
+    **{f"s{bits}": np.dtype(f"i{size}") for bits, size in _WIDTHS.items()},
+    **{f"{kind}{bits}": np.dtype(f"u{size}") for kind in "ub" for bits, size in _WIDTHS.items()},
+}
+
+
+class EmulationError(Exception):
+    """What a GPU would not do, or not do reliably."""
+
+
+class Instruction(NamedTuple):
+    """``@guard name.parts operands``; the operands of a vector are a tuple."""
+
+    guard: str | None
+    unless: bool
+    name: str
+    parts: tuple[str, ...]
+    operands: tuple[Any, ...]
+    text: str
+
+
+class Code(NamedTuple):
+    """A kernel's instructions, the places of its labels, and the registers that are written anywhere."""
+
+    instructions: list[Instruction]
+    labels: dict[str, int]
+    written: set[str]
+
+
+def parse(ptx: str) -> Code:
+    """The instructions of the one kernel in a text of PTX."""
+    body = re.sub(r"//[^\n]*", "", ptx[ptx.index(".entry") :])
+    body = body[body.index("\n{") + 2 :]
+    body = re.split(r"\n\}\n|\n\t\.section|\n\t?\.file", body)[0]
+    instructions: list[Instruction] = []
+    labels: dict[str, int] = {}
+    for line in re.sub(r"\n\s*\.(loc|pragma|file)[^\n]*", "\n", body).replace("\n", " ").split(";"):
+        text = line.lstrip(" \t{}").rstrip()
+        while label := re.match(r"(\$\w+):", text):
+            labels[label[1]] = len(instructions)
+            text = text[label.end() :].lstrip(" \t{}")
+        if not text or text.startswith("."):
+            continue
+        match = re.match(r"(?:@(!?)(%\w+)\s+)?([a-z]\w*)((?:\.[\w:]+)*)\s*(.*)$", text)
+        if match is None:
+            raise EmulationError(f"not understood: {text}")
+        unless, guard, name, parts, rest = match.groups()
+        operands: list[Any] = []
+        for piece in re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+", rest):
+            if piece.startswith("{"):
+                operands.append(tuple(part.strip() for part in piece[1:-1].split(",")))
+            elif piece.startswith("["):
+                operands.append(piece[1:-1].replace(" ", ""))
+            else:
+                operands.append(piece)
+        kinds = tuple(part for part in parts.split(".") if part)
+        instructions.append(Instruction(guard, bool(unless), name, kinds, tuple(operands), text))
+    results = [
+        step.operands[0] for step in instructions if step.name not in ("st", "stmatrix", "bra", "bar") and step.operands
+    ]
+    written = {name for result in results for name in (result if isinstance(result, tuple) else (result,))}
+    return Code(instructions, labels, written)
+
+
+class Memory:
+    """The storages of a kernel's arguments, in the memory of this process."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], written: Sequence[str]) -> None:
+        self.places: dict[int, tuple[int, bool, Array | None]] = {}
+        for name, tensor in tensors.items():
+            storage = tensor.untyped_storage()
+            start, size = storage.data_ptr(), storage.nbytes()
+            writable = name in written or self.places.get(start, (0, False))[1]
+            watch = np.zeros(size, np.bool_) if writable and size <= WATCHED else None
+            if size:
+                self.places[start] = size, writable, watch
+
+    def _find(self, addresses: Array, width: int, writing: bool) -> tuple[int, int, Array | None]:
+        """The one storage that these addresses lie in."""
+        lowest, highest = int(addresses.min()), int(addresses.max()) + width
+        for start, (size, writable, watch) in self.places.items():
+            if start <= lowest and highest <= start + size:
+                if writing and not writable:
+                    raise EmulationError("writes to what it should only read")
+                return start, size, watch
+        raise EmulationError(f"{'writes' if writing else 'reads'} {width} bytes outside its arguments")
+
+    def _elements(self, addresses: Array, width: int, vector: int, writing: bool) -> tuple[Array, Array, Array | None]:
+        if (addresses % (width * vector)).any():
+            raise EmulationError(f"an access to {width * vector} bytes that is not aligned to them")
+        start, size, watch = self._find(addresses, width * vector, writing)
+        shift = start % width
+        count = (size - shift) // width
+        whole = np.frombuffer((ctypes.c_uint8 * (count * width)).from_address(start + shift), _BITS[width])
+        places = ((addresses - np.uint64(start + shift)) // np.uint64(width)).astype(np.int64)
+        return whole, places[:, None] + np.arange(vector), watch
+
+    def read(self, addresses: Array, width: int, vector: int) -> Array:
+        """``[A, vector]`` numbers of ``width`` bytes at ``[A]`` addresses."""
+        whole, places, _ = self._elements(addresses, width, vector, False)
+        return whole[places]
+
+    def write(self, addresses: Array, values: Array, width: int) -> None:
+        """Write ``values``, ``[A, vector]``, to ``addresses``, ``[A]``."""
+        whole, places, watch = self._elements(addresses, width, values.shape[1], True)
+        whole[places] = values
+        if watch is not None:
+            first = places * width
+            if len(np.unique(places)) < places.size or watch[first].any():
+                raise EmulationError("writes an element twice")
+            watch[first] = True
+
+
+class Shared:
+    """The shared memory of several programs, and what is known of each of its bytes."""
+
+    NOTHING, COPYING, ARRIVED, VISIBLE = range(4)
+
+    def __init__(self, programs: int, size: int) -> None:
+        self.bytes = np.full((programs, size), 0xA5, np.uint8)
+        self.state = np.full((programs, size), self.NOTHING, np.uint8)
+        self.lane = np.zeros((programs, size), np.uint8)
+        #: Copies on their way: programs, lanes, places, data, and their group's number.
+        self.copies: list[tuple[Array, ...]] = []
+        #: Groups that each program has closed.
+        self.groups = np.zeros(programs, np.int64)
+
+    def _places(self, addresses: Array, count: int) -> Array:
+        if (addresses % count).any():
+            raise EmulationError(f"an access to {count} bytes of shared memory that is not aligned to them")
+        if addresses.max() + count > self.bytes.shape[1]:
+            raise EmulationError("shared memory is left")
+        return addresses.astype(np.int64)[:, None] + np.arange(count)
+
+    def copy(self, rows: Array, lanes: Array, addresses: Array, data: Array) -> None:
+        """Begin to copy ``data``, ``[A, bytes]``."""
+        places = self._places(addresses, data.shape[1])
+        self.state[rows[:, None], places] = self.COPYING
+        self.copies.append((rows, lanes, places, data, self.groups[rows]))
+
+    def commit(self, programs: Array) -> None:
+        """Close a group of copies of the programs that are marked."""
+        self.groups += programs
+
+    def wait(self, left: int, programs: Array) -> None:
+        """Until all but the last ``left`` groups of the programs that are marked have arrived."""
+        copies, self.copies = self.copies, []
+        for copy in copies:
+            rows, group = copy[0], copy[4]
+            done = programs[rows] & (group < self.groups[rows] - left)
+            self._put(*(part[done] for part in copy[:4]))
+            if not done.all():
+                self.copies.append(tuple(part[~done] for part in copy))
+
+    def _put(self, rows: Array, lanes: Array, places: Array, data: Array) -> None:
+        self.bytes[rows[:, None], places] = data
+        self.state[rows[:, None], places] = self.ARRIVED
+        self.lane[rows[:, None], places] = lanes[:, None]
+
+    def store(self, rows: Array, lanes: Array, addresses: Array, data: Array) -> None:
+        places = self._places(addresses, data.shape[1])
+        if (self.state[rows[:, None], places] == self.COPYING).any():
+            raise EmulationError("writes to shared memory that a copy is on its way to")
+        self._put(rows, lanes, places, data)
+
+    def load(self, rows: Array, lanes: Array, addresses: Array, count: int) -> Array:
+        places = self._places(addresses, count)
+        state, owner = self.state[rows[:, None], places], self.lane[rows[:, None], places]
+        if not ((state == self.VISIBLE) | ((state == self.ARRIVED) & (owner == lanes[:, None]))).all():
+            raise EmulationError("reads shared memory before what is to be there is there for certain")
+        return self.bytes[rows[:, None], places]
+
+    def barrier(self, programs: Array) -> None:
+        self.state[programs[:, None] & (self.state == self.ARRIVED)] = self.VISIBLE
+
+
+def _width(register: str) -> int:
+    """Bytes of a register, which LLVM names by its kind."""
+    return {"%rd": 8, "%rs": 2}.get(register[:3], 4)
+
+
+def _rounded_to_bfloat16(values: Array) -> Array:
+    bits = values.astype(np.float32).view(np.uint32).astype(np.uint64)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(0x7FFF), rounded)
+
+
+def _flushed(values: Array) -> Array:
+    return np.where(np.abs(values) < np.float32(2.0**-126), np.copysign(np.float32(0), values), values)
+
+
+_APPROXIMATE: dict[str, Callable[[Array], Array]] = {
+    "rsqrt": lambda value: 1 / np.sqrt(value),
+    "sqrt": np.sqrt,
+    "rcp": lambda value: 1 / value,
+    "ex2": np.exp2,
+    "lg2": np.log2,
+}
+_COMPARED: dict[str, Callable[..., Array]] = {
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "lo": np.less,
+    "ls": np.less_equal,
+    "hi": np.greater,
+    "hs": np.greater_equal,
+}
+_LOGIC: dict[str, Callable[..., Array]] = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
+
+
+class Machine:
+    """Some programs of a launch, the rows of arrays whose columns are lanes."""
+
+    def __init__(
+        self, code: Code, parameters: Sequence[int | float], programs: Array, grid: int, memory: Memory, shared: int
+    ) -> None:
+        self.code, self.parameters, self.programs, self.grid = code, parameters, programs, grid
+        self.memory, self.shared = memory, Shared(len(programs), shared)
+        self.shape = (len(programs), WARP)
+        self.registers: dict[str, Array] = {}
+        self.rows, self.lanes = np.indices(self.shape)
+
+    def run(self) -> None:
+        """All lanes to their ends; those that are furthest behind go on first, which brings them together again."""
+        places = np.zeros(self.shape, np.int64)
+        end = len(self.code.instructions)
+        joins = set(self.code.labels.values())
+        with np.errstate(all="ignore"):
+            while (place := int(places.min())) < end:
+                mask = places == place
+                while True:
+                    instruction = self.code.instructions[place]
+                    if instruction.name == "ret":
+                        places[mask] = place + 1
+                        places[self._guarded(instruction, mask)] = end
+                        break
+                    if instruction.name == "bra":
+                        taken = self._guarded(instruction, mask)
+                        places[mask] = place + 1
+                        places[taken] = self.code.labels[instruction.operands[0]]
+                        break
+                    try:
+                        self._step(instruction, mask)
+                    except EmulationError as error:
+                        raise EmulationError(f"{error}: {instruction.text}") from None
+                    place += 1
+                    if place in joins:
+                        places[mask] = place
+                        break
+
+    def _guarded(self, instruction: Instruction, mask: Array) -> Array:
+        if instruction.guard is None:
+            return mask
+        guard = self._register(instruction.guard)
+        return mask & (~guard if instruction.unless else guard)
+
+    def _register(self, name: str) -> Array:
+        if name not in self.registers:
+            if name in self.code.written:
+                raise EmulationError(f"{name} is read before it is written")
+            # What the compiler knows not to matter has a register that nothing is ever written to.
+            if name.startswith("%p"):
+                return np.ones(self.shape, np.bool_)
+            return np.full(self.shape, 0xA5A5A5A5 % (1 << 8 * _width(name)), _BITS[_width(name)])
+        return self.registers[name]
+
+    def _read(self, operand: str, type: str) -> Array:
+        """An operand, as numbers of a type."""
+        if type == "bf16":
+            return (self._read(operand, "u16").astype(np.uint32) << np.uint32(16)).view(np.float32)
+        if type not in _TYPES:
+            raise EmulationError("unknown type")
+        dtype = np.dtype(_TYPES[type])
+        if re.fullmatch(r"%(r|rd|rs|p)\d+", operand):
+            value = self._register(operand)
+            if value.dtype.itemsize != dtype.itemsize:
+                raise EmulationError(f"{operand} is not of {8 * dtype.itemsize} bits")
+            return value if dtype == np.bool_ else value.view(dtype)
+        if match := re.fullmatch(r"%(ctaid|tid|ntid|nctaid)\.x", operand):
+            special = {"ctaid": self.programs[:, None], "tid": self.lanes, "ntid": WARP, "nctaid": self.grid}
+            return np.broadcast_to(np.asarray(special[match[1]]), self.shape).astype(np.uint32).view(dtype)
+        if operand.startswith(("0f", "0F", "0d", "0D")):
+            bits = int(operand[2:], 16)
+            return np.full(self.shape, bits, _BITS[len(operand) // 2 - 1]).view(dtype)
+        if operand == "global_smem":
+            return np.zeros(self.shape, dtype)
+        try:
+            number = int(operand.rstrip("U"), 0)
+        except ValueError:
+            raise EmulationError(f"unknown operand {operand}") from None
+        return np.full(self.shape, number % (1 << 8 * dtype.itemsize), _BITS[dtype.itemsize]).view(dtype)
+
+    def _write(self, name: str, values: Array, mask: Array) -> None:
+        if name == "_":
+            return
+        if values.dtype.kind == "f" and values.dtype.itemsize == 4:
+            values = np.where(np.isnan(values), _NAN, values.view(np.uint32))
+        if values.dtype != np.bool_:
+            values = np.ascontiguousarray(np.broadcast_to(values, self.shape)).view(_BITS[values.dtype.itemsize])
+        if not mask.all():
+            before = self.registers.get(name)
+            if before is None:
+                before = np.full(self.shape, 1 if values.dtype == np.bool_ else 0xA5, values.dtype)
+            values = np.where(mask, values, before)
+        self.registers[name] = values
+
+    def _address(self, operand: str, size: int) -> Array:
+        register, _, offset = operand.partition("+")
+        number = -int(offset[1:]) if offset.startswith("-") else int(offset or 0)
+        base = self._read(register, "u64" if size == 8 else "u32")
+        return base + base.dtype.type(number % (1 << 8 * size))
+
+    def _step(self, instruction: Instruction, mask: Array) -> None:
+        mask = self._guarded(instruction, mask)
+        method = getattr(self, f"_{instruction.name}_", None)
+        if method is None:
+            raise EmulationError("unknown instruction")
+        method(instruction.parts, instruction.operands, mask)
+
+    def _simple(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array, function: Any) -> None:
+        """A result and operands of one type, which is named last."""
+        result, *sources = operands
+        values = function(*(self._read(source, parts[-1]) for source in sources))
+        self._write(result, _rounded_to_bfloat16(values) if parts[-1] == "bf16" else values, mask)
+
+    # Data movement.
+
+    def _ld_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        result, source = operands
+        dtype = np.dtype(_TYPES[parts[-1]])
+        width = dtype.itemsize
+        results = result if isinstance(result, tuple) else (result,)
+        found: Array
+        if not mask.any():
+            found = np.zeros((0, len(results)), dtype)
+        elif parts[0] == "param":
+            match = re.search(r"_param_(\d+)$", source)
+            assert match is not None
+            number = self.parameters[int(match[1])]
+            bits = np.float32(number).view(np.uint32) if isinstance(number, float) else number % (1 << 8 * width)
+            found = np.full((int(mask.sum()), 1), bits, _BITS[width])
+        elif parts[0] == "shared":
+            addresses = self._address(source, 4)[mask]
+            found = self.shared.load(self.rows[mask], self.lanes[mask], addresses, width * len(results))
+        elif parts[0] == "global":
+            found = self.memory.read(self._address(source, 8)[mask], width, len(results))
+        else:
+            raise EmulationError("unknown memory")
+        found = np.ascontiguousarray(found).view(dtype)
+        for number, name in enumerate(results):
+            # Registers may be wider than what is loaded.
+            wide = max(width, _width(name))
+            values = np.zeros(self.shape, f"{'i' if dtype.kind == 'i' else 'u'}{wide}")
+            column = np.ascontiguousarray(found[:, number])
+            values[mask] = column.view(values.dtype) if dtype.kind == "f" else column.astype(values.dtype)
+            self._write(name, values, mask)
+
+    def _st_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        place, source = operands
+        width = _WIDTHS[re.sub(r"\D", "", parts[-1])]
+        if not mask.any():
+            return
+        sources = source if isinstance(source, tuple) else (source,)
+        columns = []
+        for name in sources:
+            value = self._register(name) if name.startswith("%") else self._read(name, f"b{8 * width}")
+            columns.append(value[mask].astype(_BITS[width]))
+        values = np.ascontiguousarray(np.stack(columns, 1))
+        if parts[0] == "shared":
+            data = values.view(np.uint8)
+            self.shared.store(self.rows[mask], self.lanes[mask], self._address(place, 4)[mask], data)
+        elif parts[0] == "global":
+            self.memory.write(self._address(place, 8)[mask], values, width)
+        else:
+            raise EmulationError("unknown memory")
+
+    def _cp_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        if parts[0] != "async":
+            raise EmulationError("unknown instruction")
+        if parts[1] == "commit_group":
+            self.shared.commit(mask.any(1))
+        elif parts[1] == "wait_group":
+            self.shared.wait(int(operands[0]), mask.any(1))
+        elif parts[1] == "wait_all":
+            self.shared.commit(mask.any(1))
+            self.shared.wait(0, mask.any(1))
+        elif mask.any():
+            target, source, size, *rest = operands
+            count = int(size, 0)
+            read = self._read(rest[0], "u32") if rest else np.full(self.shape, count, np.uint32)
+            if not np.isin(read[mask], (0, count)).all():
+                raise EmulationError("copies part of its bytes")
+            data = np.zeros((int(mask.sum()), count), np.uint8)
+            there = read[mask] > 0
+            if there.any():
+                addresses = self._address(source, 8)[mask][there]
+                data[there] = np.ascontiguousarray(self.memory.read(addresses, 4, count // 4)).view(np.uint8)
+            self.shared.copy(self.rows[mask], self.lanes[mask], self._address(target, 4)[mask], data)
+
+    def _ldmatrix_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        results, source = operands
+        for number, name in enumerate(results):
+            active, rows, places = self._matrix(parts, source, number, mask)
+            data = self.shared.load(rows, np.full(len(rows), WARP), places, 16)
+            matrix = np.ascontiguousarray(data).view(np.uint16).reshape(-1, 8, 8)
+            if "trans" in parts:
+                matrix = matrix.transpose(0, 2, 1)
+            values = np.zeros(self.shape, np.uint32)
+            values[active] = np.ascontiguousarray(matrix).reshape(len(active), -1).view(np.uint32)
+            self._write(name, values, mask)
+
+    def _stmatrix_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        target, sources = operands
+        for number, name in enumerate(sources):
+            active, rows, places = self._matrix(parts, target, number, mask)
+            matrix = np.ascontiguousarray(self._read(name, "b32")[active]).view(np.uint16).reshape(-1, 8, 8)
+            if "trans" in parts:
+                matrix = matrix.transpose(0, 2, 1)
+            data = np.ascontiguousarray(matrix).view(np.uint8).reshape(len(rows), 16)
+            self.shared.store(rows, np.full(len(rows), WARP), places, data)
+
+    def _matrix(self, parts: tuple[str, ...], operand: str, number: int, mask: Array) -> tuple[Array, Array, Array]:
+        """The programs at work, and for each row of their matrices its program and address.
+
+        Eight lanes say where a matrix's eight rows of 16 bytes are; each lane holds two of its 64 elements.
+        """
+        if parts[:3] != ("sync", "aligned", "m8n8") or parts[-1] != "b16":
+            raise EmulationError("unknown instruction")
+        self._together(mask)
+        active = np.flatnonzero(mask.any(1))
+        places = self._address(operand, 4)[active, 8 * number : 8 * number + 8]
+        return active, np.repeat(active, 8), places.reshape(-1)
+
+    @staticmethod
+    def _together(mask: Array) -> None:
+        if (mask.any(1) != mask.all(1)).any():
+            raise EmulationError("values are exchanged with lanes that are not at work")
+
+    def _bar_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        self._together(mask)
+        self.shared.barrier(mask.any(1))
+
+    def _shfl_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        result, source, lane, clamp, members = operands
+        if parts != ("sync", "idx", "b32") and parts != ("sync", "bfly", "b32"):
+            raise EmulationError("unknown instruction")
+        if clamp not in ("31", "0x1f") or members not in ("-1", "0xffffffff"):
+            raise EmulationError("unknown instruction")
+        self._together(mask)
+        index = self._read(lane, "u32").astype(np.int64)
+        index = self.lanes ^ index if parts[1] == "bfly" else index
+        self._write(result, np.take_along_axis(self._read(source, "b32"), index & 31, 1), mask)
+
+    def _mov_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        result, source = operands
+        width = parts[-1]
+        if isinstance(source, tuple):
+            each = 8 * _WIDTHS[re.sub(r"\D", "", width)] // len(source)
+            pieces = [self._read(piece, f"b{each}") for piece in source]
+            values = np.ascontiguousarray(np.stack(pieces, -1)).view(_TYPES[width])[..., 0]
+            self._write(result, values, mask)
+        elif isinstance(result, tuple):
+            whole = np.ascontiguousarray(self._read(source, width))[..., None]
+            pieces = whole.view(_BITS[whole.dtype.itemsize // len(result)])
+            for number, name in enumerate(result):
+                self._write(name, pieces[..., number], mask)
+        elif width == "pred" and not source.startswith("%"):
+            self._write(result, np.full(self.shape, int(source, 0) != 0), mask)
+        else:
+            self._write(result, self._read(source, width), mask)
+
+    def _selp_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        result, one, other, condition = operands
+        # Bits are kept as they are.
+        type = f"b{re.sub(r'[^0-9]', '', parts[-1])}"
+        values = np.where(self._read(condition, "pred"), self._read(one, type), self._read(other, type))
+        self._write(result, values, mask)
+
+    def _cvt_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        result, *sources = operands
+        target, source = parts[-2:]
+        if target in ("bf16x2", "f16x2"):
+            values = [self._read(name, "f32") for name in reversed(sources)]
+            halves = [_rounded_to_bfloat16(value) if target[0] == "b" else self._half(value) for value in values]
+            self._write(result, np.ascontiguousarray(np.stack(halves, -1)).view(np.uint32)[..., 0], mask)
+            return
+        values = self._read(sources[0], source)
+        if target == "bf16":
+            self._write(result, _rounded_to_bfloat16(values), mask)
+        elif target == "f16":
+            self._write(result, self._half(values), mask)
+        elif target[0] in "su" and source[0] == "f":
+            self._write(result, np.trunc(values).astype(_TYPES[target]), mask)
+        else:
+            self._write(result, values.astype(_TYPES[target]), mask)
+
+    @staticmethod
+    def _half(values: Array) -> Array:
+        return np.where(np.isnan(values), np.uint16(0x7FFF), values.astype(np.float16).view(np.uint16))
+
+    # Comparisons and logic.
+
+    def _setp_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        result, one, other, *rest = operands
+        first, second = self._read(one, parts[-1]), self._read(other, parts[-1])
+        comparison = parts[0]
+        if comparison in ("num", "nan"):
+            values = np.isnan(first) | np.isnan(second)
+            values = ~values if comparison == "num" else values
+        elif comparison in _COMPARED and not (parts[-1][0] == "f" and comparison == "ne"):
+            values = _COMPARED[comparison](first, second)
+        elif comparison == "ne":
+            values = (first != second) & ~np.isnan(first) & ~np.isnan(second)
+        elif comparison.removesuffix("u") in _COMPARED:
+            values = _COMPARED[comparison.removesuffix("u")](first, second) | np.isnan(first) | np.isnan(second)
+        else:
+            raise EmulationError("unknown comparison")
+        if rest:
+            values = _LOGIC[parts[1]](values, self._read(rest[0].lstrip("!"), "pred") ^ rest[0].startswith("!"))
+        self._write(result, values, mask)
+
+    def _testp_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        result, source = operands
+        value = self._read(source, parts[-1])
+        tests = {"notanumber": np.isnan, "number": lambda x: ~np.isnan(x), "infinite": np.isinf, "finite": np.isfinite}
+        self._write(result, tests[parts[0]](value), mask)
+
+    def _and_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        self._simple(parts, operands, mask, np.bitwise_and)
+
+    def _or_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        self._simple(parts, operands, mask, np.bitwise_or)
+
+    def _xor_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        self._simple(parts, operands, mask, np.bitwise_xor)
+
+    def _not_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        self._simple(parts, operands, mask, np.invert)
+
+    def _shl_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        self._shifted(parts, operands, mask, np.left_shift)
+
+    def _shr_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        self._shifted(parts, operands, mask, np.right_shift)
+
+    def _shifted(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array, function: Any) -> None:
+        result, value, count = operands
+        number = self._read(value, parts[-1])
+        bits = 8 * number.dtype.itemsize
+        by = self._read(count, "u32")
+        # Further than a register is wide nothing is left, or the sign.
+        inside = np.minimum(by, bits - 1).astype(number.dtype)
+        values = function(number, inside)
+        if number.dtype.kind == "u":
+            values = np.where(by < bits, values, number.dtype.type(0))
+        self._write(result, values, mask)
+
+    def _bfe_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        result, value, start, length = operands
+        first, count = int(start, 0), int(length, 0)
+        number = self._read(value, parts[-1])
+        bits = 8 * number.dtype.itemsize
+        up = number.dtype.type(bits - first - count)
+        self._write(result, (number << up) >> number.dtype.type(bits - count), mask)
+
+    def _prmt_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        result, low, high, selector = operands
+        pair = np.stack([self._read(low, "b32"), self._read(high, "b32")], -1)
+        source = np.ascontiguousarray(pair).view(np.uint8)
+        chosen = self._read(selector, "b32")
+        pieces = []
+        for number in range(4):
+            nibble = chosen >> np.uint32(4 * number) & np.uint32(15)
+            byte = np.take_along_axis(source, (nibble & 7).astype(np.int64)[..., None], -1)[..., 0]
+            signs = np.where(byte >> 7, np.uint8(255), np.uint8(0))
+            pieces.append(np.where(nibble > 7, signs, byte))
+        self._write(result, np.ascontiguousarray(np.stack(pieces, -1)).view(np.uint32)[..., 0], mask)
+
+    # Arithmetic.
+
+    def _add_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        self._simple(parts, operands, mask, np.add)
+
+    def _sub_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        self._simple(parts, operands, mask, np.subtract)
+
+    def _neg_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        self._simple(parts, operands, mask, np.negative)
+
+    def _abs_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        self._simple(parts, operands, mask, np.abs)
+
+    def _min_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        self._simple(parts, operands, mask, np.minimum if "NaN" in parts or parts[-1][0] != "f" else np.fmin)
+
+    def _max_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        self._simple(parts, operands, mask, np.maximum if "NaN" in parts or parts[-1][0] != "f" else np.fmax)
+
+    def _mul_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        self._multiplied(parts, operands, mask)
+
+    def _mad_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        self._multiplied(parts, operands, mask)
+
+    def _multiplied(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        result, one, other, *addend = operands
+        first, second = self._read(one, parts[-1]), self._read(other, parts[-1])
+        type = parts[-1]
+        if "wide" in parts:
+            type = f"{type[0]}{2 * int(type[1:])}"
+            values = first.astype(_TYPES[type]) * second.astype(_TYPES[type])
+        elif "hi" in parts:
+            if type not in ("u16", "s16", "u32", "s32"):
+                raise EmulationError("unknown instruction")
+            wide = np.dtype(f"{first.dtype.kind}{2 * first.dtype.itemsize}")
+            product = first.astype(wide) * second.astype(wide)
+            values = (product >> wide.type(8 * first.dtype.itemsize)).astype(first.dtype)
+        else:
+            values = first * second
+        if addend:
+            values = values + self._read(addend[0], type)
+        self._write(result, values, mask)
+
+    def _fma_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        # The product of two float32 is a float64 without rounding.
+        result, *sources = operands
+        one, other, addend = (self._read(name, "f32").astype(np.float64) for name in sources)
+        self._write(result, (one * other + addend).astype(np.float32), mask)
+
+    def _div_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        if parts[-1][0] == "f":
+            self._simple(parts, operands, mask, np.divide)
+        else:
+            self._simple(parts, operands, mask, lambda a, b: self._quotient(a, b))
+
+    def _rem_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        self._simple(parts, operands, mask, lambda a, b: a - self._quotient(a, b) * b)
+
+    @staticmethod
+    def _quotient(numerator: Array, denominator: Array) -> Array:
+        """Towards zero; NumPy's is towards minus infinity. By zero it is anything on a GPU."""
+        safe = np.where(denominator == 0, denominator.dtype.type(1), denominator)
+        down = numerator // safe
+        return down + ((numerator % safe != 0) & ((numerator < 0) != (safe < 0))).astype(down.dtype)
+
+    def _approximate(self, name: str, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        value = self._read(operands[1], "f32")
+        value = _flushed(value) if "ftz" in parts else value
+        values = _APPROXIMATE[name](value.astype(np.float64)).astype(np.float32)
+        self._write(operands[0], _flushed(values) if "ftz" in parts else values, mask)
+
+    def _rsqrt_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        self._approximate("rsqrt", parts, operands, mask)
+
+    def _sqrt_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        self._approximate("sqrt", parts, operands, mask)
+
+    def _rcp_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        self._approximate("rcp", parts, operands, mask)
+
+    def _ex2_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        self._approximate("ex2", parts, operands, mask)
+
+    def _lg2_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        self._approximate("lg2", parts, operands, mask)
+
+
+def execute(
+    ptx: str,
+    parameters: Sequence[int | float],
+    tensors: Mapping[str, Tensor],
+    written: Sequence[str],
+    grid: int,
+    shared: int,
+) -> None:
+    """Run all programs of a launch.
+
+    Args:
+        ptx: of the kernel.
+        parameters: of the kernel in their order, addresses of tensors among them.
+        tensors: whose storages may be read.
+        written: names of those that may be written to.
+        grid: number of programs.
+        shared: bytes of shared memory of each.
+
+    Raises:
+        EmulationError: see above.
+    """
+    code, memory = parse(ptx), Memory(tensors, written)
+    for first in range(0, grid, ROWS):
+        programs = np.arange(first, min(first + ROWS, grid))
+        Machine(code, parameters, programs, grid, memory, shared).run()
+
+
+def run(launch: Launch, device: torch.device) -> None:
+    """:meth:`kernels.triton_stage.Launch.run` for tensors on a CPU: compiles for :data:`TARGET` and executes that."""
+    source = aot.source(launch)
+    target = aot._target(TARGET)
+    compiled = triton.compile(source, target=target, options=launch.options(target.arch // 10))
+    tensors = {name: value for name, value in launch.arguments.items() if isinstance(value, Tensor)}
+    parameters = [launch.arguments[name] for name in launch.kernel.arg_names if source.signature[name] != "constexpr"]
+    addresses = [value.data_ptr() if isinstance(value, Tensor) else value for value in parameters]
+    written = ("output", "offsets") if launch.kernel is triton_stage.forward_kernel else ("gradient", "sums")
+    # The last two are of Triton's own memory, which these kernels have none of.
+    execute(compiled.asm["ptx"], [*addresses, 0, 0], tensors, written, launch.grid[0], compiled.metadata.shared)
