@@ -191,9 +191,13 @@ def test_without_relu_the_largest_may_be_negative(dtype: torch.dtype) -> None:
 
 def test_a_bias_of_another_dtype() -> None:
     input, bias = inputs((2, 8, 5, 5), torch.float16, torch.channels_last)
-    wide = bias.detach().float().requires_grad_()
-    ours = results(chain(True, WINDOW, PAPER_POOL), input, wide)
-    assert [tensor.dtype for tensor in ours] == [torch.float16, torch.float16, torch.float32]
+    same = results(chain(True, WINDOW, PAPER_POOL), input, bias)
+    for dtype in (torch.float32, torch.float64):
+        wide = bias.detach().to(dtype).requires_grad_()
+        ours = results(chain(True, WINDOW, PAPER_POOL), input, wide)
+        assert [tensor.dtype for tensor in ours] == [torch.float16, torch.float16, dtype]
+        assert torch.equal(ours[0], same[0])
+        assert torch.equal(ours[1], same[1])
 
 
 def test_special_values_go_where_pytorch_s_do() -> None:
