@@ -86,7 +86,7 @@ def source(launch: Any, aligned: bool = True) -> ASTSource:
 
     Args:
         launch: the launch.
-        aligned: whether tensors without memory begin at multiples of 16 bytes.
+        aligned: whether it is made use of that tensors begin at multiples of 16 bytes, as those without memory do.
     """
     names = launch.kernel.arg_names
     signature: dict[str, str] = {}

@@ -12,10 +12,15 @@ spin_briefly()
 
 import torch  # noqa: E402 - after the line above
 
-if not torch.cuda.is_available() and os.environ.get("KERNELS_TEST") != "ptx":
+if os.environ.get("KERNELS_TEST", "") not in ("", "ptx"):
+    raise pytest.UsageError(f"KERNELS_TEST must be ptx or nothing; got {os.environ['KERNELS_TEST']!r}")
+if not torch.cuda.is_available():
     # Without a GPU the Triton kernels run in Triton's interpreter, which is chosen when they are defined; or, if asked
     # for, what they are compiled to in an emulator.
-    os.environ["TRITON_INTERPRET"] = "1"
+    if os.environ.get("KERNELS_TEST"):
+        os.environ.pop("TRITON_INTERPRET", None)
+    else:
+        os.environ["TRITON_INTERPRET"] = "1"
 
 from tests.commands import run_here  # noqa: E402 - after the line above
 

@@ -14,7 +14,6 @@ nearest, with denormals flushed where the code says so; a result that is not a n
 arithmetic has. Programs must be of one warp. What instructions do is in NVIDIA's "Parallel Thread Execution ISA".
 """
 
-import ctypes
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,19 +25,15 @@ from torch import Tensor
 
 from kernels import aot, triton_stage
 from kernels.triton_stage import Launch
-
-Array = np.ndarray[Any, Any]
+from tests.emulated_memory import BITS, Array, EmulationError, Memory, Shared
 
 #: What kernels are compiled for: an H200.
 TARGET = "sm_90"
 WARP = 32
 #: Programs that are run at once, as rows of arrays.
 ROWS = 512
-#: Bytes of a storage up to which elements are watched for being written twice.
-WATCHED = 1 << 26
 _NAN = np.uint32(0x7FFFFFFF)
 _WIDTHS = {"8": 1, "16": 2, "32": 4, "64": 8}
-_BITS: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 _TYPES: dict[str, Any] = {
     "f32": np.float32,
     "f64": np.float64,
@@ -47,10 +42,6 @@ _TYPES: dict[str, Any] = {
     **{f"s{bits}": np.dtype(f"i{size}") for bits, size in _WIDTHS.items()},
     **{f"{kind}{bits}": np.dtype(f"u{size}") for kind in "ub" for bits, size in _WIDTHS.items()},
 }
-
-
-class EmulationError(Exception):
-    """What a GPU would not do, or not do reliably."""
 
 
 class Instruction(NamedTuple):
@@ -107,118 +98,6 @@ def parse(ptx: str) -> Code:
     return Code(instructions, labels, written)
 
 
-class Memory:
-    """The storages of a kernel's arguments, in the memory of this process."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], written: Sequence[str]) -> None:
-        self.places: dict[int, tuple[int, bool, Array | None]] = {}
-        for name, tensor in tensors.items():
-            storage = tensor.untyped_storage()
-            start, size = storage.data_ptr(), storage.nbytes()
-            writable = name in written or self.places.get(start, (0, False))[1]
-            watch = np.zeros(size, np.bool_) if writable and size <= WATCHED else None
-            if size:
-                self.places[start] = size, writable, watch
-
-    def _find(self, addresses: Array, width: int, writing: bool) -> tuple[int, int, Array | None]:
-        """The one storage that these addresses lie in."""
-        lowest, highest = int(addresses.min()), int(addresses.max()) + width
-        for start, (size, writable, watch) in self.places.items():
-            if start <= lowest and highest <= start + size:
-                if writing and not writable:
-                    raise EmulationError("writes to what it should only read")
-                return start, size, watch
-        raise EmulationError(f"{'writes' if writing else 'reads'} {width} bytes outside its arguments")
-
-    def _elements(self, addresses: Array, width: int, vector: int, writing: bool) -> tuple[Array, Array, Array | None]:
-        if (addresses % (width * vector)).any():
-            raise EmulationError(f"an access to {width * vector} bytes that is not aligned to them")
-        start, size, watch = self._find(addresses, width * vector, writing)
-        shift = start % width
-        count = (size - shift) // width
-        whole = np.frombuffer((ctypes.c_uint8 * (count * width)).from_address(start + shift), _BITS[width])
-        places = ((addresses - np.uint64(start + shift)) // np.uint64(width)).astype(np.int64)
-        return whole, places[:, None] + np.arange(vector), watch
-
-    def read(self, addresses: Array, width: int, vector: int) -> Array:
-        """``[A, vector]`` numbers of ``width`` bytes at ``[A]`` addresses."""
-        whole, places, _ = self._elements(addresses, width, vector, False)
-        return whole[places]
-
-    def write(self, addresses: Array, values: Array, width: int) -> None:
-        """Write ``values``, ``[A, vector]``, to ``addresses``, ``[A]``."""
-        whole, places, watch = self._elements(addresses, width, values.shape[1], True)
-        whole[places] = values
-        if watch is not None:
-            first = places * width
-            if len(np.unique(places)) < places.size or watch[first].any():
-                raise EmulationError("writes an element twice")
-            watch[first] = True
-
-
-class Shared:
-    """The shared memory of several programs, and what is known of each of its bytes."""
-
-    NOTHING, COPYING, ARRIVED, VISIBLE = range(4)
-
-    def __init__(self, programs: int, size: int) -> None:
-        self.bytes = np.full((programs, size), 0xA5, np.uint8)
-        self.state = np.full((programs, size), self.NOTHING, np.uint8)
-        self.lane = np.zeros((programs, size), np.uint8)
-        #: Copies on their way: programs, lanes, places, data, and their group's number.
-        self.copies: list[tuple[Array, ...]] = []
-        #: Groups that each program has closed.
-        self.groups = np.zeros(programs, np.int64)
-
-    def _places(self, addresses: Array, count: int) -> Array:
-        if (addresses % count).any():
-            raise EmulationError(f"an access to {count} bytes of shared memory that is not aligned to them")
-        if addresses.max() + count > self.bytes.shape[1]:
-            raise EmulationError("shared memory is left")
-        return addresses.astype(np.int64)[:, None] + np.arange(count)
-
-    def copy(self, rows: Array, lanes: Array, addresses: Array, data: Array) -> None:
-        """Begin to copy ``data``, ``[A, bytes]``."""
-        places = self._places(addresses, data.shape[1])
-        self.state[rows[:, None], places] = self.COPYING
-        self.copies.append((rows, lanes, places, data, self.groups[rows]))
-
-    def commit(self, programs: Array) -> None:
-        """Close a group of copies of the programs that are marked."""
-        self.groups += programs
-
-    def wait(self, left: int, programs: Array) -> None:
-        """Until all but the last ``left`` groups of the programs that are marked have arrived."""
-        copies, self.copies = self.copies, []
-        for copy in copies:
-            rows, group = copy[0], copy[4]
-            done = programs[rows] & (group < self.groups[rows] - left)
-            self._put(*(part[done] for part in copy[:4]))
-            if not done.all():
-                self.copies.append(tuple(part[~done] for part in copy))
-
-    def _put(self, rows: Array, lanes: Array, places: Array, data: Array) -> None:
-        self.bytes[rows[:, None], places] = data
-        self.state[rows[:, None], places] = self.ARRIVED
-        self.lane[rows[:, None], places] = lanes[:, None]
-
-    def store(self, rows: Array, lanes: Array, addresses: Array, data: Array) -> None:
-        places = self._places(addresses, data.shape[1])
-        if (self.state[rows[:, None], places] == self.COPYING).any():
-            raise EmulationError("writes to shared memory that a copy is on its way to")
-        self._put(rows, lanes, places, data)
-
-    def load(self, rows: Array, lanes: Array, addresses: Array, count: int) -> Array:
-        places = self._places(addresses, count)
-        state, owner = self.state[rows[:, None], places], self.lane[rows[:, None], places]
-        if not ((state == self.VISIBLE) | ((state == self.ARRIVED) & (owner == lanes[:, None]))).all():
-            raise EmulationError("reads shared memory before what is to be there is there for certain")
-        return self.bytes[rows[:, None], places]
-
-    def barrier(self, programs: Array) -> None:
-        self.state[programs[:, None] & (self.state == self.ARRIVED)] = self.VISIBLE
-
-
 def _width(register: str) -> int:
     """Bytes of a register, which LLVM names by its kind."""
     return {"%rd": 8, "%rs": 2}.get(register[:3], 4)
@@ -234,6 +113,32 @@ def _flushed(values: Array) -> Array:
     return np.where(np.abs(values) < np.float32(2.0**-126), np.copysign(np.float32(0), values), values)
 
 
+def _quotient(numerator: Array, denominator: Array) -> Array:
+    """Of integers towards zero, where NumPy's is towards minus infinity; by zero it is anything on a GPU."""
+    if numerator.dtype.kind == "f":
+        return numerator / denominator
+    safe = np.where(denominator == 0, denominator.dtype.type(1), denominator)
+    down = numerator // safe
+    return down + ((numerator % safe != 0) & ((numerator < 0) != (safe < 0))).astype(down.dtype)
+
+
+#: What takes operands of one type to a result of that type.
+_SIMPLE: dict[str, Callable[..., Array]] = {
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+    "not": np.invert,
+    "add": np.add,
+    "sub": np.subtract,
+    "neg": np.negative,
+    "abs": np.abs,
+    "min": np.fmin,
+    "max": np.fmax,
+    "div": _quotient,
+    "rem": lambda a, b: a - _quotient(a, b) * b,
+}
+#: With ``.NaN`` the result is not a number where an operand is none.
+_STRICT: dict[str, Callable[..., Array]] = {"min": np.minimum, "max": np.maximum}
 _APPROXIMATE: dict[str, Callable[[Array], Array]] = {
     "rsqrt": lambda value: 1 / np.sqrt(value),
     "sqrt": np.sqrt,
@@ -253,7 +158,12 @@ _COMPARED: dict[str, Callable[..., Array]] = {
     "hi": np.greater,
     "hs": np.greater_equal,
 }
-_LOGIC: dict[str, Callable[..., Array]] = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
+_TESTS: dict[str, Callable[[Array], Array]] = {
+    "notanumber": np.isnan,
+    "number": lambda value: ~np.isnan(value),
+    "infinite": np.isinf,
+    "finite": np.isfinite,
+}
 
 
 class Machine:
@@ -309,7 +219,7 @@ class Machine:
             # What the compiler knows not to matter has a register that nothing is ever written to.
             if name.startswith("%p"):
                 return np.ones(self.shape, np.bool_)
-            return np.full(self.shape, 0xA5A5A5A5 % (1 << 8 * _width(name)), _BITS[_width(name)])
+            return np.full(self.shape, 0xA5A5A5A5 % (1 << 8 * _width(name)), BITS[_width(name)])
         return self.registers[name]
 
     def _read(self, operand: str, type: str) -> Array:
@@ -329,14 +239,14 @@ class Machine:
             return np.broadcast_to(np.asarray(special[match[1]]), self.shape).astype(np.uint32).view(dtype)
         if operand.startswith(("0f", "0F", "0d", "0D")):
             bits = int(operand[2:], 16)
-            return np.full(self.shape, bits, _BITS[len(operand) // 2 - 1]).view(dtype)
+            return np.full(self.shape, bits, BITS[len(operand) // 2 - 1]).view(dtype)
         if operand == "global_smem":
             return np.zeros(self.shape, dtype)
         try:
             number = int(operand.rstrip("U"), 0)
         except ValueError:
             raise EmulationError(f"unknown operand {operand}") from None
-        return np.full(self.shape, number % (1 << 8 * dtype.itemsize), _BITS[dtype.itemsize]).view(dtype)
+        return np.full(self.shape, number % (1 << 8 * dtype.itemsize), BITS[dtype.itemsize]).view(dtype)
 
     def _write(self, name: str, values: Array, mask: Array) -> None:
         if name == "_":
@@ -344,7 +254,7 @@ class Machine:
         if values.dtype.kind == "f" and values.dtype.itemsize == 4:
             values = np.where(np.isnan(values), _NAN, values.view(np.uint32))
         if values.dtype != np.bool_:
-            values = np.ascontiguousarray(np.broadcast_to(values, self.shape)).view(_BITS[values.dtype.itemsize])
+            values = np.ascontiguousarray(np.broadcast_to(values, self.shape)).view(BITS[values.dtype.itemsize])
         if not mask.all():
             before = self.registers.get(name)
             if before is None:
@@ -360,10 +270,15 @@ class Machine:
 
     def _step(self, instruction: Instruction, mask: Array) -> None:
         mask = self._guarded(instruction, mask)
-        method = getattr(self, f"_{instruction.name}_", None)
-        if method is None:
+        name, parts, operands = instruction.name, instruction.parts, instruction.operands
+        if name in _SIMPLE:
+            self._simple(parts, operands, mask, _STRICT[name] if "NaN" in parts else _SIMPLE[name])
+        elif name in _APPROXIMATE:
+            self._approximate(_APPROXIMATE[name], parts, operands, mask)
+        elif method := getattr(self, f"_{name}_", None):
+            method(parts, operands, mask)
+        else:
             raise EmulationError("unknown instruction")
-        method(instruction.parts, instruction.operands, mask)
 
     def _simple(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array, function: Any) -> None:
         """A result and operands of one type, which is named last."""
@@ -386,7 +301,7 @@ class Machine:
             assert match is not None
             number = self.parameters[int(match[1])]
             bits = np.float32(number).view(np.uint32) if isinstance(number, float) else number % (1 << 8 * width)
-            found = np.full((int(mask.sum()), 1), bits, _BITS[width])
+            found = np.full((int(mask.sum()), 1), bits, BITS[width])
         elif parts[0] == "shared":
             addresses = self._address(source, 4)[mask]
             found = self.shared.load(self.rows[mask], self.lanes[mask], addresses, width * len(results))
@@ -412,7 +327,7 @@ class Machine:
         columns = []
         for name in sources:
             value = self._register(name) if name.startswith("%") else self._read(name, f"b{8 * width}")
-            columns.append(value[mask].astype(_BITS[width]))
+            columns.append(value[mask].astype(BITS[width]))
         values = np.ascontiguousarray(np.stack(columns, 1))
         if parts[0] == "shared":
             data = values.view(np.uint8)
@@ -509,7 +424,7 @@ class Machine:
             self._write(result, values, mask)
         elif isinstance(result, tuple):
             whole = np.ascontiguousarray(self._read(source, width))[..., None]
-            pieces = whole.view(_BITS[whole.dtype.itemsize // len(result)])
+            pieces = whole.view(BITS[whole.dtype.itemsize // len(result)])
             for number, name in enumerate(result):
                 self._write(name, pieces[..., number], mask)
         elif width == "pred" and not source.startswith("%"):
@@ -564,26 +479,13 @@ class Machine:
         else:
             raise EmulationError("unknown comparison")
         if rest:
-            values = _LOGIC[parts[1]](values, self._read(rest[0].lstrip("!"), "pred") ^ rest[0].startswith("!"))
+            values = _SIMPLE[parts[1]](values, self._read(rest[0].lstrip("!"), "pred") ^ rest[0].startswith("!"))
         self._write(result, values, mask)
 
     def _testp_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
         result, source = operands
         value = self._read(source, parts[-1])
-        tests = {"notanumber": np.isnan, "number": lambda x: ~np.isnan(x), "infinite": np.isinf, "finite": np.isfinite}
-        self._write(result, tests[parts[0]](value), mask)
-
-    def _and_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
-        self._simple(parts, operands, mask, np.bitwise_and)
-
-    def _or_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
-        self._simple(parts, operands, mask, np.bitwise_or)
-
-    def _xor_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
-        self._simple(parts, operands, mask, np.bitwise_xor)
-
-    def _not_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
-        self._simple(parts, operands, mask, np.invert)
+        self._write(result, _TESTS[parts[0]](value), mask)
 
     def _shl_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
         self._shifted(parts, operands, mask, np.left_shift)
@@ -626,31 +528,7 @@ class Machine:
 
     # Arithmetic.
 
-    def _add_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
-        self._simple(parts, operands, mask, np.add)
-
-    def _sub_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
-        self._simple(parts, operands, mask, np.subtract)
-
-    def _neg_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
-        self._simple(parts, operands, mask, np.negative)
-
-    def _abs_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
-        self._simple(parts, operands, mask, np.abs)
-
-    def _min_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
-        self._simple(parts, operands, mask, np.minimum if "NaN" in parts or parts[-1][0] != "f" else np.fmin)
-
-    def _max_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
-        self._simple(parts, operands, mask, np.maximum if "NaN" in parts or parts[-1][0] != "f" else np.fmax)
-
     def _mul_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
-        self._multiplied(parts, operands, mask)
-
-    def _mad_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
-        self._multiplied(parts, operands, mask)
-
-    def _multiplied(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
         result, one, other, *addend = operands
         first, second = self._read(one, parts[-1]), self._read(other, parts[-1])
         type = parts[-1]
@@ -669,48 +547,19 @@ class Machine:
             values = values + self._read(addend[0], type)
         self._write(result, values, mask)
 
+    _mad_ = _mul_
+
     def _fma_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
         # The product of two float32 is a float64 without rounding.
         result, *sources = operands
         one, other, addend = (self._read(name, "f32").astype(np.float64) for name in sources)
         self._write(result, (one * other + addend).astype(np.float32), mask)
 
-    def _div_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
-        if parts[-1][0] == "f":
-            self._simple(parts, operands, mask, np.divide)
-        else:
-            self._simple(parts, operands, mask, lambda a, b: self._quotient(a, b))
-
-    def _rem_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
-        self._simple(parts, operands, mask, lambda a, b: a - self._quotient(a, b) * b)
-
-    @staticmethod
-    def _quotient(numerator: Array, denominator: Array) -> Array:
-        """Towards zero; NumPy's is towards minus infinity. By zero it is anything on a GPU."""
-        safe = np.where(denominator == 0, denominator.dtype.type(1), denominator)
-        down = numerator // safe
-        return down + ((numerator % safe != 0) & ((numerator < 0) != (safe < 0))).astype(down.dtype)
-
-    def _approximate(self, name: str, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+    def _approximate(self, function: Any, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
         value = self._read(operands[1], "f32")
         value = _flushed(value) if "ftz" in parts else value
-        values = _APPROXIMATE[name](value.astype(np.float64)).astype(np.float32)
+        values = function(value.astype(np.float64)).astype(np.float32)
         self._write(operands[0], _flushed(values) if "ftz" in parts else values, mask)
-
-    def _rsqrt_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
-        self._approximate("rsqrt", parts, operands, mask)
-
-    def _sqrt_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
-        self._approximate("sqrt", parts, operands, mask)
-
-    def _rcp_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
-        self._approximate("rcp", parts, operands, mask)
-
-    def _ex2_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
-        self._approximate("ex2", parts, operands, mask)
-
-    def _lg2_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
-        self._approximate("lg2", parts, operands, mask)
 
 
 def execute(

@@ -1,6 +1,5 @@
 """The emulator that runs compiled kernels on a CPU: what it computes, and what it refuses."""
 
-import os
 import subprocess
 import sys
 
@@ -8,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.commands import ROOT
-from tests.emulator import EmulationError, execute
+from tests.commands import ROOT, environment
+from tests.emulated_memory import EmulationError
+from tests.emulator import execute
 
 #: Each lane's number, and the addresses of its elements of four bytes.
 BEGINNING = """
@@ -209,7 +209,6 @@ def test_what_the_kernels_are_compiled_to_computes_the_same() -> None:
     """The paper's chain in bfloat16 by vectors, and windows of a loop; all of these tests take a quarter of an hour."""
     some = "(half_types_take and bfloat16 and not work) or (large_windows and 12)"
     tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_triton_stage.py", "-k", some]
-    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(tests, capture_output=True, text=True, cwd=ROOT, env={**clean, "KERNELS_TEST": "ptx"})
+    done = subprocess.run(tests, capture_output=True, text=True, cwd=ROOT, env=environment(KERNELS_TEST="ptx"))
     assert done.returncode == 0, done.stdout
     assert "3 passed" in done.stdout
