@@ -20,6 +20,7 @@ from .cases import (
     Prepared,
     check,
     describe,
+    failure,
     formats,
     implementations,
     kept,
@@ -76,7 +77,7 @@ def checked(case: Case, implementation: str, dtype: str, device: torch.device) -
     try:
         check(prepared, BATCH[device.type], DTYPES[dtype], device, modes(implementation, device))
     except Exception as error:  # Whatever it is becomes the row's status; the benchmark fails, and the others go on.
-        return None, f"failed: {type(error).__name__}: {str(error).splitlines()[0]}"
+        return None, failure(error)
     return prepared, ""
 
 

@@ -100,6 +100,11 @@ class WrongResultError(Exception):
     """What an implementation computes is not what the formula says; it is not timed."""
 
 
+def failure(error: Exception) -> str:
+    """The status of a row that an error has kept from being measured."""
+    return f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
 def inputs(
     case: Case, images: int, dtype: torch.dtype, format: str, device: torch.device, seed: int = 0
 ) -> tuple[Tensor, Tensor | None]:

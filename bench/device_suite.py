@@ -4,12 +4,16 @@ For a GPU that may be had for minutes. Each part writes its rows to the record a
 begins after ``--budget-s`` seconds. On a CPU the same parts run at sizes that say nothing, to see that they run.
 """
 
+import contextlib
 import gzip
+import importlib.util
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import kernels  # noqa: E402
+from kernels import triton_stage  # noqa: E402
 from net.config import VARIANTS  # noqa: E402
 from net.data.images import Split  # noqa: E402
 from net.data.loader import Loader  # noqa: E402
@@ -35,9 +40,9 @@ from .cases import (  # noqa: E402
     DTYPES,
     MODES,
     Prepared,
-    WrongResultError,
     check,
     describe,
+    failure,
     formats,
     implementations,
     inputs,
@@ -60,11 +65,28 @@ from .network import (  # noqa: E402
 from .one_rank import alone, usable  # noqa: E402
 from .records import DATA, time_columns, write  # noqa: E402
 from .roofline import Work  # noqa: E402
-from .timing import kernels_launched, seconds, wall_seconds  # noqa: E402
+from .timing import copies, kernels_launched, seconds, wall_seconds  # noqa: E402
 
 Rows = Iterator[dict[str, Any]]
 #: Runs that must give the same bits.
 REPEATS = 250
+#: The tests that a GPU is for, and those of them that a memory checker, which is slow, looks at for so many seconds.
+TESTS = ("tests/test_triton_stage.py", "tests/test_fuse.py")
+CHECKED, CHECKER_SECONDS = "half_types or every_dtype", 120
+#: Caps on registers, and rows of a segment, that are tried beside today's.
+CAPS = (None, 64, 72, 80, 96, 112, 128)
+SEGMENTS = (3, 4, 5, 6, 8, 12, 27)
+
+
+@contextlib.contextmanager
+def chosen(registers: dict[Any, Any], rows: int) -> Iterator[None]:
+    """The Triton kernels' caps on registers, where they have one, and the rows of their segments."""
+    before = triton_stage.REGISTERS, triton_stage.SEGMENT_ROWS
+    triton_stage.REGISTERS, triton_stage.SEGMENT_ROWS = registers, rows
+    try:
+        yield
+    finally:
+        triton_stage.REGISTERS, triton_stage.SEGMENT_ROWS = before
 
 
 class Suite:
@@ -87,13 +109,7 @@ class Suite:
         """The kernels' tests, repeats bit for bit, a memory checker where there is one; a failure ends the suite."""
         begin = time.perf_counter()
         if not self.toy:
-            tests = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/test_triton_stage.py"]
-            if subprocess.run(tests, cwd=ROOT).returncode:
-                raise SystemExit("error: the kernels' tests fail on this device; nothing is timed")
-            if checker := shutil.which("compute-sanitizer"):
-                command = [checker, "--error-exitcode", "9", *tests, "-k", "half_types or every_dtype"]
-                if subprocess.run(command, cwd=ROOT).returncode == 9:
-                    raise SystemExit("error: compute-sanitizer found a wrong access to memory; nothing is timed")
+            yield from self._tests()
         for case in CASES[:2]:
             input, bias = inputs(case, 2, torch.bfloat16, "channels_last", self.device)
             prepared = prepare(case, self.ours)
@@ -106,6 +122,28 @@ class Suite:
             ):
                 raise SystemExit(f"error: {case.name} gives other bits when it is repeated; nothing is timed")
         yield {"case": "the kernels' tests", "median_us": round((time.perf_counter() - begin) * 1e6)}
+
+    def _tests(self) -> Rows:
+        environment = {**os.environ, "KERNELS_TEST": "gpu"}
+        tests = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+        # Most of their time goes into compiling, which takes one core.
+        cores = min(8, len(os.sched_getaffinity(0)))
+        shared = ["-n", str(cores)] if cores > 1 and importlib.util.find_spec("xdist") else []
+        if subprocess.run([*tests, *shared, *TESTS], cwd=ROOT, env=environment).returncode:
+            raise SystemExit("error: the kernels' tests fail on this device; nothing is timed")
+        if checker := shutil.which("compute-sanitizer"):
+            command = [checker, "--error-exitcode", "9", *tests, TESTS[0], "-k", CHECKED]
+            begin = time.perf_counter()
+            try:
+                status = subprocess.run(command, cwd=ROOT, env=environment, timeout=CHECKER_SECONDS).returncode
+            except subprocess.TimeoutExpired:
+                said = f"stopped after {CHECKER_SECONDS} s, nothing found so far"
+            else:
+                if status == 9:
+                    raise SystemExit("error: compute-sanitizer found a wrong access to memory; nothing is timed")
+                said = f"cannot check here, exit status {status}" if status else "nothing found"
+            elapsed = round((time.perf_counter() - begin) * 1e6)
+            yield {"case": "compute-sanitizer", "status": said, "median_us": elapsed}
 
     def ceilings(self) -> Rows:
         """Copies and matrix products."""
@@ -124,15 +162,23 @@ class Suite:
                     try:
                         check(prepared, self.images, DTYPES[dtype], self.device)
                         checked.append(prepared)
-                    except (WrongResultError, RuntimeError) as error:
-                        status = f"failed: {type(error).__name__}: {str(error).splitlines()[0]}"
-                        yield {**self._kernel(prepared, "forward", dtype), "status": status}
+                    except Exception as error:  # Whatever it is becomes the row's status, and the others go on.
+                        yield {**self._kernel(prepared, "forward", dtype), "status": failure(error)}
                 for mode in MODES if checked else ():
                     yield from self._rivals(checked, mode, dtype)
 
     def _rivals(self, rivals: list[Prepared], mode: str, dtype: str) -> Rows:
         work = rivals[0].case.work(self.images, DTYPES[dtype])[mode]
-        times = sampled(rivals, mode, self.images, DTYPES[dtype], self.device, self.samples)
+        try:
+            times = sampled(rivals, mode, self.images, DTYPES[dtype], self.device, self.samples)
+        except Exception as error:
+            if len(rivals) > 1:
+                print(f"{mode} of {rivals[0].case.name}: {failure(error)}; one by one", flush=True)
+                for rival in rivals:
+                    yield from self._rivals([rival], mode, dtype)
+            else:
+                yield {**self._kernel(rivals[0], mode, dtype), "status": failure(error)}
+            return
         for rival, found in zip(rivals, times, strict=True):
             columns = time_columns(found)
             if mode == "forward":
@@ -212,54 +258,49 @@ class Suite:
                 (self.network, ours, "max-autotune", "bfloat16", self.images),
             ]
         for network, implementation, how, dtype, images in cells:
-            model = build(network, self.device)
-            forward = self._compiled(model, how)
-            call = update_step(model, forward, *images_and_labels(network, images, self.device), dtype)
-            yield self._step(network, "update", implementation, how, dtype, images, call)
-            del model, forward, call
+            yield self._step(network, "update", implementation, how, dtype, images)
 
     def inference(self) -> Rows:
         """Logits of the network, without a gradient."""
         compiled, dtype = "eager" if self.toy else "reduce-overhead", "float32" if self.toy else "bfloat16"
         for implementation in (self.ours, "aten"):
             for images in (self.images,) if self.toy else (1, 128, 1024):
-                model = build(self.network, self.device).eval()
-                batch, _ = images_and_labels(self.network, images, self.device)
-                call = inference_step(self._compiled(model, compiled), batch, dtype)
-                yield self._step(self.network, "inference", implementation, compiled, dtype, images, call)
+                yield self._step(self.network, "inference", implementation, compiled, dtype, images)
 
-    def _step(
-        self,
-        network: str,
-        what: str,
-        implementation: str,
-        how: str,
-        dtype: str,
-        images: int,
-        call: Callable[[], object],
-    ) -> dict[str, Any]:
-        cuda = self.device.type == "cuda"
-        more: dict[str, Any] = {}
-        with kernels.implementation(implementation):
-            begin = time.perf_counter()
-            call()
-            if cuda:
-                torch.cuda.synchronize()
-            more["first_call_s"] = round(time.perf_counter() - begin, 1)
-            if cuda:
-                torch.cuda.reset_peak_memory_stats()
-            columns = time_columns(wall_seconds(call, self.samples, 1 if self.toy else 10))
-            if cuda:
-                more["peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
-                more["kernels_launched"] = kernels_launched(call)
+    def _step(self, network: str, what: str, implementation: str, how: str, dtype: str, images: int) -> dict[str, Any]:
         described, work = describe_step(what, network, implementation, how, dtype, images)
+        try:
+            with kernels.implementation(implementation):
+                columns = self._step_times(network, what, how, dtype, images)
+        except Exception as error:
+            return {**described, "status": failure(error)}
         return {
             **described,
             **columns,
             "images_per_s": round(images / columns["median_us"] * 1e6, 1),
             **work.columns(columns["median_us"], dtype, self.limits),
-            **more,
         }
+
+    def _step_times(self, network: str, what: str, how: str, dtype: str, images: int) -> dict[str, Any]:
+        model = build(network, self.device).train(what == "update")
+        forward, (batch, labels) = self._compiled(model, how), images_and_labels(network, images, self.device)
+        if what == "update":
+            call = update_step(model, forward, batch, labels, dtype)
+        else:
+            call = inference_step(forward, batch, dtype)
+        cuda = self.device.type == "cuda"
+        begin = time.perf_counter()
+        call()
+        if cuda:
+            torch.cuda.synchronize()
+        more: dict[str, Any] = {"first_call_s": round(time.perf_counter() - begin, 1)}
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        columns = time_columns(wall_seconds(call, self.samples, 1 if self.toy else 10))
+        if cuda:
+            more["peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
+            more["kernels_launched"] = kernels_launched(call)
+        return {**columns, **more}
 
     def input(self) -> Rows:
         """Batches in random order from a mapped file in the page cache to the device."""
@@ -290,6 +331,37 @@ class Suite:
             dtype, how = ("float32", "eager") if self.toy else ("bfloat16", "reduce-overhead")
             with kernels.implementation(self.ours):
                 yield alone(strategy, self.network, self.images, 2, dtype, how, self.device, self.samples)
+
+    def choices(self) -> Rows:
+        """The stages with other caps on registers and other segments than today's, in turns; for no table."""
+        today, rows_today = triton_stage.REGISTERS, triton_stage.SEGMENT_ROWS
+        tried: dict[str, tuple[dict[Any, Any], int]] = {
+            f"{cap or 'any'} registers": (dict.fromkeys(today, cap), rows_today) for cap in CAPS
+        }
+        tried |= {f"{rows} rows": (today, rows) for rows in SEGMENTS}
+
+        def under(choice: str, call: Callable[[], object]) -> Callable[[], object]:
+            def run() -> object:
+                with chosen(*tried[choice]):
+                    return call()
+
+            return run
+
+        for case in CASES[1:2] if self.toy else CASES[:2]:
+            prepared = prepare(case, self.ours)
+            for choice in tried:
+                with chosen(*tried[choice]):
+                    check(prepared, self.images, torch.bfloat16, self.device)
+            for mode in MODES[:3]:
+                count = copies(case.work(self.images, torch.bfloat16)[mode].bytes)
+                sets = [
+                    inputs(case, self.images, torch.bfloat16, "channels_last", self.device, n) for n in range(count)
+                ]
+                calls = prepared.calls(mode, sets)
+                rivals = [[under(choice, call) for call in calls] for choice in tried]
+                for choice, times in zip(tried, seconds(rivals, self.device, self.samples), strict=True):
+                    columns = {"mode": mode, "dtype": "bfloat16", "images": self.images}
+                    yield {"case": f"choice: {case.name}", "implementation": choice, **columns, **time_columns(times)}
 
     def trace(self, folder: Path) -> Rows:
         """A profiler's trace of an update, for Perfetto or chrome://tracing."""
@@ -329,7 +401,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts as the command line says; returns the exit status."""
     parser = Parser(prog="python -m bench.device_suite", description=__doc__.splitlines()[0])
-    parts = ("gate", "ceilings", "kernels", "layers", "steps", "inference", "input", "trace", "parallel")
+    parts = ("gate", "ceilings", "kernels", "layers", "steps", "inference", "input", "trace", "parallel", "choices")
     parser.add_argument("--budget-s", type=float, default=540, help="begin nothing after so many seconds")
     parser.add_argument("--output", type=Path, default=DATA, help="folder for the record")
     parser.add_argument("--batch-size", type=int, help="images; 128 on a GPU, else 2")
@@ -345,25 +417,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device("cuda" if cuda else "cpu")
     images, network = options.batch_size or (128 if cuda else 2), options.network or ("paper" if cuda else "digits")
     suite = Suite(device, images, network, toy=not cuda)
-    begin, done = time.perf_counter(), []
+    begin, done, failed = time.perf_counter(), [], []
     for name in options.parts:
         spent = time.perf_counter() - begin
         print(f"--- {name} ({spent:.0f} of {options.budget_s:.0f} s spent)", flush=True)
         rows = suite.trace(options.output) if name == "trace" else getattr(suite, name)()
-        while time.perf_counter() - begin < options.budget_s:
-            row = next(rows, None)
-            if row is None:
-                break
-            print(
-                {key: value for key, value in row.items() if key not in ("p20_us", "p80_us", "memory_format")},
-                flush=True,
-            )
-            path = write([row], options.output)
-            done.append(row)
+        try:
+            while time.perf_counter() - begin < options.budget_s:
+                row = next(rows, None)
+                if row is None:
+                    break
+                print(
+                    {key: value for key, value in row.items() if key not in ("p20_us", "p80_us", "memory_format")},
+                    flush=True,
+                )
+                path = write([row], options.output)
+                done.append(row)
+        except Exception:  # One part's failure costs the others nothing.
+            traceback.print_exc()
+            failed.append(name)
     print(summary(done))
     if done:
         print(f"recorded {len(done)} rows in {path}")
-    return 0
+    if failed:
+        print(f"error: failed, see above: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

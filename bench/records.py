@@ -35,6 +35,8 @@ SUITE_OF_CASE = {
     "loader, ": "input",
     "crop, ": "input",
     "the kernels' tests": "",
+    "compute-sanitizer": "",
+    "choice: ": "",
     "trace": "",
     "all-reduce of two processes": "",
 }

@@ -1,4 +1,9 @@
-"""Fixtures that every test shares."""
+"""Where the kernels' tests run, and fixtures that every test shares.
+
+Tests see no GPU, whether there is one or not, so that they mean the same everywhere; Triton's kernels run in its
+interpreter. With the environment variable ``KERNELS_TEST=gpu`` only those marked ``gpu`` run, on the GPU. With ``ptx``
+the kernels' tests run what the kernels are compiled to, in an emulator.
+"""
 
 import os
 from collections.abc import Iterator
@@ -12,17 +17,39 @@ spin_briefly()
 
 import torch  # noqa: E402 - after the line above
 
-if os.environ.get("KERNELS_TEST", "") not in ("", "ptx"):
-    raise pytest.UsageError(f"KERNELS_TEST must be ptx or nothing; got {os.environ['KERNELS_TEST']!r}")
-if not torch.cuda.is_available():
-    # Without a GPU the Triton kernels run in Triton's interpreter, which is chosen when they are defined; or, if asked
-    # for, what they are compiled to in an emulator.
-    if os.environ.get("KERNELS_TEST"):
+from tests.commands import run_here  # noqa: E402
+
+WHERE = os.environ.get("KERNELS_TEST", "")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any test is imported: the interpreter is chosen when the kernels are defined, GPUs at their first use."""
+    if WHERE not in ("", "gpu", "ptx"):
+        raise pytest.UsageError(f"KERNELS_TEST must be gpu, ptx or nothing; got {WHERE!r}")
+    if config.getoption("benchmark_only", False):
+        return
+    if WHERE == "gpu":
+        if not torch.cuda.is_available():
+            raise pytest.UsageError("KERNELS_TEST=gpu needs a GPU, and PyTorch finds none")
+    else:
+        for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+            os.environ[name] = ""
+    if WHERE:
         os.environ.pop("TRITON_INTERPRET", None)
     else:
         os.environ["TRITON_INTERPRET"] = "1"
 
-from tests.commands import run_here  # noqa: E402 - after the line above
+
+def pytest_report_header(config: pytest.Config) -> str:
+    where = {"": "in Triton's interpreter", "gpu": "on this GPU", "ptx": "as compiled code, in an emulator"}
+    return f"kernels: {where[WHERE]} (KERNELS_TEST may be gpu, ptx or nothing)"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if WHERE == "gpu" and not config.getoption("benchmark_only", False):
+        chosen = [item for item in items if item.get_closest_marker("gpu")]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
 
 
 def pytest_ignore_collect(config: pytest.Config) -> bool | None:

@@ -9,8 +9,8 @@ It ends with an error where a kernel
 - exchanges values with lanes that are not at work, reads a register before it is written, or uses an instruction that
   is not known here.
 
-Asynchronous copies arrive as late as they may, when they are waited for. Approximate functions are rounded to the
-nearest, with denormals flushed where the code says so; a result that is not a number is the one NaN that NVIDIA's
+Asynchronous copies arrive as late as they may, when they are waited for. Approximate functions are off by as much as a
+GPU's may be, with denormals flushed where the code says so; a result that is not a number is the one NaN that NVIDIA's
 arithmetic has. Programs must be of one warp. What instructions do is in NVIDIA's "Parallel Thread Execution ISA".
 """
 
@@ -32,6 +32,8 @@ TARGET = "sm_90"
 WARP = 32
 #: Programs that are run at once, as rows of arrays.
 ROWS = 512
+#: What approximate functions and divisions may be off by, relatively: two units in the last place.
+ERROR = 2.0**-22
 _NAN = np.uint32(0x7FFFFFFF)
 _WIDTHS = {"8": 1, "16": 2, "32": 4, "64": 8}
 _TYPES: dict[str, Any] = {
@@ -113,10 +115,16 @@ def _flushed(values: Array) -> Array:
     return np.where(np.abs(values) < np.float32(2.0**-126), np.copysign(np.float32(0), values), values)
 
 
+def _off(values: Array, operand: Array) -> Array:
+    """Exact ``values`` of a float32 ``operand`` off by up to :data:`ERROR`, always alike for the same operand."""
+    four = np.ascontiguousarray(operand).view(np.uint32) * np.uint32(2654435761) >> np.uint32(30)
+    return (values * (1 + ERROR * (four * (2 / 3) - 1))).astype(np.float32)
+
+
 def _quotient(numerator: Array, denominator: Array) -> Array:
     """Of integers towards zero, where NumPy's is towards minus infinity; by zero it is anything on a GPU."""
     if numerator.dtype.kind == "f":
-        return numerator / denominator
+        return _off(numerator.astype(np.float64) / denominator, denominator)
     safe = np.where(denominator == 0, denominator.dtype.type(1), denominator)
     down = numerator // safe
     return down + ((numerator % safe != 0) & ((numerator < 0) != (safe < 0))).astype(down.dtype)
@@ -558,7 +566,7 @@ class Machine:
     def _approximate(self, function: Any, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
         value = self._read(operands[1], "f32")
         value = _flushed(value) if "ftz" in parts else value
-        values = function(value.astype(np.float64)).astype(np.float32)
+        values = _off(function(value.astype(np.float64)), value)
         self._write(operands[0], _flushed(values) if "ftz" in parts else values, mask)
 
 

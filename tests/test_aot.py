@@ -72,6 +72,31 @@ def test_tensors_that_are_not_aligned_take_narrow_accesses(tmp_path: Path) -> No
         assert "load 16 bytes" not in row["accesses"]
 
 
+def test_a_launch_compiles_the_same() -> None:
+    """Triton's own way from a call's arguments to machine code, on a stand-in for a GPU, ends at the same code."""
+    code = """
+import torch
+from triton.runtime import driver
+from kernels import aot
+
+class Device:
+    get_current_target = staticmethod(lambda: aot._target("sm_90"))
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device: 0)
+
+driver.set_active(Device())
+for mode, launch, _ in aot.launches(aot.CASES[1], torch.bfloat16, torch.channels_last):
+    arguments = {**launch.arguments, **launch.constants, **launch.options(9)}
+    called = launch.kernel.run(grid=launch.grid, warmup=True, **arguments)
+    # Whole files may differ in the folders that their sources were compiled from.
+    print(mode, "EXIT" in (built := aot.listing(launch, "sm_90")) and built == aot._cuobjdump(called, "-sass"))
+"""
+    clean = {name: value for name, value in environment().items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"{mode} True" for mode in ("forward", "inference", "backward")]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_everything_that_is_launched_can_be_built(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from bench import device_suite
+from bench import cases, device_suite
+from kernels import aot, triton_stage
 from tests.commands import run
 
 
@@ -18,6 +21,8 @@ def test_every_part_runs(tmp_path: Path) -> None:
     layers = {row["case"]: row for row in rows if row.get("suite") == "layers" and row["mode"] == "training"}
     assert list(layers)[:3] == ["conv1", "stage1", "conv2"]
     assert layers["whole step"]["sum_of_layers_us"] > 0
+    choices = {row["implementation"] for row in rows if row["case"] == "choice: stage2"}
+    assert {"any registers", "72 registers", "3 rows", "6 rows"} < choices
     for row in rows:
         assert row["machine"].startswith("CPU: ")
         assert "status" in row or row["median_us"] > 0
@@ -30,6 +35,57 @@ def test_every_part_runs(tmp_path: Path) -> None:
 def test_it_keeps_to_its_budget(tmp_path: Path) -> None:
     assert device_suite.main(["--output", str(tmp_path), "--budget-s", "0"]) == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_that_fails_costs_the_others_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(suite: device_suite.Suite) -> Iterator[dict[str, object]]:
+        yield {"case": "copy", "shape": "1 MiB", "median_us": 1.0}
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(device_suite.Suite, "ceilings", broken)
+    assert device_suite.main(["--output", str(tmp_path), "--parts", "ceilings", "gate"]) == 1
+    (file,) = tmp_path.iterdir()
+    assert [json.loads(line)["case"] for line in file.read_text().splitlines()] == ["copy", "the kernels' tests"]
+    said = capsys.readouterr().err
+    assert "RuntimeError: out of memory" in said
+    assert said.splitlines()[-1] == "error: failed, see above: ceilings"
+
+
+def test_a_rival_that_fails_costs_the_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sampled(rivals: list[cases.Prepared], *arguments: object) -> list[list[float]]:
+        if any(rival.implementation == "aten" for rival in rivals):
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        return [[1.0, 2.0, 3.0] for _ in rivals]
+
+    monkeypatch.setattr(device_suite, "sampled", sampled)
+    suite = device_suite.Suite(torch.device("cpu"), 2, "digits", toy=True)
+    rows = [row for row in suite.kernels() if row["dtype"] == "float32"]
+    assert [row["median_us"] for row in rows if row["implementation"] == "reference"] == [2e6] * 4
+    status = "failed: RuntimeError: operation not permitted when stream is capturing"
+    assert [row.get("status") for row in rows if row["implementation"] == "aten"] == [status] * 4
+
+
+def test_a_step_that_fails_costs_the_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(model: object, forward: object, images: torch.Tensor, labels: object, dtype: str) -> None:
+        raise RuntimeError("" if dtype == "float32" else "out of memory")
+
+    monkeypatch.setattr(device_suite, "update_step", broken)
+    suite = device_suite.Suite(torch.device("cpu"), 2, "digits", toy=True)
+    rows = {row["dtype"]: row["status"] for row in suite.steps()}
+    assert rows == {"bfloat16": "failed: RuntimeError: out of memory", "float32": "failed: RuntimeError: "}
+
+
+def test_choices_are_what_is_launched() -> None:
+    def launched() -> tuple[object, int]:
+        _, launch, _ = next(aot.launches(aot.CASES[0], torch.bfloat16, torch.channels_last))
+        return launch.options(9)["maxnreg"], launch.arguments["segment_rows"]
+
+    before = launched()
+    with device_suite.chosen(dict.fromkeys(triton_stage.REGISTERS, 80), 3):
+        assert launched() == (80, 3)
+    assert launched() == before != (80, 3)
 
 
 def test_refusals(capsys: pytest.CaptureFixture[str]) -> None:
