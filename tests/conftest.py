@@ -2,7 +2,7 @@
 
 Tests see no GPU, whether there is one or not, so that they mean the same everywhere; Triton's kernels run in its
 interpreter. With the environment variable ``KERNELS_TEST=gpu`` only those marked ``gpu`` run, on the GPU. With ``ptx``
-the kernels' tests run what the kernels are compiled to, in an emulator.
+the kernels' tests run what the kernels are compiled to for an H200, in an emulator; with ``ptx:sm_100`` for a B200.
 """
 
 import os
@@ -19,13 +19,16 @@ import torch  # noqa: E402 - after the line above
 
 from tests.commands import run_here  # noqa: E402
 
-WHERE = os.environ.get("KERNELS_TEST", "")
+WHERE, _, TARGET = os.environ.get("KERNELS_TEST", "").partition(":")
+#: NVIDIA's; the emulator runs nobody else's code.
+TARGETS = ("", "sm_80", "sm_90", "sm_100", "sm_120")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before any test is imported: the interpreter is chosen when the kernels are defined, GPUs at their first use."""
-    if WHERE not in ("", "gpu", "ptx"):
-        raise pytest.UsageError(f"KERNELS_TEST must be gpu, ptx or nothing; got {WHERE!r}")
+    if WHERE not in ("", "gpu", "ptx") or TARGET not in (TARGETS if WHERE == "ptx" else ("",)):
+        allowed = f"gpu, ptx, ptx:TARGET with one of{', '.join(TARGETS)[1:]}, or nothing"
+        raise pytest.UsageError(f"KERNELS_TEST must be {allowed}; got {os.environ['KERNELS_TEST']!r}")
     if config.getoption("benchmark_only", False):
         return
     if WHERE == "gpu":
@@ -42,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     where = {"": "in Triton's interpreter", "gpu": "on this GPU", "ptx": "as compiled code, in an emulator"}
-    return f"kernels: {where[WHERE]} (KERNELS_TEST may be gpu, ptx or nothing)"
+    return f"kernels: {where[WHERE]} (environment variable KERNELS_TEST: gpu, ptx or nothing)"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -14,6 +14,7 @@ GPU's may be, with denormals flushed where the code says so; a result that is no
 arithmetic has. Programs must be of one warp. What instructions do is in NVIDIA's "Parallel Thread Execution ISA".
 """
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -27,8 +28,8 @@ from kernels import aot, triton_stage
 from kernels.triton_stage import Launch
 from tests.emulated_memory import BITS, Array, EmulationError, Memory, Shared
 
-#: What kernels are compiled for: an H200.
-TARGET = "sm_90"
+#: What kernels are compiled for: an H200, or what ``KERNELS_TEST=ptx:TARGET`` names.
+TARGET = os.environ.get("KERNELS_TEST", "").partition(":")[2] or "sm_90"
 WARP = 32
 #: Programs that are run at once, as rows of arrays.
 ROWS = 512
@@ -103,6 +104,11 @@ def parse(ptx: str) -> Code:
 def _width(register: str) -> int:
     """Bytes of a register, which LLVM names by its kind."""
     return {"%rd": 8, "%rs": 2}.get(register[:3], 4)
+
+
+def _mixed(parts: tuple[str, ...]) -> bool:
+    """Whether an instruction adds numbers of a half type to a float32."""
+    return parts[-2:] in (("f32", "f16"), ("f32", "bf16"))
 
 
 def _rounded_to_bfloat16(values: Array) -> Array:
@@ -234,6 +240,9 @@ class Machine:
         """An operand, as numbers of a type."""
         if type == "bf16":
             return (self._read(operand, "u16").astype(np.uint32) << np.uint32(16)).view(np.float32)
+        if type == "f32x2":
+            # Side by side, so that there are twice as many columns.
+            return np.ascontiguousarray(self._read(operand, "b64")).view(np.float32)
         if type not in _TYPES:
             raise EmulationError("unknown type")
         dtype = np.dtype(_TYPES[type])
@@ -261,6 +270,8 @@ class Machine:
             return
         if values.dtype.kind == "f" and values.dtype.itemsize == 4:
             values = np.where(np.isnan(values), _NAN, values.view(np.uint32))
+        if values.shape[-1] == 2 * WARP:
+            values = np.ascontiguousarray(values).view(np.uint64)
         if values.dtype != np.bool_:
             values = np.ascontiguousarray(np.broadcast_to(values, self.shape)).view(BITS[values.dtype.itemsize])
         if not mask.all():
@@ -288,11 +299,16 @@ class Machine:
         else:
             raise EmulationError("unknown instruction")
 
+    def _operands(self, parts: tuple[str, ...], sources: Sequence[str]) -> list[Array]:
+        """Operands of one type, which is named last; where float32 is named before it the last one is that."""
+        types = [parts[-1]] * (len(sources) - 1) + ["f32" if _mixed(parts) else parts[-1]]
+        return [self._read(source, type) for source, type in zip(sources, types, strict=True)]
+
     def _simple(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array, function: Any) -> None:
-        """A result and operands of one type, which is named last."""
         result, *sources = operands
-        values = function(*(self._read(source, parts[-1]) for source in sources))
-        self._write(result, _rounded_to_bfloat16(values) if parts[-1] == "bf16" else values, mask)
+        values = function(*self._operands(parts, sources))
+        rounded = parts[-1] == "bf16" and not _mixed(parts)
+        self._write(result, _rounded_to_bfloat16(values) if rounded else values, mask)
 
     # Data movement.
 
@@ -560,7 +576,7 @@ class Machine:
     def _fma_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
         # The product of two float32 is a float64 without rounding.
         result, *sources = operands
-        one, other, addend = (self._read(name, "f32").astype(np.float64) for name in sources)
+        one, other, addend = (value.astype(np.float64) for value in self._operands(parts, sources))
         self._write(result, (one * other + addend).astype(np.float32), mask)
 
     def _approximate(self, function: Any, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:

@@ -65,6 +65,19 @@ def test_programs_go_their_own_ways() -> None:
         ("sqrt.approx.ftz.f32 %r9, %r5;", lambda x: torch.sqrt(x.double()).float()),
         ("ex2.approx.f32 %r9, %r5;", lambda x: torch.exp2(x.double()).float()),
         ("div.full.f32 %r9, 0f40400000, %r5;", lambda x: (3 / x.double()).float()),
+        (
+            "mov.b32 %r6, 7; mov.b64 %rd9, {%r6, %r5}; fma.rn.f32x2 %rd9, %rd9, %rd9, %rd9; mov.b64 {%r6, %r9}, %rd9;",
+            lambda x: (x.double() * x.double() + x.double()).float(),
+        ),
+        (
+            "mov.b32 %r6, 7; mov.b64 %rd9, {%r5, %r6}; add.f32x2 %rd9, %rd9, %rd9; mov.b64 {%r9, %r6}, %rd9;",
+            lambda x: x + x,
+        ),
+        (
+            "cvt.rn.f16.f32 %rs1, %r5; fma.rn.f32.f16 %r9, %rs1, %rs1, %r5;",
+            lambda x: (x.half().double().square() + x.double()).float(),
+        ),
+        ("cvt.rn.bf16.f32 %rs1, %r5; add.f32.bf16 %r9, %rs1, %r5;", lambda x: x.bfloat16().float() + x),
         ("max.f32 %r9, %r5, 0f3F800000;", lambda x: torch.fmax(x, torch.ones(()))),
         ("max.NaN.f32 %r9, %r5, 0f3F800000;", lambda x: torch.maximum(x, torch.ones(()))),
         ("setp.le.f32 %p1, %r5, 0f3F800000; selp.f32 %r9, 0f00000000, %r5, %p1;", lambda x: x.where(~(x <= 1), 0.0)),
@@ -216,10 +229,15 @@ def test_what_a_gpu_would_not_do_is_refused(body: str, said: str) -> None:
         launch(body, torch.ones(32), torch.zeros(32))
 
 
-def test_what_the_kernels_are_compiled_to_computes_the_same() -> None:
+@pytest.mark.parametrize(
+    "target", ["sm_90", pytest.param("sm_80", marks=pytest.mark.slow), pytest.param("sm_100", marks=pytest.mark.slow)]
+)
+def test_what_the_kernels_are_compiled_to_computes_the_same(target: str) -> None:
     """The paper's chain in bfloat16 by vectors, and windows of a loop; all of these tests take a quarter of an hour."""
     some = "(half_types_take and bfloat16 and not work) or (large_windows and 12)"
     tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_triton_stage.py", "-k", some]
-    done = subprocess.run(tests, capture_output=True, text=True, cwd=ROOT, env=environment(KERNELS_TEST="ptx"))
+    done = subprocess.run(
+        tests, capture_output=True, text=True, cwd=ROOT, env=environment(KERNELS_TEST=f"ptx:{target}")
+    )
     assert done.returncode == 0, done.stdout
     assert "3 passed" in done.stdout
