@@ -90,6 +90,8 @@ def parse(ptx: str) -> Code:
                 operands.append(tuple(part.strip() for part in piece[1:-1].split(",")))
             elif piece.startswith("["):
                 operands.append(piece[1:-1].replace(" ", ""))
+            elif "|" in piece:
+                operands.append(tuple(piece.split("|")))
             else:
                 operands.append(piece)
         kinds = tuple(part for part in parts.split(".") if part)
@@ -240,9 +242,12 @@ class Machine:
         """An operand, as numbers of a type."""
         if type == "bf16":
             return (self._read(operand, "u16").astype(np.uint32) << np.uint32(16)).view(np.float32)
-        if type == "f32x2":
-            # Side by side, so that there are twice as many columns.
-            return np.ascontiguousarray(self._read(operand, "b64")).view(np.float32)
+        if type.endswith("x2"):
+            # Two numbers side by side, so that there are twice as many columns.
+            pairs = np.ascontiguousarray(self._read(operand, "b64" if type == "f32x2" else "b32"))
+            if type == "bf16x2":
+                return (pairs.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+            return pairs.view(_TYPES[type.removesuffix("x2")])
         if type not in _TYPES:
             raise EmulationError("unknown type")
         dtype = np.dtype(_TYPES[type])
@@ -494,7 +499,7 @@ class Machine:
         if comparison in ("num", "nan"):
             values = np.isnan(first) | np.isnan(second)
             values = ~values if comparison == "num" else values
-        elif comparison in _COMPARED and not (parts[-1][0] == "f" and comparison == "ne"):
+        elif comparison in _COMPARED and not (first.dtype.kind == "f" and comparison == "ne"):
             values = _COMPARED[comparison](first, second)
         elif comparison == "ne":
             values = (first != second) & ~np.isnan(first) & ~np.isnan(second)
@@ -504,7 +509,9 @@ class Machine:
             raise EmulationError("unknown comparison")
         if rest:
             values = _SIMPLE[parts[1]](values, self._read(rest[0].lstrip("!"), "pred") ^ rest[0].startswith("!"))
-        self._write(result, values, mask)
+        results = result if isinstance(result, tuple) else (result,)
+        for number, name in enumerate(results):
+            self._write(name, values[:, number :: len(results)], mask)
 
     def _testp_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
         result, source = operands

@@ -77,6 +77,17 @@ def test_programs_go_their_own_ways() -> None:
             "cvt.rn.f16.f32 %rs1, %r5; fma.rn.f32.f16 %r9, %rs1, %rs1, %r5;",
             lambda x: (x.half().double().square() + x.double()).float(),
         ),
+        (
+            # One and x against two and a half.
+            "cvt.rn.bf16x2.f32 %r6, %r5, 0f3F800000; setp.ge.bf16x2 %p1|%p2, %r6, 1056980992;"
+            "selp.f32 %r9, 0f40400000, 0f00000000, %p1; @%p2 add.f32 %r9, %r9, 0f3F800000;",
+            lambda x: (x.bfloat16() >= 0.5).float(),
+        ),
+        (
+            "cvt.rn.f16x2.f32 %r6, 0f3F800000, %r5; setp.nan.f16x2 %p1|%p2, %r6, 939540480;"
+            "selp.f32 %r9, 0f40400000, 0f00000000, %p2; @%p1 add.f32 %r9, %r9, 0f3F800000;",
+            lambda x: x.isnan().float(),
+        ),
         ("cvt.rn.bf16.f32 %rs1, %r5; add.f32.bf16 %r9, %rs1, %r5;", lambda x: x.bfloat16().float() + x),
         ("max.f32 %r9, %r5, 0f3F800000;", lambda x: torch.fmax(x, torch.ones(()))),
         ("max.NaN.f32 %r9, %r5, 0f3F800000;", lambda x: torch.maximum(x, torch.ones(()))),
