@@ -90,8 +90,10 @@ def may_refuse(implementation: str, reason: str) -> bool:
 
 
 @cache
-def times(case: Case, dtype: str, mode: str, names: tuple[str, ...], device: torch.device) -> dict[str, list[float]]:
-    """Seconds of the implementations that are right, sampled in turns."""
+def times(
+    case: Case, dtype: str, mode: str, names: tuple[str, ...], device: torch.device
+) -> dict[str, list[float] | str]:
+    """Seconds of the implementations that are right, sampled in turns; or why there are none."""
     right = [checked(case, name, dtype, device)[0] for name in names]
     rivals = [prepared for prepared in right if prepared is not None]
     found = sampled(rivals, mode, BATCH[device.type], DTYPES[dtype], device, SAMPLES[device.type])
@@ -147,6 +149,10 @@ def test_operator(
         pytest.fail(f"not timed: {reason}")
     cells = together(test_operator, {"case": case, "dtype": dtype, "mode": mode})
     rivals = tuple(cell["implementation"] for cell in cells)
-    replay(times(one, dtype, mode, rivals, device)[implementation])
+    found = times(one, dtype, mode, rivals, device)[implementation]
+    if isinstance(found, str):
+        row(status=found)
+        pytest.fail(f"not timed: {found}")
+    replay(found)
     if mode == "forward":
         row(saved_mib=kept(prepared, images, DTYPES[dtype], device))

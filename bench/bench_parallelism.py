@@ -7,7 +7,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from net.parallel.strategies import STRATEGIES
 
-from .parallelism import started
+from .parallelism import started, too_few_gpus
 
 BATCH = 64
 
@@ -16,6 +16,8 @@ BATCH = 64
 def test_update(benchmark: BenchmarkFixture, recorded: list[dict[str, Any]], strategy: str) -> None:
     """Processes of their own, timed from start to end; the row is what they measured."""
     ranks = 1 if strategy == "none" else 2
+    if too_few_gpus(ranks):
+        pytest.skip(f"needs {ranks} GPUs")
     arguments = (strategy, ranks, ("--network", "digits", "--batch-size", BATCH, "--updates", 10, "--ranks", 2))
     row = benchmark.pedantic(started, arguments, rounds=1)
     benchmark.extra_info.update(row)

@@ -100,20 +100,28 @@ class WrongResultError(Exception):
     """What an implementation computes is not what the formula says; it is not timed."""
 
 
-def failure(error: Exception) -> str:
-    """The status of a row that an error has kept from being measured."""
-    return f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+def failure(error: BaseException) -> str:
+    """The status of a row that an error has kept from being measured: the error, and the one it all began with."""
+
+    def said(one: BaseException) -> str:
+        return f"{type(one).__name__}: {(str(one).splitlines() or [''])[0]}"
+
+    first = error
+    # What the capture of a graph ends with says nothing of why.
+    while first.__context__ is not None:
+        first = first.__context__
+    return f"failed: {said(error)}" + (f"; at first {said(first)}" if first is not error else "")
 
 
 def inputs(
     case: Case, images: int, dtype: torch.dtype, format: str, device: torch.device, seed: int = 0
 ) -> tuple[Tensor, Tensor | None]:
     """Input and bias that ask for gradients."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     shape = (images, case.channels, case.size, case.size)
-    input = (torch.randn(shape, generator=generator) * SCALE).to(device, dtype)
+    input = (torch.randn(shape, generator=generator, device=device) * SCALE).to(dtype)
     input = input.contiguous(memory_format=FORMATS[format]).requires_grad_()
-    bias = torch.randn(case.channels, generator=generator).to(device).requires_grad_() if case.bias else None
+    bias = torch.randn(case.channels, generator=generator, device=device).requires_grad_() if case.bias else None
     return input, bias
 
 
@@ -196,7 +204,8 @@ def check(
     oracle = prepare(case, "aten")
     assert doubles[0] is not None
     exact = oracle(doubles[0], doubles[1])
-    gradient = torch.randn(exact.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(device)
+    generator = torch.Generator(device).manual_seed(2)
+    gradient = torch.randn(exact.shape, generator=generator, dtype=torch.float64, device=device)
     output = prepared(input, bias)
     half = dtype != torch.float32
     outputs_allowed, gradients_allowed = (2e-2, 1e-1) if half else (1e-4, 1e-4)
@@ -231,8 +240,22 @@ def describe(case: Case, implementation: str, mode: str, images: int, dtype: str
 
 def sampled(
     rivals: Sequence[Prepared], mode: str, images: int, dtype: torch.dtype, device: torch.device, samples: int
+) -> list[list[float] | str]:
+    """Seconds of one call of each rival of a case, sampled in turns, each in the memory format that serves it best.
+
+    Where one of them fails they are sampled one by one; of those that fail alone too the status is given.
+    """
+    try:
+        return list(_sampled(rivals, mode, images, dtype, device, samples))
+    except Exception as error:  # Whatever it is becomes the row's status.
+        if len(rivals) == 1:
+            return [failure(error)]
+    return [found for rival in rivals for found in sampled([rival], mode, images, dtype, device, samples)]
+
+
+def _sampled(
+    rivals: Sequence[Prepared], mode: str, images: int, dtype: torch.dtype, device: torch.device, samples: int
 ) -> list[list[float]]:
-    """Seconds of one call of each rival of a case, sampled in turns, each in the memory format that serves it best."""
     case = rivals[0].case
     # On a GPU calls take turns with inputs too, so that each finds its own out of the cache.
     count = copies(case.work(images, dtype)[mode].bytes) if device.type == "cuda" else 1

@@ -9,6 +9,7 @@ import gzip
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -52,6 +53,7 @@ from .cases import (  # noqa: E402
 )
 from .ceilings import Ceilings  # noqa: E402
 from .environment import ROOT  # noqa: E402
+from .environment import describe as describe_machine  # noqa: E402
 from .network import (  # noqa: E402
     STORED,
     build,
@@ -62,12 +64,17 @@ from .network import (  # noqa: E402
     update_step,
     whole_work,
 )
-from .one_rank import alone, usable  # noqa: E402
+from .one_rank import ALONE_CASE, alone, usable  # noqa: E402
 from .records import DATA, time_columns, write  # noqa: E402
 from .roofline import Work  # noqa: E402
 from .timing import copies, kernels_launched, seconds, wall_seconds  # noqa: E402
 
 Rows = Iterator[dict[str, Any]]
+#: In order of value; those that are compared with what the machine can do at best have that measured first.
+PARTS = (
+    "gate", "ceilings", "kernels", "steps", "layers", "inference", "trace", "input", "parallel", "choices", "autotune",
+)  # fmt: skip
+LIMITED = {"kernels", "steps", "layers", "inference", "autotune"}
 #: Runs that must give the same bits.
 REPEATS = 250
 #: The tests that a GPU is for, and those of them that a memory checker, which is slow, looks at for so many seconds.
@@ -87,6 +94,20 @@ def chosen(registers: dict[Any, Any], rows: int) -> Iterator[None]:
         yield
     finally:
         triton_stage.REGISTERS, triton_stage.SEGMENT_ROWS = before
+
+
+def _status(command: Sequence[str], environment: dict[str, str], limit: float) -> int | None:
+    """A command's exit status; None if it was stopped, and what it had started, after so many seconds."""
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    try:
+        return process.wait(limit)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        # A checker's test may outlive it, and would share the device with what is measured next.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 class Suite:
@@ -132,15 +153,15 @@ class Suite:
         if subprocess.run([*tests, *shared, *TESTS], cwd=ROOT, env=environment).returncode:
             raise SystemExit("error: the kernels' tests fail on this device; nothing is timed")
         if checker := shutil.which("compute-sanitizer"):
-            command = [checker, "--error-exitcode", "9", *tests, TESTS[0], "-k", CHECKED]
+            # Functions of the driver that are asked for and not there are no errors.
+            command = [checker, "--error-exitcode", "9", "--report-api-errors", "no", *tests, TESTS[0], "-k", CHECKED]
             begin = time.perf_counter()
-            try:
-                status = subprocess.run(command, cwd=ROOT, env=environment, timeout=CHECKER_SECONDS).returncode
-            except subprocess.TimeoutExpired:
+            status = _status(command, environment, CHECKER_SECONDS)
+            if status == 9:
+                raise SystemExit("error: compute-sanitizer found a wrong access to memory; nothing is timed")
+            if status is None:
                 said = f"stopped after {CHECKER_SECONDS} s, nothing found so far"
             else:
-                if status == 9:
-                    raise SystemExit("error: compute-sanitizer found a wrong access to memory; nothing is timed")
                 said = f"cannot check here, exit status {status}" if status else "nothing found"
             elapsed = round((time.perf_counter() - begin) * 1e6)
             yield {"case": "compute-sanitizer", "status": said, "median_us": elapsed}
@@ -169,17 +190,11 @@ class Suite:
 
     def _rivals(self, rivals: list[Prepared], mode: str, dtype: str) -> Rows:
         work = rivals[0].case.work(self.images, DTYPES[dtype])[mode]
-        try:
-            times = sampled(rivals, mode, self.images, DTYPES[dtype], self.device, self.samples)
-        except Exception as error:
-            if len(rivals) > 1:
-                print(f"{mode} of {rivals[0].case.name}: {failure(error)}; one by one", flush=True)
-                for rival in rivals:
-                    yield from self._rivals([rival], mode, dtype)
-            else:
-                yield {**self._kernel(rivals[0], mode, dtype), "status": failure(error)}
-            return
+        times = sampled(rivals, mode, self.images, DTYPES[dtype], self.device, self.samples)
         for rival, found in zip(rivals, times, strict=True):
+            if isinstance(found, str):
+                yield {**self._kernel(rival, mode, dtype), "status": found}
+                continue
             columns = time_columns(found)
             if mode == "forward":
                 columns["saved_mib"] = kept(rival, self.images, DTYPES[dtype], self.device)
@@ -196,27 +211,38 @@ class Suite:
     def layers(self) -> Rows:
         """Every layer of the network in bfloat16, and what the whole eager step takes."""
         dtype = "bfloat16"
-        total, graph = 0.0, self.device.type == "cuda"
+        total: float | None = 0.0
         for step in layer_steps(self.network, self.images, dtype, self.device):
-            if graph and step.name == "input preparation":
-                # It sends what was drawn on the host, which no graph holds.
-                times = wall_seconds(step.call, self.samples)
-            else:
-                (times,) = seconds([[step.call]], self.device, self.samples)
+            described = self._layer(step.name, step.mode, dtype)
+            try:
+                if self.device.type == "cuda" and step.name == "input preparation":
+                    # It sends what was drawn on the host, which no graph holds.
+                    times = wall_seconds(step.call, self.samples)
+                else:
+                    (times,) = seconds([[step.call]], self.device, self.samples)
+            except Exception as error:
+                total = None
+                yield {**described, "status": failure(error)}
+                continue
             columns = time_columns(times)
-            if step.mode == "training" and step.name != "input preparation":
+            if total is not None and step.mode == "training" and step.name != "input preparation":
                 total += columns["median_us"]
-            yield self._layer(step.name, step.mode, dtype, columns, step.work, step.columns)
+            yield {**described, **self._measured(columns, step.work, dtype, self.images), **step.columns}
         model = build(self.network, self.device)
         batch = images_and_labels(self.network, self.images, self.device)
         columns = time_columns(wall_seconds(update_step(model, model, *batch, dtype), self.samples))
-        more = {"sum_of_layers_us": round(total, 2), "percent_explained": round(100 * total / columns["median_us"], 1)}
+        more = {}
+        if total is not None:
+            explained = round(100 * total / columns["median_us"], 1)
+            more = {"sum_of_layers_us": round(total, 2), "percent_explained": explained}
         work = whole_work(self.network, self.images, dtype, "training")
-        yield self._layer("whole step", "training", dtype, columns, work, more)
+        yield {
+            **self._layer("whole step", "training", dtype),
+            **self._measured(columns, work, dtype, self.images),
+            **more,
+        }
 
-    def _layer(
-        self, name: str, mode: str, dtype: str, times: dict[str, float], work: Work, more: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _layer(self, name: str, mode: str, dtype: str) -> dict[str, Any]:
         return {
             "suite": "layers",
             "case": name,
@@ -225,11 +251,12 @@ class Suite:
             "dtype": dtype,
             "memory_format": "channels_last",
             "images": self.images,
-            **times,
-            "images_per_s": round(self.images / times["median_us"] * 1e6, 1),
-            **work.columns(times["median_us"], dtype, self.limits),
-            **more,
         }
+
+    def _measured(self, times: dict[str, float], work: Work, dtype: str, images: int) -> dict[str, Any]:
+        median = times["median_us"]
+        rate = round(images / median * 1e6, 1)
+        return {**times, "images_per_s": rate, **work.columns(median, dtype, self.limits)}
 
     def _compiled(self, model: torch.nn.Module, how: str) -> Callable[[Tensor], Tensor]:
         torch._dynamo.reset()
@@ -255,10 +282,15 @@ class Suite:
                 (self.network, "aten", compiled, "bfloat16", 1024),
                 (self.network, ours, compiled, "float32", self.images),
                 (self.network, "aten", compiled, "float32", self.images),
-                (self.network, ours, "max-autotune", "bfloat16", self.images),
             ]
         for network, implementation, how, dtype, images in cells:
             yield self._step(network, "update", implementation, how, dtype, images)
+
+    def autotune(self) -> Rows:
+        """Updates with every choice of Inductor's measured first, which takes minutes."""
+        yield self._step(
+            self.network, "update", self.ours, "eager" if self.toy else "max-autotune", "bfloat16", self.images
+        )
 
     def inference(self) -> Rows:
         """Logits of the network, without a gradient."""
@@ -271,17 +303,14 @@ class Suite:
         described, work = describe_step(what, network, implementation, how, dtype, images)
         try:
             with kernels.implementation(implementation):
-                columns = self._step_times(network, what, how, dtype, images)
+                columns, more = self._step_times(network, what, how, dtype, images)
         except Exception as error:
             return {**described, "status": failure(error)}
-        return {
-            **described,
-            **columns,
-            "images_per_s": round(images / columns["median_us"] * 1e6, 1),
-            **work.columns(columns["median_us"], dtype, self.limits),
-        }
+        return {**described, **self._measured(columns, work, dtype, images), **more}
 
-    def _step_times(self, network: str, what: str, how: str, dtype: str, images: int) -> dict[str, Any]:
+    def _step_times(
+        self, network: str, what: str, how: str, dtype: str, images: int
+    ) -> tuple[dict[str, float], dict[str, Any]]:
         model = build(network, self.device).train(what == "update")
         forward, (batch, labels) = self._compiled(model, how), images_and_labels(network, images, self.device)
         if what == "update":
@@ -299,8 +328,11 @@ class Suite:
         columns = time_columns(wall_seconds(call, self.samples, 1 if self.toy else 10))
         if cuda:
             more["peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
-            more["kernels_launched"] = kernels_launched(call)
-        return {**columns, **more}
+            try:
+                more["kernels_launched"] = kernels_launched(call)
+            except RuntimeError as error:
+                print(f"the profiler {failure(error)}", flush=True)
+        return columns, more
 
     def input(self) -> Rows:
         """Batches in random order from a mapped file in the page cache to the device."""
@@ -329,8 +361,13 @@ class Suite:
         for strategy in usable(self.network, 2):
             torch._dynamo.reset()
             dtype, how = ("float32", "eager") if self.toy else ("bfloat16", "reduce-overhead")
-            with kernels.implementation(self.ours):
-                yield alone(strategy, self.network, self.images, 2, dtype, how, self.device, self.samples)
+            try:
+                with kernels.implementation(self.ours):
+                    row = alone(strategy, self.network, self.images, 2, dtype, how, self.device, self.samples)
+            except Exception as error:
+                row = {"case": ALONE_CASE, "implementation": strategy, "network": self.network}
+                row["status"] = failure(error)
+            yield row
 
     def choices(self) -> Rows:
         """The stages with other caps on registers and other segments than today's, in turns; for no table."""
@@ -349,17 +386,22 @@ class Suite:
 
         for case in CASES[1:2] if self.toy else CASES[:2]:
             prepared = prepare(case, self.ours)
+            right = []
             for choice in tried:
-                with chosen(*tried[choice]):
-                    check(prepared, self.images, torch.bfloat16, self.device)
+                try:
+                    with chosen(*tried[choice]):
+                        check(prepared, self.images, torch.bfloat16, self.device)
+                    right.append(choice)
+                except Exception as error:
+                    yield {"case": f"choice: {case.name}", "implementation": choice, "status": failure(error)}
             for mode in MODES[:3]:
                 count = copies(case.work(self.images, torch.bfloat16)[mode].bytes)
                 sets = [
                     inputs(case, self.images, torch.bfloat16, "channels_last", self.device, n) for n in range(count)
                 ]
                 calls = prepared.calls(mode, sets)
-                rivals = [[under(choice, call) for call in calls] for choice in tried]
-                for choice, times in zip(tried, seconds(rivals, self.device, self.samples), strict=True):
+                rivals = [[under(choice, call) for call in calls] for choice in right]
+                for choice, times in zip(right, seconds(rivals, self.device, self.samples), strict=True):
                     columns = {"mode": mode, "dtype": "bfloat16", "images": self.images}
                     yield {"case": f"choice: {case.name}", "implementation": choice, **columns, **time_columns(times)}
 
@@ -401,13 +443,14 @@ def summary(rows: list[dict[str, Any]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts as the command line says; returns the exit status."""
     parser = Parser(prog="python -m bench.device_suite", description=__doc__.splitlines()[0])
-    parts = ("gate", "ceilings", "kernels", "layers", "steps", "inference", "input", "trace", "parallel", "choices")
     parser.add_argument("--budget-s", type=float, default=540, help="begin nothing after so many seconds")
     parser.add_argument("--output", type=Path, default=DATA, help="folder for the record")
     parser.add_argument("--batch-size", type=int, help="images; 128 on a GPU, else 2")
     parser.add_argument("--network", choices=VARIANTS, help="paper on a GPU, else digits")
-    parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="only these")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these")
     options = parser.parse_args(arguments)
+    if not describe_machine()["commit"]:
+        parser.error("a record names the commit it measures: run this in a git checkout, or set SOURCE_COMMIT")
     cuda = torch.cuda.is_available()
     if cuda:
         # Graphs cannot be captured on the default stream.
@@ -418,7 +461,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     images, network = options.batch_size or (128 if cuda else 2), options.network or ("paper" if cuda else "digits")
     suite = Suite(device, images, network, toy=not cuda)
     begin, done, failed = time.perf_counter(), [], []
-    for name in options.parts:
+    for name in PARTS:
+        if name not in options.parts and not (name == "ceilings" and LIMITED & set(options.parts)):
+            continue
         spent = time.perf_counter() - begin
         print(f"--- {name} ({spent:.0f} of {options.budget_s:.0f} s spent)", flush=True)
         rows = suite.trace(options.output) if name == "trace" else getattr(suite, name)()

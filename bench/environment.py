@@ -5,6 +5,7 @@ import hashlib
 import os
 import platform
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -49,13 +50,23 @@ def _kernels_code() -> str:
 def describe() -> dict[str, str | int | bool]:
     """The columns that every row of a record carries."""
     now = datetime.datetime.now(datetime.UTC)
+    return {
+        **_lasting(),
+        "threads": torch.get_num_threads(),
+        "date": now.strftime("%Y-%m-%d"),
+        "time": now.strftime("%H:%M:%S"),
+    }
+
+
+@cache
+def _lasting() -> dict[str, str | int | bool]:
+    """What is asked of other programs, and stays as it is while this one runs."""
     # A copy of the checkout without its history is told which commit it is.
     commit, copied = _git("rev-parse", "--short=10", "HEAD"), os.environ.get("SOURCE_COMMIT", "")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return {
         "machine": gpu or f"CPU: {_cpu_model()}",
         "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
         "driver": _driver() if gpu else "",
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -65,6 +76,4 @@ def describe() -> dict[str, str | int | bool]:
         "commit": commit or copied.removesuffix("-dirty"),
         # What is measured is code: a record or a table that is not committed yet does not count.
         "dirty": bool(_git("status", "--porcelain", "--", "kernels", "net", "bench")) or copied.endswith("-dirty"),
-        "date": now.strftime("%Y-%m-%d"),
-        "time": now.strftime("%H:%M:%S"),
     }

@@ -228,9 +228,17 @@ def started(job: str, ranks: int, arguments: Sequence[object]) -> Any:
     return json.loads(found[-1])
 
 
+def too_few_gpus(ranks: int) -> bool:
+    """Whether there are GPUs, but not one for each rank: sharing one, ranks would wait for each other's kernels."""
+    return 0 < torch.cuda.device_count() < ranks
+
+
 def compare(variant: str, batch: int, updates: int, ranks: int) -> Iterator[dict[str, Any]]:
     """Every strategy that can use so many ranks and this network, the link between them, and a rank by itself."""
     strategies = usable(variant, ranks)
+    if too_few_gpus(ranks):
+        print(f"fewer GPUs than {ranks}: of the strategies only what a rank computes by itself is measured")
+        strategies = ["none"]
     arguments = ("--network", variant, "--batch-size", batch, "--updates", updates, "--ranks", ranks)
     with Progress("measurements", len(strategies) + 2) as progress:
         for strategy in strategies:

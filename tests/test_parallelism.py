@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from bench import parallelism_report
+from bench import parallelism, parallelism_report
 from bench.cost_model import Link, message_seconds, predict, published
 from bench.messages import Message, expected
 from bench.one_rank import alone, usable
@@ -128,3 +128,15 @@ def test_a_comparison_ends_in_a_report(tmp_path: Path) -> None:
     assert "old" not in readme.read_text()
     assert "Modelled" not in readme.read_text()
     assert json.loads((next((tmp_path / "data").glob("*.jsonl"))).read_text().splitlines()[0])["ranks"] == 1
+
+
+def test_fewer_gpus_than_ranks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    started: list[str] = []
+    every = ["none", "data", "tower", "hybrid"]
+    monkeypatch.setattr(parallelism, "started", lambda job, ranks, arguments: started.append(job) or [])
+    for gpus, strategies in ((0, every), (1, ["none"]), (2, every)):
+        started.clear()
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        list(parallelism.compare("paper", 4, 1, 2))
+        assert sorted(started) == sorted([*strategies, "link", "alone"])
+        assert ("fewer GPUs than 2" in capsys.readouterr().out) == (gpus == 1)
