@@ -533,7 +533,11 @@ class TrainConfig(RecipeConfig):
         "fp32", "fp32 (TF32 off), tf32, or bf16 (compute; weights, update and loss stay fp32)"
     )
     channels_last: bool = flag(True, "keep activations in channels_last memory format")
-    compile: bool | None = flag(None, "torch.compile the network; by default on CUDA and in long runs on a CPU")
+    compile: bool | None = flag(
+        None,
+        "torch.compile the network; by default in long runs on a CPU, and on CUDA unless --time-budget is under five"
+        " minutes",
+    )
     device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
     parallel: Literal["none", "data", "tower", "hybrid"] = flag(
         "none",

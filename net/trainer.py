@@ -32,8 +32,8 @@ from .parallel.strategies import parallelize
 from .progress import duration
 from .recipe import PaperSGD, Schedule, parameter_groups
 
-#: Compiling takes about a minute of a CPU's time; it pays in runs whose arithmetic takes many times that.
-COMPILE_AFTER_SECONDS = 900.0
+#: Compiling takes about a minute of a CPU's time, half of one for a GPU; it pays in runs that take many times that.
+COMPILE_AFTER_SECONDS = {"cpu": 900.0, "cuda": 300.0}
 #: A CPU core's rate in such networks, of the order of what is measured; it only decides whether to compile.
 CPU_CORE_FLOP_PER_S = 30e9
 #: Checkpoints at the end of an epoch may take one part in so many of the time.
@@ -140,13 +140,19 @@ def open_run_data(config: TrainConfig) -> tuple[ImageData, AlexNetConfig]:
 
 
 def compile_wanted(config: TrainConfig, plan: AlexNetConfig, steps: int, device: torch.device) -> bool:
-    """Whether to compile: as asked, else on CUDA and in runs that are long on a CPU. The same for a resumed run."""
+    """Whether to compile: as asked, else where a run may take long enough. The same for a resumed run.
+
+    On CUDA every run may that has no budget of a few minutes.
+    """
     if config.compile is False:
         return False
-    if config.compile is None and device.type == "cpu":
-        # Forward and backward are three times the forward's multiply-additions, two operations each.
-        seconds = steps * config.batch_size * 6 * plan.multiply_adds / (CPU_CORE_FLOP_PER_S * torch.get_num_threads())
-        if min(seconds, config.time_budget or math.inf) < COMPILE_AFTER_SECONDS:
+    if config.compile is None:
+        seconds = config.time_budget or math.inf
+        if device.type == "cpu":
+            # Forward and backward are three times the forward's multiply-additions, two operations each.
+            flop = steps * config.batch_size * 6 * plan.multiply_adds
+            seconds = min(seconds, flop / (CPU_CORE_FLOP_PER_S * torch.get_num_threads()))
+        if seconds < COMPILE_AFTER_SECONDS.get(device.type, 0.0):
             return False
     if not has_cpp_compiler():
         print("torch.compile needs a C++ compiler (g++ or clang++) and finds none: running eager")

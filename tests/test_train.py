@@ -371,7 +371,11 @@ class TestCompile:
         assert not compile_wanted(TrainConfig(time_budget=60.0), network("paper"), 900_000, cpu)
         assert not compile_wanted(TrainConfig(compile=False), network("paper"), 900_000, cpu)
         assert compile_wanted(TrainConfig(compile=True), network("digits"), 1, cpu)
-        assert compile_wanted(TrainConfig(), network("digits"), 1, torch.device("cuda"))
+        cuda = torch.device("cuda")
+        assert compile_wanted(TrainConfig(), network("digits"), 1, cuda)
+        assert not compile_wanted(TrainConfig(time_budget=60.0), network("digits"), 440, cuda), "the digits preset's"
+        assert compile_wanted(TrainConfig(time_budget=3600.0), network("digits"), 440, cuda)
+        assert compile_wanted(TrainConfig(time_budget=60.0, compile=True), network("digits"), 440, cuda)
 
     def test_without_a_compiler_it_says_so_and_runs_eager(self, tmp_path: Path) -> None:
         done = run(
