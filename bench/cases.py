@@ -108,8 +108,8 @@ def failure(error: BaseException) -> str:
 
     first = error
     # What the capture of a graph ends with says nothing of why.
-    while first.__context__ is not None:
-        first = first.__context__
+    while before := first.__cause__ or (None if first.__suppress_context__ else first.__context__):
+        first = before
     return f"failed: {said(error)}" + (f"; at first {said(first)}" if first is not error else "")
 
 
@@ -250,6 +250,9 @@ def sampled(
     except Exception as error:  # Whatever it is becomes the row's status.
         if len(rivals) == 1:
             return [failure(error)]
+        print(
+            f"{mode} of {rivals[0].case.name}: sampled one by one, because together they {failure(error)}", flush=True
+        )
     return [found for rival in rivals for found in sampled([rival], mode, images, dtype, device, samples)]
 
 

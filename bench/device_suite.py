@@ -96,7 +96,7 @@ def chosen(registers: dict[Any, Any], rows: int) -> Iterator[None]:
         triton_stage.REGISTERS, triton_stage.SEGMENT_ROWS = before
 
 
-def _status(command: Sequence[str], environment: dict[str, str], limit: float) -> int | None:
+def _exit_status(command: Sequence[str], environment: dict[str, str], limit: float) -> int | None:
     """A command's exit status; None if it was stopped, and what it had started, after so many seconds."""
     process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
     try:
@@ -156,13 +156,13 @@ class Suite:
             # Functions of the driver that are asked for and not there are no errors.
             command = [checker, "--error-exitcode", "9", "--report-api-errors", "no", *tests, TESTS[0], "-k", CHECKED]
             begin = time.perf_counter()
-            status = _status(command, environment, CHECKER_SECONDS)
+            status = _exit_status(command, environment, CHECKER_SECONDS)
             if status == 9:
                 raise SystemExit("error: compute-sanitizer found a wrong access to memory; nothing is timed")
             if status is None:
-                said = f"stopped after {CHECKER_SECONDS} s, nothing found so far"
+                said = f"no verdict: stopped after {CHECKER_SECONDS} s"
             else:
-                said = f"cannot check here, exit status {status}" if status else "nothing found"
+                said = f"no verdict: exit status {status}" if status else "nothing found"
             elapsed = round((time.perf_counter() - begin) * 1e6)
             yield {"case": "compute-sanitizer", "status": said, "median_us": elapsed}
 
@@ -365,8 +365,12 @@ class Suite:
                 with kernels.implementation(self.ours):
                     row = alone(strategy, self.network, self.images, 2, dtype, how, self.device, self.samples)
             except Exception as error:
-                row = {"case": ALONE_CASE, "implementation": strategy, "network": self.network}
-                row["status"] = failure(error)
+                row = {
+                    "case": ALONE_CASE,
+                    "implementation": strategy,
+                    "network": self.network,
+                    "status": failure(error),
+                }
             yield row
 
     def choices(self) -> Rows:

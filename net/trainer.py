@@ -142,7 +142,7 @@ def open_run_data(config: TrainConfig) -> tuple[ImageData, AlexNetConfig]:
 def compile_wanted(config: TrainConfig, plan: AlexNetConfig, steps: int, device: torch.device) -> bool:
     """Whether to compile: as asked, else where a run may take long enough. The same for a resumed run.
 
-    On CUDA every run may that has no budget of a few minutes.
+    On CUDA that is every run but those with a budget of a few minutes.
     """
     if config.compile is False:
         return False
@@ -152,7 +152,7 @@ def compile_wanted(config: TrainConfig, plan: AlexNetConfig, steps: int, device:
             # Forward and backward are three times the forward's multiply-additions, two operations each.
             flop = steps * config.batch_size * 6 * plan.multiply_adds
             seconds = min(seconds, flop / (CPU_CORE_FLOP_PER_S * torch.get_num_threads()))
-        if seconds < COMPILE_AFTER_SECONDS.get(device.type, 0.0):
+        if seconds < COMPILE_AFTER_SECONDS[device.type]:
             return False
     if not has_cpp_compiler():
         print("torch.compile needs a C++ compiler (g++ or clang++) and finds none: running eager")

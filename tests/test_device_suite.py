@@ -54,7 +54,9 @@ def test_a_part_that_fails_costs_the_others_nothing(
     assert said.splitlines()[-1] == "error: failed, see above: ceilings"
 
 
-def test_a_rival_that_fails_costs_the_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rival_that_fails_costs_the_others_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def sampled(rivals: list[cases.Prepared], *arguments: object) -> list[list[float]]:
         if any(rival.implementation == "aten" for rival in rivals):
             try:
@@ -71,6 +73,7 @@ def test_a_rival_that_fails_costs_the_others_nothing(monkeypatch: pytest.MonkeyP
         "failed: ValueError: capture ended; at first RuntimeError: operation not permitted when stream is capturing"
     )
     assert [row.get("status") for row in rows if row["implementation"] == "aten"] == [status] * 4
+    assert f"forward of stage2: sampled one by one, because together they {status}" in capsys.readouterr().out
 
 
 def test_a_layer_that_fails_costs_the_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,10 +124,10 @@ def test_what_is_compared_with_limits_has_them(tmp_path: Path) -> None:
 def test_what_takes_too_long_is_stopped_with_all_it_has_started(tmp_path: Path) -> None:
     file = tmp_path / "process"
     script = f"sleep 60 & echo $! > {file}; wait"
-    assert device_suite._status(["bash", "-c", script], dict(os.environ), 1.0) is None
+    assert device_suite._exit_status(["bash", "-c", script], dict(os.environ), 1.0) is None
     state = Path("/proc") / file.read_text().strip() / "stat"
     assert not state.exists() or state.read_text().split()[2] == "Z"
-    assert device_suite._status(["bash", "-c", "exit 9"], dict(os.environ), 10.0) == 9
+    assert device_suite._exit_status(["bash", "-c", "exit 9"], dict(os.environ), 10.0) == 9
 
 
 def test_a_step_that_fails_costs_the_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
