@@ -1,7 +1,7 @@
 """The formulas of :mod:`kernels.reference` as regions compiled by ``torch.compile``, for eager callers on a CPU.
 
 Each combination of shape, dtype, memory format and parameters is compiled when it is first met, which takes seconds to
-half a minute; without a C++ compiler the formulas run as they stand, after one notice.
+half a minute. Without a C++ compiler :mod:`kernels.cpu` runs instead, after one notice.
 """
 
 import functools
@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 
-from . import reference
+from . import cpu, reference
 
 #: Shapes and parameters that are compiled; further ones run as ``reference`` does.
 _VARIANTS = 64
 
 
 @functools.cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def _compiled(function: Callable[..., Any], otherwise: Callable[..., Any]) -> Callable[..., Any]:
     compiler = os.environ.get("CXX") or "g++"
     if not any(map(shutil.which, (compiler, "g++", "clang++"))):
         _say_once()
-        return function
+        return otherwise
     return torch.compile(function, dynamic=False)
 
 
@@ -40,10 +40,10 @@ def _say_once() -> None:
 def forward(*arguments: Any) -> Any:
     """See :func:`kernels.reference.forward`."""
     with torch._dynamo.config.patch(recompile_limit=_VARIANTS):
-        return _compiled(reference.forward)(*arguments)
+        return _compiled(reference.forward, cpu.forward)(*arguments)
 
 
 def backward(*arguments: Any) -> Any:
     """See :func:`kernels.reference.backward`."""
     with torch._dynamo.config.patch(recompile_limit=_VARIANTS):
-        return _compiled(reference.backward)(*arguments)
+        return _compiled(reference.backward, cpu.backward)(*arguments)

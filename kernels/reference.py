@@ -8,8 +8,7 @@ implementation.
 The formulas stand at the heads of :mod:`kernels.local_response_norm` and :mod:`kernels.max_pool2d`.
 """
 
-import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -48,12 +47,6 @@ def memory_format(tensor: Tensor) -> torch.memory_format:
 def _for_inductor() -> bool:
     """Whether the formula is traced to be compiled: Inductor makes fast loops of other forms than are fast eager."""
     return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-
-
-def _alone() -> bool:
-    """Whether nobody looks on who needs what arithmetic reads: eager results then may be overwritten, which on a CPU
-    takes half the time of writing to other memory."""
-    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def _fixed(size: int) -> int:
@@ -112,8 +105,6 @@ def activation(input: Tensor, bias: Tensor | None, relu: bool, groups: int) -> T
     a = cast(channels_behind(input, groups), compute_dtype(input.dtype))
     if bias is not None:
         a = a + by_group(cast(bias, a.dtype), groups)
-        if relu and _alone():
-            return a.relu_()
     return F.relu(a) if relu else a
 
 
@@ -145,21 +136,20 @@ def scale(a: Tensor, normalization: Normalization, square: Callable[[Tensor], Te
     """``s``: what ``a`` is divided by, before the power."""
     size, alpha, _, k, _ = normalization
     total = window_sum(square(a), normalization.behind, normalization.ahead)
-    return total.mul_(alpha / size).add_(k) if _alone() else total * (alpha / size) + k
+    return total * (alpha / size) + k
 
 
 def negative_power(base: Tensor, beta: float) -> Tensor:
     """``base ** -beta``; the paper's 0.75 costs one reciprocal square root and one square root."""
     if beta == 0.75:
         root = base.rsqrt()
-        return root.sqrt().mul_(root) if _alone() else root * root.sqrt()
+        return root * root.sqrt()
     return torch.pow(base, -beta)
 
 
 def normalize(a: Tensor, normalization: Normalization) -> Tensor:
     """Local response normalization of ``a``."""
-    power = negative_power(scale(a, normalization), normalization.beta)
-    return power.mul_(a) if _alone() else a * power
+    return a * negative_power(scale(a, normalization), normalization.beta)
 
 
 def normalize_backward(db: Tensor, a: Tensor, normalization: Normalization) -> Tensor:
@@ -167,16 +157,10 @@ def normalize_backward(db: Tensor, a: Tensor, normalization: Normalization) -> T
     size, alpha, beta, _, _ = normalization
     # Squared by another operator than in the forward pass, or torch.compile finds the sums there and keeps them.
     s = scale(a, normalization, torch.square)
-    power = negative_power(s, beta)
-    direct = power.mul_(db) if _alone() else db * power
+    direct = db * negative_power(s, beta)
     # The channels whose windows hold channel j lie the other way round: ``ahead`` behind it, ``behind`` ahead of it.
-    share = direct * a
-    share = share.div_(s) if _alone() else share / s
-    total = window_sum(share, normalization.ahead, normalization.behind)
-    if _for_inductor():
-        return direct - (2 * alpha * beta / size) * a * total
-    factor = -2 * alpha * beta / size
-    return direct.addcmul_(a, total, value=factor) if _alone() else direct.addcmul(a, total, value=factor)
+    total = window_sum(direct * a / s, normalization.ahead, normalization.behind)
+    return direct - (2 * alpha * beta / size) * a * total
 
 
 def normalize_tangent(da: Tensor, a: Tensor, normalization: Normalization) -> Tensor:
@@ -210,13 +194,17 @@ def _along(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     return rows[:, None, None, None], columns[:, None, None]
 
 
-def _counting(pooling: Pooling, size: Sequence[int]) -> torch.dtype:
-    """The type in which elements of maps of so many rows and columns, and of windows, are numbered: float32 where it
-    holds every number and difference that comes up, because a processor divides many of them at once."""
+def counts_in_float32(pooling: Pooling, size: Sequence[int]) -> bool:
+    """Whether float32 holds every number and difference that comes up in numbering the elements of maps of so many
+    rows and columns, and of windows: a processor divides many of them at once."""
     rows, columns = (
         size[axis] + 2 * pooling.padding[axis] + pooling.dilation[axis] * pooling.kernel_size[axis] for axis in (0, 1)
     )
-    return torch.float32 if rows * columns < 2**22 else torch.int64
+    return rows * columns < 2**22
+
+
+def _counting(pooling: Pooling, size: Sequence[int]) -> torch.dtype:
+    return torch.float32 if counts_in_float32(pooling, size) else torch.int64
 
 
 def _quotient(numbers: Tensor, divisor: int) -> Tensor:
@@ -375,17 +363,6 @@ def _groups(normalization: Normalization | None) -> int:
     return 1 if normalization is None else normalization.groups
 
 
-#: Bytes of a part of the input: what is computed from it stays in a core's cache.
-_PART = 2**22
-
-
-def _images_at_once(input: Tensor) -> int:
-    """Images that eager CPU arithmetic takes at once; all of them on a GPU, and where autograd looks on."""
-    if input.device.type != "cpu" or torch.is_grad_enabled():
-        return len(input)
-    return max(1, _PART * len(input) // (input.numel() * compute_dtype(input.dtype).itemsize))
-
-
 def forward(
     input: Tensor,
     bias: Tensor | None,
@@ -395,24 +372,6 @@ def forward(
     save: bool,
 ) -> tuple[Tensor, Tensor]:
     """The output in ``input``'s dtype and the offsets of the maxima (empty without pooling or ``save``)."""
-    if torch.compiler.is_compiling():
-        return _forward(input, bias, relu, normalization, pooling, save)
-    parts = input.split(_images_at_once(input))
-    results = [_forward(part, bias, relu, normalization, pooling, save) for part in parts]
-    if len(results) == 1:
-        return results[0]
-    outputs, offsets = zip(*results, strict=True)
-    return torch.cat(outputs), torch.cat(offsets)
-
-
-def _forward(
-    input: Tensor,
-    bias: Tensor | None,
-    relu: bool,
-    normalization: Normalization | None,
-    pooling: Pooling | None,
-    save: bool,
-) -> tuple[Tensor, Tensor]:
     values = activation(input, bias, relu, _groups(normalization))
     if normalization is not None:
         values = normalize(values, normalization)
@@ -456,25 +415,9 @@ def backward(
         dtype, format: of the gradient: ``input``'s.
         bias_wanted: whether to sum the bias's gradient; None is returned without.
     """
-    like = output_gradient if input is None else input
-    if torch.compiler.is_compiling() or (images := _images_at_once(like)) >= len(like):
-        gradient = _backward(output_gradient, input, output, offsets, bias, size, relu, normalization, pooling)
-        finished = channels_second(cast(gradient, dtype)).contiguous(memory_format=format)
-        return finished, _bias_sum(gradient) if bias_wanted else None
-
-    def split(tensor: Tensor | None) -> Iterable[Tensor | None]:
-        return itertools.repeat(None) if tensor is None else tensor.split(images)
-
-    shape = (*output_gradient.shape[:2], *size) if input is None else input.shape
-    finished, sums = torch.empty(shape, dtype=dtype, device=like.device, memory_format=format), []
-    parts = zip(output_gradient.split(images), split(input), split(output), split(offsets), strict=False)
-    for into, part in zip(finished.split(images), parts, strict=True):
-        gradient = _backward(*part, bias, size, relu, normalization, pooling)
-        if bias_wanted:
-            sums.append(_bias_sum(gradient))
-        # While it is in the cache.
-        into.copy_(channels_second(gradient))
-    return finished, torch.stack(sums).sum(0) if bias_wanted else None
+    gradient = _backward(output_gradient, input, output, offsets, bias, size, relu, normalization, pooling)
+    finished = channels_second(cast(gradient, dtype)).contiguous(memory_format=format)
+    return finished, _bias_sum(gradient) if bias_wanted else None
 
 
 def _bias_sum(gradient: Tensor) -> Tensor:

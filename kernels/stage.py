@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import aten, dispatch, inductor, reference
+from . import aten, cpu, dispatch, inductor, reference
 from .arguments import Normalization, Pooling
 
-_IMPLEMENTATIONS = {"reference": reference, "inductor": inductor}
+_IMPLEMENTATIONS = {"reference": reference, "cpu": cpu, "inductor": inductor}
 if importlib.util.find_spec("triton") is not None:
     # Triton exists for Linux only.
     from . import triton_stage
@@ -129,6 +129,8 @@ def _implementation(input: Tensor, normalization: Normalization | None) -> str:
     name = dispatch.selected()
     if name == "auto":
         name = "triton" if input.device.type == "cuda" and "triton" in _IMPLEMENTATIONS else "reference"
+    if name == "reference" and cpu.suits(input):
+        return "cpu"
     if name == "triton":
         if "triton" not in _IMPLEMENTATIONS:
             raise ValueError("the implementation 'triton' needs the package triton, which is not installed")

@@ -12,7 +12,7 @@ from torch._inductor.utils import run_and_get_code
 from torch.autograd import forward_ad
 
 import kernels
-from kernels import aten, inductor, reference, stage
+from kernels import aten, cpu, inductor, reference, stage
 from kernels.arguments import Normalization, Pooling
 from tests.tolerances import TOLERANCES
 
@@ -109,22 +109,6 @@ def test_half_types_round_once(dtype: torch.dtype) -> None:
     # The output gradient was rounded to the half type, which is one more half ulp of every term.
     torch.testing.assert_close(gradient.double(), exact_gradient, rtol=4 * ulp, atol=4 * ulp)
     torch.testing.assert_close(bias_gradient.double(), exact_bias_gradient, rtol=0, atol=40 * ulp)
-
-
-def test_in_parts_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eager CPU arithmetic takes a few images at a time; only the bias's sum may depend on how many."""
-    input, bias = inputs((5, 6, 9, 9))
-    for parts in ((True, WINDOW, PAPER_POOL), (True, None, PAPER_POOL), (True, WINDOW, None)):
-        whole = results(chain(*parts), input, bias)
-        monkeypatch.setattr(reference, "_PART", 2 * 6 * 9 * 9 * 8)
-        assert reference._images_at_once(input) == 5, "with autograd looking on there are no parts"
-        with torch.no_grad():
-            assert reference._images_at_once(input) == 2
-        cut = results(chain(*parts), input, bias)
-        monkeypatch.undo()
-        assert torch.equal(whole[0], cut[0])
-        assert torch.equal(whole[1], cut[1])
-        torch.testing.assert_close(whole[2], cut[2])
 
 
 def test_an_image_does_not_depend_on_its_batch() -> None:
@@ -259,13 +243,15 @@ def test_what_is_kept_for_backward(compiled: bool) -> None:
 
 def test_nothing_is_kept_or_computed_without_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
-    pool = reference.pool
+    forward = cpu.forward
 
-    def noted(values: Tensor, pooling: Pooling, save: bool) -> tuple[Tensor, Tensor]:
-        asked.append(save)
-        return pool(values, pooling, save)
+    def noted(*arguments: Any) -> tuple[Tensor, Tensor]:
+        asked.append(arguments[-1])
+        output, offsets = forward(*arguments)
+        assert (offsets.numel() > 0) == asked[-1]
+        return output, offsets
 
-    monkeypatch.setattr(reference, "pool", noted)
+    monkeypatch.setattr(cpu, "forward", noted)
     input, bias = inputs()
     frozen = [tensor.detach() for tensor in (input, bias)]
 

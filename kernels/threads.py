@@ -1,0 +1,77 @@
+"""Worker threads for eager calls on a CPU: as many as ``torch.get_num_threads()``, started when first needed.
+
+Inside a worker PyTorch's operators use no threads of their own.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch.autograd import forward_ad
+
+_lock = threading.Lock()
+_workers: ThreadPoolExecutor | None = None
+_count = 0
+
+
+def _forget() -> None:
+    """A forked process has none of the threads."""
+    global _lock, _workers
+    _lock, _workers = threading.Lock(), None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _begin() -> None:
+    # A thread takes over the number that all threads begin with when it first asks for its own; only then can it have
+    # another.
+    torch.get_num_threads()
+    torch.set_num_threads(1)
+
+
+def _started(count: int) -> ThreadPoolExecutor:
+    """The workers, all of them running."""
+    global _workers, _count
+    if _workers is None or _count != count:
+        if _workers is not None:
+            _workers.shutdown(wait=False)
+        _workers, _count = ThreadPoolExecutor(count, "kernels", _begin), count
+        everybody = threading.Barrier(count)
+        for started in [_workers.submit(everybody.wait) for _ in range(count)]:
+            started.result()
+        # What a thread sets for itself is also what threads to come begin with.
+        torch.set_num_threads(count)
+    return _workers
+
+
+def run(work: Callable[[], None], most: int) -> None:
+    """Call ``work`` on every worker, at most ``most`` times, without recording gradients; wait for all to return.
+
+    Where there would be one of them only, it is called here.
+
+    Raises:
+        the first exception of ``work``.
+    """
+    inference = torch.is_inference_mode_enabled()
+
+    def call() -> None:
+        # Neither kind of derivative is recorded. Each thread has modes of its own.
+        with torch.inference_mode() if inference else torch.no_grad(), forward_ad._set_fwd_grad_enabled(False):
+            work()
+
+    count = torch.get_num_threads()
+    if min(count, most) < 2:
+        call()
+        return
+    with _lock:
+        workers = _started(count)
+        running: list[Future[None]] = [workers.submit(call) for _ in range(min(count, most))]
+    # All of them, or one that goes on would write to what the caller believes finished.
+    for one in running:
+        one.exception()
+    for one in running:
+        one.result()
