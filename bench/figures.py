@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from html import escape
 from io import BytesIO
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import findings
 from .pages import PARAMETER_BYTES, layer_memory, layers_of, most
@@ -98,7 +98,7 @@ def figures(rows: Sequence[Row]) -> list[Figure]:
     return found
 
 
-def _saved(figure: Figure, **options: object) -> bytes:
+def _saved(figure: Figure, **options: Any) -> bytes:
     import matplotlib
 
     matplotlib.use("Agg")

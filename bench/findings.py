@@ -65,6 +65,11 @@ def _busy(rows: Iterable[Row]) -> Times:
     return _times(beside, STAGES)
 
 
+def _one(machine: Machine) -> str:
+    """The processor with its article: NVIDIA is spoken with a vowel first."""
+    return f"{'an' if machine.model[0] in 'AEIOUN' else 'a'} {machine.model}"
+
+
 def _ms(microseconds: float) -> str:
     """Milliseconds in three digits."""
     value = microseconds / 1e3
@@ -95,7 +100,7 @@ def _gpu_step(rows: Sequence[Row]) -> str | None:
     since = " The Triton kernels have been rewritten since." if "rewritten" in own.get("kernels_of", "") else ""
     return (
         f"[One update of the paper's network](steps.md), {_batch(own)} images in {own['dtype']}, takes "
-        f"{_ms(own['median_us'])} on an {machine.model}, {own['images_per_s']:,.0f} images/s"
+        f"{_ms(own['median_us'])} on {_one(machine)}, {own['images_per_s']:,.0f} images/s"
         f"{_as_fast(_times(its, UPDATE))}.{since}"
     )
 
@@ -109,7 +114,8 @@ def _gpu_time(rows: Sequence[Row]) -> str | None:
     for row in steps:
         first = all(row.get(key) == steps[0].get(key) for key in ("implementation", "shape", "dtype"))
         if first and row.get("kernel") != "sum" and "percent_of_step" in row:
-            layers[str(row.get("layer"))] = layers.get(str(row.get("layer")), 0.0) + row["percent_of_step"]
+            name = row.get("layer") or "kernels of no layer"
+            layers[name] = layers.get(name, 0.0) + row["percent_of_step"]
     if layers:
         largest = sorted(layers, key=lambda name: -layers[name])[:3]
         names = ", ".join(f"{name} ({layers[name]:.0f} %)" for name in largest)
@@ -131,14 +137,11 @@ def _cpu_stages(rows: Sequence[Row]) -> str | None:
         return None
     threads = f" with {machine.threads} thread{'s' if machine.threads > 1 else ''}" if machine.threads else ""
     text = (
-        f"[The two stages of normalization and pooling](kernels.md), forward and backward, take {_ms(times[0])} on an "
-        f"{machine.model}{threads}{_as_fast(times)}."
+        f"[The two stages of normalization and pooling](kernels.md), forward and backward, take {_ms(times[0])} on "
+        f"{_one(machine)}{threads}{_as_fast(times)}."
     )
-    if busy[0] and busy[2]:
-        text += (
-            f" [Beside {BUSY} busy processes](contention.md) they take {_ms(busy[0])}, {busy[2] / busy[0]:.2f} times "
-            "as fast as PyTorch called eagerly."
-        )
+    if busy[0]:
+        text += f" [Beside two busy processes](contention.md) they take {_ms(busy[0])}{_as_fast(busy)}."
     return text
 
 
@@ -180,7 +183,7 @@ def groups(rows: Sequence[Row]) -> list[Group]:
             tasks.append((f"An update of the network, {machine.model}", _times(its, UPDATE)))
             if machine.cpu:
                 tasks.append((f"Stages 1 and 2, forward and backward, {machine.model}", _stages(its)))
-                tasks.append((f"The same beside {BUSY} busy processes", _busy(its)))
+                tasks.append(("The same beside two busy processes", _busy(its)))
     found = []
     for title, times in tasks:
         own, _, eager = times

@@ -6,8 +6,7 @@ from html import escape
 from itertools import count
 from pathlib import Path
 
-from .pages import Page
-from .tables import SHOWN, Cell, Column, Table, more_columns
+from .tables import SHOWN, Cell, Column, Page, Table, more_columns
 
 HERE = Path(__file__).parent
 TITLE = "AlexNet, 2012, on today's hardware"
@@ -18,14 +17,9 @@ LONG = 40
 
 def inline(text: str) -> str:
     """Markdown within a line as HTML: code, emphasis and links, those to pages of ``reports/`` to their sections."""
-    parts = re.split(r"(`[^`]*`)", text)
-    for place, part in enumerate(parts):
-        if part.startswith("`"):
-            parts[place] = f"<code>{escape(part.strip('`'))}</code>"
-            continue
-        part = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escape(part))
-        parts[place] = re.sub(r"\[([^\]]*)\]\(([^)]*)\)", _link, part)
-    return "".join(parts)
+    text = re.sub(r"\[([^\]]*)\]\(([^)]*)\)", _link, escape(text))
+    text = re.sub(r"`([^`]*)`", r"<code>\1</code>", text)
+    return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
 
 
 def _link(found: re.Match[str]) -> str:
@@ -51,7 +45,8 @@ def _cell(cell: Cell, column: Column, place: int, best: bool) -> str:
     return f'<th scope="row"{kind}{attributes}>{text}</th>' if place == 0 else f"<td{kind}{attributes}>{text}</td>"
 
 
-def _table(table: Table, title: str, words: str, numbers: Iterable[int]) -> Iterable[str]:
+def _table(table: Table, title: str, words: str, numbers: Iterable[int], headed: bool = False) -> Iterable[str]:
+    """A table; its caption is for screen readers alone where it repeats a heading."""
     name = f"table{next(iter(numbers))}"
     if table.folded:
         yield f'<details class="folded"><summary>{escape(table.title)}: {len(table.rows)} rows</summary>'
@@ -59,7 +54,8 @@ def _table(table: Table, title: str, words: str, numbers: Iterable[int]) -> Iter
     label = escape(f"{table.title or title}, {words}".removesuffix(", "))
     yield f'<div class="scroll" role="region" aria-label="{label}" tabindex="0"><table id="{name}">'
     facts = f'<span class="facts">{inline(table.facts)}</span>' if table.facts else ""
-    yield f"<caption>{escape(table.title or title)}{facts}</caption><thead><tr>"
+    quiet = ' class="heard"' if headed else ""
+    yield f"<caption{quiet}><div>{escape(table.title or title)}{facts}</div></caption><thead><tr>"
     for place, column in enumerate(table.columns):
         kinds = " ".join(["number"] * column.numeric + ["extra"] * (place >= SHOWN))
         kind = f' class="{kinds}"' if kinds else ""
@@ -67,8 +63,8 @@ def _table(table: Table, title: str, words: str, numbers: Iterable[int]) -> Iter
     yield "</tr></thead><tbody>"
     medians = [place for place, column in enumerate(table.columns) if column.key == "median_us"]
     for row in table.rows:
-        times = {place: row[place].value for place in medians if row[place].value is not None}
-        best = min(times, key=times.__getitem__) if len(medians) > 1 and times else None
+        times = [(value, place) for place in medians if (value := row[place].value) is not None]
+        best = min(times)[1] if len(medians) > 1 and times else None
         cells = (
             _cell(one, column, place, place == best)
             for place, (one, column) in enumerate(zip(row, table.columns, strict=True))
@@ -101,7 +97,7 @@ def _from_markdown(text: str, title: str, images: Mapping[str, str], numbers: It
         if not lines:
             continue
         if lines[0].startswith("|"):
-            yield from _table(_table_of(lines, heading), title, "", numbers)
+            yield from _table(_table_of(lines, heading), title, "", numbers, headed=True)
         elif lines[0].startswith("!["):
             found = re.match(r"!\[(.*?)\]\((.*?)\)", " ".join(lines))
             assert found is not None

@@ -8,7 +8,8 @@ from .tables import (
     BY_KEY,
     Cell,
     Column,
-    Machine,
+    Page,
+    Section,
     Table,
     cell,
     detail,
@@ -25,22 +26,6 @@ from .tables import (
 NOT_LAYERS = ("input preparation", "optimizer", "sum of layers", "whole step")
 #: Bytes of a parameter: weights, gradients and momentum are float32.
 PARAMETER_BYTES = 4
-
-
-class Section(NamedTuple):
-    """A machine's tables on a page."""
-
-    machine: Machine
-    tables: list[Table]
-
-
-class Page(NamedTuple):
-    """A file of ``reports/``."""
-
-    file: str
-    title: str
-    about: str
-    sections: list[Section]
 
 
 def _kernels(rows: Sequence[Row]) -> list[Table]:
@@ -116,7 +101,7 @@ def _memory(rows: Sequence[Row]) -> list[Table]:
             line = [cell(row, column) for column in names] + [Cell(f"{mib:,.1f}", mib)] * 3
             cells.append(line + [cell(row, column) for column in kept])
         title = "What training keeps, by layer; weights, gradients and momentum are computed"
-        tables.append(Table(title, [*names, *computed, *kept], cells, "", (), sources(layers)).shared())
+        tables.append(Table(title, [*names, *computed, *kept], cells, sources(layers)).shared())
     shown = ("case", "implementation", "mode", "shape", "dtype", "memory_format", "saved_mib")
     for title, suite, keys in (
         ("Peak of a step", "steps", (*shown[:5], "peak_mib", "process_peak_mib", "memory_format")),
@@ -128,7 +113,10 @@ def _memory(rows: Sequence[Row]) -> list[Table]:
 
 
 class _Kind(NamedTuple):
+    """Title, a line for the list of pages, what stands above its tables, suites of rows, what makes tables of them."""
+
     title: str
+    line: str
     about: str
     suites: tuple[str, ...]
     tables: Callable[[Sequence[Row]], list[Table]]
@@ -144,19 +132,31 @@ LIMIT = (
     "fewest bytes at the rate of the best large copy. Both rates were measured in the same run."
 )
 PAGES = {
-    "kernels.md": _Kind("Kernels", f"The operators at the paper's shapes. {RATIOS} {LIMIT}", ("kernels",), _kernels),
+    "kernels.md": _Kind(
+        "Kernels",
+        "the operators at the paper's shapes, against their rivals and their limits",
+        f"The operators at the paper's shapes. {RATIOS} {LIMIT}",
+        ("kernels",),
+        _kernels,
+    ),
     "contention.md": _Kind(
         "Beside other processes",
+        "the stages as a user's program runs them, alone and beside busy processes",
         "Stages 1 and 2 forward and backward, alone on the machine and with busy processes beside them; no setting of "
         "threads or waiting was touched. `x aten` compares rows with as many processes beside them.",
         ("contention",),
         _in_order,
     ),
     "steps.md": _Kind(
-        "Steps", f"Updates of whole networks, inference, and whole runs. {RATIOS}", ("steps", "train"), _steps
+        "Steps",
+        "updates of whole networks, inference, `net.train` end to end, and the digits run",
+        f"Updates of whole networks, inference, and whole runs. {RATIOS}",
+        ("steps", "train"),
+        _steps,
     ),
     "profile.md": _Kind(
         "Where a step's time goes",
+        "the GPU kernels of a training step, with launches and time",
         "The GPU kernels of a captured training step: launches and time a step, averaged over replays. The gaps are "
         "what is left of the wall clock.",
         ("profile",),
@@ -164,6 +164,7 @@ PAGES = {
     ),
     "layers.md": _Kind(
         "Layers",
+        "the paper's network layer by layer",
         f"The paper's network layer by layer. {LIMIT} A copy writes as much as it reads: what mostly reads, such as "
         "the optimizer and the dense layers, can beat that limit, and so can tensors that fit in a cache. `training` "
         "is forward and backward. `sum of layers` adds the training of all layers, the loss and the optimizer; "
@@ -174,22 +175,29 @@ PAGES = {
     ),
     "memory.md": _Kind(
         "Memory",
+        "what training keeps, by layer and by kernel, and the peak of a step",
         "Saved is what is kept for backward, each tensor once. Weights, gradients and momentum take four bytes for "
         "each parameter. Peak is the device's, process peak all that the process holds.",
         ("layers", "steps", "kernels"),
         _memory,
     ),
     "input_pipeline.md": _Kind(
-        "Input pipeline", "Decoding, reading from the packed store, and the paper's variations.", ("input",), _in_order
+        "Input pipeline",
+        "decoding, reading, varying images",
+        "Decoding, reading from the packed store, and the paper's variations.",
+        ("input",),
+        _in_order,
     ),
     "ceilings.md": _Kind(
         "Ceilings",
+        "copies and matrix products, what the limits are made of",
         "What the machine does at best: the limits in the other tables are made of these.",
         ("ceilings",),
         _in_order,
     ),
     "gate.md": _Kind(
         "Checks before measuring",
+        "what had to pass on the device before its stages were timed",
         "What had to pass on the device before its stages were timed. Stages that were timed all the same are marked "
         "as unverified.",
         ("gate",),

@@ -17,13 +17,17 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 FOUND_BEGIN, FOUND_END = "<!-- found: begin -->", "<!-- found: end -->"
+PAGES_BEGIN, PAGES_END = "<!-- pages: begin -->", "<!-- pages: end -->"
 MADE = "Made from the records by `python -m bench.report`."
 DESCRIPTION = (
     "Make reports/*.md, reports/index.html, reports/figures and the tables on README's first screen from the records "
     "in reports/data, or compare two records."
 )
-#: Pages of :mod:`bench.parallelism_report` and :mod:`net.ablation_report`.
-OTHERS = (("parallelism", "Parallelism"), ("accuracy", "Accuracy without each part"))
+#: Pages of :mod:`bench.parallelism_report` and :mod:`net.ablation_report`: name, title, and a line for the list.
+OTHERS = (
+    ("parallelism", "Parallelism", "two processes against one, and what a cost model says of many devices"),
+    ("accuracy", "Accuracy without each part", "the validation error without each part of the network"),
+)
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,14 @@ def found(rows: "Sequence[Row]") -> str:
     return "\n".join(lines) or "Nothing is measured yet."
 
 
+def contents(rows: "Sequence[Row]") -> str:
+    """The list of pages in ``reports/README.md``."""
+    from . import pages
+
+    lines = [f"- [{page.file}]({page.file}): {pages.PAGES[page.file].line}" for page in pages.pages(rows)]
+    return "\n".join([*lines, *(f"- [{name}.md]({name}.md): {line}" for name, _, line in OTHERS)])
+
+
 def page(rows: "Sequence[Row]", others: Mapping[str, str]) -> str:
     """The text of ``index.html``; ``others`` are the pages that are written as Markdown, by name."""
     from . import figures, findings, pages
@@ -100,7 +112,7 @@ def page(rows: "Sequence[Row]", others: Mapping[str, str]) -> str:
     for figure in figures.figures(rows):
         name = f"{figure.page} {figure.machine}" if figure.machine else "found"
         drawings.setdefault(name, []).append(figures.svg(figure))
-    written = [(name, title, others[name]) for name, title in OTHERS if name in others]
+    written = [(name, title, others[name]) for name, title, _ in OTHERS if name in others]
     return html(pages.pages(rows), drawings, findings.sentences(rows), written)
 
 
@@ -126,15 +138,21 @@ def write(root: Path, rows: "Sequence[Row]") -> list[Path]:
     stale = [path for kind in figures.KINDS for path in (reports / "figures").glob(f"{kind}-*.png")]
     stale += [reports / name for name in pages.PAGES]
     made = texts(rows)
-    others = {name: (reports / f"{name}.md").read_text() for name, _ in OTHERS}
+    others = {name: (reports / f"{name}.md").read_text() for name, *_ in OTHERS}
     made["index.html"] = page(rows, others)
     files |= {reports / name: text.encode() for name, text in made.items()}
-    for path, begin, end, text in (
-        (readme, BEGIN, END, first_screen(rows)),
-        (reports / "README.md", FOUND_BEGIN, FOUND_END, found(rows)),
+    for path, blocks in (
+        (readme, ((BEGIN, END, first_screen(rows)),)),
+        (
+            reports / "README.md",
+            ((FOUND_BEGIN, FOUND_END, found(rows)), (PAGES_BEGIN, PAGES_END, contents(rows))),
+        ),
     ):
         if path.is_file():
-            files[path] = _between(path.read_text(), begin, end, text).encode()
+            text = path.read_text()
+            for begin, end, block in blocks:
+                text = _between(text, begin, end, block)
+            files[path] = text.encode()
     for path, content in files.items():
         with atomic_write(path) as file:
             file.write(content)

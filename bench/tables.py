@@ -97,9 +97,9 @@ class Table(NamedTuple):
     title: str
     columns: list[Column]
     rows: list[list[Cell]]
-    facts: str = ""
-    notes: Sequence[str] = ()
     sources: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    facts: str = ""
     folded: bool = False
 
     def shared(self) -> "Table":
@@ -118,6 +118,22 @@ class Table(NamedTuple):
         return self._replace(columns=columns, rows=rows, facts=", ".join(filter(None, [self.facts, *facts])))
 
 
+class Section(NamedTuple):
+    """A machine's tables on a page."""
+
+    machine: Machine
+    tables: list[Table]
+
+
+class Page(NamedTuple):
+    """A file of ``reports/``."""
+
+    file: str
+    title: str
+    about: str
+    sections: list[Section]
+
+
 NO_RIVAL = "no such rival in the same record"
 NO_CEILING = "the machine's ceilings are not in the record"
 NONE_HERE = "has no meaning here"
@@ -134,8 +150,8 @@ COLUMNS = (
     Column("other busy processes", "busy_processes", "{:.0f}"),
     Column("status", "verdict"),
     Column("median", "median_us", "time"),
-    Column("launches a step", "launches_per_step", "number", NONE_HERE),
-    Column("a step", "us_per_step", "time", NONE_HERE),
+    Column("launches a step", "launches_per_step", "rate", NONE_HERE),
+    Column("time a step", "us_per_step", "time", NONE_HERE),
     Column("% of step", "percent_of_step", "{:,.1f}", NONE_HERE),
     Column("wall clock", "wall_us", "time", NONE_HERE),
     Column("gaps", "gaps_us", "time", NONE_HERE),
@@ -148,6 +164,9 @@ COLUMNS = (
     Column("GB/s", "gb_per_s", "rate", NONE_HERE),
     Column("top-1 %", "top1_accuracy_percent", "{:.2f}", NONE_HERE),
     Column("updates", "updates", "{:,.0f}", NONE_HERE),
+    Column("step alone", "step_us", "time", NONE_HERE),
+    Column("lost", "lost_us", "time", NONE_HERE),
+    Column("repeats", "repeats", "{:,.0f}", NONE_HERE),
     Column("p20 to p80", "p20_us", "interval", "timed once"),
     Column("limit", "limit_us", "time", NO_CEILING),
     Column("synchronized", "synchronized_us", "time"),
@@ -157,6 +176,7 @@ COLUMNS = (
     Column("fewest MB", "fewest_mb", "number", NONE_HERE),
     Column("parameters", "parameters", "{:,.0f}", NONE_HERE),
     Column("output MiB", "output_mib", "{:,.1f}", NONE_HERE),
+    Column("scratch MiB", "scratch_mib", "{:,.1f}", NONE_HERE),
     Column("saved MiB", "saved_mib", "{:,.1f}"),
     Column("peak MiB", "peak_mib", "{:,.0f}"),
     Column("process peak MiB", "process_peak_mib", "{:,.0f}"),
@@ -196,6 +216,21 @@ def _rival(row: Row) -> str | None:
     return "x_aten" if name == "aten" else None
 
 
+def _latest_profiles(rows: Iterable[Row]) -> list[Row]:
+    """The rows without profiles that were made anew since: other kernels may run. A profile ends with its sum."""
+    profiles: dict[tuple[Any, ...], list[Row]] = {}
+    others = []
+    for row in rows:
+        if row["suite"] != "profile":
+            others.append(row)
+            continue
+        its = profiles.setdefault((machine_of(row), values(row, ("case", "implementation", "shape", "dtype"))), [])
+        if its and its[-1].get("kernel") == "sum":
+            its.clear()
+        its.append(row)
+    return others + [row for its in profiles.values() for row in its]
+
+
 def measured(rows: Sequence[Row]) -> list[Row]:
     """The newest row of each thing, with ratios, revision and its :class:`Machine` as columns.
 
@@ -210,7 +245,7 @@ def measured(rows: Sequence[Row]) -> list[Row]:
             rivals[key] = min(row["median_us"], rivals.get(key, math.inf))
     today = next((row["kernels_code"] for row in reversed(rows) if row.get("kernels_code")), None)
     result = []
-    for row in newest(row for row in rows if row["suite"]):
+    for row in newest(_latest_profiles(row for row in rows if row["suite"])):
         row = {**row, "on": machine_of(row)}
         row["revision"] = f"{row.get('commit') or 'unknown'}{' with changes' if row.get('dirty') else ''}"
         if str(row.get("implementation")).partition(", ")[0] in ("triton", "auto") and not row["on"].cpu:
@@ -339,7 +374,7 @@ def detail(
     unit, scale = unit_of(rows)
     used = [column for column in columns if any(column.key in row for row in rows)]
     cells = [[cell(row, column, scale) for column in used] for row in rows]
-    return [Table(title, in_unit(used, unit), cells, "", notes, sources(rows), folded).shared()]
+    return [Table(title, in_unit(used, unit), cells, sources(rows), notes, folded=folded).shared()]
 
 
 def in_unit(columns: Iterable[Column], unit: str) -> list[Column]:
@@ -381,7 +416,7 @@ def overview(rows: Sequence[Row]) -> list[Table]:
     notes += [
         f"Triton kernels of {name}." for name in sorted({row["kernels_of"] for row in rows if "kernels_of" in row})
     ]
-    return [Table("Medians side by side", columns, cells, "", notes, sources(rows)).shared()]
+    return [Table("Medians side by side", columns, cells, sources(rows), notes).shared()]
 
 
 def markdown(table: Table) -> str:

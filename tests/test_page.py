@@ -39,7 +39,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     write(folder / "data", "a.jsonl", everything())
     rows = tables.measured(records.read(folder / "data"))
-    others = {name: (report.ROOT / "reports" / f"{name}.md").read_text() for name, _ in report.OTHERS}
+    others = {name: (report.ROOT / "reports" / f"{name}.md").read_text() for name, *_ in report.OTHERS}
     (folder / "index.html").write_text(report.page(rows, others))
     return folder
 

@@ -290,6 +290,15 @@ def test_a_profile_is_in_the_order_of_time_with_its_sum_last(tmp_path: Path) -> 
     ]
 
 
+def test_kernels_of_an_earlier_profile_are_not_shown(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", everything())
+    again = [one | {"date": "2026-12-02"} for one in everything() if one["suite"] == "profile"]
+    write(tmp_path, "b.jsonl", [*again[1:3], again[3] | {"wall_us": 4000.0}])
+    profile = [one for one in measured(tmp_path) if one["suite"] == "profile"]
+    assert [one["kernel"] for one in profile] == ["wgrad", "dgrad", "sum"]
+    assert profile[-1]["wall_us"] == 4000.0
+
+
 def test_what_was_found_is_computed_from_the_records(tmp_path: Path) -> None:
     write(tmp_path, "a.jsonl", everything())
     rows = measured(tmp_path)
@@ -300,7 +309,7 @@ def test_what_was_found_is_computed_from_the_records(tmp_path: Path) -> None:
     assert "conv1 (38 %), fc6 (12 %)" in time  # (1500 + 300) / 48
     assert "24,000 images/s, 90 %" in time
     # 30 + 20 against 120 + 80 and 290 + 160; beside busy processes 450 to 100.
-    for words in ("50.0 ms", "4.00 times", "9.00 times", "100 ms", "4.50 times"):
+    for words in ("50.0 ms", "4.00 times", "9.00 times", "100 ms", "4.50 times as fast as PyTorch called eagerly"):
         assert words in stages
     assert "33 images/s" in network
     assert "batches of 64 runs at 107 images/s; PyTorch compiled, the fastest rival measured, reaches 91" in network
@@ -453,8 +462,9 @@ def test_committed_files_are_those_of_the_records() -> None:
         assert text == (ROOT / "reports" / name).read_text(), f"{name} is not what the records make"
     assert {name for name in pages.PAGES if (ROOT / "reports" / name).is_file()} == set(made)
     assert report.first_screen(rows) in (ROOT / "README.md").read_text()
-    assert report.found(rows) in (ROOT / "reports" / "README.md").read_text()
-    others = {name: (ROOT / "reports" / f"{name}.md").read_text() for name, _ in report.OTHERS}
+    for text in (report.found(rows), report.contents(rows)):
+        assert text in (ROOT / "reports" / "README.md").read_text()
+    others = {name: (ROOT / "reports" / f"{name}.md").read_text() for name, *_ in report.OTHERS}
     # How matplotlib writes a chart changes with its version.
     shown, committed = (
         re.sub("<svg.*?</svg>", "", text, flags=re.DOTALL)
