@@ -79,9 +79,12 @@ def _table(table: Table, title: str, words: str, numbers: Iterable[int], headed:
         yield f'<p class="notes">{inline(note)}</p>'
     if table.sources:
         lines = "".join(f"<li>{inline(line)}</li>" for line in table.sources)
-        plural = "s" if len(table.sources) > 1 else ""
-        yield f'<details class="sources"><summary>Record{plural}</summary><ul>{lines}</ul></details>'
+        yield _records(f"<ul>{lines}</ul>", len(table.sources))
     yield "</div>" + "</details>" * table.folded
+
+
+def _records(listed: str, count: int) -> str:
+    return f'<details class="sources"><summary>Record{"s" if count > 1 else ""}</summary>{listed}</details>'
 
 
 def _from_markdown(text: str, title: str, images: Mapping[str, str], numbers: Iterable[int]) -> Iterable[str]:
@@ -92,7 +95,8 @@ def _from_markdown(text: str, title: str, images: Mapping[str, str], numbers: It
         lines = block.splitlines()
         if block.startswith("#"):
             heading = lines[0].lstrip("# ")
-            yield f"<h4>{inline(heading)}</h4>"
+            level = 4 if block.startswith("###") else 3
+            yield f"<h{level}>{inline(heading)}</h{level}>"
             lines = lines[1:]
         if not lines:
             continue
@@ -105,7 +109,9 @@ def _from_markdown(text: str, title: str, images: Mapping[str, str], numbers: It
             yield f"<figure>{images.get(found[2], picture)}</figure>"
         elif lines[0].startswith("- "):
             items = re.split(r"\n?- ", "\n".join(lines))[1:]
-            yield "<ul>" + "".join(f"<li>{inline(item)}</li>" for item in items) + "</ul>"
+            listed = "<ul>" + "".join(f"<li>{inline(item)}</li>" for item in items) + "</ul>"
+            records = all(item.startswith("`reports/data/") for item in items)
+            yield _records(listed, len(items)) if records else listed
         else:
             yield f"<p>{inline(' '.join(lines))}</p>"
 
@@ -113,7 +119,13 @@ def _from_markdown(text: str, title: str, images: Mapping[str, str], numbers: It
 def _table_of(lines: Sequence[str], title: str) -> Table:
     """A table of Markdown; a column whose cells are numbers is sorted by them."""
     titles, _, *rows = ([part.strip() for part in line.strip().strip("|").split("|")] for line in lines)
-    cells = [[Cell(part or "-", _number(part), "" if part else "has no meaning here") for part in row] for row in rows]
+    cells = [
+        [
+            Cell(part or "-", _number(part), "" if part.strip("-") else "not recorded, or without meaning here")
+            for part in row
+        ]
+        for row in rows
+    ]
     columns = []
     for place, title_ in enumerate(titles):
         values = [row[place].value is not None for row in cells if row[place].text != "-"]
