@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from .records import Row
 from .tables import (
     BY_KEY,
+    IMPLEMENTATIONS,
     Cell,
     Column,
     Page,
@@ -14,11 +15,14 @@ from .tables import (
     cell,
     detail,
     fastest,
+    in_unit,
     machines_of,
     ordered,
     ours,
-    overview,
+    possible,
+    rank,
     sources,
+    unit_of,
     values,
 )
 
@@ -26,6 +30,35 @@ from .tables import (
 NOT_LAYERS = ("input preparation", "optimizer", "sum of layers", "whole step")
 #: Bytes of a parameter: weights, gradients and momentum are float32.
 PARAMETER_BYTES = 4
+
+
+def overview(rows: Sequence[Row]) -> list[Table]:
+    """Medians of all implementations side by side, each in the memory format that serves it best."""
+    rows, notes = possible(rows)
+    if not rows:
+        return []
+    unit, scale = unit_of(rows)
+    names = sorted({str(row.get("implementation")) for row in rows}, key=lambda name: rank(IMPLEMENTATIONS, name))
+    tasks: dict[tuple[Any, ...], list[Row]] = {}
+    for row in ordered(rows):
+        tasks.setdefault(values(row, ("case", "mode", "shape", "dtype")), []).append(row)
+    limits = [BY_KEY["limit_us"]] if any("limit_us" in row for row in rows) else []
+    cells = []
+    for task, group in tasks.items():
+        line = [Cell("-" if value is None else str(value)) for value in task]
+        for name in names:
+            its = [row for row in group if str(row.get("implementation")) == name]
+            row = fastest(its) or next((row for row in its if "status" in row), {})
+            line.append(cell(row, BY_KEY["median_us"], scale))
+        line += [cell(next((row for row in group if "limit_us" in row), {}), column, scale) for column in limits]
+        cells.append(line)
+    columns = [BY_KEY[key] for key in ("case", "mode", "shape", "dtype")]
+    columns += [Column(name, "median_us", "time") for name in names]
+    columns = in_unit([*columns, *limits], unit)
+    notes += [
+        f"Triton kernels of {name}." for name in sorted({row["kernels_of"] for row in rows if "kernels_of" in row})
+    ]
+    return [Table("Medians side by side", columns, cells, sources(rows), notes).shared()]
 
 
 def _kernels(rows: Sequence[Row]) -> list[Table]:
