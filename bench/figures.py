@@ -1,230 +1,321 @@
-"""Figures from records, a PNG for each machine and kind; what has no rows has no figure."""
+"""Figures from records: PNG files for the Markdown pages, and the same as SVG in the page's own colours.
 
+A figure is drawn once, by matplotlib, narrow enough for a phone. What has no rows has no figure.
+"""
+
+import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
+from html import escape
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from . import findings
+from .pages import PARAMETER_BYTES, layer_memory, layers_of, most
 from .records import Row
-from .tables import (
-    IMPLEMENTATIONS,
-    MODES,
-    PARAMETER_BYTES,
-    Machine,
-    fastest,
-    layer_memory,
-    layers_of,
-    machines_of,
-    most,
-    number,
-    rank,
-    unit_of,
-)
+from .tables import IMPLEMENTATIONS, MODES, Machine, fastest, machines_of, number, ordered, rank, unit_of, values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-#: What each implementation has in every figure: PyTorch's own are gray. Okabe and Ito's colours, which colour-blind
-#: readers tell apart too.
+INK, PAPER, LIMIT, OURS, OTHER, PLAIN = "#000000", "#ffffff", "#b00020", "#009e73", "#8c8c8c", "#bdbdbd"
+#: What each implementation has in every figure: those of others are gray or orange. Okabe and Ito's colours, which
+#: colour-blind readers tell apart too.
 COLOURS = {
-    "aten": "#8C8C8C",
-    "compiled": "#BDBDBD",
-    "reference": "#E69F00",
-    "compiled reference": "#CC79A7",
-    "inductor": "#56B4E9",
-    "traced": "#0072B2",
-    "triton": "#009E73",
+    "aten": OTHER,
+    "compiled": PLAIN,
+    "xla": "#d55e00",
+    "onnxruntime": "#d55e00",
+    "openvino": "#e69f00",
+    "reference": "#56b4e9",
+    "inductor": "#0072b2",
+    "compiled reference": "#cc79a7",
+    "traced": "#cc79a7",
+    "triton": OURS,
+    "auto": OURS,
 }
-OTHER = "#D55E00"
-LIMIT = "#B00020"
-#: Points, and dots to the inch.
-SIZE = 8
-DOTS = 100
+#: Colours of the page that stand for those of a file: ``page.css`` has two sets of them.
+VARIABLES = {
+    INK: "var(--ink)",
+    PAPER: "var(--paper)",
+    LIMIT: "var(--limit)",
+    **{colour: f"var(--c{number})" for number, colour in enumerate(dict.fromkeys(COLOURS.values()))},
+}
+MARKS = tuple(zip("osD^v<", ("#0072b2", "#d55e00", OURS, "#cc79a7", "#e69f00", "#56b4e9"), strict=True))
+#: Points, inches, and dots to the inch.
+SIZE, WIDTH, DOTS = 8, 4.6, 140
 #: Bars or layers of a figure that can still be read.
 MOST_BARS = 24
 
 
+class Drawing(NamedTuple):
+    """What a figure shows, in words, and what draws it."""
+
+    about: str
+    draw: Callable[[], "Canvas"]
+
+
 class Figure(NamedTuple):
-    """A file below ``reports/``, the page and machine it belongs to, what it shows in words, and what draws it."""
+    """A file below ``reports/``, the page and machine it belongs to (none: what was found), and its drawing."""
 
     file: str
     page: str
-    machine: Machine
+    machine: Machine | None
     about: str
     draw: Callable[[], "Canvas"]
+
+
+class Bar(NamedTuple):
+    name: str
+    length: float
+    text: str
+    colour: str
+
+
+class Panel(NamedTuple):
+    """Bars from the top down, and where their limit is."""
+
+    title: str
+    bars: list[Bar]
+    limit: float | None = None
 
 
 def figures(rows: Sequence[Row]) -> list[Figure]:
     """What can be drawn of the rows of :func:`bench.tables.measured`."""
     found = []
+    drawing = _found(rows)
+    if drawing is not None:
+        found.append(Figure("figures/found.png", "", None, *drawing))
     for machine in machines_of(rows):
         its = [row for row in rows if row["on"] == machine]
-        for kind, page, about, select, draw in KINDS:
-            chosen = select(its)
-            if chosen:
+        for kind, (page, draw) in KINDS.items():
+            drawing = draw(its)
+            if drawing is not None:
                 slug = re.sub(r"[^a-z0-9.]+", "-", str(machine).lower()).strip("-")
-                file = f"figures/{kind}-{slug}.png"
-                found.append(Figure(file, page, machine, about, lambda d=draw, c=chosen, m=machine: d(c, m)))  # type: ignore[misc]
+                found.append(Figure(f"figures/{kind}-{slug}.png", page, machine, *drawing))
     return found
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as a file's bytes, the same ones every time."""
+def _saved(figure: Figure, **options: Any) -> bytes:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from PIL import Image
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rc("font", size=SIZE)
-        matplotlib.rc("axes", titlesize=SIZE + 1)
+        matplotlib.rc("axes", titlesize=SIZE, titleweight="bold", titlelocation="left")
         matplotlib.rc("axes.spines", top=False, right=False)
+        # Ids and text of the vector file: the same every time, and to be set in the reader's font.
+        matplotlib.rc("svg", hashsalt=figure.file, fonttype="none")
         canvas = figure.draw()
-        drawing = BytesIO()
-        canvas.savefig(drawing, format="png", dpi=DOTS)
+        output = BytesIO()
+        canvas.savefig(output, **options)
         pyplot.close(canvas)
+    return output.getvalue()
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a file's bytes, the same ones every time."""
+    from PIL import Image
+
     output = BytesIO()
-    with Image.open(drawing) as image:
+    with Image.open(BytesIO(_saved(figure, format="png", dpi=DOTS))) as image:
         # A third of the bytes, and none that name a program or a date.
         image.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(output, format="png", optimize=True)
     return output.getvalue()
 
 
-def _canvas(rows: int, columns: int, width: float, height: float, title: str) -> tuple["Canvas", list[list["Axes"]]]:
+def svg(figure: Figure) -> str:
+    """The figure as an element for a page: its colours are the page's, and so is its font."""
+    text = _saved(figure, format="svg", metadata={"Date": None, "Creator": None}).decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(
+        r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->|<g id=\"[^\"]*\">\s*</g>", "", text, flags=re.S
+    )
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
+    text = re.sub(
+        r"font-family: [^;\"]*;? ?|font: ([\d.]+px) [^;\"]*",
+        lambda found: f"font-size: {found[1]}" if found[1] else "",
+        text,
+    )
+    text = re.sub("#[0-9a-f]{6}", lambda found: VARIABLES.get(found[0], found[0]), text)
+    text = re.sub(r'<svg [^>]*?width="([\d.]+)pt"[^>]*?viewBox="([^"]*)"[^>]*>', _opening(figure.about), text, count=1)
+    return re.sub(r"\s*\n\s*", " ", text).strip()
+
+
+def _opening(about: str) -> Callable[[re.Match[str]], str]:
+    """The first tag: as wide as there is room for, up to twelve pixels a line of text."""
+    return lambda found: (
+        f'<svg role="img" aria-label="{escape(about)}" viewBox="{found[2]}" '
+        f'style="max-width: {1.5 * float(found[1]):.0f}px">'
+    )
+
+
+def _bars(panels: Sequence[Panel], title: str, unit: str, shared: bool = False) -> "Canvas":
+    """Panels of bars, each bar with its text behind it; on one scale if ``shared``."""
     from matplotlib import pyplot
 
-    canvas, axes = pyplot.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
-    canvas.suptitle(title, fontsize=SIZE + 2)
-    return canvas, axes.tolist()
-
-
-def _bars(
-    axis: "Axes", names: Sequence[str], lengths: Sequence[float], colours: Sequence[str], texts: list[str]
-) -> None:
-    """Horizontal bars from the top down, each with its value behind it."""
-    bars = axis.barh(range(len(names)), lengths, color=colours, height=0.7)
-    axis.bar_label(bars, texts, padding=3, fontsize=SIZE)
-    axis.set_yticks(range(len(names)), names)
-    axis.set_ylim(len(names) - 0.5, -0.5)
-    axis.set_xlim(0, 1.25 * max(lengths) or 1)
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-
-
-def _kernel_rows(rows: list[Row]) -> list[Row]:
-    """The kernels in the dtype of which the most was measured."""
-    timed = [row for row in rows if row["suite"] == "kernels" and "median_us" in row]
-    return most(timed, lambda row: row.get("dtype"))
-
-
-def _kernels(rows: list[Row], machine: Machine) -> "Canvas":
-    cases = list(dict.fromkeys((row["case"], row.get("shape")) for row in rows))
-    modes = sorted({row.get("mode") for row in rows}, key=lambda mode: rank(MODES, mode))
-    names = sorted({str(row.get("implementation")) for row in rows}, key=lambda name: rank(IMPLEMENTATIONS, name))
-    unit, scale = unit_of(rows)
-    height = 0.7 + len(cases) * (0.75 + 0.2 * len(names))
-    title = f"Kernels, {rows[0].get('dtype')}, each in its fastest memory format: median {unit}\n{machine}"
-    canvas, axes = _canvas(len(cases), len(modes), max(5.5, 1.2 + 2.6 * len(modes)), height, title)
-    for line, (case, shape) in zip(axes, cases, strict=True):
-        for axis, mode in zip(line, modes, strict=True):
-            group = [row for row in rows if (row["case"], row.get("shape"), row.get("mode")) == (case, shape, mode)]
-            best = [fastest(row for row in group if str(row.get("implementation")) == name) for name in names]
-            lengths = [row["median_us"] / scale if row else 0.0 for row in best]
-            texts = [number(length) if length else "not measured" for length in lengths]
-            _bars(axis, names, lengths, [COLOURS.get(name, OTHER) for name in names], texts)
-            axis.set_xticks([])
-            axis.set_title(f"{case.partition(', ')[0]}, {mode}\n{shape}")
-            if axis is not line[0]:
-                axis.set_yticklabels([])
-            limits = [row["limit_us"] / scale for row in group if "limit_us" in row]
-            if limits:
-                axis.axvline(limits[0], color=LIMIT, linestyle="--", linewidth=1.2)
-                axis.set_xlabel(f"limit (dashed) {number(limits[0])} {unit}", color=LIMIT)
-            else:
-                axis.set_xlabel(f"{unit}, no limit recorded" if group else "")
-    return canvas
-
-
-def _step_rows(rows: list[Row]) -> list[Row]:
-    return [row for row in rows if row["suite"] == "steps" and "images_per_s" in row]
-
-
-def _steps(rows: list[Row], machine: Machine) -> "Canvas":
-    cases = list(dict.fromkeys((row["case"], row.get("shape"), row.get("dtype")) for row in rows))
-    groups = [[row for row in rows if (row["case"], row.get("shape"), row.get("dtype")) == case] for case in cases]
-    groups = [sorted(group, key=lambda row: -row["images_per_s"])[:MOST_BARS] for group in groups]
-    from matplotlib import pyplot
-
+    heights = [len(panel.bars) for panel in panels]
     canvas, axes = pyplot.subplots(
-        len(groups),
+        len(panels),
         1,
-        figsize=(7, 0.6 + sum(0.5 + 0.24 * len(group) for group in groups)),
+        figsize=(WIDTH, 0.5 + sum(0.42 + 0.17 * height for height in heights)),
         squeeze=False,
         layout="constrained",
-        height_ratios=[len(group) for group in groups],
-        sharex=True,
+        height_ratios=heights,
     )
-    canvas.suptitle(f"Images a second\n{machine}", fontsize=SIZE + 2)
-    for axis, (case, shape, dtype), group in zip(axes[:, 0], cases, groups, strict=True):
-        names = [str(row.get("implementation")) for row in group]
-        colours = [COLOURS.get(name.partition(", ")[0], OTHER) for name in names]
-        rates = [row["images_per_s"] for row in group]
-        _bars(axis, names, rates, colours, [f"{rate:,.0f}" for rate in rates])
-        axis.set_title(f"{case}, {shape}, {dtype}", loc="left")
-    axes[0, 0].set_xlim(0, 1.15 * max(row["images_per_s"] for row in rows))
+    canvas.suptitle(title, fontsize=SIZE, x=0.01, ha="left")
+    longest = max(bar.length for panel in panels for bar in panel.bars)
+    for axis, panel in zip(axes[:, 0], panels, strict=True):
+        lengths = [bar.length for bar in panel.bars]
+        drawn = axis.barh(range(len(lengths)), lengths, color=[bar.colour for bar in panel.bars], height=0.72)
+        axis.bar_label(drawn, [bar.text for bar in panel.bars], padding=3, fontsize=SIZE)
+        axis.set_yticks(range(len(lengths)), [bar.name for bar in panel.bars])
+        axis.set_ylim(len(lengths) - 0.5, -0.5)
+        axis.set_xlim(0, 1.3 * (longest if shared else max(lengths)) or 1)
+        axis.set_xticks([])
+        axis.spines["bottom"].set_visible(False)
+        axis.tick_params(axis="y", length=0)
+        axis.set_title(panel.title)
+        if panel.limit is not None:
+            axis.axvline(panel.limit, color=LIMIT, linestyle="--", linewidth=1)
+            axis.set_xlabel(f"limit (dashed) {number(panel.limit)} {unit}", color=LIMIT, loc="left")
     return canvas
 
 
-def _roofline_rows(rows: list[Row]) -> list[Row]:
-    """Layers whose work is known, and the copies; none unless there are both."""
-    layers = [row for row in layers_of(rows) if row.get("gflop") and row.get("fewest_mb")]
-    ceilings = [row for row in rows if row["suite"] == "ceilings"]
-    copies = [row for row in ceilings if row["case"] == "copy" and "gb_per_s" in row]
-    products = (
-        [row for row in ceilings if "gflop_per_s" in row and row.get("dtype") == layers[0].get("dtype")]
-        if layers
-        else []
+def _colour(name: str) -> str:
+    return COLOURS.get(name.partition(", ")[0], OURS)
+
+
+def _found(rows: Sequence[Row]) -> Drawing | None:
+    groups = findings.groups(rows)
+    if not groups:
+        return None
+    colours = dict(zip(findings.NAMES, (OURS, PLAIN, OTHER), strict=True))
+    panels = [
+        Panel(
+            group.title,
+            [
+                Bar(
+                    bar.name,
+                    bar.ratio,
+                    f"{bar.ratio:.2f} x, {number(bar.median_us / 1e3)} ms",
+                    colours[bar.name],
+                )
+                for bar in group.bars
+            ],
+        )
+        for group in groups
+    ]
+    about = "Bars, times as fast as PyTorch called eagerly. " + " ".join(
+        f"{group.title}: {', '.join(f'{bar.name} {bar.ratio:.2f}' for bar in group.bars)}." for group in groups
     )
-    return [*layers, *copies, *products] if layers and copies and products else []
+    return Drawing(about, lambda: _bars(panels, "Times as fast as PyTorch's own operators called eagerly", "", True))
 
 
-def _roofline(rows: list[Row], machine: Machine) -> "Canvas":
-    layers = [row for row in rows if row["suite"] == "layers"]
-    copy = max((row for row in rows if row["case"] == "copy"), key=lambda row: row["gb_per_s"])
-    roofs = [row for row in rows if row["suite"] == "ceilings" and row["case"] != "copy"]
-    canvas, ((axis,),) = _canvas(1, 1, 7.5, 5.5, f"Roofline of the layers, {layers[0].get('dtype')}\n{machine}")
+def _kernels(rows: list[Row]) -> Drawing | None:
+    """The kernels in the dtype and mode of which the most was measured, training before all."""
+    timed = [row for row in rows if row["suite"] == "kernels" and "median_us" in row]
+    both = [row for row in timed if row.get("mode") == "forward_backward"]
+    chosen = most(both or timed, lambda row: values(row, ("dtype", "mode")))
+    if not chosen:
+        return None
+    unit, scale = unit_of(chosen)
+    panels = []
+    for case, shape in dict.fromkeys(values(row, ("case", "shape")) for row in chosen):
+        group = [row for row in chosen if values(row, ("case", "shape")) == (case, shape)]
+        names = sorted({str(row.get("implementation")) for row in group}, key=lambda name: rank(IMPLEMENTATIONS, name))
+        bars = []
+        for name in names:
+            row = fastest(row for row in group if str(row.get("implementation")) == name)
+            assert row is not None
+            length = row["median_us"] / scale
+            bars.append(Bar(name, length, f"{number(length)} {unit}", _colour(name)))
+        limits = [row["limit_us"] / scale for row in group if "limit_us" in row]
+        panels.append(Panel(f"{case}, {shape}", bars, limits[0] if limits else None))
+    first = chosen[0]
+    mode = str(first.get("mode")).replace("_", " and ")
+    title = f"Median times, {mode}, {first.get('dtype')}, each in its fastest memory format"
+    limits_too = "; a dashed line is the limit" if any(panel.limit is not None for panel in panels) else ""
+    cases = ", ".join(dict.fromkeys(row["case"] for row in chosen))
+    return Drawing(
+        f"Bars of median times, {mode}, {first.get('dtype')}, of {cases}{limits_too}",
+        lambda: _bars(panels, title, unit),
+    )
+
+
+def _steps(rows: list[Row]) -> Drawing | None:
+    timed = ordered([row for row in rows if row["suite"] == "steps" and "images_per_s" in row])
+    panels = []
+    keys = ("case", "shape", "dtype")
+    for key in dict.fromkeys(values(row, keys) for row in timed):
+        group = sorted((row for row in timed if values(row, keys) == key), key=lambda row: -row["images_per_s"])
+        bars = [
+            Bar(
+                name := str(row.get("implementation")),
+                row["images_per_s"],
+                f"{row['images_per_s']:,.0f}",
+                _colour(name),
+            )
+            for row in group[:MOST_BARS]
+        ]
+        if len(bars) > 1:
+            panels.append(Panel(", ".join(map(str, key)), bars))
+    if not panels:
+        return None
+    about = f"Bars of images a second: {'; '.join(panel.title for panel in panels)}"
+    return Drawing(about, lambda: _bars(panels, "Images a second", ""))
+
+
+def _roofline(rows: list[Row]) -> Drawing | None:
+    """Layers whose work is known under the machine's roofs; none unless there are both."""
+    layers = [row for row in layers_of(rows) if row.get("gflop") and row.get("fewest_mb")]
+    copies = [row for row in rows if row["suite"] == "ceilings" and row["case"] == "copy" and "gb_per_s" in row]
+    roofs = [
+        row
+        for row in rows
+        if row["suite"] == "ceilings" and "gflop_per_s" in row and layers and row.get("dtype") == layers[0].get("dtype")
+    ]
+    if not layers or not copies or not roofs:
+        return None
+    copy = max(copies, key=lambda row: row["gb_per_s"])
+    dtype = layers[0].get("dtype")
+    about = f"Each layer's GFLOP/s over its FLOP for each byte, {dtype}, under the roofs of a copy and a matrix product"
+    return Drawing(about, lambda: _draw_roofline(layers, copy, roofs, f"Roofline of the layers, {dtype}"))
+
+
+def _draw_roofline(layers: list[Row], copy: Row, roofs: list[Row], title: str) -> "Canvas":
+    from matplotlib import pyplot
+
+    canvas, axis = pyplot.subplots(figsize=(1.4 * WIDTH, 1.15 * WIDTH), layout="constrained")
+    canvas.suptitle(title, fontsize=SIZE, x=0.01, ha="left")
     points = [
         (1e3 * row["gflop"] / row["fewest_mb"], 1e6 * row["gflop"] / row["median_us"], row["case"], row.get("mode"))
         for row in layers
     ]
-    top = max(row["gflop_per_s"] for row in roofs)
+    top, slope = max(row["gflop_per_s"] for row in roofs), copy["gb_per_s"]
     left = min(point[0] for point in points) / 2
-    right = max(*(point[0] for point in points), top / copy["gb_per_s"]) * 3
-    line: dict[str, Any] = {"color": "black", "linewidth": 1.2}
+    right = max(*(point[0] for point in points), top / slope) * 3
     for row, style in zip(sorted(roofs, key=lambda row: -row["gflop_per_s"]), ("-", "--", ":", "-."), strict=False):
-        ridge = row["gflop_per_s"] / copy["gb_per_s"]
         text = f"{row['case']}, {row.get('shape', '')}: {row['gflop_per_s']:,.0f} GFLOP/s"
-        axis.plot([ridge, right], [row["gflop_per_s"]] * 2, linestyle=style, label=text, **line)
-    text = f"copy, {copy.get('shape', '')}: {copy['gb_per_s']:,.0f} GB/s"
-    axis.plot([left, top / copy["gb_per_s"]], [left * copy["gb_per_s"], top], label=text, **{**line, "color": LIMIT})
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    modes = sorted({point[3] for point in points}, key=str)
-    for mode, marker, colour in zip(
-        modes, "osD^v<", ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), strict=False
-    ):
+        across = [row["gflop_per_s"] / slope, right]
+        axis.plot(across, [row["gflop_per_s"]] * 2, linestyle=style, label=text, color=INK, linewidth=1.2)
+    text = f"copy, {copy.get('shape', '')}: {slope:,.0f} GB/s"
+    axis.plot([left, top / slope], [left * slope, top], label=text, color=LIMIT, linewidth=1.2)
+    axis.set(xscale="log", yscale="log", xlabel="FLOP for each byte that must move", ylabel="GFLOP/s")
+    modes = sorted({point[3] for point in points}, key=lambda mode: rank(MODES, mode))
+    for mode, (mark, colour) in zip(modes, itertools.cycle(MARKS), strict=False):
         chosen = [point for point in points if point[3] == mode]
         across, up = [point[0] for point in chosen], [point[1] for point in chosen]
-        axis.scatter(across, up, s=22, c=colour, marker=marker, label=mode, zorder=3)
+        axis.scatter(across, up, s=20, c=colour, marker=mark, label=str(mode).replace("_", " "), zorder=3)
     axis.set_xlim(left, right)
     axis.set_ylim(min(point[1] for point in points) / 2, top * 2.2)
-    axis.set_xlabel("FLOP for each byte that must move")
-    axis.set_ylabel("GFLOP/s")
-    axis.grid(alpha=0.25, which="major")
-    axis.legend(loc="lower right", fontsize=SIZE)
+    axis.grid(color=PLAIN, alpha=0.4, linewidth=0.6)
+    axis.legend(loc="lower right", fontsize=SIZE, frameon=False)
     _label(axis, points)
     return canvas
 
@@ -258,25 +349,34 @@ def _label(axis: "Axes", points: Sequence[tuple[float, float, str, str | None]])
             point[:2],
             tuple(place),
             fontsize=SIZE,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
-            arrowprops={"arrowstyle": "-", "color": "#888888", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2},
+            bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
+            arrowprops={"arrowstyle": "-", "color": OTHER, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2},
         )
 
 
-def _memory_rows(rows: list[Row]) -> list[Row]:
-    return layer_memory(rows)[:MOST_BARS]
+def _memory(rows: list[Row]) -> Drawing | None:
+    layers = layer_memory(rows)[:MOST_BARS]
+    if not layers:
+        return None
+    about = (
+        "Bars of what training keeps, stacked by layer: weights, gradients and momentum (computed), saved activations "
+        "(measured)"
+    )
+    return Drawing(about, lambda: _draw_memory(layers))
 
 
-def _memory(rows: list[Row], machine: Machine) -> "Canvas":
-    from matplotlib import colormaps
+def _draw_memory(rows: list[Row]) -> "Canvas":
+    from matplotlib import colormaps, pyplot
+    from matplotlib.colors import to_hex
 
-    canvas, ((axis,),) = _canvas(1, 1, 7.5, 5, f"What training keeps, by layer, {rows[0].get('dtype')}\n{machine}")
-    bars = ["parameters\n(computed)", "gradients\n(computed)", "momentum\n(computed)", "saved activations\n(measured)"]
-    colours = [colormaps["tab20"](index % 20) for index in range(len(rows))]
+    canvas, axis = pyplot.subplots(figsize=(1.1 * WIDTH, 3.6), layout="constrained")
+    canvas.suptitle(f"What training keeps, by layer, {rows[0].get('dtype')}", fontsize=SIZE, x=0.01, ha="left")
+    bars = ["weights", "gradients", "momentum", "saved for\nbackward"]
     base = [0.0] * len(bars)
-    for row, colour in zip(rows, colours, strict=True):
+    for index, row in enumerate(rows):
         computed = row.get("parameters", 0) * PARAMETER_BYTES / 2**20
         heights = [computed, computed, computed, row.get("saved_mib", 0.0)]
+        colour = to_hex(colormaps["tab20"](index % 20))
         axis.bar(range(len(bars)), heights, 0.65, bottom=base, color=colour, label=row["case"])
         base = [below + height for below, height in zip(base, heights, strict=True)]
     for index, total in enumerate(base):
@@ -288,22 +388,10 @@ def _memory(rows: list[Row], machine: Machine) -> "Canvas":
     return canvas
 
 
-#: Name, page, what it shows, its rows among a machine's, and what draws them.
-KINDS: tuple[tuple[str, str, str, Callable[[list[Row]], list[Row]], Callable[[list[Row], Machine], "Canvas"]], ...] = (
-    (
-        "kernels",
-        "kernels.md",
-        "Bars of the kernels' median times, with the limit as a dashed line",
-        _kernel_rows,
-        _kernels,
-    ),
-    (
-        "roofline",
-        "layers.md",
-        "Every layer's FLOP/s over FLOP for each byte, under the machine's roofs",
-        _roofline_rows,
-        _roofline,
-    ),
-    ("memory", "memory.md", "Bars of what training keeps, stacked by layer", _memory_rows, _memory),
-    ("steps", "steps.md", "Bars of images a second", _step_rows, _steps),
-)
+#: Its page and what makes it of a machine's rows, by name.
+KINDS: dict[str, tuple[str, Callable[[list[Row]], Drawing | None]]] = {
+    "kernels": ("kernels.md", _kernels),
+    "steps": ("steps.md", _steps),
+    "roofline": ("layers.md", _roofline),
+    "memory": ("memory.md", _memory),
+}

@@ -1,159 +1,204 @@
-"""All tables on one page, ``reports/index.html``: sorted by a click on a header, filtered by words, nothing fetched."""
+"""Everything on one page, ``reports/index.html``: tables that sort, filter and unfold; nothing is fetched."""
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from itertools import count
+from pathlib import Path
 
-from .figures import Figure
-from .tables import Page, Table
+from .tables import SHOWN, Cell, Column, Page, Table, more_columns
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --faint: #59636e; --paper: #ffffff; --band: #f4f6f8; --line: #d5dae0;
-  --accent: #0b5cad; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e8ec; --faint: #9aa5b1; --paper: #12161b; --band: #1b2128; --line: #343c46; --accent: #7ab8ff; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem; max-width: 100rem; color: var(--ink); background: var(--paper);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
-h1 { margin: 0; font-size: 1.5rem; }
-h2 { margin: 2.5rem 0 0; font-size: 1.25rem; border-bottom: 1px solid var(--line); }
-h3 { margin: 1.5rem 0 0.25rem; font-size: 1rem; }
-p { margin: 0.5rem 0; max-width: 60rem; }
-a { color: var(--accent); }
-code { font-size: 0.9em; }
-nav ul { display: flex; flex-wrap: wrap; gap: 0 1rem; margin: 0.5rem 0; padding: 0; list-style: none; }
-form { position: sticky; top: 0; z-index: 2; display: flex; flex-wrap: wrap; gap: 0.5rem; align-items: center;
-  padding: 0.5rem 0; background: var(--paper); border-bottom: 1px solid var(--line); }
-input { flex: 0 1 24rem; min-width: 0; padding: 0.35rem 0.6rem; font: inherit; color: inherit;
-  background: var(--band); border: 1px solid var(--line); border-radius: 4px; }
-output, .sources { color: var(--faint); font-size: 0.85rem; }
-.sources { margin: 0.25rem 0 1rem; padding-left: 1.2rem; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 4px; }
-table { width: 100%; border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
-caption { padding: 0.4rem 0.6rem; text-align: left; font-weight: 600; }
-th, td { padding: 0.2rem 0.6rem; text-align: left; white-space: nowrap; border-top: 1px solid var(--line); }
-.number { text-align: right; }
-td.number:not([data-value]) { min-width: 6.5rem; white-space: normal; }
-thead th { background: var(--band); }
-tbody th { position: sticky; left: 0; font-weight: 600; background: var(--paper); }
-tbody tr:nth-child(even) > * { background: var(--band); }
-thead button { padding: 0; font: inherit; font-weight: 600; color: inherit; background: none; border: 0;
-  cursor: pointer; }
-thead button::after { content: " \\2195"; color: var(--faint); }
-[aria-sort=ascending] button::after { content: " \\2191"; color: var(--accent); }
-[aria-sort=descending] button::after { content: " \\2193"; color: var(--accent); }
-:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
-figure { margin: 0.75rem 0; }
-img { max-width: 100%; height: auto; padding: 0.5rem; background: #ffffff; border: 1px solid var(--line);
-  border-radius: 4px; }
-main > section { scroll-margin-top: 4rem; }
-@media (max-width: 40rem) { tbody th { position: static; } }
-[hidden] { display: none !important; }
-"""
-
-SCRIPT = """
-const number = cell => cell.dataset.value === undefined ? NaN : Number(cell.dataset.value);
-function order(a, b, numeric, sign) {
-  if (!numeric) return sign * a.textContent.localeCompare(b.textContent, "en", {numeric: true});
-  const [x, y] = [number(a), number(b)];
-  // What was not measured comes last either way.
-  if (isNaN(x) || isNaN(y)) return isNaN(x) - isNaN(y);
-  return sign * (x - y);
-}
-for (const header of document.querySelectorAll("thead th")) {
-  header.querySelector("button").addEventListener("click", () => {
-    const sign = header.ariaSort === "ascending" ? -1 : 1;
-    const body = header.closest("table").tBodies[0];
-    const rows = [...body.rows];
-    const numeric = header.classList.contains("number");
-    rows.sort((a, b) => order(a.cells[header.cellIndex], b.cells[header.cellIndex], numeric, sign));
-    body.append(...rows);
-    for (const other of header.parentNode.cells) other.setAttribute("aria-sort", "none");
-    header.setAttribute("aria-sort", sign === 1 ? "ascending" : "descending");
-  });
-}
-const words = document.querySelector("input");
-function filter() {
-  const wanted = words.value.toLowerCase().split(/\\s+/).filter(Boolean);
-  let shown = 0, all = 0;
-  for (const block of document.querySelectorAll(".block")) {
-    const machine = block.dataset.machine.toLowerCase();
-    let left = 0;
-    for (const row of block.querySelectorAll("tbody tr")) {
-      const text = machine + " " + [...row.cells].map(cell => cell.textContent.toLowerCase()).join(" ");
-      row.hidden = !wanted.every(word => text.includes(word));
-      left += !row.hidden;
-      all += 1;
-    }
-    block.hidden = wanted.length > 0 && left === 0;
-    shown += left;
-  }
-  for (const part of document.querySelectorAll(".machine, main > section"))
-    part.hidden = wanted.length > 0 && !part.querySelector(".block:not([hidden])");
-  document.querySelector("output").textContent = wanted.length ? `${shown} of ${all} rows` : `${all} rows`;
-}
-words.addEventListener("input", filter);
-words.form.addEventListener("submit", event => event.preventDefault());
-filter();
-"""
+HERE = Path(__file__).parent
+TITLE = "AlexNet, 2012, on today's hardware"
+SHARES = ("percent_of_limit", "percent_of_step")
+#: Texts of more characters are broken into lines.
+LONG = 40
 
 
-def _table(table: Table, page: str, machine: str) -> Iterable[str]:
-    yield f'<div class="block" data-machine="{escape(machine)}">'
-    label = escape(f"{table.title or page}, {machine}")
-    yield f'<div class="scroll" role="region" aria-label="{label}" tabindex="0"><table>'
-    yield f"<caption>{escape(table.title or page)}</caption>"
-    yield "<thead><tr>"
-    for title, numeric in table.columns:
-        kind = ' class="number"' if numeric else ""
-        yield f'<th scope="col" aria-sort="none"{kind}><button type="button">{escape(title)}</button></th>'
+def inline(text: str) -> str:
+    """Markdown within a line as HTML: code, emphasis and links, those to pages of ``reports/`` to their sections."""
+    text = re.sub(r"\[([^\]]*)\]\(([^)]*)\)", _link, escape(text))
+    text = re.sub(r"`([^`]*)`", r"<code>\1</code>", text)
+    return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
+
+
+def _link(found: re.Match[str]) -> str:
+    target = re.sub(r"^(\w+)\.md$", r"#\1", found[2])
+    return f'<a href="{target}">{found[1]}</a>'
+
+
+def _cell(cell: Cell, column: Column, place: int, best: bool) -> str:
+    kinds = ["number"] if column.numeric else ["words"] if len(cell.text) > LONG else []
+    kinds += ["best"] * best + ["extra"] * (place >= SHOWN)
+    attributes = ""
+    if column.key in SHARES and cell.value is not None:
+        kinds.append("share")
+        attributes = f' style="--of:{cell.value:.0f}"'
+    text = escape(cell.text)
+    if cell.text == "-":
+        why = escape(cell.why or "not measured")
+        text = f'<span class="none" role="img" aria-label="{why}" title="{why}">–</span>'  # noqa: RUF001
+    else:
+        value = f"{cell.value:.6g}" if cell.value is not None else cell.text
+        attributes += f' data-value="{escape(value)}"' + (f' title="{escape(cell.why)}"' if cell.why else "")
+    kind = f' class="{" ".join(kinds)}"' if kinds else ""
+    return f'<th scope="row"{kind}{attributes}>{text}</th>' if place == 0 else f"<td{kind}{attributes}>{text}</td>"
+
+
+def _table(table: Table, title: str, words: str, numbers: Iterable[int], headed: bool = False) -> Iterable[str]:
+    """A table; its caption is for screen readers alone where it repeats a heading."""
+    name = f"table{next(iter(numbers))}"
+    if table.folded:
+        yield f'<details class="folded"><summary>{escape(table.title)}: {len(table.rows)} rows</summary>'
+    yield f'<div class="block" data-words="{escape(words)}">'
+    label = escape(f"{table.title or title}, {words}".removesuffix(", "))
+    yield f'<div class="scroll" role="region" aria-label="{label}" tabindex="0"><table id="{name}">'
+    facts = f'<span class="facts">{inline(table.facts)}</span>' if table.facts else ""
+    quiet = ' class="heard"' if headed else ""
+    yield f"<caption{quiet}><div>{escape(table.title or title)}{facts}</div></caption><thead><tr>"
+    for place, column in enumerate(table.columns):
+        kinds = " ".join(["number"] * column.numeric + ["extra"] * (place >= SHOWN))
+        kind = f' class="{kinds}"' if kinds else ""
+        yield f'<th scope="col" aria-sort="none"{kind}><button type="button">{escape(column.title)}</button></th>'
     yield "</tr></thead><tbody>"
+    medians = [place for place, column in enumerate(table.columns) if column.key == "median_us"]
     for row in table.rows:
-        cells = []
-        for index, (cell, (_, numeric)) in enumerate(zip(row, table.columns, strict=True)):
-            tag, scope = ("th", ' scope="row"') if index == 0 else ("td", "")
-            kind = ' class="number"' if numeric else ""
-            value = f' data-value="{cell.value:.6g}"' if cell.value is not None else ""
-            cells.append(f"<{tag}{scope}{kind}{value}>{escape(cell.text)}</{tag}>")
+        times = [(value, place) for place in medians if (value := row[place].value) is not None]
+        best = min(times)[1] if len(medians) > 1 and times else None
+        cells = (
+            _cell(one, column, place, place == best)
+            for place, (one, column) in enumerate(zip(row, table.columns, strict=True))
+        )
         yield f"<tr>{''.join(cells)}</tr>"
     yield "</tbody></table></div>"
-    yield '<ul class="sources">' + "".join(f"<li>{_code(line)}</li>" for line in table.sources) + "</ul></div>"
+    if len(table.columns) > SHOWN:
+        more = more_columns(table)
+        yield f'<button type="button" class="more" aria-expanded="false" aria-controls="{name}" data-label="{more}">'
+        yield f"{more}</button>"
+    for note in table.notes:
+        yield f'<p class="notes">{inline(note)}</p>'
+    if table.sources:
+        lines = "".join(f"<li>{inline(line)}</li>" for line in table.sources)
+        yield _records(f"<ul>{lines}</ul>", len(table.sources))
+    yield "</div>" + "</details>" * table.folded
 
 
-def _code(text: str) -> str:
-    """Text whose parts between backticks are code."""
-    parts = escape(text).split("`")
-    return "".join(f"<code>{part}</code>" if index % 2 else part for index, part in enumerate(parts))
+def _records(listed: str, count: int) -> str:
+    return f'<details class="sources"><summary>Record{"s" if count > 1 else ""}</summary>{listed}</details>'
 
 
-def html(pages: Sequence[Page], figures: Sequence[Figure]) -> str:
-    """The page; the figures' files are beside it."""
-    names = {page.file: page.file.removesuffix(".md") for page in pages}
+def _from_markdown(text: str, title: str, images: Mapping[str, str], numbers: Iterable[int]) -> Iterable[str]:
+    """A page that another command writes as Markdown: headings, paragraphs, lists, tables, pictures."""
+    heading = title
+    # The first heading is the section's own.
+    for block in re.split(r"\n\s*\n", text.partition("\n")[2].strip()):
+        lines = block.splitlines()
+        if block.startswith("#"):
+            heading = lines[0].lstrip("# ")
+            level = 4 if block.startswith("###") else 3
+            yield f"<h{level}>{inline(heading)}</h{level}>"
+            lines = lines[1:]
+        if not lines:
+            continue
+        if lines[0].startswith("|"):
+            yield from _table(_table_of(lines, heading), title, "", numbers, headed=True)
+        elif lines[0].startswith("!["):
+            found = re.match(r"!\[(.*?)\]\((.*?)\)", " ".join(lines))
+            assert found is not None
+            picture = f'<img src="{found[2]}" alt="{escape(found[1])}">'
+            yield f"<figure>{images.get(found[2], picture)}</figure>"
+        elif lines[0].startswith("- "):
+            items = re.split(r"\n?- ", "\n".join(lines))[1:]
+            listed = "<ul>" + "".join(f"<li>{inline(item)}</li>" for item in items) + "</ul>"
+            records = all(item.startswith("`reports/data/") for item in items)
+            yield _records(listed, len(items)) if records else listed
+        else:
+            yield f"<p>{inline(' '.join(lines))}</p>"
+
+
+def _table_of(lines: Sequence[str], title: str) -> Table:
+    """A table of Markdown; a column whose cells are numbers is sorted by them."""
+    titles, _, *rows = ([part.strip() for part in line.strip().strip("|").split("|")] for line in lines)
+    cells = [
+        [
+            Cell(part or "-", _number(part), "" if part.strip("-") else "not recorded, or without meaning here")
+            for part in row
+        ]
+        for row in rows
+    ]
+    columns = []
+    for place, title_ in enumerate(titles):
+        values = [row[place].value is not None for row in cells if row[place].text != "-"]
+        columns.append(Column(title_, "", "number" if values and all(values) else "text"))
+    return Table(title, columns, cells)
+
+
+def _number(text: str) -> float | None:
+    found = re.match(r"[+-]?[\d,]*\.?\d+(?![\d.]* (?:to|/))", text)
+    return float(found[0].replace(",", "")) if found else None
+
+
+def html(
+    pages: Sequence[Page],
+    drawings: Mapping[str, Sequence[str]],
+    found: Sequence[str],
+    others: Sequence[tuple[str, str, str]],
+) -> str:
+    """The page.
+
+    Args:
+        pages: their tables.
+        drawings: SVG elements by page and machine, ``found`` for what was found, or by a picture's file name.
+        found: what was found, sentences in Markdown.
+        others: name, title and text of pages that are written as Markdown.
+    """
+    numbers = count(1)
+    images = {name: shown[0] for name, shown in drawings.items() if shown}
+    names = [(page.file.removesuffix(".md"), page.title) for page in pages]
+    names += [(name, title) for name, title, _ in others]
     lines = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<link rel="icon" href="data:,">',
-        f"<title>AlexNet, 2012, on today's hardware: measurements</title><style>{STYLE}</style></head><body>",
-        "<header><h1>AlexNet, 2012, on today's hardware: measurements</h1>",
-        "<p>Made from the records by <code>python -m bench.report</code>. A click on a header sorts its table.</p>",
-        '<nav aria-label="Tables"><ul>',
-        *(f'<li><a href="#{names[page.file]}">{escape(page.title)}</a></li>' for page in pages),
-        "</ul></nav></header>",
-        '<form role="search"><label for="filter">Rows with all these words</label>',
+        f"<title>{TITLE}: measurements</title><style>",
+        (HERE / "page.css").read_text(),
+        f"</style></head><body><header><h1>{TITLE}</h1>",
+        '<p class="faint">Measurements, made from the records by <code>python -m bench.report</code>.</p>',
+        '<nav aria-label="Sections"><ul>',
+        *(f'<li><a href="#{name}">{escape(title)}</a></li>' for name, title in names),
+        "</ul></nav></header><main>",
+    ]
+    if found:
+        lines.append('<section id="found"><h2>What was found</h2><div><ul>')
+        lines += [f"<li>{inline(sentence)}</li>" for sentence in found]
+        lines += [
+            "</ul>",
+            *(f"<figure>{drawing}</figure>" for drawing in drawings.get("found", ())),
+            "</div></section>",
+        ]
+    lines += [
+        '<form role="search"><label for="filter">Rows with all of</label>',
         '<input id="filter" type="search" placeholder="stage1 bfloat16 backward" autocomplete="off">',
-        '<output for="filter" aria-live="polite"></output></form><main>',
+        '<output for="filter" aria-live="polite"></output></form>',
     ]
     for page in pages:
-        lines.append(f'<section id="{names[page.file]}"><h2>{escape(page.title)}</h2><p>{_code(page.about)}</p>')
+        name = page.file.removesuffix(".md")
+        lines.append(f'<section id="{name}"><h2>{escape(page.title)}</h2><p>{inline(page.about)}</p>')
+        seen: set[bool] = set()
         for section in page.sections:
-            lines.append(f'<div class="machine"><h3>{escape(str(section.machine))}</h3>')
-            for figure in figures:
-                if (figure.page, figure.machine) == (page.file, section.machine):
-                    lines.append(f'<figure><img src="{figure.file}" alt="{escape(figure.about)}"></figure>')
-            if not section.tables:
-                lines.append("<p>Not measured.</p>")
+            machine = section.machine
+            # Of GPUs and of CPUs the one that was measured last.
+            state = "" if machine.cpu in seen else " open"
+            seen.add(machine.cpu)
+            lines.append(f'<details class="machine"{state}><summary><h3>{escape(str(machine))}</h3></summary>')
+            figures = drawings.get(f"{page.file} {machine}", ())
+            if figures:
+                lines += ['<div class="figures">', *(f"<figure>{figure}</figure>" for figure in figures), "</div>"]
             for table in section.tables:
-                lines.extend(_table(table, page.title, str(section.machine)))
-            lines.append("</div>")
+                lines.extend(_table(table, page.title, str(machine), numbers))
+            lines.append("</details>")
         lines.append("</section>")
-    return "\n".join([*lines, f"</main><script>{SCRIPT}</script></body></html>"]) + "\n"
+    for name, title, text in others:
+        lines.append(f'<section id="{name}"><h2>{escape(title)}</h2>')
+        lines += [*_from_markdown(text, title, images, numbers), "</section>"]
+    return "\n".join([*lines, "</main><script>", (HERE / "page.js").read_text(), "</script></body></html>"]) + "\n"

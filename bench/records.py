@@ -17,9 +17,13 @@ from net.errors import DataError
 
 DATA = Path(__file__).parents[1] / "reports" / "data"
 Row = dict[str, Any]
-SUITES = ("ceilings", "kernels", "layers", "steps", "input", "model")
+#: Of rows that say so; those of ``parallel`` and ``choices`` are in no table of this package's.
+SUITES = (
+    *("ceilings", "gate", "kernels", "contention", "layers", "steps", "profile", "train", "input"),
+    *("parallel", "choices"),
+)
 #: Columns that are more than zero; others in microseconds are parts of them, and may be none.
-TIMES = ("median_us", "p20_us", "p80_us", "limit_us", "modelled_us")
+TIMES = ("median_us", "p20_us", "p80_us", "limit_us", "synchronized_us", "wall_us")
 #: What every row says.
 REQUIRED = ("case", "machine", "date")
 #: The suite of rows that do not name one, by how their case begins; some belong to none. The first that fits counts.

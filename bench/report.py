@@ -1,7 +1,7 @@
 """Tables, figures and a page from records: ``python -m bench.report``; ``--help`` lists the flags."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +16,17 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+FOUND_BEGIN, FOUND_END = "<!-- found: begin -->", "<!-- found: end -->"
+PAGES_BEGIN, PAGES_END = "<!-- pages: begin -->", "<!-- pages: end -->"
 MADE = "Made from the records by `python -m bench.report`."
 DESCRIPTION = (
     "Make reports/*.md, reports/index.html, reports/figures and the tables on README's first screen from the records "
     "in reports/data, or compare two records."
+)
+#: Pages of :mod:`bench.parallelism_report` and :mod:`net.ablation_report`: name, title, and a line for the list.
+OTHERS = (
+    ("parallelism", "Parallelism", "two processes against one, and what a cost model says of many devices"),
+    ("accuracy", "Accuracy without each part", "the validation error without each part of the network"),
 )
 
 
@@ -38,73 +45,120 @@ class ReportConfig:
             raise UsageError(f"--compare takes two records; got {len(self.compare)}")
 
 
-def texts(rows: "Sequence[Row]", readme: str) -> dict[str, str]:
-    """The text of each file below ``reports/``, and of ``README.md`` with ``readme`` around its tables.
+def _between(text: str, begin: str, end: str, made: str) -> str:
+    """The text with ``made`` between its marks; as it is where it has none."""
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    return f"{before}{begin}\n{made}\n{end}{after}" if found and closed else text
 
-    Args:
-        rows: as :func:`bench.records.read` returns them.
-        readme: what README.md says now.
-    """
-    from . import figures, page, tables
 
-    rows = tables.measured(rows)
-    pages, drawn = tables.pages(rows), figures.figures(rows)
+def texts(rows: "Sequence[Row]") -> dict[str, str]:
+    """The text of each page of tables, by its name below ``reports/``; rows are those of ``tables.measured``."""
+    from . import figures, pages, tables
+
+    drawn = figures.figures(rows)
     result = {}
-    for one in pages:
-        parts = [
-            f"# {one.title}\n",
-            MADE + "\n",
-            textwrap.fill(one.about, 120, break_long_words=False, break_on_hyphens=False) + "\n",
-        ]
-        for section in one.sections:
+    for page in pages.pages(rows):
+        about = textwrap.fill(page.about, 120, break_long_words=False, break_on_hyphens=False)
+        parts = [f"# {page.title}\n", MADE + "\n", about + "\n"]
+        for section in page.sections:
             parts.append(f"## {section.machine}\n")
             parts += [
                 f"![{figure.about}]({figure.file})\n"
                 for figure in drawn
-                if (figure.page, figure.machine) == (one.file, section.machine)
+                if (figure.page, figure.machine) == (page.file, section.machine)
             ]
             for table in section.tables:
-                parts += [f"### {table.title}\n"] if table.title else []
+                parts += [f"### {table.title}\n"] if table.title and not table.folded else []
                 parts.append(tables.markdown(table))
-            if not section.tables:
-                parts.append("Not measured.\n")
-        result[one.file] = "\n".join(parts if one.sections else [*parts, "Not measured.\n"])
-    result["index.html"] = page.html(pages, drawn)
-    headline = "\n".join(tables.markdown(table) for section in tables.headline(rows) for table in section.tables)
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    result["README.md"] = "".join((before, BEGIN, "\n", headline or "Not measured.\n", END, after))
+        result[page.file] = "\n".join(parts)
     return result
 
 
-def write(reports: Path, readme: Path, rows: "Sequence[Row]") -> list[Path]:
-    """Write every table and figure and remove the figures that are no more; returns the files."""
-    from . import figures, tables
+def first_screen(rows: "Sequence[Row]") -> str:
+    """README's tables."""
+    from . import pages, tables
 
-    written = []
-    folder = reports / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    for figure in figures.figures(tables.measured(rows)):
-        with atomic_write(reports / figure.file) as file:
-            file.write(figures.png(figure))
-        written.append(reports / figure.file)
-    for kind in figures.KINDS:
-        for path in folder.glob(f"{kind[0]}-*.png"):
-            if path not in written:
-                path.unlink()
-    for name, text in texts(rows, readme.read_text()).items():
-        path = readme if name == "README.md" else reports / name
-        with atomic_write(path) as file:
-            file.write(text.encode())
-        written.append(path)
-    return written
+    found = [tables.markdown(table) for section in pages.headline(rows) for table in section.tables]
+    return "\n".join(found).rstrip() or "Not measured."
 
 
-def write_accuracy(reports: Path, data: Path) -> list[Path]:
-    """Write the tables and pictures of the results of ``net.ablations`` in ``data/ablations``; returns the files."""
+def found(rows: "Sequence[Row]") -> str:
+    """What ``reports/README.md`` begins with: sentences, and the chart."""
+    from . import figures, findings
+
+    lines = [
+        textwrap.fill(f"- {text}", 140, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        for text in findings.sentences(rows)
+    ]
+    lines += [f"\n![{one.about}]({one.file})" for one in figures.figures(rows) if one.machine is None]
+    return "\n".join(lines) or "Nothing is measured yet."
+
+
+def contents(rows: "Sequence[Row]") -> str:
+    """The list of pages in ``reports/README.md``."""
+    from . import pages
+
+    lines = [f"- [{page.file}]({page.file}): {pages.PAGES[page.file].line}" for page in pages.pages(rows)]
+    return "\n".join([*lines, *(f"- [{name}.md]({name}.md): {line}" for name, _, line in OTHERS)])
+
+
+def page(rows: "Sequence[Row]", others: Mapping[str, str]) -> str:
+    """The text of ``index.html``; ``others`` are the pages that are written as Markdown, by name."""
+    from . import figures, findings, pages
+    from .page import html
+
+    drawings: dict[str, list[str]] = {}
+    for figure in figures.figures(rows):
+        name = f"{figure.page} {figure.machine}" if figure.machine else "found"
+        drawings.setdefault(name, []).append(figures.svg(figure))
+    written = [(name, title, others[name]) for name, title, _ in OTHERS if name in others]
+    return html(pages.pages(rows), drawings, findings.sentences(rows), written)
+
+
+def write(root: Path, rows: "Sequence[Row]") -> list[Path]:
+    """Write every page, table and figure below ``root``, remove what is no more, and return the files.
+
+    Args:
+        root: holds ``README.md`` and ``reports/``, in whose ``data/ablations`` are results of ``net.ablations``.
+        rows: as :func:`bench.records.read` returns them.
+    """
+    import pandas as pd
+
     from net import ablation_report
 
-    return ablation_report.write(sorted((data / "ablations").glob("*.jsonl")), reports)
+    from . import figures, pages, parallelism_report, tables
+
+    reports, readme = root / "reports", root / "README.md"
+    (reports / "figures").mkdir(parents=True, exist_ok=True)
+    written = parallelism_report.write(reports, readme, pd.DataFrame(rows))
+    written += ablation_report.write(sorted((reports / "data" / "ablations").glob("*.jsonl")), reports)
+    rows = tables.measured(rows)
+    files: dict[Path, bytes] = {reports / one.file: figures.png(one) for one in figures.figures(rows)}
+    stale = [path for kind in figures.KINDS for path in (reports / "figures").glob(f"{kind}-*.png")]
+    stale += [reports / name for name in pages.PAGES]
+    made = texts(rows)
+    others = {name: (reports / f"{name}.md").read_text() for name, *_ in OTHERS}
+    made["index.html"] = page(rows, others)
+    files |= {reports / name: text.encode() for name, text in made.items()}
+    for path, blocks in (
+        (readme, ((BEGIN, END, first_screen(rows)),)),
+        (
+            reports / "README.md",
+            ((FOUND_BEGIN, FOUND_END, found(rows)), (PAGES_BEGIN, PAGES_END, contents(rows))),
+        ),
+    ):
+        if path.is_file():
+            text = path.read_text()
+            for begin, end, block in blocks:
+                text = _between(text, begin, end, block)
+            files[path] = text.encode()
+    for path, content in files.items():
+        with atomic_write(path) as file:
+            file.write(content)
+    for path in set(stale) - set(files):
+        path.unlink(missing_ok=True)
+    return [*written, *files]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,14 +168,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .compare import compare
 
         return compare(*map(Path, config.compare))
-    import pandas as pd
-
-    from . import parallelism_report
     from .records import DATA, read
 
-    reports, readme, rows = ROOT / "reports", ROOT / "README.md", read(DATA)
-    written = [*write(reports, readme, rows), *parallelism_report.write(reports, readme, pd.DataFrame(rows))]
-    for path in dict.fromkeys([*written, *write_accuracy(reports, DATA)]):
+    for path in dict.fromkeys(write(ROOT, read(DATA))):
         print(path.relative_to(ROOT))
     return 0
 

@@ -1,9 +1,9 @@
 """Compile the kernels for GPUs that are not there: ``python -m kernels.aot``.
 
 Every kernel of the paper's stages, in the configurations that are launched for them, for each target; printed and
-written as JSON: registers, bytes of local memory (spills) and shared memory, how wide the accesses to global memory
-are, special-function and all instructions for each element that a thread computes (of the output forward, of the input
-backward), and the bytes that must move at least.
+written as JSON: registers, the warps that they leave room for, bytes of local memory (spills) and shared memory, how
+wide the accesses to global memory are, special-function and all instructions for each element that a thread computes
+(of the output forward, of the input backward), and the bytes that must move at least.
 """
 
 import argparse
@@ -143,6 +143,15 @@ def _cuobjdump(compiled: Any, option: str) -> str:
         return subprocess.run([_tool("cuobjdump"), option, file], capture_output=True, text=True, check=True).stdout
 
 
+def warps(registers: int) -> int:
+    """Programs of one warp that a scheduler of NVIDIA's holds at once, by registers a thread alone.
+
+    A scheduler has 16384 registers and hands them out to a warp's 32 lanes in steps of eight; a multiprocessor holds 32
+    programs on its four schedulers (compute capability 8.0, 9.0 and 10.0).
+    """
+    return min(8, 16384 // (32 * 8 * -(-registers // 8)))
+
+
 def _nvidia(compiled: Any) -> dict[str, Any]:
     """What NVIDIA's tools say of the machine code."""
     usage, code = _cuobjdump(compiled, "--dump-resource-usage"), _cuobjdump(compiled, "-sass")
@@ -170,6 +179,7 @@ def _nvidia(compiled: Any) -> dict[str, Any]:
             accesses[f"{'store' if parts[0] == 'STG' else 'load'} {width // 8} bytes"] += 1
     return {
         "registers": numbers["REG"],
+        "warps": warps(numbers["REG"]),
         "local_bytes": numbers["LOCAL"] + numbers["STACK"],
         "local_accesses": sum(name.split(".")[0] in ("LDL", "STL") for name in instructions),
         "shared_bytes": compiled.metadata.shared,
@@ -194,6 +204,7 @@ def _amd(compiled: Any) -> dict[str, Any]:
     special = ("v_rsq", "v_sqrt", "v_rcp", "v_exp", "v_log")
     return {
         "registers": numbers["vgpr_count"],
+        "warps": None,
         "local_bytes": 4 * numbers["vgpr_spill_count"],
         "local_accesses": sum(name.startswith("scratch_") for name in instructions),
         "shared_bytes": compiled.metadata.shared,
@@ -211,18 +222,14 @@ def _compile(launch: Any, target: str, aligned: bool) -> Any:
     return triton.compile(source(launch, aligned), target=arch, options=launch.options(capability))
 
 
-def listing(launch: Any, target: str) -> str:
-    """The machine code of a launch for a GPU of NVIDIA's, as ``cuobjdump -sass`` prints it."""
-    return _cuobjdump(_compile(launch, target, True), "-sass")
-
-
 def build(launch: Any, target: str, aligned: bool = True) -> dict[str, Any]:
     """Compile a launch for a target and read its machine code.
 
     Returns:
-        registers a thread, bytes of local and shared memory, accesses to global memory by width, special functions and
-        all instructions in the code, those of the longest loop, and the elements that a thread computes in a turn of
-        it: of the output forward, of the input backward.
+        registers a thread, the warps that a scheduler holds with so many (None on AMD's), bytes of local and shared
+        memory, accesses to global memory by width, special functions and all instructions in the code, those of the
+        longest loop, and the elements that a thread computes in a turn of it: of the output forward, of the input
+        backward.
     """
     if not aligned:
         words = {name: 0 for name in ("WORDS", "OFFSET_WORDS") if name in launch.constants}
@@ -249,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     rows = []
     for target in wanted.target:
-        print(f"{target:59} registers local shared special   all  accesses to global memory")
+        print(f"{target:59} registers warps local shared special   all  accesses to global memory")
         for case, dtype, format in itertools.product(CASES, wanted.dtype, wanted.memory_format):
             if wanted.case and case.name not in wanted.case:
                 continue
@@ -257,8 +264,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 row = build(launch, target, not wanted.misaligned)
                 elements = row["elements_a_step"]
                 print(
-                    f"  {f'{case.name}, {mode}, {dtype}, {format}':60} {row['registers']:>5} {row['local_bytes']:>5} "
-                    f"{row['shared_bytes']:>6} {row['special_functions'] / elements:>7.2f} "
+                    f"  {f'{case.name}, {mode}, {dtype}, {format}':60} {row['registers']:>5} {row['warps'] or '-':>5} "
+                    f"{row['local_bytes']:>5} {row['shared_bytes']:>6} {row['special_functions'] / elements:>7.2f} "
                     f"{row['loop_instructions'] / elements:>5.0f}  "
                     + ", ".join(f"{count} x {width}" for width, count in row["accesses"].items()),
                     flush=True,

@@ -1,0 +1,303 @@
+"""Which rows of the records are on which page of ``reports/``, and in which tables."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from .records import Row
+from .tables import (
+    BY_KEY,
+    IMPLEMENTATIONS,
+    Cell,
+    Column,
+    Page,
+    Section,
+    Table,
+    cell,
+    detail,
+    fastest,
+    in_unit,
+    machines_of,
+    ordered,
+    ours,
+    possible,
+    rank,
+    sources,
+    unit_of,
+    values,
+)
+
+#: Rows of the suite ``layers`` that are not layers.
+NOT_LAYERS = ("input preparation", "optimizer", "sum of layers", "whole step")
+#: Bytes of a parameter: weights, gradients and momentum are float32.
+PARAMETER_BYTES = 4
+
+
+def overview(rows: Sequence[Row]) -> list[Table]:
+    """Medians of all implementations side by side, each in the memory format that serves it best."""
+    rows, notes = possible(rows)
+    if not rows:
+        return []
+    unit, scale = unit_of(rows)
+    names = sorted({str(row.get("implementation")) for row in rows}, key=lambda name: rank(IMPLEMENTATIONS, name))
+    tasks: dict[tuple[Any, ...], list[Row]] = {}
+    for row in ordered(rows):
+        tasks.setdefault(values(row, ("case", "mode", "shape", "dtype")), []).append(row)
+    limits = [BY_KEY["limit_us"]] if any("limit_us" in row for row in rows) else []
+    cells = []
+    for task, group in tasks.items():
+        line = [Cell("-" if value is None else str(value)) for value in task]
+        for name in names:
+            its = [row for row in group if str(row.get("implementation")) == name]
+            row = fastest(its) or next((row for row in its if "status" in row), {})
+            line.append(cell(row, BY_KEY["median_us"], scale))
+        line += [cell(next((row for row in group if "limit_us" in row), {}), column, scale) for column in limits]
+        cells.append(line)
+    columns = [BY_KEY[key] for key in ("case", "mode", "shape", "dtype")]
+    columns += [Column(name, "median_us", "time") for name in names]
+    columns = in_unit([*columns, *limits], unit)
+    notes += [
+        f"Triton kernels of {name}." for name in sorted({row["kernels_of"] for row in rows if "kernels_of" in row})
+    ]
+    return [Table("Medians side by side", columns, cells, sources(rows), notes).shared()]
+
+
+def _kernels(rows: Sequence[Row]) -> list[Table]:
+    return [*overview(rows), *detail("Every measurement", ordered(rows), folded=True)]
+
+
+def _in_order(rows: Sequence[Row]) -> list[Table]:
+    return detail("", ordered(rows))
+
+
+def _steps(rows: Sequence[Row]) -> list[Table]:
+    parts: dict[str, list[Row]] = {"Training step": [], "Inference": [], "net.train, end to end": [], "Whole runs": []}
+    titles = {"train_step": "Training step", "inference": "Inference"}
+    for row in ordered(rows):
+        end_to_end = "net.train, end to end" if row["suite"] == "train" else "Whole runs"
+        parts[titles.get(str(row.get("mode")), end_to_end) if row["suite"] == "steps" else end_to_end].append(row)
+    return [table for title, its in parts.items() for table in detail(title, its)]
+
+
+def _profile(rows: Sequence[Row]) -> list[Table]:
+    """A table for each step that was looked into: its kernels, the longest first, and their sum."""
+    steps: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        steps.setdefault(values(row, ("case", "implementation", "shape", "dtype")), []).append(row)
+    columns = [column for column in BY_KEY.values() if column.key not in ("case", "implementation", "mode")]
+    tables = []
+    for (case, implementation, *_), its in steps.items():
+        its.sort(key=lambda row: (row.get("kernel") == "sum", -row.get("us_per_step", 0.0), str(row.get("kernel"))))
+        tables += detail(f"{case}, {implementation}", its, columns)
+    return tables
+
+
+def most(rows: Sequence[Row], kind: Callable[[Row], object]) -> list[Row]:
+    """The rows of the kind that most of them are of."""
+    kinds = [kind(row) for row in rows]
+    chosen = max(sorted(set(kinds), key=str), key=kinds.count, default=None)
+    return [row for row, its in zip(rows, kinds, strict=True) if its == chosen]
+
+
+def layers_of(rows: Iterable[Row]) -> list[Row]:
+    """The layers, in the dtype and batch of which the most was measured: the fastest row of each layer and mode."""
+    rows = [row for row in rows if row["suite"] == "layers" and row["case"] not in NOT_LAYERS and "median_us" in row]
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in most(rows, lambda row: (row.get("dtype"), str(row.get("shape")).partition("x")[0])):
+        groups.setdefault((row["case"], row.get("mode")), []).append(row)
+    return [row for row in map(fastest, groups.values()) if row is not None]
+
+
+def layer_memory(rows: Iterable[Row]) -> list[Row]:
+    """What training keeps of each layer: ``parameters``, ``saved_mib`` and ``output_mib`` where they are recorded."""
+    found: dict[str, Row] = {}
+    for row in layers_of(rows):
+        columns: Row = {key: row[key] for key in ("parameters", "saved_mib", "output_mib") if key in row}
+        if "parameters" in columns or "saved_mib" in columns:
+            found[row["case"]] = {**row, **found.get(row["case"], {}), **columns}
+    return list(found.values())
+
+
+def _memory(rows: Sequence[Row]) -> list[Table]:
+    tables = []
+    layers = layer_memory(rows)
+    if layers:
+        total = {key: sum(row.get(key, 0) for row in layers) for key in ("parameters", "saved_mib")}
+        names = [BY_KEY[key] for key in ("case", "implementation", "dtype", "parameters")]
+        computed = [Column(f"{name} MiB", name, "{:,.1f}") for name in ("weights", "gradients", "momentum")]
+        kept = [BY_KEY[key] for key in ("saved_mib", "output_mib")]
+        cells = []
+        for row in [
+            *layers,
+            {**total, "case": "sum", **{key: layers[0].get(key) for key in ("implementation", "dtype")}},
+        ]:
+            mib = row.get("parameters", 0) * PARAMETER_BYTES / 2**20
+            line = [cell(row, column) for column in names] + [Cell(f"{mib:,.1f}", mib)] * 3
+            cells.append(line + [cell(row, column) for column in kept])
+        title = "What training keeps, by layer; weights, gradients and momentum are computed"
+        tables.append(Table(title, [*names, *computed, *kept], cells, sources(layers)).shared())
+    shown = ("case", "implementation", "mode", "shape", "dtype", "memory_format", "saved_mib")
+    for title, suite, keys in (
+        ("Peak of a step", "steps", (*shown[:5], "peak_mib", "process_peak_mib", "memory_format")),
+        ("Kept for backward, by kernel", "kernels", shown),
+    ):
+        kept_rows = [row for row in rows if row["suite"] == suite and any(key in row for key in keys if "mib" in key)]
+        tables += detail(title, ordered(kept_rows), [BY_KEY[key] for key in keys], folded=suite == "kernels")
+    return tables
+
+
+class _Kind(NamedTuple):
+    """Title, a line for the list of pages, what stands above its tables, suites of rows, what makes tables of them."""
+
+    title: str
+    line: str
+    about: str
+    suites: tuple[str, ...]
+    tables: Callable[[Sequence[Row]], list[Table]]
+
+
+RATIOS = (
+    "`x aten` is how many times faster a row is than PyTorch's own operators called eagerly, `x compiled` than the "
+    "fastest way `torch.compile` makes of them. Rivals are of the same record and machine, in the memory format that "
+    "serves them best."
+)
+LIMIT = (
+    "The limit is the longer of two times: computing the FLOPs at the rate of a large matrix product, and moving the "
+    "fewest bytes at the rate of the best large copy. Both rates were measured in the same run."
+)
+PAGES = {
+    "kernels.md": _Kind(
+        "Kernels",
+        "the operators at the paper's shapes, against their rivals and their limits",
+        f"The operators at the paper's shapes. {RATIOS} {LIMIT}",
+        ("kernels",),
+        _kernels,
+    ),
+    "contention.md": _Kind(
+        "Beside other processes",
+        "the stages as a user's program runs them, alone and beside busy processes",
+        "Stages 1 and 2 forward and backward, alone on the machine and with busy processes beside them; no setting of "
+        "threads or waiting was touched. `x aten` compares rows with as many processes beside them.",
+        ("contention",),
+        _in_order,
+    ),
+    "steps.md": _Kind(
+        "Steps",
+        "updates of whole networks, inference, `net.train` end to end, and the digits run",
+        f"Updates of whole networks, inference, and whole runs. {RATIOS}",
+        ("steps", "train"),
+        _steps,
+    ),
+    "profile.md": _Kind(
+        "Where a step's time goes",
+        "the GPU kernels of a training step, with launches and time",
+        "The GPU kernels of a captured training step: launches and time a step, averaged over replays. The gaps are "
+        "what is left of the wall clock.",
+        ("profile",),
+        _profile,
+    ),
+    "layers.md": _Kind(
+        "Layers",
+        "the paper's network layer by layer",
+        f"The paper's network layer by layer. {LIMIT} A copy writes as much as it reads: what mostly reads, such as "
+        "the optimizer and the dense layers, can beat that limit, and so can tensors that fit in a cache. `training` "
+        "is forward and backward. `sum of layers` adds the training of all layers, the loss and the optimizer; "
+        "`% explained` is its share of the whole step. The rest lies between layers: autograd, the exchange between "
+        "towers, added gradients, and the time of the host.",
+        ("layers",),
+        _in_order,
+    ),
+    "memory.md": _Kind(
+        "Memory",
+        "what training keeps, by layer and by kernel, and the peak of a step",
+        "Saved is what is kept for backward, each tensor once. Weights, gradients and momentum take four bytes for "
+        "each parameter. Peak is the device's, process peak all that the process holds.",
+        ("layers", "steps", "kernels"),
+        _memory,
+    ),
+    "input_pipeline.md": _Kind(
+        "Input pipeline",
+        "decoding, reading, varying images",
+        "Decoding, reading from the packed store, and the paper's variations.",
+        ("input",),
+        _in_order,
+    ),
+    "ceilings.md": _Kind(
+        "Ceilings",
+        "copies and matrix products, what the limits are made of",
+        "What the machine does at best: the limits in the other tables are made of these.",
+        ("ceilings",),
+        _in_order,
+    ),
+    "gate.md": _Kind(
+        "Checks before measuring",
+        "what had to pass on the device before its stages were timed",
+        "What had to pass on the device before its stages were timed. Stages that were timed all the same are marked "
+        "as unverified.",
+        ("gate",),
+        _in_order,
+    ),
+}
+
+
+def pages(rows: Sequence[Row]) -> list[Page]:
+    """The pages that have anything to show; ``rows`` are those of :func:`bench.tables.measured`."""
+    found = []
+    for file, kind in PAGES.items():
+        sections = []
+        for machine in machines_of(rows):
+            tables = kind.tables([row for row in rows if row["on"] == machine and row["suite"] in kind.suites])
+            if tables:
+                sections.append(Section(machine, tables))
+        if sections:
+            found.append(Page(file, kind.title, kind.about, sections))
+    return found
+
+
+def best(rows: Iterable[Row], case: str, mode: str | None = None) -> tuple[Row | None, Row | None, Row | None]:
+    """Of a case the fastest row of ours, of PyTorch compiled, and of PyTorch called eagerly, in the shape and dtype of
+    which the most was measured. What is unverified does not count.
+    """
+    its = [
+        row
+        for row in rows
+        if row["case"] == case and mode in (None, row.get("mode")) and "median_us" in row and "unverified" not in row
+    ]
+    its = most(its, lambda row: values(row, ("dtype", "shape")))
+    names = {id(row): str(row.get("implementation")) for row in its}
+    compiled = [row for row in its if names[id(row)] == "compiled" or names[id(row)].startswith("aten, ")]
+    return (
+        fastest(row for row in its if ours(row)),
+        fastest(row for row in compiled if names[id(row)] != "aten, eager"),
+        fastest(row for row in its if names[id(row)] in ("aten", "aten, eager")),
+    )
+
+
+HEADLINE = (
+    *("case", "implementation", "shape", "dtype", "median_us", "images_per_s", "x_aten", "x_compiled"),
+    *("kernels_of", "top1_accuracy_percent", "revision"),
+)
+
+
+def headline(rows: Sequence[Row]) -> list[Section]:
+    """README's tables: of the GPU and of the CPU on which an update of the paper's network was timed last."""
+    found: dict[bool, Section] = {}
+    for machine in machines_of(rows):
+        its = [row for row in rows if row["on"] == machine]
+        update = best(its, "update of paper")
+        if machine.cpu in found or not any(update):
+            continue
+        if machine.cpu:
+            kernels = [row for row in its if row["suite"] == "kernels"]
+            chosen = [
+                *update,
+                *(row for case in ("stage1", "stage2") for row in best(kernels, case, "forward_backward")[:2]),
+            ]
+            for case in ("inference of paper", "loader, 2 reading", "prepare, one process", "digits, a whole run"):
+                chosen += best(its, case)[:2]
+        else:
+            chosen = [*update, *best(its, "update of one_weird_trick")[:2], *best(its, "inference of paper")]
+            chosen += best(its, "net.train of paper")[:1]
+        columns = [BY_KEY[key] for key in HEADLINE]
+        tables = detail("", list({id(row): row for row in chosen if row is not None}.values()), columns)
+        found[machine.cpu] = Section(machine, tables)
+    return [found[cpu] for cpu in sorted(found)]
