@@ -114,13 +114,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .compare import compare
 
         return compare(*map(Path, config.compare))
-    import pandas as pd
-
     from . import parallelism_report
     from .records import DATA, read
 
     reports, readme, rows = ROOT / "reports", ROOT / "README.md", read(DATA)
-    written = [*write(reports, readme, rows), *parallelism_report.write(reports, readme, pd.DataFrame(rows))]
+    written = [*write(reports, readme, rows), *parallelism_report.write(reports, readme, rows)]
     for path in dict.fromkeys([*written, *write_accuracy(reports, DATA)]):
         print(path.relative_to(ROOT))
     return 0
