@@ -206,8 +206,8 @@ def _losses(run: Sequence[Row]) -> Table:
                 Cell(f"{row['top1_error_percent']:.2f} ({wrong} of {row['validation_images']})", wrong),
             ]
         )
-    columns = ("strategy", "world size", "cores per process", "updates", "difference")
-    columns = (*columns, "loss of the last epoch", "validation loss", "top-1 error %")
+    said = ("strategy", "world size", "cores per process", "updates", "difference")
+    columns = (*said, "loss of the last epoch", "validation loss", "top-1 error %")
     return _table(f"Losses, {run[0]['dtype']}, {_named(run)}", columns, cells, _sources(run))
 
 
