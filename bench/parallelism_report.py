@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tabulate import tabulate
+
 from net.config import network
 from net.files import atomic_write
 
@@ -26,7 +28,7 @@ from .parallel_losses import LOSSES_CASE, REORDERED
 from .parallelism import ALL_CORES, CASE, LINK_CASE
 from .parallelism_figures import Picture, pictures
 from .records import Row, moment
-from .tables import Cell, Machine, Page, Section, Table, markdown, number
+from .tables import Cell, number
 
 BEGIN, END = "<!-- parallelism: begin -->", "<!-- parallelism: end -->"
 #: Devices of the modelled table.
@@ -75,6 +77,25 @@ DEVICES_NOTE = (
 )
 
 
+class Table(NamedTuple):
+    """A title, columns, rows of cells, and a line for each record that figures come from."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[list[Cell]]
+    sources: list[str]
+
+    def markdown(self) -> str:
+        align = [
+            "right" if any(cell.value is not None for cell in column) else "left"
+            for column in zip(*self.rows, strict=True)
+        ]
+        cells = [[cell.text.replace("|", "\\|") for cell in row] for row in self.rows]
+        body = tabulate(cells, self.columns, "github", disable_numparse=True, colalign=align)
+        lines = ["- " + line.replace("; ", ";\n  ") for line in self.sources]
+        return "\n".join([body, *([""] if lines else []), *lines]) + "\n"
+
+
 class Part(NamedTuple):
     """A table of the report, the paragraph that explains it, and the machine it was measured on."""
 
@@ -97,11 +118,6 @@ def _ms(row: Row, key: str) -> Cell:
     if key in row:
         return Cell(number(row[key] / 1e3), row[key] / 1e3)
     return Cell(row.get("status", "-") if key == "median_us" else "-")
-
-
-def _table(title: str, columns: Sequence[str], rows: list[list[Cell]], sources: list[str]) -> Table:
-    numeric = [any(row[index].value is not None for row in rows) for index in range(len(columns))]
-    return Table(title, list(zip(columns, numeric, strict=True)), rows, sources)
 
 
 def _sources(rows: Iterable[Row]) -> list[str]:
@@ -166,7 +182,7 @@ def _times(run: Sequence[Row]) -> Table:
         ]
         for row in run
     ]
-    return _table(f"Update of {_named(run)}", (*columns, "exposed ms", "overlapped ms"), cells, _sources(run))
+    return Table(f"Update of {_named(run)}", (*columns, "exposed ms", "overlapped ms"), cells, _sources(run))
 
 
 def _counted(run: Sequence[Row]) -> Table:
@@ -184,7 +200,7 @@ def _counted(run: Sequence[Row]) -> Table:
             ]
         )
     columns = ("strategy", "messages", "MiB sent", *(f"{name} MiB" for name in memory))
-    return _table(f"Messages and memory, {_named(run)}", columns, cells, _sources(run))
+    return Table(f"Messages and memory, {_named(run)}", columns, cells, _sources(run))
 
 
 def _losses(run: Sequence[Row]) -> Table:
@@ -208,7 +224,7 @@ def _losses(run: Sequence[Row]) -> Table:
         )
     said = ("strategy", "world size", "cores per process", "updates", "difference")
     columns = (*said, "loss of the last epoch", "validation loss", "top-1 error %")
-    return _table(f"Losses, {run[0]['dtype']}, {_named(run)}", columns, cells, _sources(run))
+    return Table(f"Losses, {run[0]['dtype']}, {_named(run)}", columns, cells, _sources(run))
 
 
 def _validation(measured: Sequence[Sequence[Row]], rows: Sequence[Row], link: Link) -> Table:
@@ -247,7 +263,7 @@ def _validation(measured: Sequence[Sequence[Row]], rows: Sequence[Row], link: Li
                 ]
             )
     columns = ("network", "strategy", "modelled ms", "measured ms", "error %")
-    return _table("The cost model against these measurements", columns, cells, _sources(used))
+    return Table("The cost model against these measurements", columns, cells, _sources(used))
 
 
 def _alone(run: Sequence[Row]) -> Table:
@@ -266,7 +282,7 @@ def _alone(run: Sequence[Row]) -> Table:
         cells.append(line)
     links = [f"messages over {link.name}, modelled ms" for link in ALONE_LINKS]
     title = f"One rank by itself, {run[0]['network']}, {shape}, {dtype}, {run[0].get('compiled')}"
-    return _table(title, ("strategy", "world size", "cores per process", "one rank ms", *links), cells, _sources(run))
+    return Table(title, ("strategy", "world size", "cores per process", "one rank ms", *links), cells, _sources(run))
 
 
 def computes(rows: Iterable[Row]) -> list[Row]:
@@ -308,7 +324,7 @@ def _modelled(gpus: Sequence[Row]) -> Table:
                         line.append(_value(IMAGES * ranks / seconds, "{:,.0f}"))
                 cells.append(line)
     title = f"{MODELLED}: images/s of the paper's network on 1 to {max(DEVICES)} devices"
-    return _table(title, ("device", "link", "strategy", *map(str, DEVICES)), cells, _sources(gpus))
+    return Table(title, ("device", "link", "strategy", *map(str, DEVICES)), cells, _sources(gpus))
 
 
 def _published() -> Table:
@@ -322,7 +338,7 @@ def _published() -> Table:
         for row in published()
     ]
     title = f"{MODELLED}: the cost model against published figures"
-    return _table(title, ("check", "published", "model", "error %"), cells, [])
+    return Table(title, ("check", "published", "model", "error %"), cells, [])
 
 
 def parts(rows: Sequence[Row]) -> list[Part]:
@@ -369,16 +385,6 @@ def parts(rows: Sequence[Row]) -> list[Part]:
     return result
 
 
-def page(rows: Sequence[Row]) -> Page:
-    """The tables alone, a section for each machine and a last one for what is modelled."""
-    torch = {row["machine"]: row.get("torch") for row in rows}
-    sections: dict[str, Section] = {}
-    for part in parts(rows):
-        machine = Machine(part.machine, None, torch[part.machine]) if part.machine else Machine(MODELLED, None, None)
-        sections.setdefault(part.machine, Section(machine, [])).tables.append(part.table)
-    return Page("parallelism.md", "Parallelism", ABOUT, list(sections.values()))
-
-
 def figures(rows: Sequence[Row]) -> list[Picture]:
     """The figures whose rows are there."""
     return pictures(_groups(rows, LOSSES_CASE, ("machine", "network", "shape", "dtype")), computes(rows))
@@ -403,7 +409,7 @@ def text(rows: Sequence[Row]) -> str:
             machine = part.machine
             lines.append(f"## {machine or MODELLED}\n")
             lines += [f"![{each.alt}]({each.file})\n" for each in drawn if each.modelled and not machine]
-        lines += [f"### {part.table.title}\n", *([_fill(part.note)] if part.note else []), markdown(part.table)]
+        lines += [f"### {part.table.title}\n", *([_fill(part.note)] if part.note else []), part.table.markdown()]
     return "\n".join(lines)
 
 
@@ -413,7 +419,7 @@ def headline(rows: Sequence[Row]) -> str:
     if not its:
         return "Not measured.\n"
     table = _times(max(its, key=lambda run: max(map(moment, run))))
-    return f"{table.title}, measured:\n\n{markdown(table)}"
+    return f"{table.title}, measured:\n\n{table.markdown()}"
 
 
 def write(reports: Path, readme: Path, rows: Sequence[Row]) -> list[Path]:

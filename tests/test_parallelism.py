@@ -249,8 +249,7 @@ def tables_of(rows: list[Row]) -> dict[str, list[dict[str, str]]]:
     """Every table's rows by title, a cell's text by its column."""
     return {
         part.table.title: [
-            {title: cell.text for (title, _), cell in zip(part.table.columns, line, strict=True)}
-            for line in part.table.rows
+            {title: cell.text for title, cell in zip(part.table.columns, line, strict=True)} for line in part.table.rows
         ]
         for part in parallelism_report.parts(rows)
     }
@@ -316,8 +315,10 @@ def test_what_is_modelled_comes_last_and_names_its_gpu() -> None:
     assert picture.modelled
     assert picture.alt.startswith("Modelled, not measured")
     assert "NVIDIA Second" in picture.alt
-    sections = parallelism_report.page(rows).sections
-    assert [section.machine.name for section in sections] == ["CPU: Some", "Modelled, not measured"]
+    text = parallelism_report.text(rows)
+    headings = [line for line in text.splitlines() if line.startswith("## ")]
+    assert headings == ["## CPU: Some", "## Modelled, not measured"]
+    assert "- `reports/data/h.jsonl`: 2026-01-05, commit abc;\n  NVIDIA Second, torch 2.13\n" in text
 
 
 def test_losses_are_told_and_drawn_as_they_are(tmp_path: Path) -> None:
