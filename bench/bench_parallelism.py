@@ -32,8 +32,9 @@ def test_link(benchmark: BenchmarkFixture, recorded: list[dict[str, Any]]) -> No
     recorded.extend(rows)
 
 
-def test_one_rank(benchmark: BenchmarkFixture, recorded: list[dict[str, Any]]) -> None:
-    """What each strategy computes on one device, its messages left out."""
+@pytest.mark.parametrize("strategy", ["none", *STRATEGIES])
+def test_one_rank(benchmark: BenchmarkFixture, recorded: list[dict[str, Any]], strategy: str) -> None:
+    """What a strategy computes on one device, its messages left out."""
     arguments = ("--network", "digits", "--batch-size", BATCH, "--updates", 10, "--ranks", 2)
-    rows = benchmark.pedantic(started, ("alone", 1, arguments), rounds=1)
-    recorded.extend(rows)
+    row = benchmark.pedantic(started, (f"alone: {strategy}", 1, arguments), rounds=1)
+    recorded.append(row)

@@ -292,7 +292,7 @@ def plan(variants: Sequence[str], batch: int | None, updates: int, ranks: int, o
             jobs.append(Job("all-cores", ALL_CORES, 1, given))
         if not few:
             jobs += [Job(strategy, strategy, ranks, given) for strategy in usable(variant, ranks)[1:]]
-        jobs.append(Job("alone", "alone", 1, given))
+        jobs += [Job("alone", f"alone: {strategy}", 1, given) for strategy in usable(variant, ranks)]
     jobs.append(Job("link", "link", ranks, ("--ranks", ranks)))
     if VARIANT in variants and not few and BATCH % ranks == 0:
         for dtype in EPOCHS:
@@ -327,10 +327,10 @@ def run_job(options: argparse.Namespace) -> Any:
     found: Any
     if options.job == "link":
         found = link()
-    elif options.job == "alone":
+    elif kind == "alone":
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         given = (options.network[0], options.batch_size, options.ranks, "float32", "eager", device, options.updates)
-        found = [alone(strategy, *given) for strategy in usable(options.network[0], options.ranks)]
+        found = alone(strategy, *given)
     elif strategy:
         found = learn(strategy, kind.removeprefix("losses "), join(strategy))
     else:
