@@ -38,14 +38,13 @@ def pictures(losses: Sequence[Sequence[Row]], gpus: Sequence[Row]) -> list[Pictu
     """What can be drawn.
 
     Args:
-        losses: rows of the case ``LOSSES_CASE``, a group for each machine and dtype.
+        losses: rows of the case ``LOSSES_CASE``, a group for each machine and dtype, ``none`` first.
         gpus: rows whose compute predictions take, the newest first.
     """
     found = []
-    whole = [group for group in losses if any(row["implementation"] == "none" for row in group) and len(group) > 1]
-    if whole:
-        newest = max(whole, key=lambda group: max(map(moment, group)))[0]["machine"]
-        by_dtype = {group[0]["dtype"]: group for group in whole if group[0]["machine"] == newest}
+    if losses:
+        newest = max(losses, key=lambda group: max(map(moment, group)))[0]["machine"]
+        by_dtype = {group[0]["dtype"]: group for group in losses if group[0]["machine"] == newest}
         if by_dtype.keys() >= ROUNDING.keys():
             found.append(Picture("parallelism.png", _losses_alt(by_dtype), functools.partial(_losses, by_dtype)))
     if gpus:
@@ -63,11 +62,10 @@ def _png(figure: "Figure") -> bytes:
 
 def differences(group: Sequence[Row]) -> dict[str, list[float]]:
     """The distance of every update's loss from that of one process, by strategy."""
-    plain = next(row for row in group if row["implementation"] == "none")["losses"]
+    plain, *others = group
     return {
-        row["implementation"]: [abs(ours - theirs) for ours, theirs in zip(row["losses"], plain, strict=True)]
-        for row in group
-        if row["implementation"] != "none"
+        row["implementation"]: [abs(ours - theirs) for ours, theirs in zip(row["losses"], plain["losses"], strict=True)]
+        for row in others
     }
 
 

@@ -144,6 +144,15 @@ def runs(rows: Iterable[Row]) -> list[list[Row]]:
     return sorted(_groups(rows, CASE, ("machine", "network", "shape")), key=lambda run: run[0]["network"] != "paper")
 
 
+def losses(rows: Iterable[Row]) -> list[list[Row]]:
+    """The newest training of each machine and dtype under every strategy; only losses of one record are compared."""
+    newest: dict[tuple[object, ...], list[Row]] = {}
+    for group in _groups(rows, LOSSES_CASE, ("machine", "network", "shape", "dtype", "record")):
+        if len(group) > 1 and group[0]["implementation"] == "none":
+            newest[tuple(group[0][key] for key in ("machine", "network", "shape", "dtype"))] = group
+    return list(newest.values())
+
+
 def measured_link(rows: Iterable[Row], machine: str) -> Link | None:
     """Latency and bandwidth between two processes of a machine: the newest all-reduces of one number and of 64 MiB."""
     newest = {row["shape"]: row for row in rows if row["case"] == LINK_CASE and row["machine"] == machine}
@@ -204,19 +213,19 @@ def _counted(run: Sequence[Row]) -> Table:
 
 
 def _losses(run: Sequence[Row]) -> Table:
-    plain = next((row for row in run if row["implementation"] == "none"), None)
+    plain = run[0]
     cells = []
     for row in run:
         wrong = round(row["top1_error_percent"] * row["validation_images"] / 100)
         first = -(-row["updates"] // row["epochs"])
-        pairs = zip(row["losses"][:first], plain["losses"][:first], strict=False) if plain else ()
+        pairs = zip(row["losses"][:first], plain["losses"][:first], strict=True)
         cells.append(
             [
                 _text(row["implementation"]),
                 _value(row["ranks"], "{:d}"),
                 _value(row.get("cores_per_process"), "{:d}"),
                 _value(row["updates"], "{:d}"),
-                _value(max((abs(a - b) for a, b in pairs), default=None), "{:.1e}"),
+                _value(max(abs(a - b) for a, b in pairs), "{:.1e}"),
                 _value(sum(row["losses"][-first:]) / first, "{:.4f}"),
                 _value(row["validation_loss"], "{:.4f}"),
                 Cell(f"{row['top1_error_percent']:.2f} ({wrong} of {row['validation_images']})", wrong),
@@ -354,7 +363,7 @@ def parts(rows: Sequence[Row]) -> list[Part]:
         machine = run[0]["machine"]
         measured.setdefault(machine, [])
         measured[machine] += [Part(_times(run), "", machine), Part(_counted(run), COUNTED, machine)]
-    for run in _groups(rows, LOSSES_CASE, ("machine", "network", "shape", "dtype")):
+    for run in losses(rows):
         machine = run[0]["machine"]
         note = LOSSES.format(reordered=REORDERED)
         measured.setdefault(machine, []).append(Part(_losses(run), note, machine))
@@ -387,7 +396,7 @@ def parts(rows: Sequence[Row]) -> list[Part]:
 
 def figures(rows: Sequence[Row]) -> list[Picture]:
     """The figures whose rows are there."""
-    return pictures(_groups(rows, LOSSES_CASE, ("machine", "network", "shape", "dtype")), computes(rows))
+    return pictures(losses(rows), computes(rows))
 
 
 def _fill(text: str) -> str:

@@ -343,6 +343,9 @@ def test_losses_are_told_and_drawn_as_they_are(tmp_path: Path) -> None:
     wide = [*rows, loss_row("data", "float64", [2.0, 1.0, 0.5, 0.3], 10.0)]
     assert "at most 0.05, above the band" in parallelism_report.figures(wide)[0].alt
     assert parallelism_report.figures(rows[:2]) == []
+    # A newer record of one strategy alone has nothing to be compared with.
+    later = loss_row("data", "float64", [9.0] * 4, 10.0, record="b.jsonl", date="2026-01-09")
+    assert parallelism_report.figures([*rows, later])[0].alt == picture.alt
     readme = tmp_path / "README.md"
     readme.write_text(f"before {parallelism_report.BEGIN} old {parallelism_report.END} after")
     written = parallelism_report.write(tmp_path, readme, [*rows, update("none", 50.0), GPU])
