@@ -150,7 +150,8 @@ def losses(rows: Iterable[Row]) -> list[list[Row]]:
     for group in _groups(rows, LOSSES_CASE, ("machine", "network", "shape", "dtype", "record")):
         if len(group) > 1 and group[0]["implementation"] == "none":
             newest[tuple(group[0][key] for key in ("machine", "network", "shape", "dtype"))] = group
-    return list(newest.values())
+    # The exact ones first.
+    return sorted(newest.values(), key=lambda group: group[0]["dtype"], reverse=True)
 
 
 def measured_link(rows: Iterable[Row], machine: str) -> Link | None:
