@@ -1,4 +1,7 @@
-"""What an update takes on devices that are not there: compute from records, messages from formulas, links by name."""
+"""A model of an update on devices that are not there: compute from records, messages by formula, links by name.
+
+Nothing here is measured but what the caller brings. ``reports/parallelism.md`` holds it against measurements.
+"""
 
 import math
 from dataclasses import dataclass
@@ -11,6 +14,11 @@ from .messages import Message, expected
 BACKWARD = 2 / 3
 #: Rounds of messages that a collective of many ranks takes when their number doubles in each.
 ROUNDS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1}
+
+
+#: Images on each device when a batch grows with the devices: the paper's batch, as in 2014.
+IMAGES = 128
+STRATEGIES = ("data", "tower", "hybrid")
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ LINKS = (
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds of one update."""
+    """Seconds of one update: compute, and communication exposed and overlapped."""
 
     compute_s: float
     exposed_s: float
@@ -68,12 +76,14 @@ def predict(
     """An update of ``batch`` images in all.
 
     Args:
-        config: the network; ``strategy`` and ``ranks`` how it is spread.
+        config: the network.
+        strategy: ``none``, ``data``, ``tower`` or ``hybrid``.
+        ranks: world size.
         batch: images of all ranks together.
-        seconds_per_image: of one device, forward, backward and update; each strategy gives a rank its even share.
+        seconds_per_image: compute of one device for forward, backward and update; a rank has an even share of it.
         link: between any two ranks.
         width: bytes of an activation in a message; gradients have four.
-        overlap: gradients travel while the backward pass goes on.
+        overlap: the all-reduce of gradients overlaps the backward pass.
     """
     compute = batch * seconds_per_image / ranks
     if ranks == 1:
@@ -83,6 +93,11 @@ def predict(
     exchanged = sum(message_seconds(each, link) for each in messages if each.what != "gradients")
     hidden = min(averaged, BACKWARD * compute) if overlap else 0.0
     return Prediction(compute, exchanged + averaged - hidden, hidden)
+
+
+def scaled_seconds(strategy: str, ranks: int, seconds_per_image: float, link: Link, width: int) -> float:
+    """An update of the paper's network with :data:`IMAGES` on each of ``ranks`` devices; see :func:`predict`."""
+    return predict(network("paper"), strategy, ranks, IMAGES * ranks, seconds_per_image, link, width=width).seconds
 
 
 def gtx_580_seconds_per_multiply_add() -> float:

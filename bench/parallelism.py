@@ -1,8 +1,8 @@
 """The strategies compared at equal global batch and seed: ``python -m bench.parallelism``.
 
-Each strategy runs in processes of its own, ``none`` in one, the others in ``--ranks``; with one thread each on a CPU.
-An update is timed, then traced and its messages counted; losses are kept for the curve. A row of the record for each
-strategy; the first rank's figures, which are the others' too but for chance.
+Every measurement runs in processes of its own: one for ``none``, ``--ranks`` for a strategy. On a CPU each process gets
+an equal share of the cores, and ``none, all cores`` is one process with all of them. An update is timed, then traced,
+and its messages are counted. Figures are those of rank 0.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -22,19 +22,26 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from net.alexnet import AlexNet
+from net.cli import spin_briefly
 from net.config import VARIANTS, TrainConfig, network
-from net.device import keep_freed_memory, peak_memory_mib
+from net.data.processes import available_cores
+from net.device import keep_freed_memory, peak_memory_mib, set_precision
 from net.parallel.strategies import parallelize
-from net.progress import Progress
+from net.progress import duration
 from net.recipe import PaperSGD, parameter_groups
 
 from .environment import ROOT
 from .messages import SENT, Count, expected
 from .one_rank import alone, usable
+from .parallel_losses import BATCH, EPOCHS, REORDERED, VARIANT, learn
 from .records import DATA, time_columns, write
 
 CASE = "update of a network in parallel"
 LINK_CASE = "all-reduce of two processes"
+#: One process, which has all of a CPU's cores where the ranks of a strategy share them.
+ALL_CORES = "none, all cores"
+#: What ``--only`` can choose.
+ALL = ("none", "all-cores", "data", "tower", "hybrid", "alone", "link", *(f"losses-{dtype}" for dtype in EPOCHS))
 Intervals = list[tuple[float, float]]
 
 
@@ -65,9 +72,9 @@ def common(a: Intervals, b: Intervals) -> Intervals:
 
 
 def split(trace: profile) -> dict[str, float]:
-    """Microseconds of a traced update: computing; messages under way while nothing is computed, and while something is.
+    """Microseconds of a traced update: compute, exposed communication and communication overlapped by compute.
 
-    On a GPU kernels count, on a CPU PyTorch's own operators, none of which waits for a message.
+    On a GPU kernels count as compute, on a CPU PyTorch's own operators, none of which waits for a message.
     """
     events = trace.events()
     assert events is not None
@@ -90,32 +97,35 @@ def _mib(tensors: Iterable[Tensor]) -> float:
     return round(sum(storages.values()) / 2**20, 2)
 
 
-def measure(strategy: str, variant: str, batch: int, updates: int) -> dict[str, Any]:
-    """One strategy in this process and those that torchrun started with it."""
-    ranks = 1
-    if strategy != "none":
-        device = torch.device("cuda", dist.get_node_local_rank()) if torch.cuda.is_available() else torch.device("cpu")
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        ranks = dist.get_world_size()
-    else:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def join(strategy: str) -> torch.device:
+    """This rank's device, and a process group for a strategy that runs in several processes."""
+    if strategy in ("none", ALL_CORES, REORDERED):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda", dist.get_node_local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def measure(strategy: str, variant: str, batch: int, updates: int, device: torch.device) -> dict[str, Any]:
+    """One strategy in this process and those that torchrun started with it; ``updates`` of them are timed."""
+    group = dist.group.WORLD if dist.is_initialized() else None
+    ranks = dist.get_world_size() if group is not None else 1
     keep_freed_memory()
+    set_precision("fp32", device)
     torch.manual_seed(0)
     config = network(variant, dropout=0.0)
     model = AlexNet(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    part = parallelize(model, strategy, dist.group.WORLD if ranks > 1 else None)
+    part = parallelize(model, strategy if group is not None else "none", group)
     recipe = TrainConfig()
     optimizer = PaperSGD(parameter_groups(part.model, recipe), recipe.lr, recipe.momentum, recipe.weight_decay)
     generator = torch.Generator().manual_seed(1)
     share = batch // part.training.ranks
     mine = slice(part.training.rank * share, (part.training.rank + 1) * share)
-    # A batch that comes again, so that there is something to learn.
     whole = 60 * torch.randn(batch, 3, config.image_size, config.image_size, generator=generator)
     images = whole[mine].to(device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, config.classes, (batch,), generator=generator)[mine].to(device)
-    losses: list[float] = []
 
     def forward_backward() -> Tensor:
         loss = F.cross_entropy(part.forward(images), labels)
@@ -127,7 +137,8 @@ def measure(strategy: str, variant: str, batch: int, updates: int) -> dict[str, 
         optimizer.step()
         if ranks > 1:
             dist.all_reduce(loss)
-        losses.append(float(loss))
+        # As in training, somebody reads the loss: on a GPU this waits for the update.
+        float(loss)
         optimizer.zero_grad()
 
     seconds = []
@@ -180,7 +191,6 @@ def measure(strategy: str, variant: str, batch: int, updates: int) -> dict[str, 
         "process_peak_mib": round(peak_memory_mib(device)),
         "messages": len(count.messages),
         "sent_mib": round(sum(message.sent for message in count.messages) / 2**20, 4),
-        "losses": [round(loss, 6) for loss in losses],
     }
     if ranks > 1:
         formula = expected(config, strategy, ranks, batch)
@@ -233,55 +243,139 @@ def too_few_gpus(ranks: int) -> bool:
     return 0 < torch.cuda.device_count() < ranks
 
 
-def compare(variant: str, batch: int, updates: int, ranks: int) -> Iterator[dict[str, Any]]:
-    """Every strategy that can use so many ranks and this network, the link between them, and a rank by itself."""
-    strategies = usable(variant, ranks)
-    if too_few_gpus(ranks):
-        print(f"fewer GPUs than {ranks}: of the strategies only what a rank computes by itself is measured")
-        strategies = ["none"]
-    arguments = ("--network", variant, "--batch-size", batch, "--updates", updates, "--ranks", ranks)
-    with Progress("measurements", len(strategies) + 2) as progress:
-        for strategy in strategies:
-            yield started(strategy, 1 if strategy == "none" else ranks, arguments)
-            progress.update(1)
-        yield from started("link", ranks, ())
-        progress.update(1)
-        yield from started("alone", 1, arguments)
-        progress.update(1)
+def cores_per_process(job: str, ranks: int) -> int | None:
+    """Cores of each process of ``job``, beside strategies of ``ranks``; None on a GPU, where a process has a device."""
+    if torch.cuda.is_available():
+        return None
+    return available_cores() if job == ALL_CORES else max(1, available_cores() // ranks)
+
+
+class Job(NamedTuple):
+    """A measurement: what ``--only`` calls it, what its processes are told to do, how many they are, their flags."""
+
+    name: str
+    job: str
+    processes: int
+    arguments: tuple[object, ...]
+
+
+def batch_size(variant: str, given: int | None) -> int:
+    """Images of all ranks together, where none are given few enough for an update to take seconds at most."""
+    return given or (32 if VARIANTS[variant].image_size >= 224 else 64)
+
+
+def plan(variants: Sequence[str], batch: int | None, updates: int, ranks: int, only: Sequence[str] = ALL) -> list[Job]:
+    """What is measured: each network under every strategy that can use so many ranks, the link, and the losses.
+
+    Args:
+        variants: the networks; the losses are those of the digits network and are measured with it.
+        batch: images of all ranks together, as for :func:`batch_size`.
+        updates: those that are timed.
+        ranks: world size of the strategies.
+        only: the measurements wanted, of :data:`ALL`.
+    """
+    few = too_few_gpus(ranks)
+    jobs = []
+    for variant in variants:
+        given = (
+            "--network",
+            variant,
+            "--batch-size",
+            batch_size(variant, batch),
+            "--updates",
+            updates,
+            "--ranks",
+            ranks,
+        )
+        jobs.append(Job("none", "none", 1, given))
+        if cores_per_process(ALL_CORES, ranks) != cores_per_process("none", ranks):
+            jobs.append(Job("all-cores", ALL_CORES, 1, given))
+        if not few:
+            jobs += [Job(strategy, strategy, ranks, given) for strategy in usable(variant, ranks)[1:]]
+        jobs += [Job("alone", f"alone: {strategy}", 1, given) for strategy in usable(variant, ranks)]
+    jobs.append(Job("link", "link", ranks, ("--ranks", ranks)))
+    if VARIANT in variants and not few and BATCH % ranks == 0:
+        for dtype in EPOCHS:
+            for strategy in ("none", REORDERED, *usable(VARIANT, ranks)[1:]):
+                processes = 1 if strategy in ("none", REORDERED) else ranks
+                jobs.append(Job(f"losses-{dtype}", f"losses {dtype}: {strategy}", processes, ("--ranks", ranks)))
+    return [job for job in jobs if job.name in only]
+
+
+def compare(jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
+    """The rows of the record, as soon as they are there."""
+    begin = time.monotonic()
+    for number, job in enumerate(jobs, 1):
+        network = f"{job.arguments[1]}, " if job.arguments[0] == "--network" else ""
+        print(f"[{number}/{len(jobs)}] after {duration(time.monotonic() - begin)}: {network}{job.job}", flush=True)
+        found = started(job.job, job.processes, job.arguments)
+        for row in found if isinstance(found, list) else [found]:
+            if "losses" in row:
+                print(f"    {row['updates']} updates, loss {row['losses'][-1]:.4f}", flush=True)
+            else:
+                rate = f", {row['images_per_s']:.1f} images/s" if "images_per_s" in row else ""
+                print(f"    {row['implementation']}: {row['median_us'] / 1e3:,.1f} ms{rate}", flush=True)
+            yield row
+
+
+def run_job(options: argparse.Namespace) -> Any:
+    """What a process of :func:`started` measures: a row, or several, each with its cores."""
+    cores = cores_per_process(options.job, options.ranks)
+    if cores is not None:
+        torch.set_num_threads(cores)
+    kind, _, strategy = options.job.partition(": ")
+    found: Any
+    if options.job == "link":
+        found = link()
+    elif kind == "alone":
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        given = (options.network[0], options.batch_size, options.ranks, "float32", "eager", device, options.updates)
+        found = alone(strategy, *given)
+    elif strategy:
+        found = learn(strategy, kind.removeprefix("losses "), join(strategy))
+    else:
+        found = measure(options.job, options.network[0], options.batch_size, options.updates, join(options.job))
+    # The record's other columns are those of the process that started this one.
+    its = {} if cores is None else {"cores_per_process": cores, "threads": torch.get_num_threads()}
+    return [{**row, **its} for row in found] if isinstance(found, list) else {**found, **its}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.parallelism", description=__doc__)
-    parser.add_argument("--network", choices=sorted(VARIANTS), default="paper", help="architecture (paper)")
-    parser.add_argument("--batch-size", type=int, default=32, help="images of all ranks together (32)")
+    parser.add_argument(
+        "--network", nargs="+", choices=sorted(VARIANTS), default=["paper", VARIANT], help="networks (paper, digits)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, help="images of all ranks together (32 of 224x224 and more, 64 of smaller ones)"
+    )
     parser.add_argument("--updates", type=int, default=10, help="updates that are timed (10)")
-    parser.add_argument("--ranks", type=int, default=2, help="processes (2)")
+    parser.add_argument("--ranks", type=int, default=2, help="world size: processes of a strategy (2)")
+    parser.add_argument("--only", nargs="+", choices=ALL, default=ALL, metavar="NAME", help=f"of {', '.join(ALL)}")
     parser.add_argument("--output", type=Path, default=DATA, help="folder of the record (reports/data)")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.batch_size % options.ranks:
-        parser.error(f"--batch-size {options.batch_size} cannot be shared by {options.ranks} processes")
+    if options.ranks < 2:
+        parser.error(f"--ranks must be at least 2; got {options.ranks}")
+    for variant in options.network:
+        images = batch_size(variant, options.batch_size)
+        if images % options.ranks:
+            parser.error(f"--batch-size {images} cannot be shared equally by {options.ranks} processes")
     if options.job is not None:
-        if not torch.cuda.is_available():
-            torch.set_num_threads(1)
-        found: Any
-        if options.job == "link":
-            found = link()
-        elif options.job == "alone":
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            given = (options.network, options.batch_size, options.ranks, "float32", "eager", device, options.updates)
-            found = [alone(strategy, *given) for strategy in usable(options.network, options.ranks)]
-        else:
-            found = measure(options.job, options.network, options.batch_size, options.updates)
+        found = run_job(options)
         if not dist.is_initialized() or dist.get_rank() == 0:
             print(json.dumps(found), flush=True)
         return
+    spin_briefly()
+    if too_few_gpus(options.ranks):
+        print(f"fewer GPUs than {options.ranks}: of the strategies only what one rank computes is measured")
+    jobs = plan(options.network, options.batch_size, options.updates, options.ranks, options.only)
     count = 0
-    for row in compare(options.network, options.batch_size, options.updates, options.ranks):
+    for row in compare(jobs):
         # At once: what comes later may fail.
         path = write([row], options.output)
         count += 1
-    print(f"recorded {count} rows in {path}")
+        print(f"    recorded in {path}", flush=True)
+    print(f"recorded {count} rows")
 
 
 if __name__ == "__main__":

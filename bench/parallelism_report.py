@@ -1,346 +1,446 @@
-"""Tables and a plot of the strategies, measured and modelled, from records: ``reports/parallelism.md``."""
+"""Tables of the strategies, measured first, modelled last, from records: ``reports/parallelism.md``."""
 
+import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import pandas as pd
 from tabulate import tabulate
 
 from net.config import network
+from net.files import atomic_write
 
 from .cost_model import (
+    IMAGES,
     LINKS,
     PCIE_2012,
+    STRATEGIES,
     Link,
     gtx_580_seconds_per_multiply_add,
     message_seconds,
     predict,
     published,
+    scaled_seconds,
 )
 from .messages import expected
 from .one_rank import ALONE_CASE
-from .parallelism import CASE, LINK_CASE
+from .parallel_losses import LOSSES_CASE, REORDERED
+from .parallelism import ALL_CORES, CASE, LINK_CASE
+from .parallelism_figures import Picture, pictures
+from .records import Row, moment
+from .tables import Cell, number
 
 BEGIN, END = "<!-- parallelism: begin -->", "<!-- parallelism: end -->"
-#: What the records hold for it.
-CASES = (CASE, LINK_CASE, ALONE_CASE)
-#: Devices of the predictions.
+#: Devices of the modelled table.
 DEVICES = (1, 2, 4, 8, 64, 1024)
-#: Images on each device in the predictions: the paper's batch, as in 2014.
-IMAGES = 128
-#: The record's row whose compute the predictions take.
-MODELLED = {"case": "update of paper", "implementation": "triton, reduce-overhead", "shape": "128x3x224x224"}
-STRATEGIES = ("data", "tower", "hybrid")
+ORDER = ("none", ALL_CORES, REORDERED, *STRATEGIES)
+MODELLED = "Modelled, not measured"
+#: The links of today for which the messages of a rank that was measured by itself are modelled.
+ALONE_LINKS = LINKS[1:3]
+ABOUT = (
+    "The strategies of `net.parallel` at equal global batch and seed. Tables say on which machine they were measured; "
+    "what is modelled comes last and says so in its title. Speed-up is over one process that has all the cores. "
+    "Compute, exposed and overlapped communication are from the trace of one further update, which is slower than an "
+    "untraced one: communication is exposed while its rank computes nothing."
+)
+COUNTED = (
+    "Messages and MiB that a rank sends in one update, counted, and in parentheses by formula; memory of rank 0. "
+    "Activations are what autograd saves; process peak includes Python and PyTorch."
+)
+LOSSES = (
+    "The same short training under every strategy, without dropout. `{reordered}` is one process with the images of "
+    "each batch in reverse: the same sums in another order. Difference is the largest from the losses of `none` in the "
+    "first epoch. In float64 all agree up to rounding. In float32 rounding grows until the losses part, as it does "
+    "between the two orders in one process, and the trainings end alike."
+)
+VALIDATION = (
+    "The cost model held against the updates above: the compute of a rank measured by itself, or the share of the "
+    "plain run where none was, and the messages over the link that was measured on this machine: {gb_per_s:.2f} GB/s, "
+    "{microseconds:,.0f} us. A rank by itself has the machine's memory bandwidth alone; two processes share it."
+)
+ALONE = (
+    "Rank 0 computes and its messages are left out, so one device is enough; `none` is one device with the whole "
+    "batch. The messages of an update are modelled, none of them overlapped. Do not add the two."
+)
+PUBLISHED = (
+    "Speed-ups of 2014 with 128 images a GPU: those of 2 and 4 are quoted from memory, the 6.25 of 8 and the 98.05 "
+    "hours on one GPU as others quote them. The model gives every pair of devices a link of its own; eight GPUs in one "
+    "machine share some."
+)
+DEVICES_NOTE = (
+    "Images/s of the paper's network, {images} images on each device. Measured is only the compute of one device: "
+    "{devices}; that of a GTX 580 follows from the paper's 5 to 6 days. An update takes compute / devices + exposed "
+    "messages; a message takes latency x rounds + bytes / bandwidth. Averaged gradients overlap the backward pass, two "
+    "thirds of the compute; exchanged activations overlap nothing. That compute divides evenly is the weakest part: "
+    "with data parallelism each device updates all parameters. Links are assumptions, and whether a device can have "
+    "one is not checked: {links}."
+)
 
 
-def _table(rows: list[dict[str, object]]) -> str:
-    if not rows:
-        return "Not measured.\n"
-    text = tabulate([list(row.values()) for row in rows], list(rows[0]), "github", disable_numparse=True)
-    return f"{text}\n"
+class Table(NamedTuple):
+    """A title, columns, rows of cells, and a line for each record that figures come from."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[list[Cell]]
+    sources: list[str]
+
+    def markdown(self) -> str:
+        align = [
+            "right" if any(cell.value is not None for cell in column) else "left"
+            for column in zip(*self.rows, strict=True)
+        ]
+        cells = [[cell.text.replace("|", "\\|") for cell in row] for row in self.rows]
+        body = tabulate(cells, self.columns, "github", disable_numparse=True, colalign=align)
+        lines = ["- " + line.replace("; ", ";\n  ") for line in self.sources]
+        return "\n".join([body, *([""] if lines else []), *lines]) + "\n"
 
 
-def _runs(rows: pd.DataFrame) -> list[pd.DataFrame]:
-    """The newest comparison of each network and machine: a row for each strategy."""
-    if rows.empty or "network" not in rows:
-        return []
-    measured = rows[rows["case"] == CASE].drop_duplicates(
-        ["machine", "network", "shape", "implementation"], keep="last"
-    )
-    return [group for _, group in measured.groupby(["machine", "network", "shape"], sort=False)]
+class Part(NamedTuple):
+    """A table of the report, the paragraph that explains it, and the machine it was measured on."""
+
+    table: Table
+    note: str
+    machine: str
+    modelled: bool = False
 
 
-def _measured(run: pd.DataFrame) -> list[dict[str, object]]:
-    result = []
-    for _, row in run.iterrows():
-        memory = {name: f"{name}_mib" for name in ("parameters", "gradients", "optimizer", "activations")}
-        alone = row["ranks"] == 1
-        result.append(
-            {
-                "strategy": row["implementation"],
-                "processes": str(int(row["ranks"])),
-                "images/s": f"{row['images_per_s']:,.1f}",
-                "ms": f"{row['median_us'] / 1e3:,.1f}",
-                "compute": f"{row['compute_us'] / 1e3:,.1f}",
-                "exposed": f"{row['exposed_us'] / 1e3:,.1f}",
-                "hidden": f"{row['hidden_us'] / 1e3:,.1f}",
-                "messages": "" if alone else f"{int(row['messages'])} ({int(row['formula_messages'])})",
-                "MiB sent": "" if alone else f"{row['sent_mib']:,.3f} ({row['formula_sent_mib']:,.3f})",
-                **{f"{name} MiB": f"{row[column]:,.1f}" for name, column in memory.items()},
-                "process MiB": f"{row['process_peak_mib']:,.0f}",
-            }
-        )
-    return result
+def _text(value: object) -> Cell:
+    return Cell("-" if value is None else str(value))
 
 
-def measured_link(rows: pd.DataFrame) -> Link | None:
-    """Latency and bandwidth between two processes, from the newest all-reduces of one number and of 64 MiB."""
-    if rows.empty:
+def _value(value: float | None, how: str = "{:,.1f}") -> Cell:
+    return Cell("-") if value is None else Cell(how.format(value), value)
+
+
+def _ms(row: Row, key: str) -> Cell:
+    """Milliseconds of a column in microseconds, or why there are none."""
+    if key in row:
+        return Cell(number(row[key] / 1e3), row[key] / 1e3)
+    return Cell(row.get("status", "-") if key == "median_us" else "-")
+
+
+def _sources(rows: Iterable[Row]) -> list[str]:
+    lines = [
+        f"`reports/data/{row['record']}`: {row['date']}, commit {row.get('commit', 'unknown')}"
+        f"{' with changes' if row.get('dirty') else ''}; {row['machine']}, torch {row.get('torch')}"
+        for row in rows
+    ]
+    return list(dict.fromkeys(lines))
+
+
+def _groups(rows: Iterable[Row], case: str, keys: Sequence[str]) -> list[list[Row]]:
+    """The newest row of each implementation, by ``keys``, in the order of :data:`ORDER`; ``rows`` are oldest first."""
+    newest = {(*(row.get(key) for key in keys), row["implementation"]): row for row in rows if row["case"] == case}
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for (*group, _), row in newest.items():
+        groups.setdefault(tuple(group), []).append(row)
+    known = {name: place for place, name in enumerate(ORDER)}
+    return [sorted(group, key=lambda row: known.get(row["implementation"], len(known))) for group in groups.values()]
+
+
+def runs(rows: Iterable[Row]) -> list[list[Row]]:
+    """The newest comparison of each network and machine, the paper's network first: a row for each strategy."""
+    return sorted(_groups(rows, CASE, ("machine", "network", "shape")), key=lambda run: run[0]["network"] != "paper")
+
+
+def losses(rows: Iterable[Row]) -> list[list[Row]]:
+    """The newest training of each machine and dtype under every strategy; only losses of one record are compared."""
+    newest: dict[tuple[object, ...], list[Row]] = {}
+    for group in _groups(rows, LOSSES_CASE, ("machine", "network", "shape", "dtype", "record")):
+        if len(group) > 1 and group[0]["implementation"] == "none":
+            newest[tuple(group[0][key] for key in ("machine", "network", "shape", "dtype"))] = group
+    # The exact ones first.
+    return sorted(newest.values(), key=lambda group: group[0]["dtype"], reverse=True)
+
+
+def measured_link(rows: Iterable[Row], machine: str) -> Link | None:
+    """Latency and bandwidth between two processes of a machine: the newest all-reduces of one number and of 64 MiB."""
+    newest = {row["shape"]: row for row in rows if row["case"] == LINK_CASE and row["machine"] == machine}
+    if not {"1", str(2**24)} <= newest.keys():
         return None
-    newest = rows[rows["case"] == LINK_CASE].drop_duplicates("shape", keep="last").set_index("shape")
-    if not {"1", str(2**24)} <= set(newest.index):
-        return None
-    small, large = newest.loc["1"], newest.loc[str(2**24)]
+    small, large = newest["1"], newest[str(2**24)]
     return Link(
         "gloo", large["sent_mib"] * 2**20 / (large["median_us"] * 1e-6), small["median_us"] * 1e-6 / 2, large["record"]
     )
 
 
-def _validation(run: pd.DataFrame, rows: pd.DataFrame, link: Link) -> list[dict[str, object]]:
+def _named(run: Sequence[Row]) -> str:
+    return f"{run[0]['network']}, {run[0]['shape']}"
+
+
+def _speed_up(row: Row, run: Sequence[Row]) -> Cell:
+    whole = next((other for other in run if other["implementation"] == ALL_CORES), None)
+    if whole is None or "median_us" not in row:
+        return Cell("-")
+    return _value(whole["median_us"] / row["median_us"], "{:.2f}")
+
+
+def _times(run: Sequence[Row]) -> Table:
+    columns = ("strategy", "world size", "cores per process", "images/s", "speed-up", "update ms", "compute ms")
+    cells = [
+        [
+            _text(
+                row["implementation"].partition(",")[0] if row["implementation"] == ALL_CORES else row["implementation"]
+            ),
+            _value(row.get("ranks"), "{:d}"),
+            # The first records do not say.
+            _value(row.get("cores_per_process"), "{:d}"),
+            _value(row.get("images_per_s")),
+            _speed_up(row, run),
+            *(_ms(row, key) for key in ("median_us", "compute_us", "exposed_us", "hidden_us")),
+        ]
+        for row in run
+    ]
+    return Table(f"Update of {_named(run)}", (*columns, "exposed ms", "overlapped ms"), cells, _sources(run))
+
+
+def _counted(run: Sequence[Row]) -> Table:
+    memory = ("parameters", "gradients", "optimizer", "activations", "process peak")
+    cells = []
+    for row in run:
+        alone = row.get("ranks") == 1
+        messages, sent = row.get("messages"), row.get("sent_mib")
+        cells.append(
+            [
+                _text(row["implementation"]),
+                _text(None) if alone else Cell(f"{messages} ({row.get('formula_messages')})", messages),
+                _text(None) if alone else Cell(f"{sent:,.3f} ({row.get('formula_sent_mib', 0):,.3f})", sent),
+                *(_value(row.get(f"{name.replace(' ', '_')}_mib")) for name in memory),
+            ]
+        )
+    columns = ("strategy", "messages", "MiB sent", *(f"{name} MiB" for name in memory))
+    return Table(f"Messages and memory, {_named(run)}", columns, cells, _sources(run))
+
+
+def _losses(run: Sequence[Row]) -> Table:
+    plain = run[0]
+    cells = []
+    for row in run:
+        wrong = round(row["top1_error_percent"] * row["validation_images"] / 100)
+        first = -(-row["updates"] // row["epochs"])
+        pairs = zip(row["losses"][:first], plain["losses"][:first], strict=True)
+        cells.append(
+            [
+                _text(row["implementation"]),
+                _value(row["ranks"], "{:d}"),
+                _value(row.get("cores_per_process"), "{:d}"),
+                _value(row["updates"], "{:d}"),
+                _value(max(abs(a - b) for a, b in pairs), "{:.1e}"),
+                _value(sum(row["losses"][-first:]) / first, "{:.4f}"),
+                _value(row["validation_loss"], "{:.4f}"),
+                Cell(f"{row['top1_error_percent']:.2f} ({wrong} of {row['validation_images']})", wrong),
+            ]
+        )
+    said = ("strategy", "world size", "cores per process", "updates", "difference")
+    columns = (*said, "loss of the last epoch", "validation loss", "top-1 error %")
+    return Table(f"Losses, {run[0]['dtype']}, {_named(run)}", columns, cells, _sources(run))
+
+
+def _validation(measured: Sequence[Sequence[Row]], rows: Sequence[Row], link: Link) -> Table:
     """Predicted from a rank's own time, or its share of the plain run's, and the link, against measured."""
-    task = ["machine", "network", "shape", "dtype"]
-    alone = rows[(rows["case"] == ALONE_CASE) & (rows[task] == run.iloc[0][task]).all(axis=1)]
-    if not alone.empty:
-        alone = alone[alone["compiled"] == "eager"]
-    plain = run[run["implementation"] == "none"]
-    result = []
-    for _, row in run.iterrows():
-        own = alone[alone["implementation"] == row["implementation"]]
-        if row["ranks"] > 1 and (len(own) or len(plain)):
+    task = ("machine", "network", "shape", "dtype")
+    cells, used = [], []
+    for run in measured:
+        plain = next((row for row in run if row["implementation"] == "none" and "median_us" in row), None)
+        for row in run:
+            own = [
+                other
+                for other in rows
+                if other["case"] == ALONE_CASE
+                and all(other.get(key) == row.get(key) for key in (*task, "implementation"))
+                and other.get("compiled") == "eager"
+                and "median_us" in other
+            ]
+            if row["ranks"] == 1 or "median_us" not in row or not (own or plain):
+                continue
             batch = int(row["shape"].partition("x")[0])
             config = network(row["network"], dropout=0.0)
-            if len(own):
-                seconds_per_image = own.iloc[-1]["median_us"] * 1e-6 * row["ranks"] / batch
-            else:
-                seconds_per_image = plain.iloc[0]["median_us"] * 1e-6 / batch
-            found = predict(config, row["implementation"], int(row["ranks"]), batch, seconds_per_image, link).seconds
-            measured = row["median_us"] * 1e-6
-            result.append(
-                {
-                    "network": row["network"],
-                    "strategy": row["implementation"],
-                    "predicted ms": f"{found * 1e3:,.1f}",
-                    "measured ms": f"{measured * 1e3:,.1f}",
-                    "error %": f"{100 * (found / measured - 1):+.0f}",
-                }
-            )
-    return result
-
-
-def _alone(rows: pd.DataFrame) -> list[str]:
-    """A section for each network and machine on which ranks were measured by themselves."""
-    if rows.empty or ALONE_CASE not in set(rows["case"]):
-        return []
-    keys = ["machine", "network", "shape", "dtype", "compiled"]
-    newest = rows[rows["case"] == ALONE_CASE].drop_duplicates([*keys, "implementation"], keep="last")
-    sections = []
-    for (_, variant, shape, dtype, how), run in newest.groupby(keys, sort=False):
-        cells = []
-        for _, row in run.iterrows():
-            line = {
-                "strategy": row["implementation"],
-                "ranks": str(int(row["ranks"])),
-                "one rank's ms": f"{row['median_us'] / 1e3:,.2f}",
-            }
-            for link in ALONE_LINKS:
-                seconds = 0.0
-                if row["ranks"] > 1:
-                    batch, width = int(shape.partition("x")[0]), 2 if dtype == "bfloat16" else 4
-                    messages = expected(network(variant), row["implementation"], int(row["ranks"]), batch, width)
-                    seconds = sum(message_seconds(message, link) for message in messages)
-                line[f"messages over {link.name}, modelled ms"] = f"{seconds * 1e3:,.2f}" if seconds else ""
-            cells.append(line)
-        sections.append(
-            ALONE.format(network=variant, shape=shape, dtype=dtype, how=how, table=_table(cells), sources=_sources(run))
-        )
-    return sections
-
-
-def _compute(rows: pd.DataFrame) -> pd.Series | None:
-    """The record's row that predictions take their compute from."""
-    for column, value in MODELLED.items():
-        if rows.empty or column not in rows:
-            return None
-        rows = rows[rows[column] == value]
-    return None if rows.empty else rows.iloc[-1]
-
-
-def _seconds(strategy: str, ranks: int, seconds_per_image: float, link: Link, width: int) -> float:
-    """An update of the paper's network, with activations of ``width`` bytes."""
-    return predict(network("paper"), strategy, ranks, IMAGES * ranks, seconds_per_image, link, width=width).seconds
-
-
-def _modelled(row: pd.Series) -> list[dict[str, object]]:
-    h200 = row["median_us"] * 1e-6 / IMAGES
-    gtx_580 = network("paper").multiply_adds * gtx_580_seconds_per_multiply_add()
-    result: list[dict[str, object]] = []
-    for link in LINKS:
-        device, seconds_per_image, width = ("GTX 580", gtx_580, 4) if link is PCIE_2012 else ("H200", h200, 2)
-        for strategy in STRATEGIES:
-            cells: dict[str, object] = {"link": link.name, "device": device, "strategy": strategy}
-            for ranks in DEVICES:
-                # Two towers take two devices.
-                possible = strategy != "tower" or ranks > 1
-                seconds = _seconds(strategy, ranks, seconds_per_image, link, width) if possible else 0
-                cells[str(ranks)] = f"{IMAGES * ranks / seconds:,.0f}" if possible else ""
-            result.append(cells)
-    return result
-
-
-def _sources(run: pd.DataFrame) -> str:
-    lines = {
-        f"{row['machine']}, torch {row['torch']}, commit {row['commit']}{' with changes' if row['dirty'] else ''}, "
-        f"{row['date']}:\n`reports/data/{row['record']}`"
-        for _, row in run.iterrows()
-    }
-    return "\n".join(sorted(lines)) + "\n"
-
-
-TIMES = ("strategy", "processes", "images/s", "ms", "compute", "exposed", "hidden", "messages", "MiB sent")
-MEMORY = ("strategy", "parameters MiB", "gradients MiB", "optimizer MiB", "activations MiB", "process MiB")
-INTRODUCTION = """# Parallelism
-
-Made from the records by `python -m bench.report`; `python -m bench.parallelism` measures.
-
-![losses and predicted speed-ups](parallelism.png)
-"""
-MEASURED = """## Measured: {network}, {shape}, equal global batch and seed
-
-{table}
-One thread for each process on a CPU. Milliseconds of an update; compute, exposed and hidden are from the trace of one
-more, which is slower. Messages and bytes that a rank sends were counted; the formula's are in parentheses.
-
-{memory}
-{sources}"""
-#: The links of today for which the messages of a rank that was measured by itself are modelled.
-ALONE_LINKS = LINKS[1:3]
-ALONE = """## Measured: one rank by itself, {network}, {shape}, {dtype}, {how}
-
-{table}
-The first rank's update as long as it computes: its messages are left out, so one device is enough; `none` is one device
-with the whole batch. What an update's messages take is modelled, none of them hidden; the two are not added up.
-
-{sources}"""
-MODEL = """## The cost model
-
-Seconds of an update = compute / devices + messages that nothing hides; a message takes latency x rounds + bytes /
-bandwidth. Averaged gradients hide behind the backward pass, two thirds of the compute; exchanges hide behind nothing.
-That compute divides evenly is the model's weakest part: with data parallelism each device updates all parameters, which
-counts where the batch of a device is small.
-"""
-VALIDATION = """Against the runs above, with the compute of a rank by itself, or the plain run's share where none was
-measured, and the link that was measured beside them ({gb_per_s:.2f} GB/s, {microseconds:,.0f} us). A rank by itself has
-the memory's whole bandwidth; two processes on one machine share it, and most so where each updates all parameters:
-
-{table}"""
-PUBLISHED = """Against published figures. Of the 2014 speed-ups, with 128 images a GPU, those of 2 and 4 are quoted from
-memory; the 6.25 of 8 and the 98.05 hours on one were found quoted elsewhere:
-
-{table}
-The model gives every pair of devices a link of its own; a machine with eight shares some.
-"""
-MODELLED_TEXT = """## Modelled: images/s of the paper's network on 1 to 1024 devices
-
-{table}
-**Nothing in this table is measured** but the compute of one H200, {milliseconds:.2f} ms for {images} images
-(`reports/data/{record}`); that of a GTX 580 follows from the paper's 5 to 6 days. Each device has {images} images.
-Activations travel in bfloat16 between H200s and in float32 between GTX 580s, gradients in float32. Links:
-
-{links}
-"""
-
-
-def text(rows: pd.DataFrame) -> str:
-    """The whole report."""
-    parts = [INTRODUCTION]
-    link = measured_link(rows)
-    validation = []
-    for run in _runs(rows):
-        first = run.iloc[0]
-        found = _measured(run)
-        table = _table([{name: row[name] for name in TIMES} for row in found])
-        memory = _table([{name: row[name] for name in MEMORY} for row in found])
-        parts.append(
-            MEASURED.format(
-                network=first["network"], shape=first["shape"], table=table, memory=memory, sources=_sources(run)
-            )
-        )
-        if link is not None:
-            validation += _validation(run, rows, link)
-    parts += _alone(rows)
-    parts.append(MODEL)
-    if link is not None:
-        speed, microseconds = link.bytes_per_s / 1e9, link.latency_s * 1e6
-        parts.append(VALIDATION.format(gb_per_s=speed, microseconds=microseconds, table=_table(validation)))
-    checks = [{"error_percent": "", **row} for row in published()]
-    columns = {"check": "check", "published": "published", "model": "model", "error_percent": "error %"}
-    parts.append(
-        PUBLISHED.format(table=_table([{title: row[key] for key, title in columns.items()} for row in checks]))
-    )
-    row = _compute(rows)
-    if row is not None:
-        links = [
-            f"- {each.name}: {each.bytes_per_s / 1e9:g} GB/s ({each.source}), {each.latency_s * 1e6:g} us assumed"
-            for each in LINKS
-        ]
-        parts.append(
-            MODELLED_TEXT.format(
-                table=_table(_modelled(row)),
-                milliseconds=row["median_us"] / 1e3,
-                images=IMAGES,
-                record=row["record"],
-                links="\n".join(links),
-            )
-        )
-    return "\n".join(parts)
-
-
-def headline(rows: pd.DataFrame) -> str:
-    """The comparison on README's page."""
-    parts = []
-    names = ("strategy", "processes", "images/s", "exposed", "hidden", "messages", "MiB sent")
-    for run in _runs(rows):
-        cells = [{name: each[name] for name in names} for each in _measured(run)]
-        parts.append(f"Measured, {run.iloc[0]['network']}, {run.iloc[0]['shape']}:\n\n{_table(cells)}\n{_sources(run)}")
-    row = _compute(rows)
-    if row is not None:
-        chosen = [
-            {key: each[key] for key in ("link", "device", "strategy", "1", "2", "8")}
-            for each in _modelled(row)
-            if each["link"] in (PCIE_2012.name, "NVLink 4")
-        ]
-        title = "Modelled, not measured: images/s of the paper's network on 1, 2 and 8 GPUs, 128 images each:"
-        parts.append(f"{title}\n\n{_table(chosen)}")
-    return "\n".join(parts)
-
-
-def draw(rows: pd.DataFrame, path: Path) -> None:
-    """Losses of the strategies, and predicted speed-ups."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.5))
-    for run in sorted(_runs(rows), key=lambda run: len(run.iloc[0]["losses"]))[-1:]:
-        widths = iter((6, 4, 2.5, 1))
-        for _, row in run.iterrows():
-            left.plot(row["losses"], label=row["implementation"], linewidth=next(widths, 1))
-        left.set(title=f"measured: {run.iloc[0]['network']}, {run.iloc[0]['shape']}", xlabel="update", ylabel="loss")
-        left.legend()
-    compute = _compute(rows)
-    if compute is not None:
-        seconds_per_image = compute["median_us"] * 1e-6 / IMAGES
-        for link, style in zip((LINKS[1], LINKS[2]), ("--", "-"), strict=True):
-            for number, strategy in enumerate(STRATEGIES):
-                devices = [ranks for ranks in DEVICES if ranks > 1]
-                speed_ups = [
-                    IMAGES * ranks * seconds_per_image / _seconds(strategy, ranks, seconds_per_image, link, 2)
-                    for ranks in devices
+            source = own[-1] if own else plain
+            assert source is not None
+            shares = row["ranks"] if own else 1
+            seconds_per_image = source["median_us"] * 1e-6 * shares / batch
+            seconds = predict(config, row["implementation"], row["ranks"], batch, seconds_per_image, link).seconds
+            found = row["median_us"] * 1e-6
+            used += [row, source]
+            cells.append(
+                [
+                    _text(row["network"]),
+                    _text(row["implementation"]),
+                    _value(seconds * 1e3),
+                    _value(found * 1e3),
+                    _value(100 * (seconds / found - 1), "{:+.0f}"),
                 ]
-                right.plot(devices, speed_ups, style, color=f"C{number + 1}", label=f"{strategy}, {link.name}")
-        right.set(title="modelled: speed-up over one H200", xlabel="devices", xscale="log", yscale="log")
-        right.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)
+            )
+    columns = ("network", "strategy", "modelled ms", "measured ms", "error %")
+    return Table("The cost model against these measurements", columns, cells, _sources(used))
 
 
-def write(reports: Path, readme: Path, rows: pd.DataFrame) -> list[Path]:
-    """Write the report, its plot and the tables between README's marks."""
-    (reports / "parallelism.md").write_text(text(rows))
-    draw(rows, reports / "parallelism.png")
+def _alone(run: Sequence[Row]) -> Table:
+    shape, dtype = run[0].get("shape", ""), run[0].get("dtype")
+    cells = []
+    for row in run:
+        line = [_text(row["implementation"]), _value(row.get("ranks"), "{:d}")]
+        line += [_value(row.get("cores_per_process"), "{:d}"), _ms(row, "median_us")]
+        for link in ALONE_LINKS:
+            seconds = 0.0
+            if row.get("ranks", 1) > 1:
+                batch, width = int(shape.partition("x")[0]), 2 if dtype == "bfloat16" else 4
+                messages = expected(network(row["network"]), row["implementation"], row["ranks"], batch, width)
+                seconds = sum(message_seconds(message, link) for message in messages)
+            line.append(_value(seconds * 1e3 if seconds else None, "{:,.2f}"))
+        cells.append(line)
+    links = [f"messages over {link.name}, modelled ms" for link in ALONE_LINKS]
+    title = f"One rank by itself, {run[0]['network']}, {shape}, {dtype}, {run[0].get('compiled')}"
+    return Table(title, ("strategy", "world size", "cores per process", "one rank ms", *links), cells, _sources(run))
+
+
+def computes(rows: Iterable[Row]) -> list[Row]:
+    """What predictions take their compute from: of each GPU our fastest update of the paper's network, 128 images."""
+    fastest: dict[str, Row] = {}
+    for row in rows:
+        ours = str(row.get("implementation")).startswith("triton")
+        shape = str(row.get("shape")).partition("x")[0]
+        if row["case"] != "update of paper" or not ours or shape != str(IMAGES) or "median_us" not in row:
+            continue
+        best = fastest.get(row["machine"])
+        # Of the newest record.
+        if best is None or best["record"] != row["record"] or row["median_us"] < best["median_us"]:
+            fastest[row["machine"]] = row
+    return sorted(
+        (row for name, row in fastest.items() if not name.startswith("CPU")),
+        key=lambda row: (moment(row), row["machine"]),
+        reverse=True,
+    )
+
+
+def _modelled(gpus: Sequence[Row]) -> Table:
+    gtx_580 = network("paper").multiply_adds * gtx_580_seconds_per_multiply_add()
+    devices = [("GTX 580", gtx_580, 4, [PCIE_2012])]
+    for row in gpus:
+        width = 2 if row.get("dtype") == "bfloat16" else 4
+        devices.append((row["machine"], row["median_us"] * 1e-6 / IMAGES, width, list(LINKS[1:])))
+    cells = []
+    for name, seconds_per_image, width, links in devices:
+        for link in links:
+            for strategy in STRATEGIES:
+                line = [_text(name), _text(link.name), _text(strategy)]
+                for ranks in DEVICES:
+                    # Two towers take two devices.
+                    if strategy == "tower" and ranks == 1:
+                        line.append(_text(None))
+                    else:
+                        seconds = scaled_seconds(strategy, ranks, seconds_per_image, link, width)
+                        line.append(_value(IMAGES * ranks / seconds, "{:,.0f}"))
+                cells.append(line)
+    title = f"{MODELLED}: images/s of the paper's network on 1 to {max(DEVICES)} devices"
+    return Table(title, ("device", "link", "strategy", *map(str, DEVICES)), cells, _sources(gpus))
+
+
+def _published() -> Table:
+    cells = [
+        [
+            _text(row["check"]),
+            _text(row["published"]),
+            _text(row["model"]),
+            _text(row.get("error_percent")),
+        ]
+        for row in published()
+    ]
+    title = f"{MODELLED}: the cost model against published figures"
+    return Table(title, ("check", "published", "model", "error %"), cells, [])
+
+
+def parts(rows: Sequence[Row]) -> list[Part]:
+    """Every table with its note: what was measured, by machine, the newest first; then what is modelled.
+
+    Args:
+        rows: as :func:`bench.records.read` returns them, oldest first.
+    """
+    measured: dict[str, list[Part]] = {}
+    found = runs(rows)
+    last = {row["machine"]: moment(row) for row in rows}
+    for run in found:
+        machine = run[0]["machine"]
+        measured.setdefault(machine, [])
+        measured[machine] += [Part(_times(run), "", machine), Part(_counted(run), COUNTED, machine)]
+    for run in losses(rows):
+        machine = run[0]["machine"]
+        note = LOSSES.format(reordered=REORDERED)
+        measured.setdefault(machine, []).append(Part(_losses(run), note, machine))
+    for run in _groups(rows, ALONE_CASE, ("machine", "network", "shape", "dtype", "compiled")):
+        machine = run[0]["machine"]
+        measured.setdefault(machine, []).append(Part(_alone(run), ALONE, machine))
+    for machine in list(measured):
+        link = measured_link(rows, machine)
+        its = [run for run in found if run[0]["machine"] == machine]
+        if link is not None and its:
+            note = VALIDATION.format(gb_per_s=link.bytes_per_s / 1e9, microseconds=link.latency_s * 1e6)
+            measured[machine].append(Part(_validation(its, rows, link), note, machine))
+    names = sorted(measured, key=lambda name: last[name], reverse=True)
+    result = [part for name in names for part in measured[name] if part.table.rows]
+    gpus = computes(rows)
+    if gpus:
+        devices = "; ".join(
+            f"{row['machine']}, {number(row['median_us'] / 1e3)} ms in {row.get('dtype')} (`{row['record']}`)"
+            for row in gpus
+        )
+        links = "; ".join(
+            f"{link.name} {link.bytes_per_s / 1e9:g} GB/s ({link.source}) and {link.latency_s * 1e6:g} us"
+            for link in LINKS
+        )
+        note = DEVICES_NOTE.format(images=IMAGES, devices=devices, links=links)
+        result.append(Part(_modelled(gpus), note, "", modelled=True))
+    result.append(Part(_published(), PUBLISHED, "", modelled=True))
+    return result
+
+
+def figures(rows: Sequence[Row]) -> list[Picture]:
+    """The figures whose rows are there."""
+    return pictures(losses(rows), computes(rows))
+
+
+def _fill(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False) + "\n"
+
+
+def text(rows: Sequence[Row]) -> str:
+    """The whole report."""
+    drawn = figures(rows)
+    lines = [
+        "# Parallelism\n",
+        "Made from the records by `python -m bench.report`; `python -m bench.parallelism` measures.\n",
+        _fill(ABOUT),
+        *(f"![{picture.alt}]({picture.file})\n" for picture in drawn if not picture.modelled),
+    ]
+    machine = None
+    for part in parts(rows):
+        if part.machine != machine:
+            machine = part.machine
+            lines.append(f"## {machine or MODELLED}\n")
+            lines += [f"![{each.alt}]({each.file})\n" for each in drawn if each.modelled and not machine]
+        lines += [f"### {part.table.title}\n", *([_fill(part.note)] if part.note else []), part.table.markdown()]
+    return "\n".join(lines)
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """README's table: the paper's network under every strategy, on the machine that was measured last."""
+    its = [run for run in runs(rows) if run[0]["network"] == "paper"]
+    if not its:
+        return "Not measured.\n"
+    table = _times(max(its, key=lambda run: max(map(moment, run))))
+    return f"{table.title}, measured:\n\n{table.markdown()}"
+
+
+def write(reports: Path, readme: Path, rows: Sequence[Row]) -> list[Path]:
+    """Write the report, its figures and the table between README's marks; returns the files."""
+    files = {reports / "parallelism.md": text(rows).encode()}
+    files |= {reports / picture.file: picture.png() for picture in figures(rows)}
     before, _, rest = readme.read_text().partition(BEGIN)
     _, found, after = rest.partition(END)
     if found:
-        readme.write_text(f"{before}{BEGIN}\n{headline(rows)}{END}{after}")
-    return [reports / "parallelism.md", reports / "parallelism.png"]
+        files[readme] = f"{before}{BEGIN}\n{headline(rows)}{END}{after}".encode()
+    for path, content in files.items():
+        with atomic_write(path) as file:
+            file.write(content)
+    return list(files)

@@ -123,7 +123,6 @@ def write(root: Path, rows: "Sequence[Row]") -> list[Path]:
         root: holds ``README.md`` and ``reports/``, in whose ``data/ablations`` are results of ``net.ablations``.
         rows: as :func:`bench.records.read` returns them.
     """
-    import pandas as pd
 
     from net import ablation_report
 
@@ -131,7 +130,7 @@ def write(root: Path, rows: "Sequence[Row]") -> list[Path]:
 
     reports, readme = root / "reports", root / "README.md"
     (reports / "figures").mkdir(parents=True, exist_ok=True)
-    written = parallelism_report.write(reports, readme, pd.DataFrame(rows))
+    written = parallelism_report.write(reports, readme, rows)
     written += ablation_report.write(sorted((reports / "data" / "ablations").glob("*.jsonl")), reports)
     rows = tables.measured(rows)
     files: dict[Path, bytes] = {reports / one.file: figures.png(one) for one in figures.figures(rows)}

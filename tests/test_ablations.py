@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from net import ablation_cases, ablation_report, ablations
-from net.ablation_report import Change, paired, student_t
+from net.ablation_report import Change, error_interval, paired, student_t
 from net.config import VARIANTS, AblationsConfig, AlexNetConfig, TrainConfig, network
 from net.data import digits, synthetic
 from net.data.images import ImageData
@@ -258,20 +259,49 @@ def test_paired_intervals_hold_the_truth_as_often_as_they_say() -> None:
     held = 0
     for _ in range(2000):
         # What a seed does to both networks cancels.
-        both = generator.normal(0, 10, 5)
+        both = generator.normal(40, 10, 5)
         change = paired(list(both + generator.normal(0.7, 1, 5)), list(both))
         assert change is not None
-        held += abs(change.mean - 0.7) <= change.half_width
+        assert change.interval is not None
+        held += change.interval[0] <= 0.7 <= change.interval[1]
     assert held / 2000 == pytest.approx(0.95, abs=0.015)
-    assert paired([1.0], [2.0]) is None
+
+
+def test_no_interval_leaves_what_is_possible() -> None:
+    """Of seeds that disagree as much as they can, and against the interval without bounds."""
+    low = paired([0.0, 0.5, 9.0], [6.0, 6.0, 6.0])
+    high = paired([90.0, 90.0, 50.0], [6.0, 6.0, 6.0])
+    assert low is not None
+    assert high is not None
+    # t(2) = 4.303: 4.303 * 5.058 / sqrt(3) on both sides of -2.83, and 4.303 * 23.09 / sqrt(3) of 70.67.
+    assert low.interval == pytest.approx((-6, 9.73), abs=0.01)
+    assert high.interval == pytest.approx((13.30, 94), abs=0.01)
+    two = paired([1.0, 3.0], [2.0, 2.0])
+    assert two == Change(2, 0.0, None)
+    assert paired([], []) is None
+
+
+def test_intervals_of_an_error() -> None:
+    # Log odds of 3.5, 6.5 and 8.5 in 101: mean -2.797, deviation 0.4814; 4.303 * 0.4814 / sqrt(3) on both sides.
+    assert error_interval([3.0, 6.0, 8.0], 100) == pytest.approx((1.811, 16.781), abs=0.001)
+    for errors in ([0.0, 0.0, 100.0], [0.0, 1.0, 30.0], [99.0, 100.0, 60.0]):
+        found = error_interval(errors, 100)
+        assert found is not None
+        assert 0 < found[0] < np.mean(errors) < found[1] < 100
+    assert error_interval([1.0, 2.0], 100) is None
 
 
 @pytest.mark.parametrize(
-    ("change", "verdict"),
-    [(Change(5, 0.5, 0.6), "inside the interval"), (Change(5, 0.5, 0.4), "worse"), (Change(5, -0.5, 0.4), "better")],
+    ("interval", "verdict"),
+    [
+        ((-0.1, 1.1), "inside the interval"),
+        ((0.1, 0.9), "worse"),
+        ((-0.9, -0.1), "better"),
+        (None, "fewer than three seeds"),
+    ],
 )
-def test_verdicts(change: Change, verdict: str) -> None:
-    assert change.verdict == verdict
+def test_verdicts(interval: tuple[float, float] | None, verdict: str) -> None:
+    assert Change(5, 0.5, interval).verdict == verdict
 
 
 def test_the_table_by_hand(tmp_path: Path) -> None:
@@ -289,13 +319,50 @@ def test_the_table_by_hand(tmp_path: Path) -> None:
     rows += [{"ablation": "half", "seed": seed, "diverged": "loss", **machine} for seed in range(3)]
     path = tmp_path / "some.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in ablation_report.table(path).splitlines()]
-    cells = {line[0]: line[1:] for line in lines if line}
-    assert cells["the whole network"][:2] == ["3", "4.00"]
+    report = ablation_report.report(path)
+    assert {len(row) for row in report.rows} == {len(report.headers)}
+    cells = {row[0]: row[1:] for row in report.rows}
+    # Log odds of 6.5, 8.5 and 10.5 in 201: mean -3.139, deviation 0.2507; t(2) = 4.303.
+    assert cells["the whole network"][:3] == ["3", "4.00", "2.27 to 7.47"]
     # Differences 2, 1 and 3: mean 2, deviation 1, t(2) = 4.303 over the square root of 3.
-    assert cells["no response normalization"][:5] == ["3", "6.00", "+2.00", "-0.48 to +4.48", "inside the interval"]
-    assert cells["no response normalization"][5:] == ["+1.4 / +1.2", "+1.37 / +1.15"]
-    assert cells["tanh in place of ReLU"][2:4] == ["+0.17", "-0.55 to +0.88"]
-    assert cells["no colour noise"][4] == "not shown by this data: its images are gray"
-    assert cells["the half net"][:5] == ["0", "", "", "", "3 diverged"]
-    assert "CPU, torch 2.13, commit abc, 2026-01-01: `some.jsonl`" in ablation_report.table(path)
+    assert cells["no response normalization"][:2] == ["3", "6.00"]
+    assert cells["no response normalization"][3:6] == ["+2.00", "-0.48 to +4.48", "inside the interval"]
+    assert cells["no response normalization"][6:] == ["+1.4 / +1.2", "+1.37 / +1.15"]
+    assert cells["tanh in place of ReLU"][3:5] == ["+0.17", "-0.55 to +0.88"]
+    assert cells["no colour noise"][5] == "not shown by this data: its images are gray"
+    assert cells["the half net"][:6] == ["0", "", "", "", "", "3 diverged"]
+    text = ablation_report.table(path)
+    assert "CPU, torch 2.13, commit abc, 2026-01-01: `some.jsonl`" in text
+    assert "-0.48 to +4.48" in text
+
+
+def test_the_figure_shows_what_its_text_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors on an axis of 0 to 100 %, changes on a linear one; what does not fit is written, not drawn."""
+    errors = {"baseline": (5.0, 6.0, 7.0), "no_lrn": (90.0, 60.0, 90.0), "tanh": (4.0, 6.0, 5.0), "half": (9.0, 8.0)}
+    settings = {"epochs": 2, "data": "some images", "val_images": 200}
+    rows = [
+        {"ablation": name, "seed": seed, "top1_error_percent": value}
+        for name, values in errors.items()
+        for seed, value in enumerate(values)
+    ]
+    path = tmp_path / "some.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [{"settings": settings}, *rows]))
+    drawn: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (drawn.append(self), save(self, *a, **k)))
+    (made,) = ablation_report.pictures([path])
+    assert made.png() == made.png()
+    left, right = drawn[0].axes
+    assert left.get_xlim() == (0, 100)
+    assert (left.get_xscale(), right.get_xscale()) == ("linear", "linear")
+    low, high = right.get_xlim()
+    points = [float(x) for line in right.lines for x in np.atleast_1d(line.get_xdata())]
+    assert all(low <= point <= high for point in points)
+    assert [label.get_text() for label in left.get_yticklabels()] == [
+        *("the whole network", "no response normalization", "the half net", "tanh in place of ReLU")
+    ]
+    written = [text.get_text() for text in right.texts]
+    assert written == ["+74.0 (+30.9 to +94.0)"]
+    assert "Worse: no response normalization +74.0" in made.alt
+    assert "Fewer than three seeds: the half net +3.0" in made.alt
+    assert "Inside the interval: tanh in place of ReLU -1.0" in made.alt

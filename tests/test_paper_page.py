@@ -70,5 +70,5 @@ def test_what_each_part_is_worth_is_the_record_s() -> None:
         if found is None:
             assert "not shown by this data" in line
             continue
-        low, high = found.mean - found.half_width, found.mean + found.half_width
-        assert f"{found.mean:+.2f} ({low:+.2f} to {high:+.2f}), {found.verdict}" in line
+        interval = f" ({found.interval[0]:+.2f} to {found.interval[1]:+.2f})" if found.interval else ""
+        assert f"{found.mean:+.2f}{interval}, {found.verdict}" in line
