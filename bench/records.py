@@ -17,7 +17,7 @@ from net.errors import DataError
 
 DATA = Path(__file__).parents[1] / "reports" / "data"
 Row = dict[str, Any]
-SUITES = ("ceilings", "kernels", "layers", "steps", "input", "model")
+SUITES = ("ceilings", "kernels", "layers", "steps", "input", "model", "contention")
 #: Columns that are more than zero; others in microseconds are parts of them, and may be none.
 TIMES = ("median_us", "p20_us", "p80_us", "limit_us", "modelled_us")
 #: What every row says.

@@ -13,7 +13,7 @@ from PIL import Image
 
 from bench import figures, records, report, tables
 from bench.environment import ROOT, describe
-from net.errors import DataError, UsageError
+from net.errors import DataError
 from tests.commands import one_line, run, run_here
 
 GPU = {"machine": "NVIDIA H200", "threads": 16, "torch": "2.11.0", "triton": "3.6.0", "driver": "580"}
@@ -455,45 +455,6 @@ def test_everything_recorded_is_in_a_table() -> None:
         if table.title != "Medians side by side"
     )
     assert shown == len(rows) > 30
-
-
-def compared(folder: Path, before: Sequence[Row], after: Sequence[Row]) -> Any:
-    paths = write(folder, "before.jsonl", before), write(folder, "after.jsonl", after)
-    return run_here("bench.report", "--compare", *paths)
-
-
-def test_comparing_tells_change_from_noise(tmp_path: Path) -> None:
-    before = [kernel("aten", 100.0), kernel("triton", 100.0), kernel("traced", 100.0), kernel("compiled", 100.0)]
-    # Four percent; eight with a wide spread; fifty, timed once.
-    wide = kernel("traced", 108.0, p20_us=99.0)
-    once = {name: value for name, value in kernel("compiled", 150.0).items() if name not in ("p20_us", "p80_us")}
-    done = compared(tmp_path, before, [kernel("aten", 104.0), kernel("triton", 100.0), wide, once])
-    assert done.returncode == 0
-    assert "0 of 4 changed" in done.stdout
-    assert "3 were timed often enough" in done.stdout
-    done = compared(tmp_path, before, [kernel("aten", 100.0), kernel("triton", 80.0)])
-    assert done.returncode == 0
-    assert "faster" in done.stdout
-    assert "-20%" in done.stdout
-    assert f"2 only in {tmp_path / 'before.jsonl'}" in done.stdout
-    done = compared(tmp_path, before, [kernel("aten", 80.0), kernel("triton", 108.0)])
-    assert done.returncode == 1
-    lines = [line.split() for line in done.stdout.splitlines() if line.startswith(("slower", "faster"))]
-    assert [(line[0], line[2], line[-1]) for line in lines] == [("slower", "triton", "+8%"), ("faster", "aten", "-20%")]
-    done = compared(tmp_path, before, [kernel("aten", 100.0), kernel("triton", status="failed: WrongResult: no")])
-    assert done.returncode == 1
-    assert "failed: WrongResult: no" in done.stdout
-
-
-def test_only_records_of_one_machine_are_compared(tmp_path: Path) -> None:
-    other = {**kernel("aten", 100.0), "torch": "2.12.0"}
-    one_line(compared(tmp_path, [kernel("aten", 100.0)], [other]), 2, "torch 2.11.0", "torch 2.12.0", "one machine")
-    done = compared(tmp_path, [kernel("aten", 100.0)], [kernel("triton", 100.0)])
-    one_line(done, 2, "no measurement in common")
-    missing = tmp_path / "none.jsonl"
-    one_line(run_here("bench.report", "--compare", tmp_path / "after.jsonl", missing), 2, f"{missing} is no file")
-    with pytest.raises(UsageError, match=r"--compare takes two records; got 1"):
-        report.ReportConfig(("a",))
 
 
 def test_help_needs_nothing_heavy() -> None:
