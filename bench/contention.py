@@ -33,6 +33,8 @@ UNSET = (
     "KERNELS_IMPLEMENTATION", "TRITON_INTERPRET",
 )  # fmt: skip
 BUSY = (0, 2)
+#: Implementations that compile nothing.
+EAGER = ("auto, eager", "aten, eager")
 #: Ends with the process that has started it, however that ends.
 LOOP = "import os, sys\nwhile os.getppid() == int(sys.argv[1]):\n    sum(range(100_000))"
 #: Rounds of each implementation: at least, at most; and the seconds of its own after which no further one begins.
@@ -173,10 +175,7 @@ def measure(names: Sequence[str], images: int, rounds: Rounds, say: Say) -> Iter
 
             if not count:
                 for name, cell in cells.items():
-                    say(
-                        f"{name}: first call"
-                        + (", which compiles" if name not in ("auto, eager", "aten, eager") else "")
-                    )
+                    say(f"{name}: first call" + ("" if name in EAGER else ", which compiles"))
                     ask(name, "time", cell)
             with busy(count):
                 for name, cell in cells.items():
@@ -191,8 +190,11 @@ def measure(names: Sequence[str], images: int, rounds: Rounds, say: Say) -> Iter
                             cell.times.append(answer["seconds"])
                             cell.columns["threads"] = answer["threads"]
             for name, cell in cells.items():
+                if len(cell.times) >= rounds[0]:
+                    # What came to an end later has been measured all the same.
+                    cell.status = ""
                 if not count and not cell.status:
-                    cell.columns |= ask(name, "scratch", cell)
+                    cell.columns |= ask(name, "scratch", _Cell())
                 yield _row(name, images, count, cell)
 
 
@@ -247,14 +249,14 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             line += [f"{row['median_us'] / 1e3:,.1f}", spread, ratio]
         line += [by.get((name, 0), {}).get(key, "-") for key in ("scratch_mib", "scratch_percent_of_input")]
         lines.append(line)
-    return tabulate(lines, titles, disable_numparse=True)
+    return str(tabulate(lines, titles, disable_numparse=True))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure as the command line says; returns the exit status."""
     description = __doc__.splitlines()[0]
     config = cli.resolve(cli.given(ContentionConfig, "bench.contention", description, arguments), ContentionConfig)
-    names = [name for name, (_, compiled, _) in IMPLEMENTATIONS.items() if not config.quick or "eager" in name]
+    names = EAGER if config.quick else tuple(IMPLEMENTATIONS)
     begin = time.perf_counter()
 
     def say(what: str) -> None:

@@ -58,7 +58,7 @@ def test_steps_take_turns(monkeypatch: pytest.MonkeyPatch, seconds: float, round
     monkeypatch.setattr(bench_steps, "_ready", ready)
     monkeypatch.setattr(bench_steps, "synchronized", lambda: clock[0])
     names = (("a", "auto", "eager"), ("broken", "auto", "eager"), ("b", "auto", "compiled"))
-    found = bench_steps.measured.__wrapped__(("update", "float32", 16), names, torch.device("cpu"))
+    found = bench_steps.measured.__wrapped__(("update", "float32", 16), names, torch.device("cpu"), print)
     # What was compiled may have to be found again.
     assert called == ["b"] + ["a", "b"] * rounds
     assert found["a", "auto", "eager"] == (pytest.approx([seconds] * rounds), {"first_call_s": 2.0})
