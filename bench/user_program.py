@@ -101,7 +101,11 @@ def main() -> None:
             gradients = [one.backward(output) for one, output in zip(stages, outputs, strict=True)]
             answer = {"seconds": time.perf_counter() - begin, "threads": torch.get_num_threads()}
             del outputs, gradients
-        print(json.dumps(answer), file=answers, flush=True)
+        try:
+            print(json.dumps(answer), file=answers, flush=True)
+        except BrokenPipeError:
+            # Nobody waits for it any more.
+            os._exit(1)
 
 
 if __name__ == "__main__":
