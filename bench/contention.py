@@ -228,7 +228,8 @@ class ContentionConfig:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Medians in milliseconds with 20th and 80th percentiles, quiet and busy, and how many times faster than aten."""
+    """Medians in milliseconds with 20th and 80th percentiles, quiet and busy, and how many times faster than aten,
+    called eagerly or compiled likewise."""
     by = {(row["implementation"], row["busy_processes"]): row for row in rows}
     titles = ["implementation"]
     for count in BUSY:
@@ -238,7 +239,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = []
     for name in dict.fromkeys(row["implementation"] for row in rows):
         line: list[object] = [name]
-        rival = "aten, compiled" if name in ("auto, compiled", "inductor") else "aten, eager"
+        rival = "aten, eager" if name in EAGER else "aten, compiled"
         for count in BUSY:
             row, other = by.get((name, count), {}), by.get((rival, count), {})
             if "median_us" not in row:

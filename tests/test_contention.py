@@ -55,12 +55,16 @@ def test_busy_processes_end_with_a_benchmark_that_is_killed() -> None:
         loops = children(process.pid)
         assert len(loops) == 2
         assert all(map(alive, loops))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        end = time.monotonic() + 60
-        while any(map(alive, loops)) and time.monotonic() < end:
-            time.sleep(0.05)
-        assert not any(map(alive, loops))
+        try:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            end = time.monotonic() + 60
+            while any(map(alive, loops)) and time.monotonic() < end:
+                time.sleep(0.05)
+            assert not any(map(alive, loops))
+        finally:
+            for loop in filter(alive, loops):
+                os.kill(loop, signal.SIGKILL)
 
 
 def test_a_user_s_program_imports_nothing_else_and_has_nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
