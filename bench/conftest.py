@@ -112,7 +112,8 @@ def say(request: pytest.FixtureRequest) -> Say:
 
     def line(what: str) -> None:
         with capture.global_and_fixture_disabled():
-            reporter.ensure_newline()
+            if reporter._tw.width_of_current_line:
+                reporter.write_line("")
             reporter.write_line(f"{duration(time.perf_counter() - begin)}  {what}")
             reporter.flush()
 
