@@ -12,7 +12,7 @@ has = $(1) -c 'import sys, importlib.metadata as m, importlib.util as u; \
 	sys.exit(not (sys.version_info >= (3, 11) and (2, 11) <= v < (2, 14) and all(map(u.find_spec, "$(2)".split()))))' \
 	2>/dev/null
 RUN_MODULES := torch triton numpy pandas tabulate matplotlib PIL safetensors tqdm
-TEST_MODULES := $(RUN_MODULES) pytest pytest_benchmark pytest_timeout hypothesis xdist
+TEST_MODULES := $(RUN_MODULES) pytest pytest_benchmark pytest_timeout hypothesis xdist onnx onnxruntime
 # The tests run in so many processes; most of them keep one core busy.
 JOBS := 2
 SHARED := -n $(JOBS) --dist worksteal

@@ -4,7 +4,8 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -31,6 +32,7 @@ from .ceilings import Ceilings
 
 Row = Callable[..., None]
 Together = Callable[..., list[dict[str, Any]]]
+Say = Callable[[str], None]
 BATCH = {"cuda": 128, "cpu": 16}
 SAMPLES = {"cuda": 30, "cpu": 10}
 BY_NAME = {case.name: case for case in CASES}
@@ -91,32 +93,41 @@ def may_refuse(implementation: str, reason: str) -> bool:
 
 @cache
 def times(
-    case: Case, dtype: str, mode: str, names: tuple[str, ...], device: torch.device
+    case: Case, dtype: str, mode: str, names: tuple[str, ...], device: torch.device, say: Say
 ) -> dict[str, list[float] | str]:
     """Seconds of the implementations that are right, sampled in turns; or why there are none."""
     right = [checked(case, name, dtype, device)[0] for name in names]
     rivals = [prepared for prepared in right if prepared is not None]
+    say(f"{mode} of {case.name}, {dtype}: {', '.join(rival.implementation for rival in rivals)}")
     found = sampled(rivals, mode, BATCH[device.type], DTYPES[dtype], device, SAMPLES[device.type])
     return dict(zip((rival.implementation for rival in rivals), found, strict=True))
 
 
 @pytest.fixture(scope="session")
-def compiled_ahead(
-    request: pytest.FixtureRequest, together: Together, device: torch.device, cold_compiler: None
-) -> None:
+def compiled_ahead(together: Together, device: torch.device, cold_compiler: None, say: Say) -> None:
     """On a CPU, where it takes half a minute for each, all that this run compiles is compiled in a process for each
     core: one keeps little more than a core busy."""
     cells = [cell for cell in together(test_operator, {}) if _compiled(cell["implementation"])]
     if device.type == "cuda" or not cells:
         return
     names = list(dict.fromkeys(f"{cell['case']},{cell['implementation']},{cell['dtype']}" for cell in cells))
-    count = min(len(names), os.cpu_count() or 1)
-    # Captured output would show nothing for the minute or two that this takes.
-    reporter = request.config.pluginmanager.getplugin("terminalreporter")
-    reporter.write_line(f"\ncompiling {len(names)} variants in {count} processes")
+    compile_ahead(names, min(len(names), os.cpu_count() or 1), say)
+
+
+def compile_ahead(names: Sequence[str], count: int, say: Say) -> None:
+    """Run :mod:`bench.ahead` for variants in ``count`` processes; ``say`` is told how far they are."""
+    say(f"compiling {len(names)} variants in {count} processes")
+    begin = time.perf_counter()
+    answers, answer = os.pipe()
     shares = [[sys.executable, "-m", "bench.ahead", *names[number::count]] for number in range(count)]
-    processes = [subprocess.Popen(share, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for share in shares]
+    processes = [subprocess.Popen(share, stdout=answer, stderr=subprocess.DEVNULL) for share in shares]
+    os.close(answer)
     try:
+        # Ends when each process has ended, whether it has compiled all of its variants or not.
+        with os.fdopen(answers) as lines:
+            for done, line in enumerate(lines, 1):
+                left = (time.perf_counter() - begin) / done * (len(names) - done)
+                say(f"compiled {done} of {len(names)}: {line.strip()}" + (f"; about {left:.0f} s left" if left else ""))
         for process in processes:
             process.wait()
     finally:
@@ -132,6 +143,7 @@ def test_operator(
     row: Row,
     device: torch.device,
     ceilings: Ceilings,
+    say: Say,
     case: str,
     dtype: str,
     mode: str,
@@ -149,7 +161,7 @@ def test_operator(
         pytest.fail(f"not timed: {reason}")
     cells = together(test_operator, {"case": case, "dtype": dtype, "mode": mode})
     rivals = tuple(cell["implementation"] for cell in cells)
-    found = times(one, dtype, mode, rivals, device)[implementation]
+    found = times(one, dtype, mode, rivals, device, say)[implementation]
     if isinstance(found, str):
         row(status=found)
         pytest.fail(f"not timed: {found}")

@@ -14,14 +14,15 @@ import kernels
 from net import runs, train
 from net.device import peak_memory_mib
 
-from .cases import many_variants
-from .ceilings import Ceilings
+from .cases import DTYPES, many_variants
+from .ceilings import Ceilings, lacking
 from .memory import kept_bytes
 from .network import build, describe_step, images_and_labels, inference_step, training_loss, update_step
 from .timing import Call, kernels_launched, synchronized
 
 Row = Callable[..., None]
 Together = Callable[..., list[dict[str, Any]]]
+Say = Callable[[str], None]
 GPU = torch.cuda.is_available()
 #: Rounds of a task's networks, and seconds that they share, so many for each: a batch of 64 takes a CPU several.
 ROUNDS = (3, 10)
@@ -133,12 +134,15 @@ def _ready(task: tuple[str, str, int], name: tuple[str, str, str], device: torch
 
 @cache
 def measured(
-    task: tuple[str, str, int], names: tuple[tuple[str, str, str], ...], device: torch.device
+    task: tuple[str, str, int], names: tuple[tuple[str, str, str], ...], device: torch.device, say: Say
 ) -> dict[tuple[str, str, str], tuple[list[float], dict[str, float]] | Exception]:
     """Seconds of one step of each network, sampled in turns, and what else is known of it; or why it has none."""
+    what = f"{task[0]} of {task[2]} images in {task[1]}"
     rivals: dict[tuple[str, str, str], Rival] = {}
     found: dict[tuple[str, str, str], tuple[list[float], dict[str, float]] | Exception] = {}
     for name in names:
+        compiles = "" if name[2] == "eager" else ", which takes a minute or two to compile"
+        say(f"{what}: the first of {', '.join(name)}{compiles}")
         try:
             rivals[name] = _ready(task, name, device)
         except Exception as error:  # It fails its own benchmark; the others go on.
@@ -149,8 +153,10 @@ def measured(
             for _ in range(3 if GPU else 1):
                 rival()
     times: dict[tuple[str, str, str], list[float]] = {name: [] for name in rivals}
-    rounds = ROUNDS[1]
-    while rivals and len(times[next(iter(rivals))]) < rounds:
+    rounds, round_seconds = ROUNDS[1], 0.0
+    while rivals and (done := len(times[next(iter(rivals))])) < rounds:
+        left = f", about {round_seconds * (rounds - done):.0f} s left" if done else ""
+        say(f"{what}: {len(rivals)} in turns, round {done + 1} of at most {rounds}{left}")
         for name, rival in rivals.items():
             begin = synchronized()
             rival()
@@ -167,6 +173,7 @@ def test_step(
     row: Row,
     device: torch.device,
     ceilings: Ceilings,
+    say: Say,
     what: str,
     network: str,
     implementation: str,
@@ -178,9 +185,12 @@ def test_step(
     images and dtype take turns."""
     described, work = describe_step(what, network, implementation, how, dtype, images)
     row(**described, work=work)
+    if reason := lacking(DTYPES[dtype], device):
+        row(status=reason)
+        pytest.skip(reason)
     task = {"what": what, "dtype": dtype, "images": images}
     names = tuple((cell["network"], cell["implementation"], cell["how"]) for cell in together(test_step, task))
-    found = measured((what, dtype, images), names, device)[network, implementation, how]
+    found = measured((what, dtype, images), names, device, say)[network, implementation, how]
     if isinstance(found, Exception):
         raise found
     times, columns = found

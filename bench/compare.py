@@ -1,16 +1,25 @@
-"""Two records of one machine: what got slower, what got faster.
+"""Two records of one machine: what got slower, what got faster, apart from the machine itself.
 
-A difference counts when the middle three fifths of the two samples, from the 20th to the 80th percentile, do not meet
-and the medians are more than 5 % apart: the first holds the spread within a run against it, the second what runs
-differ by (PyTorch's own operators on an H200: 2 %). A CPU that others use differs by more than that from run to run;
-there only records made alone on the machine can be compared. What was timed once has no spread and is not judged. What
-was measured and now fails counts as slower.
+A machine is not always as fast: one that others use differs by a third from run to run. What is the same code in both
+records, copies, matrix products and PyTorch's own operators of the same version, says by how much: those that memory
+limits, those that products of a dtype limit, and those beside busy processes, each for the rows of its kind, by the
+median of their ratios. They are the yardstick and are not judged themselves. Rows without a yardstick, such as decoding
+images, are compared as they are.
+
+A difference counts when the middle three fifths of the two samples, from the 20th to the 80th percentile, are further
+apart than the middle three fifths of all yardsticks are from their medians, and the medians are more than 5 % apart:
+the first holds the spread within a run and between its parts against it, the second what runs of a quiet machine differ
+by (PyTorch's own operators on an H200: 2 %). What was timed once has no spread and is not judged. What was measured and
+now fails counts as slower.
 """
 
+import statistics
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from tabulate import tabulate
 
 from net.errors import DataError, UsageError
@@ -20,37 +29,109 @@ from .tables import KEYS, Machine, machine_of, newest, number, values
 
 #: Medians closer than this are the same.
 SAME = 0.05
+#: What a row measures; beside how many busy processes, too.
+BUSY = "busy_processes"
 SHOWN = KEYS[1:]
+#: Implementations that are none of this project's code, in suites whose rows hold nothing else.
+OTHERS, PURE = ("aten", "compiled", "cudnn"), ("kernels", "contention")
+#: The kind of rows that move more than they compute.
+MEMORY = "memory"
+
+
+class Drift(NamedTuple):
+    """Times of the same code, after by before: the median, the 20th and 80th percentile around it, and of how many."""
+
+    median: float
+    low: float
+    high: float
+    rows: int
 
 
 class Change(NamedTuple):
-    """What became of a thing measured: ``slower``, ``faster``, ``fails``, and the rows."""
+    """What became of a thing measured: ``slower``, ``faster``, ``fails``, the rows, and what the machine did."""
 
     verdict: str
     before: Row
     after: Row
+    drift: Drift
 
 
-def change(before: Row, after: Row) -> Change | None:
+def change(before: Row, after: Row, drift: Drift) -> Change | None:
     """What became of a thing; None when nothing can be said or nothing happened."""
     if "median_us" in before and str(after.get("status", "")).startswith("failed"):
-        return Change("fails", before, after)
-    if not all(name in row for row in (before, after) for name in ("median_us", "p20_us", "p80_us")):
+        return Change("fails", before, after, drift)
+    if not _sampled(before, after):
         return None
-    for verdict, low, high in (("slower", before, after), ("faster", after, before)):
-        if low["p80_us"] < high["p20_us"] and high["median_us"] > low["median_us"] * (1 + SAME):
-            return Change(verdict, before, after)
+    ratio = after["median_us"] / before["median_us"] / drift.median
+    if ratio > 1 + SAME and after["p20_us"] > before["p80_us"] * drift.high:
+        return Change("slower", before, after, drift)
+    if ratio < 1 / (1 + SAME) and after["p80_us"] < before["p20_us"] * drift.low:
+        return Change("faster", before, after, drift)
     return None
+
+
+def _sampled(*rows: Row) -> bool:
+    return all(name in row for row in rows for name in ("median_us", "p20_us", "p80_us"))
+
+
+def yardstick(row: Row) -> bool:
+    """Whether a row is of code that is no part of this project."""
+    name = str(row.get("implementation")).partition(", ")[0]
+    return row["suite"] == "ceilings" or (row["suite"] in PURE and name in OTHERS)
+
+
+def kinds(rows: Iterable[Row]) -> list[str]:
+    """What limits each row of one record: memory, products in a dtype, or busy processes; empty where nobody knows."""
+    rows = list(rows)
+    ceilings = [row for row in rows if row["suite"] == "ceilings"]
+    copied = max((row.get("gb_per_s", 0) for row in ceilings if row["case"] == "copy"), default=0)
+    products = {row["dtype"]: row["gflop_per_s"] for row in ceilings if row["case"] != "copy" and "gflop_per_s" in row}
+
+    def kind(row: Row) -> str:
+        product = f"products in {row.get('dtype')}"
+        if row["suite"] == "ceilings":
+            return MEMORY if row["case"] == "copy" else product
+        if row.get(BUSY):
+            return f"{row[BUSY]} busy processes"
+        if row["suite"] == "contention":
+            return MEMORY
+        if "gflop" not in row or "fewest_mb" not in row:
+            return ""
+        # As in bench.ceilings: no dtype is computed more slowly than float32.
+        rate = max(products.get(row["dtype"], 0), products.get("float32", 0))
+        return product if rate and copied and row["gflop"] / rate > row["fewest_mb"] / copied * 1e-3 else MEMORY
+
+    return [kind(row) for row in rows]
+
+
+def drifts(before: list[Row], after: list[Row]) -> dict[str, Drift]:
+    """What the machine did to each kind of rows, by the yardsticks among pairs of rows; of no kind, nothing.
+
+    A kind may have one yardstick; how far rows of one kind are from their median is taken from all kinds together.
+    """
+    ratios: dict[str, list[float]] = {"": []}
+    for kind, old, new in zip(kinds(before), before, after, strict=True):
+        its = ratios.setdefault(kind, [])
+        if kind and yardstick(old) and "median_us" in old and "median_us" in new:
+            its.append(new["median_us"] / old["median_us"])
+    medians = {kind: statistics.median(its or [1.0]) for kind, its in ratios.items()}
+    spread = [ratio / medians[kind] for kind, its in ratios.items() for ratio in its] or [1.0]
+    low, high = (float(value) for value in np.percentile(spread, [20, 80]))
+    return {kind: Drift(its, its * low, its * high, len(ratios[kind])) for kind, its in medians.items()}
+
+
+def _spread(drift: Drift) -> str:
+    return f"from {drift.low / drift.median - 1:+.0%} to {drift.high / drift.median - 1:+.0%}"
 
 
 def _rows(path: Path) -> tuple[dict[tuple[object, ...], Row], set[Machine]]:
     if not path.is_file():
         raise UsageError(f"--compare: {path} is no file")
     try:
-        rows = [row for row in newest(read_record(path)) if row["suite"]]
+        rows = [row for row in newest(read_record(path), BUSY) if row["suite"]]
     except DataError as error:
         raise UsageError(f"--compare: {error}") from None
-    return {(machine_of(row), values(row, KEYS)): row for row in rows}, {machine_of(row) for row in rows}
+    return {(machine_of(row), values(row, (*KEYS, BUSY))): row for row in rows}, {machine_of(row) for row in rows}
 
 
 def compare(first: Path, second: Path) -> int:
@@ -68,17 +149,34 @@ def compare(first: Path, second: Path) -> int:
     common = [key for key in before if key in after]
     if not common:
         raise UsageError(f"--compare: {first} and {second} have no measurement in common")
-    found = [one for key in common if (one := change(before[key], after[key])) is not None]
-    found.sort(key=lambda one: one.before["median_us"] / one.after.get("median_us", float("inf")))
+    pairs = [(before[key], after[key]) for key in common]
+    drift = drifts([old for old, _ in pairs], [new for _, new in pairs])
+    for kind, its in drift.items():
+        if its.rows:
+            moved = "moved" if abs(its.median - 1) > SAME else "is the same"
+            print(f"the machine {moved}, {kind}: {its.median - 1:+.0%} time for the same code ({its.rows} rows)")
+    print(f"what each of these limits is held against it; around it the same code varies {_spread(drift[''])}")
+    found, judged = [], 0
+    for kind, (old, new) in zip(kinds(old for old, _ in pairs), pairs, strict=True):
+        if yardstick(old):
+            continue
+        judged += _sampled(old, new)
+        if (one := change(old, new, drift[kind])) is not None:
+            found.append(one)
+    found.sort(key=lambda one: one.before["median_us"] / one.after.get("median_us", float("inf")) * one.drift.median)
     lines = []
     for one in found:
-        old, new = one.before["median_us"], one.after.get("median_us")
-        times = [number(new), f"{new / old - 1:+.0%}"] if new else ["", one.after["status"]]
-        lines.append([one.verdict, *(one.before.get(name, "") for name in SHOWN), number(old), *times])
-    judged = sum("p20_us" in before[key] and "p20_us" in after[key] for key in common)
+        was, now = one.before["median_us"], one.after.get("median_us")
+        if now:
+            times = [number(now), f"{now / was - 1:+.0%}", f"{now / was / one.drift.median - 1:+.0%}"]
+        else:
+            times = ["", one.after["status"], ""]
+        lines.append([one.verdict, *(one.before.get(name, "") for name in SHOWN), number(was), *times])
     if lines:
-        print(tabulate(lines, ["", *SHOWN, "before us", "after us", "change"], disable_numparse=True))
-    print(f"{len(found)} of {len(common)} changed by more than noise; {judged} were timed often enough to tell")
+        titles = ["", *SHOWN, "before us", "after us", "change", "less the machine's"]
+        print(tabulate(lines, titles, disable_numparse=True))
+    ours = sum(not yardstick(old) for old, _ in pairs)
+    print(f"{len(found)} of {ours} changed by more than noise; {judged} were timed often enough to tell")
     for name, one_side in ((first, set(before) - set(after)), (second, set(after) - set(before))):
         if one_side:
             print(f"{len(one_side)} only in {name}")

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ spin_briefly()
 import torch  # noqa: E402
 
 from net.device import keep_freed_memory  # noqa: E402
+from net.progress import duration  # noqa: E402
 
 from . import ceilings as ceilings_module  # noqa: E402
 from .ceilings import Ceilings  # noqa: E402
@@ -25,6 +27,7 @@ from .timing import Clock  # noqa: E402
 
 ROWS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 CLOCK = Clock()
+Say = Callable[[str], None]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -102,9 +105,25 @@ def replay(benchmark: BenchmarkFixture) -> Iterator[Callable[[list[float]], None
 
 
 @pytest.fixture(scope="session")
-def ceilings(recorded: list[dict[str, Any]], device: torch.device) -> Ceilings:
+def say(request: pytest.FixtureRequest) -> Say:
+    """Prints a line, with the minutes since the first one, past pytest's capture: what is being measured."""
+    reporter, capture = map(request.config.pluginmanager.getplugin, ("terminalreporter", "capturemanager"))
+    begin = time.perf_counter()
+
+    def line(what: str) -> None:
+        with capture.global_and_fixture_disabled():
+            if reporter._tw.width_of_current_line:
+                reporter.write_line("")
+            reporter.write_line(f"{duration(time.perf_counter() - begin)}  {what}")
+            reporter.flush()
+
+    return line
+
+
+@pytest.fixture(scope="session")
+def ceilings(recorded: list[dict[str, Any]], device: torch.device, say: Say) -> Ceilings:
     """This machine's limits, measured once; their rows are recorded with the others."""
-    rows = list(ceilings_module.rows(device))
+    rows = list(ceilings_module.rows(device, announce=lambda what: say(f"this machine's limits: {what}")))
     recorded.extend(rows)
     return ceilings_module.ceilings(rows)
 

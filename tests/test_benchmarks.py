@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import bench_steps
+from bench import bench_kernels, bench_steps
 from bench.bench_kernels import NEEDS_GPU, may_refuse
 from bench.timing import Clock
 from tests.commands import ROOT, environment
@@ -58,7 +58,7 @@ def test_steps_take_turns(monkeypatch: pytest.MonkeyPatch, seconds: float, round
     monkeypatch.setattr(bench_steps, "_ready", ready)
     monkeypatch.setattr(bench_steps, "synchronized", lambda: clock[0])
     names = (("a", "auto", "eager"), ("broken", "auto", "eager"), ("b", "auto", "compiled"))
-    found = bench_steps.measured.__wrapped__(("update", "float32", 16), names, torch.device("cpu"))
+    found = bench_steps.measured.__wrapped__(("update", "float32", 16), names, torch.device("cpu"), print)
     # What was compiled may have to be found again.
     assert called == ["b"] + ["a", "b"] * rounds
     assert found["a", "auto", "eager"] == (pytest.approx([seconds] * rounds), {"first_call_s": 2.0})
@@ -67,10 +67,29 @@ def test_steps_take_turns(monkeypatch: pytest.MonkeyPatch, seconds: float, round
 
 
 def test_variants_are_made_ahead() -> None:
-    """By a command whose failure nobody else would notice."""
-    command = [sys.executable, "-m", "bench.ahead", "relu_max_pool5,reference,float32", "max_pool1,aten,float32"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment(), timeout=280)
-    assert done.returncode == 0, done.stderr
+    """By processes whose failure nobody else would notice; one that fails keeps nobody waiting."""
+    said: list[str] = []
+    names = ["relu_max_pool5,reference,float32", "no such case,aten,float32"]
+    bench_kernels.compile_ahead(names, 2, said.append)
+    assert said == [
+        "compiling 2 variants in 2 processes",
+        f"compiled 1 of 2: {names[0]}; about {said[1].split()[-3]} s left",
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_updates_need_instructions_for_their_dtype(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    """Where there are none the row says so, and nothing is built."""
+    reason = "needs bf16 instructions: a product takes 106 x as long as in float32"
+    monkeypatch.setattr(bench_steps, "lacking", lambda which, device: reason if which == torch.bfloat16 else "")
+    monkeypatch.setattr(bench_steps, "measured", lambda *arguments: pytest.fail("measured"))
+    columns: dict[str, object] = {}
+    arguments = (columns.update, torch.device("cpu"), None, print, "update", "paper", "auto", "eager", dtype, 16)
+    refused = pytest.skip.Exception if dtype == "bfloat16" else pytest.fail.Exception
+    with pytest.raises(refused):
+        bench_steps.test_step(lambda *_: [], print, *arguments)
+    assert columns.get("status") == (reason if dtype == "bfloat16" else None)
+    assert columns["case"] == "update of paper"
 
 
 def test_one_task_from_its_command(tmp_path: Path) -> None:
@@ -78,10 +97,13 @@ def test_one_task_from_its_command(tmp_path: Path) -> None:
     written = tmp_path / "benchmark.json"
     command = [
         *(sys.executable, "-m", "pytest", "bench/bench_kernels.py", "--benchmark-only", "-p", "no:cacheprovider"),
-        *("-k", "relu_max_pool5 and float32 and inference", "-rs", f"--benchmark-json={written}"),
+        *("-k", "relu_max_pool5 and float32 and inference", "-rs", "--quick", f"--benchmark-json={written}"),
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment(), timeout=280)
     assert done.returncode == 0, done.stdout
+    # While it is measured, and not with the output of a test that has failed.
+    assert "0:00:00  this machine's limits: copy of 16 MiB" in done.stdout.partition("- benchmark: ")[0]
+    assert "inference of relu_max_pool5, float32: aten, reference" in done.stdout
     rows = [benchmark["extra_info"] for benchmark in json.loads(written.read_text())["benchmarks"]]
     assert {"aten", "reference"} <= {row["implementation"] for row in rows}
     for row, benchmark in zip(rows, json.loads(written.read_text())["benchmarks"], strict=True):

@@ -1,0 +1,277 @@
+"""Stages 1 and 2 as a user's own program runs them, alone and beside busy processes: ``python -m bench.contention``.
+
+The commands of this project have OpenMP's threads sleep soon and the C library keep freed memory; a program of somebody
+else's that imports :mod:`kernels` does neither, and shared machines are the rule. So what is measured runs in
+:mod:`bench.user_program`, in which nothing is set. A busy process is a loop that never waits.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tabulate import tabulate
+
+from net import cli
+from net.fields import flag
+
+from .environment import ROOT
+from .records import time_columns, write
+from .user_program import IMPLEMENTATIONS, SHAPES
+
+#: Environment variables that a user's program does not set.
+UNSET = (
+    "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "OMP_DYNAMIC", "OMP_PROC_BIND", "GOMP_SPINCOUNT", "GOMP_CPU_AFFINITY",
+    "KMP_BLOCKTIME", "KMP_AFFINITY", "MKL_NUM_THREADS", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_",
+    "KERNELS_IMPLEMENTATION", "TRITON_INTERPRET",
+)  # fmt: skip
+BUSY = (0, 2)
+#: Implementations that compile nothing.
+EAGER = ("auto, eager", "aten, eager")
+#: Ends with the process that has started it, however that ends.
+LOOP = "import os, sys\nwhile os.getppid() == int(sys.argv[1]):\n    sum(range(100_000))"
+#: Rounds of each implementation: at least, at most; and the seconds of its own after which no further one begins.
+ROUNDS, QUICK_ROUNDS = (3, 15, 10.0), (3, 9, 5.0)
+#: Seconds that the first call of a process may take, in which it may compile; and each further one.
+FIRST_LIMIT, LIMIT = 300.0, 30.0
+Say = Callable[[str], None]
+Rounds = tuple[int, int, float]
+
+
+@contextlib.contextmanager
+def busy(count: int) -> Iterator[None]:
+    """So many processes that keep a core busy each, if they are given one."""
+    command = [sys.executable, "-c", LOOP, str(os.getpid())]
+    # Ctrl-C is this process's to handle.
+    loops = [subprocess.Popen(command, start_new_session=True) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+        for loop in loops:
+            loop.wait()
+
+
+class Program:
+    """A :mod:`bench.user_program`, started when it is first asked for something."""
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+        self._process: subprocess.Popen[str] | None = None
+        self._answers: queue.Queue[str] = queue.Queue()
+        self._called: set[str] = set()
+
+    def ask(self, what: str, name: str) -> dict[str, Any]:
+        """The answer to ``time`` or ``scratch``.
+
+        Raises:
+            TimeoutError: there was none in time; the process was killed, and the next call starts another.
+            RuntimeError: the process has ended.
+        """
+        if self._process is None:
+            self._start()
+        assert self._process is not None
+        assert self._process.stdin is not None
+        limit = LIMIT if name in self._called else FIRST_LIMIT
+        self._called.add(name)
+        try:
+            print(f"{what} {name}", file=self._process.stdin, flush=True)
+            line = self._answers.get(timeout=limit)
+        except queue.Empty:
+            self.close()
+            raise TimeoutError(f"stopped after {limit:.0f} s") from None
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            status = self._process.wait()
+            self.close()
+            raise RuntimeError(f"failed: exit status {status}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _start(self) -> None:
+        environment = {name: value for name, value in os.environ.items() if name not in UNSET}
+        # The profiler, which counts the memory, says when it begins and ends.
+        environment["KINETO_LOG_LEVEL"] = "99"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bench.user_program", str(self.images)],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        answers: queue.Queue[str] = queue.Queue()
+
+        def read() -> None:
+            assert process.stdout is not None
+            for line in process.stdout:
+                answers.put(line)
+            answers.put("")
+
+        threading.Thread(target=read, daemon=True).start()
+        self._process, self._answers, self._called = process, answers, set()
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def __enter__(self) -> "Program":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Cell:
+    """An implementation beside so many busy processes: what was found, and how long that took."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.columns: dict[str, Any] = {}
+        self.status = ""
+
+    def wants_more(self, rounds: Rounds) -> bool:
+        least, most, seconds = rounds
+        if self.status or len(self.times) >= most:
+            return False
+        return len(self.times) < least or sum(self.times) < seconds
+
+
+def measure(names: Sequence[str], images: int, rounds: Rounds, say: Say) -> Iterator[dict[str, Any]]:
+    """Rows of the suite ``contention``, those without busy processes first, each with its ``times`` in seconds.
+
+    Implementations take turns. What takes longer than its limit, or ends the process, has a ``status`` instead.
+
+    Args:
+        names: of :data:`bench.user_program.IMPLEMENTATIONS`.
+        images: a batch.
+        rounds: how often each is timed at least and at most, and for how many seconds.
+        say: told what is going on.
+    """
+    with Program(images) as program:
+        for count in BUSY:
+            beside = f"beside {count} busy processes" if count else "alone"
+            cells = {name: _Cell() for name in names}
+
+            def ask(name: str, what: str, cell: _Cell) -> dict[str, Any]:
+                try:
+                    return program.ask(what, name)
+                except (TimeoutError, RuntimeError) as error:
+                    cell.status = str(error)
+                    return {}
+
+            if not count:
+                for name, cell in cells.items():
+                    say(f"{name}: first call" + ("" if name in EAGER else ", which compiles"))
+                    ask(name, "time", cell)
+            with busy(count):
+                for name, cell in cells.items():
+                    if not cell.status:
+                        ask(name, "time", cell)
+                turn = 0
+                while any(cell.wants_more(rounds) for cell in cells.values()):
+                    turn += 1
+                    say(f"{beside}: round {turn} of at most {rounds[1]}")
+                    for name, cell in cells.items():
+                        if cell.wants_more(rounds) and (answer := ask(name, "time", cell)):
+                            cell.times.append(answer["seconds"])
+                            cell.columns["threads"] = answer["threads"]
+            for name, cell in cells.items():
+                if len(cell.times) >= rounds[0]:
+                    # What came to an end later has been measured all the same.
+                    cell.status = ""
+                if not count and not cell.status:
+                    cell.columns |= ask(name, "scratch", _Cell())
+                yield _row(name, images, count, cell)
+
+
+def _row(name: str, images: int, count: int, cell: _Cell) -> dict[str, Any]:
+    format = str(IMPLEMENTATIONS[name][2]).removeprefix("torch.").removesuffix("_format")
+    row: dict[str, Any] = {
+        "suite": "contention",
+        "case": "stages 1 + 2",
+        "implementation": name,
+        "mode": "forward_backward",
+        "shape": " + ".join("x".join(map(str, (images, *shape))) for shape in SHAPES),
+        "dtype": "float32",
+        "memory_format": format,
+        "images": images,
+        "busy_processes": count,
+    }
+    if cell.status:
+        return {**row, "status": cell.status}
+    columns = time_columns(cell.times)
+    rate = round(images / columns["median_us"] * 1e6, 1)
+    return {**row, **columns, "images_per_s": rate, **cell.columns, "times": cell.times}
+
+
+@dataclass(frozen=True)
+class ContentionConfig:
+    """What ``python -m bench.contention`` is asked to do."""
+
+    quick: bool = flag(False, "only what compiles nothing, and fewer rounds")
+    images: int = flag(16, "images of a batch", metavar="N")
+    record: bool = flag(False, "append what is measured to reports/data")
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Medians in milliseconds with 20th and 80th percentiles, quiet and busy, and how many times faster than aten,
+    called eagerly or compiled likewise."""
+    by = {(row["implementation"], row["busy_processes"]): row for row in rows}
+    titles = ["implementation"]
+    for count in BUSY:
+        beside = f"beside {count}" if count else "alone"
+        titles += [f"{beside}: ms", "p20 to p80", "x aten"]
+    titles += ["scratch MiB", "% of input"]
+    lines = []
+    for name in dict.fromkeys(row["implementation"] for row in rows):
+        line: list[object] = [name]
+        rival = "aten, eager" if name in EAGER else "aten, compiled"
+        for count in BUSY:
+            row, other = by.get((name, count), {}), by.get((rival, count), {})
+            if "median_us" not in row:
+                line += [row.get("status", "-"), "-", "-"]
+                continue
+            ratio = f"{other['median_us'] / row['median_us']:.2f}" if "median_us" in other else "-"
+            spread = f"{row['p20_us'] / 1e3:,.1f} to {row['p80_us'] / 1e3:,.1f}"
+            line += [f"{row['median_us'] / 1e3:,.1f}", spread, ratio]
+        line += [by.get((name, 0), {}).get(key, "-") for key in ("scratch_mib", "scratch_percent_of_input")]
+        lines.append(line)
+    return str(tabulate(lines, titles, disable_numparse=True))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure as the command line says; returns the exit status."""
+    description = __doc__.splitlines()[0]
+    config = cli.resolve(cli.given(ContentionConfig, "bench.contention", description, arguments), ContentionConfig)
+    names = EAGER if config.quick else tuple(IMPLEMENTATIONS)
+    begin = time.perf_counter()
+
+    def say(what: str) -> None:
+        print(f"{time.perf_counter() - begin:5.1f} s  {what}", flush=True)
+
+    say(f"starting a program with {config.images} images")
+    rows = list(measure(names, config.images, QUICK_ROUNDS if config.quick else ROUNDS, say))
+    print(f"forward and backward, float32, {config.images} images, {rows[0].get('threads', '-')} threads")
+    print(table(rows))
+    if config.record:
+        rows = [{key: value for key, value in row.items() if key != "times"} for row in rows]
+        print(f"recorded {len(rows)} rows in {write(rows)}")
+    return int(any("status" in row for row in rows))
+
+
+if __name__ == "__main__":
+    cli.run(main)
