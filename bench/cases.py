@@ -2,7 +2,8 @@
 
 Implementations as everywhere in this project: ``aten`` is PyTorch's own operators, ``compiled`` those under
 ``torch.compile``, ``reference`` and ``inductor`` the formulas of :mod:`kernels` called eagerly, ``traced`` the formulas
-in a compiled caller's graph, ``triton`` the kernels, ``cudnn`` cuDNN's own normalization, which PyTorch does not call.
+in a compiled caller's graph, ``triton`` the kernels, ``cudnn`` cuDNN's own normalization, which PyTorch does not call,
+``xla`` the whole stages as a program in JAX has them.
 """
 
 import contextlib
@@ -17,7 +18,8 @@ from torch import Tensor
 import kernels
 from kernels.arguments import Normalization, Pooling
 
-from . import cudnn
+from . import cudnn, xla
+from .installed import NotInstalledError
 from .memory import kept_bytes
 from .roofline import Work, chain
 from .timing import copies, seconds
@@ -31,6 +33,7 @@ IMPLEMENTATIONS = {
     "traced": ("reference", True),
     "triton": ("triton", False),
     "cudnn": ("aten", False),
+    "xla": ("aten", True),
 }
 MODES = ("inference", "forward", "backward", "forward_backward")
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -90,10 +93,12 @@ CASES = (
 
 def implementations(case: Case, device: torch.device) -> tuple[str, ...]:
     """What a case is measured with on a device; ``triton`` is named on a CPU too, where it is not timed."""
-    if device.type == "cpu":
-        return tuple(name for name in IMPLEMENTATIONS if name not in ("cudnn", "traced"))
-    alone = case.normalization is not None and not (case.relu or case.bias or case.pooling)
-    return tuple(name for name in IMPLEMENTATIONS if name != "inductor" and (alone or name != "cudnn"))
+    left_out = {"cudnn", "traced"} if device.type == "cpu" else {"inductor"}
+    if case.relu or case.bias or case.pooling or not case.normalization:
+        left_out.add("cudnn")
+    if not (case.relu and case.bias and case.normalization and case.pooling):
+        left_out.add("xla")
+    return tuple(name for name in IMPLEMENTATIONS if name not in left_out)
 
 
 class WrongResultError(Exception):
@@ -106,6 +111,8 @@ def failure(error: BaseException) -> str:
     def said(one: BaseException) -> str:
         return f"{type(one).__name__}: {(str(one).splitlines() or [''])[0]}"
 
+    if isinstance(error, NotInstalledError):
+        return str(error)
     first = error
     # What the capture of a graph ends with says nothing of why.
     while before := first.__cause__ or (None if first.__suppress_context__ else first.__context__):
@@ -152,6 +159,8 @@ class Prepared(NamedTuple):
 
     def calls(self, mode: str, sets: list[tuple[Tensor, Tensor | None]]) -> list[Callable[[], object]]:
         """One call for each set of inputs, which take turns."""
+        if isinstance(self.function, xla.Stage):
+            return self.function.calls(mode, sets)
         made: list[Callable[[], object]] = []
         for input, bias in sets:
             if mode == "inference":
@@ -180,6 +189,10 @@ def prepare(case: Case, implementation: str) -> Prepared:
         normalization = case.normalization
         assert normalization is not None
         return Prepared(case, implementation, lambda input, bias: cudnn.local_response_norm(input, normalization))
+    if implementation == "xla":
+        assert case.normalization is not None
+        assert case.pooling is not None
+        return Prepared(case, implementation, xla.Stage(case.normalization, case.pooling))
     run = case.operator()
     if IMPLEMENTATIONS[implementation][1]:
         run = torch.compile(run, dynamic=False)
@@ -262,11 +275,17 @@ def _sampled(
     case = rivals[0].case
     # On a GPU calls take turns with inputs too, so that each finds its own out of the cache.
     count = copies(case.work(images, dtype)[mode].bytes) if device.type == "cuda" else 1
-    calls = []
-    for rival in rivals:
+
+    def calls(rival: Prepared) -> list[Callable[[], object]]:
         format = formats(rival.implementation, device)
-        calls.append(rival.calls(mode, [inputs(case, images, dtype, format, device, seed) for seed in range(count)]))
-    return seconds(calls, device, samples)
+        return rival.calls(mode, [inputs(case, images, dtype, format, device, seed) for seed in range(count)])
+
+    # XLA's calls cannot be captured with the others.
+    apart = [rival for rival in rivals if device.type == "cuda" and rival.implementation == "xla"]
+    captured = [rival for rival in rivals if rival not in apart]
+    found = dict(zip(captured, seconds([calls(rival) for rival in captured], device, samples), strict=True))
+    found |= {rival: xla.gpu_seconds(calls(rival), samples) for rival in apart}
+    return [found[rival] for rival in rivals]
 
 
 def kept(prepared: Prepared, images: int, dtype: torch.dtype, device: torch.device) -> float:
