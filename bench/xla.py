@@ -59,7 +59,7 @@ def _shared(tensor: Tensor) -> Any:
 
 def _tensor(array: Any) -> Tensor:
     """The way back."""
-    tensor: Tensor = torch.from_dlpack(array)
+    tensor: Tensor = torch.utils.dlpack.from_dlpack(array)
     return tensor.permute(0, 3, 1, 2) if tensor.dim() == 4 else tensor
 
 
@@ -159,7 +159,7 @@ class _Differentiable(torch.autograd.Function):
         output, pullback = stage.forward(_shared(input), _shared(bias))
         kept, ctx.structure = jax(input.device.type).tree_util.tree_flatten(pullback)
         # As tensors, so that what is kept is counted as PyTorch's own is.
-        ctx.save_for_backward(*map(torch.from_dlpack, kept))
+        ctx.save_for_backward(*map(torch.utils.dlpack.from_dlpack, kept))
         ctx.stage = stage
         return _tensor(output)
 
