@@ -1,6 +1,7 @@
 """What a machine can do at best: bytes copied and FLOPs in a second, measured in the run that they belong to."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,12 @@ from .timing import copies, seconds
 COPIES = {"cuda": (16, 64, 1024), "cpu": (16, 256)}
 #: Rows of the square matrices.
 MATRIX = {"cuda": 8192, "cpu": 2048}
+DTYPES = (torch.float32, torch.bfloat16)
+#: Rows of the matrices whose product tells whether a processor has instructions for a dtype: 0.03 s where it has none.
+PROBE = 256
+#: Without instructions for bfloat16 a product takes 106 times as long as in float32 on an AVX2 processor, which does it
+#: element by element, and 3 to 5 times on an AVX-512 one, where oneDNN converts.
+HOPELESS = 20.0
 
 
 class Ceilings(NamedTuple):
@@ -19,6 +26,39 @@ class Ceilings(NamedTuple):
 
     bytes_per_s: float
     flop_per_s: dict[str, float]
+
+
+def _product(dtype: torch.dtype, side: int, device: torch.device, samples: int) -> list[float]:
+    """Seconds of multiplying two square matrices."""
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    (times,) = seconds([[lambda: torch.mm(a, b)]], device, samples)
+    return times
+
+
+@cache
+def slowdown(dtype: torch.dtype, device: torch.device) -> float:
+    """How many times as long a small matrix product takes in ``dtype`` as in float32, each at its fastest.
+
+    Every GPU that PyTorch runs on counts as one that has instructions for ``dtype``: 1.
+    """
+    if device.type == "cuda" or dtype == torch.float32:
+        return 1.0
+    threads = torch.get_num_threads()
+    # Two threads wait for one another, which on a busy machine takes longer than this product in float32.
+    torch.set_num_threads(1)
+    try:
+        return min(_product(dtype, PROBE, device, 5)) / min(_product(torch.float32, PROBE, device, 30))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def lacking(dtype: torch.dtype, device: torch.device) -> str:
+    """Why nothing that multiplies matrices in ``dtype`` is measured at full size here; empty where it is."""
+    times = slowdown(dtype, device)
+    if times < HOPELESS:
+        return ""
+    short = {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    return f"needs {short} instructions: a product takes {times:.0f} x as long as in float32"
 
 
 def copy(moved: int, device: torch.device, samples: int) -> list[float]:
@@ -31,9 +71,18 @@ def copy(moved: int, device: torch.device, samples: int) -> list[float]:
     return times
 
 
-def rows(device: torch.device, samples: int = 10) -> Iterator[dict[str, Any]]:
-    """Copies of several sizes, and matrix products; :func:`ceilings` reads them."""
+def rows(
+    device: torch.device, samples: int = 10, announce: Callable[[str], None] = lambda what: None
+) -> Iterator[dict[str, Any]]:
+    """Copies of several sizes, and matrix products; :func:`ceilings` reads them.
+
+    Args:
+        device: where they run.
+        samples: times that each is timed.
+        announce: told what is measured next.
+    """
     for mib in COPIES[device.type]:
+        announce(f"copy of {mib} MiB")
         moved = 2 * mib * 2**20
         columns = time_columns(copy(moved, device, samples))
         yield {
@@ -45,24 +94,30 @@ def rows(device: torch.device, samples: int = 10) -> Iterator[dict[str, Any]]:
             **columns,
             "gb_per_s": round(moved / columns["median_us"] * 1e-3, 1),
         }
-    side = MATRIX[device.type]
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        (times,) = seconds([[lambda a=a, b=b: torch.mm(a, b)]], device, samples)  # type: ignore[misc]
-        columns = time_columns(times)
+    for dtype in DTYPES:
+        name = str(dtype).removeprefix("torch.")
+        announce(f"matrix product in {name}")
+        note = lacking(dtype, device)
+        side = PROBE if note else MATRIX[device.type]
+        columns = time_columns(_product(dtype, side, device, samples))
         yield {
             "suite": "ceilings",
             "case": "matrix product",
             "implementation": "aten",
             "shape": f"{side}x{side}x{side}",
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": name,
             **columns,
             "gflop_per_s": round(2 * side**3 / columns["median_us"] * 1e-3, 1),
+            **({"note": note} if note else {}),
         }
 
 
 def ceilings(measured: list[dict[str, Any]]) -> Ceilings:
-    """The largest of the copies' and each dtype's rates."""
+    """The largest of the copies' and each dtype's rates.
+
+    No dtype's rate is below float32's: where a processor has no instructions for a half type, its products and sums
+    are done in float32.
+    """
     copied = [row["gb_per_s"] for row in measured if row["case"] == "copy"]
-    products = [row for row in measured if row["case"] == "matrix product"]
-    return Ceilings(max(copied) * 1e9, {row["dtype"]: row["gflop_per_s"] * 1e9 for row in products})
+    products = {row["dtype"]: row["gflop_per_s"] * 1e9 for row in measured if row["case"] == "matrix product"}
+    return Ceilings(max(copied) * 1e9, {dtype: max(rate, products["float32"]) for dtype, rate in products.items()})
