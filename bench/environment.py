@@ -1,4 +1,4 @@
-"""Where a figure was measured: machine, versions, commit."""
+"""Where a figure was measured: machine, versions, commit. The commit is known without torch."""
 
 import datetime
 import hashlib
@@ -7,10 +7,6 @@ import platform
 import subprocess
 from functools import cache
 from pathlib import Path
-
-import numpy as np
-import torch
-import triton
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,8 +43,15 @@ def _kernels_code() -> str:
     return hashlib.sha256(code + (ROOT / "kernels" / "registers.py").read_bytes()).hexdigest()[:10]
 
 
+def commit() -> str:
+    """The commit that is measured: the checkout's, or what a copy without history is told; empty if it is not known."""
+    return _git("rev-parse", "--short=10", "HEAD") or os.environ.get("SOURCE_COMMIT", "").removesuffix("-dirty")
+
+
 def describe() -> dict[str, str | int | bool]:
     """The columns that every row of a record carries."""
+    import torch
+
     now = datetime.datetime.now(datetime.UTC)
     return {
         **_lasting(),
@@ -61,8 +64,10 @@ def describe() -> dict[str, str | int | bool]:
 @cache
 def _lasting() -> dict[str, str | int | bool]:
     """What is asked of other programs, and stays as it is while this one runs."""
-    # A copy of the checkout without its history is told which commit it is.
-    commit, copied = _git("rev-parse", "--short=10", "HEAD"), os.environ.get("SOURCE_COMMIT", "")
+    import numpy as np
+    import torch
+    import triton
+
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return {
         "machine": gpu or f"CPU: {_cpu_model()}",
@@ -73,7 +78,8 @@ def _lasting() -> dict[str, str | int | bool]:
         "triton": triton.__version__,
         "numpy": np.__version__,
         "kernels_code": _kernels_code(),
-        "commit": commit or copied.removesuffix("-dirty"),
+        "commit": commit(),
         # What is measured is code: a record or a table that is not committed yet does not count.
-        "dirty": bool(_git("status", "--porcelain", "--", "kernels", "net", "bench")) or copied.endswith("-dirty"),
+        "dirty": bool(_git("status", "--porcelain", "--", "kernels", "net", "bench"))
+        or os.environ.get("SOURCE_COMMIT", "").endswith("-dirty"),
     }

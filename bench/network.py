@@ -1,5 +1,6 @@
 """The layers of a network one by one, and its whole steps, as calls that can be timed."""
 
+import importlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -11,43 +12,63 @@ from torch import Tensor, nn
 
 from net.alexnet import AlexNet, Convolution, Dense, Stage, alexnet
 from net.augmentation import TrainingInput, VariationTable
-from net.config import VARIANTS, RecipeConfig, TrainConfig
+from net.config import VARIANTS, AlexNetConfig, Layer, RecipeConfig, TrainConfig
 from net.data.images import ColourComponents
 from net.device import autocast, set_precision
 from net.recipe import PaperSGD, Schedule, parameter_groups
 
 from .cases import DTYPES
 from .memory import kept_bytes
-from .roofline import Work, layers, optimizer
+from .roofline import PRODUCT_MODES, STAGE_MODES, InOrder, Work, layers, optimizer
+from .timing import copies
 
 #: Stored images are so much larger than the network's input.
 STORED = 256
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
 
 
+#: The network of PyTorch's own library of models, where it is installed: the layers of ``one_weird_trick``.
+TORCHVISION = "torchvision's alexnet"
+
+
 class Step(NamedTuple):
-    """A call, what it must do, and what is known of it."""
+    """Calls that do the same on inputs of their own, what each must do, and what is known of it."""
 
     name: str
     mode: str
-    call: Callable[[], object]
+    calls: list[Callable[[], object]]
     work: Work
     columns: dict[str, Any]
 
 
+def plan_of(network: str) -> AlexNetConfig:
+    """The layers of a variant, or of :data:`TORCHVISION`."""
+    return VARIANTS["one_weird_trick" if network == TORCHVISION else network]
+
+
 def build(variant: str, device: torch.device) -> AlexNet:
-    """A network with its start's weights, in channels_last."""
+    """A variant with its start's weights, in channels_last."""
     torch.manual_seed(0)
     set_precision("fp32", device)
     model: AlexNet = alexnet(variant).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
 
-def images_and_labels(variant: str, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def build_any(network: str, device: torch.device) -> nn.Module:
+    """As :func:`build`; also :data:`TORCHVISION`."""
+    if network != TORCHVISION:
+        return build(network, device)
+    torch.manual_seed(0)
+    set_precision("fp32", device)
+    model: nn.Module = importlib.import_module("torchvision").models.alexnet()
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def images_and_labels(network: str, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Pixels less their mean, in channels_last, and classes."""
-    size = VARIANTS[variant].image_size
-    images = torch.randn(count, 3, size, size, device=device) * 60
-    labels = torch.randint(0, VARIANTS[variant].classes, (count,), device=device)
+    plan = plan_of(network)
+    images = torch.randn(count, 3, plan.image_size, plan.image_size, device=device) * 60
+    labels = torch.randint(0, plan.classes, (count,), device=device)
     return images.contiguous(memory_format=torch.channels_last), labels
 
 
@@ -66,7 +87,7 @@ def training_loss(forward: Callable[[Tensor], Tensor], images: Tensor, labels: T
 
 
 def update_step(
-    model: AlexNet, forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, dtype: str
+    model: nn.Module, forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, dtype: str
 ) -> Callable[[], object]:
     """Forward, backward and update."""
     sgd = paper_sgd(model)
@@ -89,11 +110,23 @@ def inference_step(forward: Callable[[Tensor], Tensor], images: Tensor, dtype: s
     return infer
 
 
-def layer_steps(variant: str, count: int, dtype: str, device: torch.device) -> Iterator[Step]:
-    """Every layer of a network, forward without a gradient and forward and backward, as the eager network runs them.
+def layer_modes(variant: str) -> Iterator[tuple[str, str]]:
+    """Name and mode of each of :func:`layer_steps`, in its order."""
+    for number, layer in enumerate(VARIANTS[variant].layers()):
+        for mode in STAGE_MODES if layer.kind == "stage" else PRODUCT_MODES:
+            if number or mode != "input_gradient":
+                yield layer.name, mode
+    yield from ((name, "training") for name in ("loss", "optimizer", "input preparation"))
 
-    A dense layer has its activation and dropout with it. Loss, optimizer and input preparation come last; each has one
-    mode.
+
+def layer_steps(variant: str, count: int, dtype: str, device: torch.device) -> Iterator[Step]:
+    """Every layer of a network by itself, in ``dtype``, in which weights and activations are held: nothing is cast.
+
+    A convolution or dense layer has the modes ``forward``, ``input_gradient`` (but for the first layer) and
+    ``weight_gradient``, of all its towers together; bias, activation and dropout are not in it. A stage has
+    ``forward``, which keeps what its gradient needs, and ``backward``. On a GPU there are as many calls, each with
+    tensors of its own, as it takes that none finds them in the cache. Loss, optimizer and input preparation come last,
+    in the mode ``training``.
     """
     model = build(variant, device)
     plan = model.config
@@ -102,60 +135,110 @@ def layer_steps(variant: str, count: int, dtype: str, device: torch.device) -> I
     for number, layer in enumerate(plan.layers()):
         module = model.get_submodule(layer.name)
         assert isinstance(module, (Convolution, Dense, Stage))
-        towers = 1 if number == 0 else plan.towers
-        bias = biases.get(layer.name)
-        parts = [_activations(count, layer.input_shape, towers, dtype, device) for _ in range(towers)]
-        # A stage's input is a convolution's output, whose gradient is wanted; so is every other layer's but the first.
-        wanted: list[Tensor] = [part.requires_grad_() for part in parts] if number else []
-        wanted += [bias] if isinstance(module, Stage) and bias is not None else []
-        # A convolution's bias is added, and has its gradient, in the stage behind it.
-        wanted += [parameter for name, parameter in module.named_parameters() if not _is_bias(module, name)]
-
-        def run(
-            module: nn.Module = module, bias: Any = bias, parts: list[Tensor] = parts, name: str = layer.name
-        ) -> list[Tensor]:
-            with autocast(PRECISIONS[dtype], device):
-                if isinstance(module, Stage):
-                    return module(parts, bias, model.exchange)  # type: ignore[no-any-return]
-                outputs: list[Tensor] = module(parts, model.exchange)
-                if isinstance(module, Dense) and name != plan.output_name:
-                    outputs = [model.dropout(F.relu(output)) for output in outputs]
-                return outputs
-
-        outputs = run()
-        gradients = [torch.randn_like(output) for output in outputs]
-        columns = {
-            "parameters": layer.parameters,
-            "output_mib": round(sum(output.numel() * output.element_size() for output in outputs) / 2**20, 3),
-            "saved_mib": round(kept_bytes(run, model.parameters()) / 2**20, 3),
-        }
-        del outputs
-
-        def train(
-            run: Callable[[], list[Tensor]] = run, wanted: Any = wanted, gradients: list[Tensor] = gradients
-        ) -> object:
-            return torch.autograd.grad(run(), wanted, gradients)
-
-        def infer(run: Callable[[], list[Tensor]] = run) -> object:
-            with torch.no_grad():
-                return run()
-
-        yield Step(layer.name, "training", train, works[layer.name]["training"], columns)
-        yield Step(layer.name, "inference", infer, works[layer.name]["inference"], {})
+        work = works[layer.name]
+        sets = copies(work["forward"].bytes) if device.type == "cuda" else 1
+        make: Any = _stage_calls if isinstance(module, Stage) else _product_calls
+        made = []
+        for _ in range(sets):
+            towers = 1 if number == 0 else plan.towers
+            parts = [_activations(count, layer.input_shape, towers, dtype, device) for _ in range(towers)]
+            made.append(make(module, parts, biases.get(layer.name), model, DTYPES[dtype]))
+        for mode in STAGE_MODES if isinstance(module, Stage) else PRODUCT_MODES:
+            if number or mode != "input_gradient":
+                columns = _columns(model, layer, parts, biases.get(layer.name), dtype) if mode == "forward" else {}
+                yield Step(layer.name, mode, [calls[mode] for calls in made], work[mode], columns)
+        del made, parts
     yield from _others(model, count, dtype, device)
 
 
-def _is_bias(module: nn.Module, name: str) -> bool:
-    return isinstance(module, Convolution) and name == "bias"
+Calls = dict[str, Callable[[], object]]
+
+
+def _product_calls(module: Any, parts: list[Tensor], bias: None, model: AlexNet, dtype: torch.dtype) -> Calls:
+    """A convolution or dense layer's towers, in one call for each mode."""
+    if isinstance(module, Dense):
+        parts = [part.flatten(1) for part in parts]
+    inputs = module.inputs(parts, model.exchange)
+    if isinstance(module, Convolution) and module.missing:
+        border = (0, module.missing, 0, module.missing)
+        inputs = [_laid_out(F.pad(inputs[0], border))] * len(inputs)
+    weights = [_laid_out(weight.detach().to(dtype, copy=True)) for weight in module.weight.chunk(module.towers)]
+    pairs = list(zip(inputs, weights, strict=True))
+    if isinstance(module, Dense):
+        # Rows of a layer that reads every tower belong to none: they are one product.
+        gradients = [torch.randn(len(input), len(weight), device=input.device).to(dtype) for input, weight in pairs]
+        return {
+            "forward": lambda: [F.linear(input, weight) for input, weight in pairs],
+            "input_gradient": lambda: [g @ weight for g, weight in zip(gradients, weights, strict=True)],
+            "weight_gradient": lambda: [g.t() @ input for g, input in zip(gradients, inputs, strict=True)],
+        }
+    stride, padding = [module.stride] * 2, [module.padding] * 2
+
+    def forward() -> list[Tensor]:
+        return [F.conv2d(input, weight, None, stride, padding) for input, weight in pairs]
+
+    gradients = [torch.randn_like(output) for output in forward()]
+
+    def backward(*wanted: bool) -> list[Any]:
+        return [
+            torch.ops.aten.convolution_backward(
+                gradient, input, weight, None, stride, padding, [1, 1], False, [0, 0], 1, [*wanted, False]
+            )
+            for gradient, (input, weight) in zip(gradients, pairs, strict=True)
+        ]
+
+    return {
+        "forward": forward,
+        "input_gradient": lambda: backward(True, False),
+        "weight_gradient": lambda: backward(False, True),
+    }
+
+
+def _stage_calls(module: Stage, parts: list[Tensor], bias: Any, model: AlexNet, dtype: torch.dtype) -> Calls:
+    for part in parts:
+        part.requires_grad_()
+    wanted = [*parts, bias] if bias is not None else parts
+
+    def forward() -> list[Tensor]:
+        return module(parts, bias, model.exchange)  # type: ignore[no-any-return]
+
+    outputs = forward()
+    gradients = [torch.randn_like(output) for output in outputs]
+    return {
+        "forward": forward,
+        "backward": lambda: torch.autograd.grad(outputs, wanted, gradients, retain_graph=True),
+    }
+
+
+def _columns(model: AlexNet, layer: Layer, parts: list[Tensor], bias: Any, dtype: str) -> dict[str, Any]:
+    """What a layer is known to hold, as the network runs it: a dense one with its activation and dropout."""
+    module = model.get_submodule(layer.name)
+    parts = [part.detach().requires_grad_(layer.name != model.config.layers()[0].name) for part in parts]
+
+    def run() -> list[Tensor]:
+        with autocast(PRECISIONS[dtype], parts[0].device):
+            if isinstance(module, Stage):
+                return module(parts, bias, model.exchange)  # type: ignore[no-any-return]
+            outputs: list[Tensor] = module(parts, model.exchange)
+            if isinstance(module, Dense) and layer.name != model.config.output_name:
+                outputs = [model.dropout(F.relu(output)) for output in outputs]
+            return outputs
+
+    return {
+        "parameters": layer.parameters,
+        "output_mib": round(sum(output.numel() * output.element_size() for output in run()) / 2**20, 3),
+        "saved_mib": round(kept_bytes(run, model.parameters()) / 2**20, 3),
+    }
+
+
+def _laid_out(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor.contiguous()
 
 
 def _activations(count: int, shape: tuple[int, ...], towers: int, dtype: str, device: torch.device) -> Tensor:
-    """A tower's share of a layer's input, in the compute type; the image comes in float32."""
+    """A tower's share of a layer's input."""
     channels, *sizes = shape
-    part = torch.randn(count, channels // towers, *sizes, device=device) * 30
-    if sizes:
-        part = part.contiguous(memory_format=torch.channels_last)
-    return part if towers == 1 or dtype == "float32" else part.bfloat16()
+    return _laid_out((torch.randn(count, channels // towers, *sizes, device=device) * 30).to(DTYPES[dtype]))
 
 
 def _others(model: AlexNet, count: int, dtype: str, device: torch.device) -> Iterator[Step]:
@@ -168,11 +251,11 @@ def _others(model: AlexNet, count: int, dtype: str, device: torch.device) -> Ite
 
     # Exponentials, their sum and logarithm, and the difference from the labels; logits in twice, gradient out.
     elements = count * plan.classes
-    yield Step("loss", "training", loss, Work(6 * elements, 3 * 4 * elements), {})
+    yield Step("loss", "training", [loss], Work(6 * elements, 3 * 4 * elements), {})
     sgd = paper_sgd(model)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter) * 1e-6
-    yield Step("optimizer", "training", sgd.step, optimizer(plan.parameters), {"parameters": plan.parameters})
+    yield Step("optimizer", "training", [sgd.step], optimizer(plan.parameters), {"parameters": plan.parameters})
     generator = np.random.default_rng(0)
     stored = torch.from_numpy(generator.integers(0, 256, (count, STORED, STORED, 3), dtype=np.uint8)).to(device)
     mean = generator.uniform(0, 255, (STORED, STORED, 3)).astype(np.float32)
@@ -181,23 +264,29 @@ def _others(model: AlexNet, count: int, dtype: str, device: torch.device) -> Ite
     varied = VariationTable(count, make.margin, RecipeConfig(), 0).rows(0, np.arange(count))
     pixels = math.prod((count, 3, plan.image_size, plan.image_size))
     # A byte and the mean in, a float32 out; two additions.
-    yield Step("input preparation", "training", lambda: make(stored, varied), Work(2 * pixels, 9 * pixels), {})
+    yield Step("input preparation", "training", [lambda: make(stored, varied)], Work(2 * pixels, 9 * pixels), {})
 
 
-def whole_work(variant: str, count: int, dtype: str, mode: str) -> Work:
-    """What the layers must do for ``inference``, or with the optimizer for ``training``; input preparation apart."""
-    plan = VARIANTS[variant]
-    total = optimizer(plan.parameters) if mode == "training" else Work(0, 0)
+def whole_work(network: str, count: int, dtype: str, mode: str) -> InOrder:
+    """What the layers must do for ``inference``, or with the optimizer for ``training``; input preparation apart.
+
+    Its limit is that of one operation after the other: each mode of each layer.
+    """
+    plan = plan_of(network)
+    parts = [optimizer(plan.parameters)] if mode == "training" else []
     for work in layers(plan, count, DTYPES[dtype].itemsize).values():
-        total += work[mode]
-    return total
+        if mode == "inference":
+            parts.append(work["inference"])
+        else:
+            parts += [work[each] for each in (*PRODUCT_MODES, "backward") if each in work]
+    return InOrder.of(parts)
 
 
 def describe_step(
     what: str, network: str, implementation: str, how: str, dtype: str, images: int
 ) -> tuple[dict[str, Any], Work]:
     """The columns that say what a row on a whole ``update`` or ``inference`` measures, and what that must do."""
-    size = VARIANTS[network].image_size
+    size = plan_of(network).image_size
     columns = {
         "suite": "steps",
         "case": f"{what} of {network}",

@@ -5,6 +5,7 @@ its input, weights and output forward; those and their gradients backward.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,8 @@ from net.config import AlexNetConfig, Layer
 
 from .ceilings import Ceilings
 
-#: Modes in which a layer is measured; ``training`` is forward and backward.
-MODES = ("inference", "training")
+#: Modes in which a convolution or dense layer is measured, the two that are its backward pass apart; and a stage.
+PRODUCT_MODES, STAGE_MODES = ("forward", "input_gradient", "weight_gradient"), ("forward", "backward")
 
 
 @dataclass(frozen=True)
@@ -31,18 +32,39 @@ class Work:
     def columns(self, median_us: float | None, dtype: str, ceilings: Ceilings | None) -> dict[str, Any]:
         """The columns of a record: what must be done, the rates, the limit and what share of it was reached.
 
-        The limit is the longer of computing at the rate of matrix products in ``dtype`` and moving at a copy's.
+        The limit is the longer of computing at the rate of matrix products in ``dtype`` and moving at a copy's, for
+        each of several calls by itself.
         """
         found = {"gflop": round(self.flop * 1e-9, 4), "fewest_mb": round(self.bytes * 1e-6, 3)}
         if median_us:
             found["gflop_per_s"] = round(self.flop / median_us * 1e-3, 1)
             found["gb_per_s"] = round(self.bytes / median_us * 1e-3, 1)
-        if ceilings:
-            limit = max(self.flop / ceilings.flop_per_s[dtype], self.bytes / ceilings.bytes_per_s) * 1e6
+        # A dtype that a processor has no instructions for may have no ceiling.
+        if ceilings and dtype in ceilings.flop_per_s:
+            limit = self.limit_seconds(dtype, ceilings) * 1e6
             found["limit_us"] = round(limit, 2)
             if median_us:
                 found["percent_of_limit"] = round(100 * limit / median_us, 1)
         return found
+
+    def limit_seconds(self, dtype: str, ceilings: Ceilings) -> float:
+        """The longer of computing and moving."""
+        return max(self.flop / ceilings.flop_per_s[dtype], self.bytes / ceilings.bytes_per_s)
+
+
+@dataclass(frozen=True)
+class InOrder(Work):
+    """Calls one after the other, each of which has a limit of its own."""
+
+    parts: tuple[Work, ...]
+
+    @classmethod
+    def of(cls, parts: Iterable[Work]) -> "InOrder":
+        parts = tuple(parts)
+        return cls(sum(part.flop for part in parts), sum(part.bytes for part in parts), parts)
+
+    def limit_seconds(self, dtype: str, ceilings: Ceilings) -> float:
+        return sum(part.limit_seconds(dtype, ceilings) for part in self.parts)
 
 
 def chain(
@@ -78,23 +100,18 @@ def chain(
 
 
 def product(layer: Layer, images: int, width: int, first: bool) -> dict[str, Work]:
-    """Work of a convolution or dense layer; the ``first`` one needs no gradient of its input."""
+    """Work of a convolution or dense layer by mode; the ``first`` one needs no gradient of its input."""
     weights = layer.parameters * width
     inputs, outputs = (math.prod(shape) * images * width for shape in (layer.input_shape, layer.output_shape))
-    flop = 2 * layer.multiply_adds * images
-    forward = Work(flop, inputs + weights + outputs)
-    # Of the weights: output gradient and input in, gradient out. Of the input: output gradient and weights in.
-    backward = Work(flop, outputs + inputs + weights)
+    # Two tensors in and the third out, whichever is sought.
+    work = Work(2 * layer.multiply_adds * images, inputs + weights + outputs)
+    modes = dict.fromkeys(("inference", "forward", "weight_gradient"), work)
+    modes["training"] = work + work
     if not first:
-        backward += Work(flop, weights + inputs)
-    return {"inference": forward, "training": forward + backward}
-
-
-def elementwise(images: int, features: int, width: int, passes: int, flop: int) -> dict[str, Work]:
-    """A layer that reads and writes each element ``passes`` times, ``flop`` FLOPs each, and as often backward."""
-    elements = images * features
-    forward = Work(elements * flop, elements * passes * width)
-    return {"inference": forward, "training": forward + forward}
+        modes["input_gradient"] = work
+        # Of the gradients together, that of the output is read once.
+        modes["training"] += Work(work.flop, weights + inputs)
+    return modes
 
 
 def optimizer(parameters: int) -> Work:
@@ -122,10 +139,11 @@ def layers(plan: AlexNetConfig, images: int, width: int) -> dict[str, dict[str, 
         parts = operations[layer.name]
         normalization, pooling = lrn if "lrn" in parts else None, pool if "pool" in parts else None
         works = chain(images, channels, size, width, True, True, normalization, pooling)
-        found[layer.name] = {"inference": works["inference"], "training": works["forward_backward"]}
         if not normalization and not pooling:
             # Bias and ReLU by PyTorch: in and out, and backward gradient and output in, gradient out.
-            found[layer.name]["training"] += Work(0, images * math.prod(layer.input_shape) * width)
+            works["backward"] += Work(0, images * math.prod(layer.input_shape) * width)
+        works["training"] = works["forward"] + works["backward"]
+        found[layer.name] = works
     return found
 
 

@@ -1,61 +1,332 @@
 """The suite for GPUs, at toy sizes on a CPU."""
 
-import gzip
+import itertools
 import json
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from bench import cases, device_suite
+from bench import cases, device_suite, records
+from bench.network import layer_modes
+from bench.suite import ahead, choices, gate, inference, layers, loading, operators, ranks, shard, steps
+from bench.suite import run as running
+from bench.suite.processes import Command
+from bench.suite.rows import add_row, read_rows
+from bench.suite.run import Run, record
+from bench.suite.summary import summary
 from kernels import aot, triton_stage
-from tests.commands import run
+from tests.commands import ROOT, Done, environment
+
+Row = dict[str, Any]
+#: In no order that the suite would choose itself.
+ORDER = ("gate", "train", "profile")
 
 
-def test_every_part_runs(tmp_path: Path) -> None:
-    done = run("bench.device_suite", "--output", str(tmp_path), OMP_NUM_THREADS="2")
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for file in tmp_path.glob("*.jsonl") for line in file.read_text().splitlines()]
-    assert {row.get("suite") for row in rows} == {None, "ceilings", "kernels", "layers", "steps", "input"}
-    layers = {row["case"]: row for row in rows if row.get("suite") == "layers" and row["mode"] == "training"}
-    assert list(layers)[:3] == ["conv1", "stage1", "conv2"]
-    assert layers["whole step"]["sum_of_layers_us"] > 0
-    choices = {row["implementation"] for row in rows if row["case"] == "choice: stage2"}
-    assert {"any registers", "72 registers", "3 rows", "6 rows"} < choices
-    for row in rows:
-        assert row["machine"].startswith("CPU: ")
-        assert "status" in row or row["median_us"] > 0
-    failed = {(row["implementation"], row["dtype"]) for row in rows if "status" in row}
-    assert failed == {("aten", "bfloat16")}, "PyTorch's own normalization on a CPU"
-    assert json.loads(gzip.decompress((tmp_path / "trace.json.gz").read_bytes()))["traceEvents"]
-    assert f"recorded {len(rows)} rows" in done.stdout
+@pytest.fixture
+def toy(tmp_path: Path) -> Run:
+    """A part's view of a run."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    return Run(torch.device("cpu"), 2, "digits", True, folder, tmp_path / "record", limit=300.0)
 
 
-def test_it_keeps_to_its_budget(tmp_path: Path) -> None:
-    assert device_suite.main(["--output", str(tmp_path), "--budget-s", "0"]) == 0
-    assert list(tmp_path.iterdir()) == []
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Done, Path]:
+    """Several parts as a user runs them, and where their record is."""
+    output = tmp_path_factory.mktemp("suite")
+    # A minute is enough for the gate unless the machine has other things to do.
+    code = "import sys; from bench import device_suite as suite; suite.PARTS['gate'] = suite.Part('gate', 60, timed=0);"
+    code += "sys.exit(suite.main(sys.argv[1:]))"
+    arguments = ["--parts", *ORDER, "--output", str(output), "--budget-s", "6000"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=environment(OMP_NUM_THREADS="2"),
+    )
+    return Done(done.returncode, done.stdout, done.stderr), output
 
 
-def test_a_part_that_fails_costs_the_others_nothing(
+@pytest.mark.timeout(900)
+def test_parts_run_in_their_order(whole: tuple[Done, Path]) -> None:
+    done, output = whole
+    assert done.returncode == 0, done.stderr + done.stdout
+    rows = records.read(output)
+    suites = [suite for suite, _ in itertools.groupby(row["suite"] for row in rows)]
+    # What is compared with limits has them measured first.
+    assert suites == ["gate", "ceilings", "train", "profile"]
+    begun = [line.split()[1].rstrip(":") for line in done.stdout.splitlines() if line.startswith("--- ")]
+    assert begun == ["compiling", "gate", "ceilings", "train", "profile"]
+    assert all(row["machine"].startswith("CPU: ") and row["commit"] for row in rows)
+    assert [row for row in rows if "unverified" in row] == []
+    assert f"{len(rows)} rows in {output}" in done.stdout
+
+
+@pytest.mark.timeout(900)
+def test_what_the_parts_find(whole: tuple[Done, Path]) -> None:
+    rows = records.read(whole[1])
+    by_suite = {suite: [row for row in rows if row["suite"] == suite] for suite in ("gate", "ceilings", "train")}
+    assert [row["status"] for row in by_suite["gate"]] == ["passed", "passed"]
+    assert {row["case"] for row in by_suite["ceilings"]} == {"copy", "matrix product"}
+    (trained,) = by_suite["train"]
+    assert trained["images_per_s"] > 0
+    assert trained["lost_us"] == pytest.approx(trained["median_us"] - trained["step_us"], abs=0.02)
+    assert list(whole[1].glob("trace-*.json.gz"))
+
+
+@pytest.mark.timeout(900)
+def test_operators_of_an_update_are_found_in_their_layers(whole: tuple[Done, Path]) -> None:
+    profile = [row for row in records.read(whole[1]) if row["suite"] == "profile"]
+    assert profile[-1]["kernel"] == "sum"
+    assert sum(row["us_per_step"] for row in profile[:-1]) == pytest.approx(profile[-1]["us_per_step"], rel=0.01)
+    assert profile[-1]["wall_us"] > 0
+    found = {(row["kernel"], row["layer"]) for row in profile[:-1]}
+    for layer in ("conv1", "conv2", "conv3", "conv4", "conv5"):
+        assert ("aten::convolution_backward", layer) in found
+    for layer in ("fc6", "fc7", "fc8"):
+        assert {("aten::addmm", layer), ("aten::mm", layer)} <= found
+    assert ("aten::_fused_sgd_", "optimizer") in found
+    assert ("aten::_log_softmax", "loss") in found
+    unknown = sum(row["us_per_step"] for row in profile[:-1] if row["layer"] == "-")
+    assert unknown < 0.2 * profile[-1]["us_per_step"]
+
+
+@pytest.mark.timeout(900)
+def test_the_end_is_a_summary(whole: tuple[Done, Path]) -> None:
+    end = whole[0].stdout[whole[0].stdout.rindex("most expensive in the update of digits") :]
+    assert end.index("ms in kernels of") < end.index("of the step alone") < end.index("rows in")
+
+
+def test_a_summary_names_what_counts() -> None:
+    described = {"case": "update of paper", "implementation": "triton, reduce-overhead", "dtype": "bfloat16"}
+    step = {"suite": "steps", **described, "mode": "train_step", "shape": "128x3x224x224"}
+    kernel = {"suite": "profile", **described, "layer": "conv1", "percent_of_step": 2.0}
+    rows: list[Row] = [
+        {**step, "median_us": 5000.0, "images_per_s": 25600.0, "percent_of_limit": 23.0, "unverified": "gate failed"},
+        *({**kernel, "kernel": f"kernel {number}", "us_per_step": 100.0 * number} for number in range(1, 8)),
+        {**kernel, "kernel": "sum", "us_per_step": 2800.0, "wall_us": 5000.0, "gaps_us": 2200.0},
+        {"suite": "train", "case": "net.train of paper", "dtype": "float32", "images_per_s": 12800.0,
+         "median_us": 10000.0, "step_us": 8000.0, "percent_of_step": 80.0},
+        {"suite": "gate", "case": "kernel tests", "status": "failed: exit status 1"},
+    ]  # fmt: skip
+    text = summary(rows)
+    assert "25,600      23  gate failed" in text
+    assert [f"kernel {number}" in text for number in range(1, 8)] == [False, False] + [True] * 5
+    assert text.index("kernel 7") < text.index("kernel 3")
+    assert "2.800 ms in kernels of 5.000 ms; 2.200 ms between them" in text
+    assert "80 % of the step alone, which takes 8.000 ms" in text
+    assert "kernel tests: failed: exit status 1" in text
+    assert summary([]) == "nothing was measured"
+
+
+def ended(process: str) -> bool:
+    """Whether a process that was killed is gone, or will be within half a minute."""
+    state = Path("/proc") / process / "stat"
+    for _ in range(300):
+        try:
+            if state.read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _script(folder: Path, case: str, then: str) -> str:
+    return (
+        "import sys, time; from pathlib import Path; from bench.suite.rows import add_row;"
+        f"add_row(Path({str(folder)!r}), {{'suite': 'input', 'case': {case!r}, 'median_us': 1.0}}); {then}"
+    )
+
+
+def test_a_part_that_is_stopped_costs_the_others_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(suite: device_suite.Suite) -> Iterator[dict[str, object]]:
-        yield {"case": "copy", "shape": "1 MiB", "median_us": 1.0}
-        raise RuntimeError("out of memory")
+    """One hangs after its first row, with a process of its own; the next one fails; the last one is as ever."""
+    then = {
+        "input": f"import subprocess; p = subprocess.Popen(['sleep', '600'], process_group=0);"
+        f"Path({str(tmp_path / 'process')!r}).write_text(str(p.pid)); time.sleep(600)",
+        "ceilings": "sys.exit(3)",
+        "parallel": "",
+    }
+    limits: list[float] = []
 
-    monkeypatch.setattr(device_suite.Suite, "ceilings", broken)
-    assert device_suite.main(["--output", str(tmp_path), "--parts", "ceilings", "gate"]) == 1
-    (file,) = tmp_path.iterdir()
-    assert [json.loads(line)["case"] for line in file.read_text().splitlines()] == ["the kernels' tests", "copy"]
-    said = capsys.readouterr().err
-    assert "RuntimeError: out of memory" in said
-    assert said.splitlines()[-1] == "error: failed, see above: ceilings"
+    def start(suite: device_suite.Suite, child: str, limit: float, **variables: str) -> Command:
+        limits.append(limit)
+        command = Command([sys.executable, "-c", _script(suite.folder, child, then[child])], suite.environment, ROOT)
+        suite.running.append(command)
+        return command
+
+    monkeypatch.setattr(device_suite.Suite, "start", start)
+    monkeypatch.setitem(device_suite.PARTS, "input", device_suite.Part("loading", 1, most=5.0))
+    begin = time.monotonic()
+    arguments = ["--parts", "input", "ceilings", "parallel", "--output", str(tmp_path), "--budget-s", "600"]
+    assert device_suite.main(arguments) == 1
+    assert time.monotonic() - begin < 300
+    said = capsys.readouterr()
+    for case in ("input", "ceilings", "parallel"):
+        assert f"  {case} " in said.out
+    assert "note: input was stopped after 5 s" in said.out
+    assert said.err == "error: ceilings failed, see above\n"
+    # The one share of 31 comes to more than the part may take; what it leaves over goes to the others.
+    assert limits[0] == 5.0
+    assert limits[1] == pytest.approx(0.5 * 595, rel=0.1)
+    assert limits[2] > limits[1]
+    assert ended((tmp_path / "process").read_text())
+
+
+def test_nothing_begins_without_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert device_suite.main(["--output", str(tmp_path), "--budget-s", "0"]) == 0
+    assert list(tmp_path.iterdir()) == []
+    assert "steps is not begun" in capsys.readouterr().out
+
+
+def test_shares_add_up_to_the_budget() -> None:
+    shares = [device_suite.PARTS[name].share for name in device_suite.DEFAULT if name != "gate"]
+    assert sum(shares) + device_suite.AHEAD.share == device_suite.BUDGET
+
+
+def test_the_time_is_looked_at_between_rows(toy: Run) -> None:
+    def part() -> Iterator[Row]:
+        for number in range(3):
+            toy.limit = 300.0 if number == 0 else -1.0
+            yield {"suite": "input", "case": f"loader, {number}", "median_us": 1.0}
+
+    record(toy, part())  # type: ignore[arg-type]
+    assert [row["case"] for row in records.read(toy.output)] == ["loader, 0", "loader, 1"]
+    assert read_rows(toy.folder)[0]["machine"].startswith("CPU: ")
+
+
+@pytest.mark.parametrize(
+    ("statuses", "mark"),
+    [
+        (["passed", "failed: exit status 1"], "gate failed"),
+        (["passed", "stopped after 60 s"], "gate not finished"),
+        (["passed"], "gate not finished"),
+        (["passed", "passed"], None),
+        ([], "gate not run"),
+    ],
+)
+def test_a_gate_marks_what_depends_on_it(toy: Run, statuses: list[str], mark: str | None) -> None:
+    for case, status in zip((running.FIRST, "kernel tests"), statuses, strict=False):
+        add_row(toy.folder, {"suite": "gate", "case": case, "status": status})
+    rows: list[Row] = [
+        {"suite": "kernels", "case": "stage1", "implementation": "triton"},
+        {"suite": "layers", "case": "stage2", "implementation": "auto, graph"},
+        {"suite": "steps", "case": "update of paper", "implementation": "triton, reduce-overhead"},
+        {"suite": "kernels", "case": "stage1", "implementation": "compiled"},
+        {"suite": "layers", "case": "conv1", "implementation": "auto, graph"},
+        {"suite": "steps", "case": "update of paper", "implementation": "aten, eager"},
+        {"suite": "input", "case": "loader, 2 reading"},
+    ]
+    record(toy, ({**row, "median_us": 1.0} for row in rows))  # type: ignore[arg-type]
+    assert [row.get("unverified") for row in read_rows(toy.folder) if row["suite"] != "gate"] == [mark] * 3 + [None] * 4
+
+
+def test_an_earlier_gate_of_the_same_kernels_counts(toy: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy.output.mkdir()
+    machine = {key: running.describe()[key] for key in ("machine", "torch", "triton", "kernels_code")}
+    rows = [
+        {"suite": "gate", "case": running.FIRST, "status": "failed: other bits", **machine},
+        {"suite": "gate", "case": running.FIRST, "status": "passed", **machine},
+        {"suite": "gate", "case": "kernel tests", "status": "passed", **machine},
+        {"suite": "gate", "case": running.CHECKER, "status": "stopped after 90 s", **machine},
+    ]
+    (toy.output / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert running.unverified(toy) == ""
+    monkeypatch.setattr(running, "describe", lambda: {**machine, "kernels_code": "other"})
+    assert running.unverified(toy) == "gate not run"
+
+
+def test_a_gate_finds_other_bits(toy: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = itertools.count(1)
+
+    def operator(case: cases.Case) -> Any:
+        return lambda input, bias: torch.nn.functional.max_pool2d(input + next(count) * 1e-3, 3, 2)
+
+    monkeypatch.setattr(cases.Case, "operator", operator)
+    monkeypatch.setattr(gate, "check", lambda *arguments: None)
+    row = gate.repeated(toy, [cases.CASES[4]], 3)
+    assert row["status"] == "failed: max_pool1 gives other bits when it is repeated"
+    monkeypatch.undo()
+    assert gate.repeated(toy, [cases.CASES[4]], 3)["status"] == "passed"
+
+
+@pytest.mark.parametrize(
+    ("status", "verdict"),
+    [
+        (0, "passed"),
+        (5, "no verdict: pytest ended with 5"),
+        (1, "failed: exit status 1"),
+        (-11, "failed: exit status -11"),
+        (4, "no verdict: pytest ended with 4"),
+        (None, "stopped after"),
+    ],
+)
+def test_a_verdict_of_tests(toy: Run, monkeypatch: pytest.MonkeyPatch, status: int | None, verdict: str) -> None:
+    class Ended:
+        def __init__(self, *arguments: object, **keywords: object) -> None:
+            pass
+
+        def wait(self, limit: float) -> int | None:
+            assert limit > 0
+            return status
+
+    monkeypatch.setattr(gate, "Command", Ended)
+    assert gate.Tests(toy, ["tests/test_nothing.py"]).row(10.0)["status"].startswith(verdict)
+
+
+def test_processes_share_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SimpleNamespace(hook=SimpleNamespace(pytest_deselected=lambda items: left_out.extend(items)))
+    shares = []
+    for number in range(3):
+        monkeypatch.setenv("SHARD", f"{number}/3")
+        left_out: list[int] = []
+        items = list(range(8))
+        shard.pytest_collection_modifyitems(config, items)  # type: ignore[arg-type]
+        assert sorted(items + left_out) == list(range(8))
+        shares.append(items)
+    assert sorted(itertools.chain(*shares)) == list(range(8))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_what_takes_too_long_is_stopped_with_all_it_has_started(tmp_path: Path) -> None:
+    file = tmp_path / "process"
+    script = f"sleep 60 & echo $! > {file}; wait"
+    for part in (False, True):
+        assert Command(["bash", "-c", script], os.environ, tmp_path, part=part).wait(1.0) is None
+        assert ended(file.read_text().strip())
+    assert Command(["bash", "-c", "exit 9"], os.environ, tmp_path).wait(10.0) == 9
+
+
+def test_each_job_is_done_once(toy: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    done: list[str] = []
+
+    def fail() -> None:
+        raise RuntimeError("no compiler")
+
+    jobs = {"inference": [("a", lambda: done.append("a")), ("b", fail)], "steps": [("a", fail), ("c", done.clear)]}
+    for module, its in ((inference, jobs["inference"]), (steps, jobs["steps"])):
+        monkeypatch.setattr(module, "ahead", lambda run, its=its: its)
+    ahead.work(toy, ["inference", "steps", "layers"])
+    assert done == []
+    ahead.work(toy, ["inference", "steps", "layers"])
+    said = capsys.readouterr().out
+    assert "ahead, 2 of 3: b: failed: RuntimeError: no compiler" in said
+    assert said.count("ahead, ") == 3
 
 
 def test_a_rival_that_fails_costs_the_others_nothing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    toy: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def sampled(rivals: list[cases.Prepared], *arguments: object) -> list[list[float]]:
         if any(rival.implementation == "aten" for rival in rivals):
@@ -66,8 +337,7 @@ def test_a_rival_that_fails_costs_the_others_nothing(
         return [[1.0, 2.0, 3.0] for _ in rivals]
 
     monkeypatch.setattr(cases, "_sampled", sampled)
-    suite = device_suite.Suite(torch.device("cpu"), 2, "digits", toy=True)
-    rows = [row for row in suite.kernels() if row["dtype"] == "float32"]
+    rows = [row for row in operators.rows(toy) if row["dtype"] == "float32"]
     assert [row["median_us"] for row in rows if row["implementation"] == "reference"] == [2e6] * 4
     status = (
         "failed: ValueError: capture ended; at first RuntimeError: operation not permitted when stream is capturing"
@@ -76,24 +346,30 @@ def test_a_rival_that_fails_costs_the_others_nothing(
     assert f"forward of stage2: sampled one by one, because together they {status}" in capsys.readouterr().out
 
 
-def test_a_layer_that_fails_costs_the_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def seconds(rivals: list[object], device: torch.device, samples: int) -> list[list[float]]:
-        begun.append(rivals)
+def test_a_layer_that_fails_costs_the_others_nothing(toy: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wall_seconds(call: object, samples: int) -> list[float]:
+        begun.append(call)
         if len(begun) == 3:
             raise RuntimeError("capture failed")
-        return [[1.0] * samples]
+        return [1.0] * samples
 
     begun: list[object] = []
-    monkeypatch.setattr(device_suite, "seconds", seconds)
-    rows = list(device_suite.Suite(torch.device("cpu"), 2, "digits", toy=True).layers())
+    monkeypatch.setattr(layers, "wall_seconds", wall_seconds)
+    rows = list(layers.rows(toy))
+    assert [(row["case"], row["mode"]) for row in rows] == list(layer_modes("digits"))
+    assert [(row["case"], row["mode"]) for row in rows[3:7]] == [
+        ("stage1", "backward"), ("conv2", "forward"), ("conv2", "input_gradient"), ("conv2", "weight_gradient"),
+    ]  # fmt: skip
+    assert all("gflop_per_s" in row for row in rows if "status" not in row)
     assert [number for number, row in enumerate(rows) if "status" in row] == [2]
-    assert (rows[2]["case"], rows[2]["status"]) == ("stage1", "failed: RuntimeError: capture failed")
-    assert rows[-1]["case"] == "whole step"
-    assert "percent_explained" not in rows[-1], "of a sum that one layer is missing from"
+    assert (rows[2]["case"], rows[2]["mode"], rows[2]["status"]) == (
+        "stage1", "forward", "failed: RuntimeError: capture failed",
+    )  # fmt: skip
+    assert rows[-1]["case"] == "input preparation"
 
 
-def test_a_strategy_and_a_choice_that_fail_cost_the_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def alone(strategy: str, *arguments: object) -> dict[str, object]:
+def test_a_strategy_and_a_choice_that_fail_cost_the_others_nothing(toy: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def alone(strategy: str, *arguments: object) -> Row:
         if strategy == "tower":
             raise RuntimeError("no second device")
         return {"case": "update of one rank", "implementation": strategy, "median_us": 1.0}
@@ -102,42 +378,43 @@ def test_a_strategy_and_a_choice_that_fail_cost_the_others_nothing(monkeypatch: 
         if triton_stage.SEGMENT_ROWS == 5:
             raise cases.WrongResultError("output differs")
 
-    monkeypatch.setattr(device_suite, "alone", alone)
-    monkeypatch.setattr(device_suite, "check", check)
-    suite = device_suite.Suite(torch.device("cpu"), 2, "digits", toy=True)
-    statuses = {row["implementation"]: row.get("status") for row in suite.parallel()}
+    monkeypatch.setattr(ranks, "alone", alone)
+    monkeypatch.setattr(choices, "check", check)
+    statuses = {row["implementation"]: row.get("status") for row in ranks.rows(toy)}
     assert statuses.pop("tower") == "failed: RuntimeError: no second device"
     assert statuses == {"none": None, "data": None, "hybrid": None}
-    rows = list(suite.choices())
+    rows = list(choices.rows(toy))
     assert [row["implementation"] for row in rows if "status" in row] == ["5 rows"]
     assert sum(row["implementation"] == "4 rows" for row in rows) == 3
 
 
-def test_what_is_compared_with_limits_has_them(tmp_path: Path) -> None:
-    assert device_suite.main(["--output", str(tmp_path), "--parts", "inference"]) == 0
-    (file,) = tmp_path.iterdir()
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    assert {row["suite"] for row in rows} == {"ceilings", "steps"}
-    assert all(row["limit_us"] > 0 for row in rows if row["suite"] == "steps")
+def test_steps_and_inference(toy: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that fails costs the others nothing; what is compared with limits has them."""
+    for case, dtype, rate in (("copy", "float32", 1.0), ("matrix product", "float32", 10.0)):
+        add_row(
+            toy.folder,
+            {"suite": "ceilings", "case": case, "dtype": dtype, "median_us": 1, "gb_per_s": rate, "gflop_per_s": rate},
+        )
+    built = steps.update_step
+
+    def broken(*arguments: Any) -> object:
+        if next(count) == 1:
+            raise RuntimeError("out of memory")
+        return built(*arguments)
+
+    count = itertools.count()
+    monkeypatch.setattr(steps, "update_step", broken)
+    rows = [*steps.rows(toy), *inference.rows(toy)]
+    assert [row.get("status") for row in rows] == [None, "failed: RuntimeError: out of memory", None, None]
+    assert [row["mode"] for row in rows] == ["train_step"] * 2 + ["inference"] * 2
+    for row in (rows[0], rows[2], rows[3]):
+        assert row["limit_us"] > 0
+        assert row["images_per_s"] == pytest.approx(2e6 / row["median_us"], abs=0.06)
 
 
-def test_what_takes_too_long_is_stopped_with_all_it_has_started(tmp_path: Path) -> None:
-    file = tmp_path / "process"
-    script = f"sleep 60 & echo $! > {file}; wait"
-    assert device_suite._exit_status(["bash", "-c", script], dict(os.environ), 1.0) is None
-    state = Path("/proc") / file.read_text().strip() / "stat"
-    assert not state.exists() or state.read_text().split()[2] == "Z"
-    assert device_suite._exit_status(["bash", "-c", "exit 9"], dict(os.environ), 10.0) == 9
-
-
-def test_a_step_that_fails_costs_the_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(model: object, forward: object, images: torch.Tensor, labels: object, dtype: str) -> None:
-        raise RuntimeError("" if dtype == "float32" else "out of memory")
-
-    monkeypatch.setattr(device_suite, "update_step", broken)
-    suite = device_suite.Suite(torch.device("cpu"), 2, "digits", toy=True)
-    rows = {row["dtype"]: row["status"] for row in suite.steps()}
-    assert rows == {"bfloat16": "failed: RuntimeError: out of memory", "float32": "failed: RuntimeError: "}
+def test_batches_are_timed(toy: Run) -> None:
+    (row,) = loading.rows(toy)
+    assert row["images_per_s"] > 0
 
 
 def test_choices_are_what_is_launched() -> None:
@@ -146,7 +423,7 @@ def test_choices_are_what_is_launched() -> None:
         return launch.options(9)["maxnreg"], launch.arguments["segment_rows"]
 
     before = launched()
-    with device_suite.chosen(dict.fromkeys(triton_stage.REGISTERS, 80), 3):
+    with choices.chosen(dict.fromkeys(triton_stage.REGISTERS, 80), 3):
         assert launched() == (80, 3)
     assert launched() == before != (80, 3)
 
@@ -157,7 +434,18 @@ def test_refusals(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     said = capsys.readouterr().err
     assert "invalid choice: 'everything'" in said
     assert said.count("\n") == 1
-    monkeypatch.setattr(device_suite, "describe_machine", lambda: {"commit": ""})
+
+    def start(*arguments: object, **keywords: object) -> None:
+        raise AssertionError("nothing begins without a commit")
+
+    monkeypatch.setattr(device_suite, "commit", lambda: "")
+    monkeypatch.setattr(device_suite.Suite, "start", start)
     with pytest.raises(SystemExit):
         device_suite.main([])
     assert "or set SOURCE_COMMIT" in capsys.readouterr().err
+
+
+def test_the_command_starts_without_torch() -> None:
+    code = "import sys, bench.device_suite; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "False\n", done.stderr

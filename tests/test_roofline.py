@@ -6,7 +6,7 @@ import torch
 from bench.cases import CASES
 from bench.ceilings import Ceilings
 from bench.network import whole_work
-from bench.roofline import Work, layers, training_flop
+from bench.roofline import InOrder, Work, layers, training_flop
 from net.config import VARIANTS
 
 PAPER = VARIANTS["paper"]
@@ -57,6 +57,33 @@ def test_the_limit_is_the_slower_of_computing_and_moving() -> None:
     assert computing["gflop_per_s"] == 500
     assert "percent_of_limit" not in Work(1, 1).columns(None, "float32", limits)
     assert "limit_us" not in Work(1, 1).columns(1.0, "float32", None)
+
+
+def test_the_limit_of_calls_in_order_is_the_sum_of_theirs() -> None:
+    limits = Ceilings(1e9, {"float32": 1e12})
+    both = InOrder.of([Work(0, 2_000_000), Work(3 * 10**9, 0)])
+    assert (both.flop, both.bytes) == (3 * 10**9, 2_000_000)
+    assert both.columns(10_000.0, "float32", limits)["limit_us"] == 2000 + 3000
+    assert "limit_us" not in both.columns(10_000.0, "bfloat16", limits), "a dtype without a ceiling"
+    # An update of the paper's network at 4.3 TB/s and 790 TFLOP/s, by hand: 1.13 ms, of which the update of float32
+    # weights takes 0.28 and the dense layers' bytes 0.09.
+    fast = Ceilings(4.3e12, {"bfloat16": 790e12})
+    assert whole_work("paper", 128, "bfloat16", "training").columns(None, "bfloat16", fast)["limit_us"] == (
+        pytest.approx(1130, rel=0.05)
+    )
+
+
+def test_a_layer_s_modes_add_up() -> None:
+    works = layers(PAPER, 2, 4)
+    assert "input_gradient" not in works["conv1"]
+    for name, work in works.items():
+        if name.startswith("stage"):
+            assert work["training"] == work["forward"] + work["backward"]
+        else:
+            modes = [work[mode] for mode in ("forward", "input_gradient", "weight_gradient") if mode in work]
+            assert work["training"].flop == sum(mode.flop for mode in modes)
+            # The gradient of the output is read by both of its modes.
+            assert work["training"].bytes <= sum(mode.bytes for mode in modes)
 
 
 @pytest.mark.parametrize("variant", list(VARIANTS))

@@ -1,0 +1,47 @@
+"""What is compiled or written before anything is timed, by several processes side by side.
+
+Each process goes through the jobs of all parts in their order and does those that nobody has begun. What it compiles
+the others find in the caches of Inductor and Triton, on disk.
+"""
+
+import importlib
+import time
+from collections.abc import Iterable
+
+import torch
+
+from ..cases import failure
+from .run import Job, Run
+
+
+def jobs(run: Run, parts: Iterable[str]) -> list[Job]:
+    """The jobs of parts, those of the first part first; parts may share some."""
+    found: dict[str, Job] = {}
+    for part in parts:
+        module = importlib.import_module(f"{__package__}.{part}")
+        for name, job in module.ahead(run) if hasattr(module, "ahead") else ():
+            found.setdefault(name, (name, job))
+    return list(found.values())
+
+
+def work(run: Run, parts: Iterable[str]) -> None:
+    """Do the jobs that nobody else has begun, until the time is up."""
+    todo = jobs(run, parts)
+    for number, (name, job) in enumerate(todo):
+        if run.left <= 0:
+            run.say("the time is up: what is not compiled yet is compiled when it is measured")
+            return
+        try:
+            (run.folder / f"job-{number}").touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        begin = time.perf_counter()
+        try:
+            job()
+            said = "done"
+        except Exception as error:  # It fails again where it is measured, and is recorded there.
+            said = failure(error)
+        torch._dynamo.reset()
+        if run.cuda:
+            torch.cuda.empty_cache()
+        run.say(f"ahead, {number + 1} of {len(todo)}: {name}: {said} in {time.perf_counter() - begin:.1f} s")

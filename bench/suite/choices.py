@@ -1,0 +1,84 @@
+"""The stages with other caps on registers and other segments than today's, in turns; for no table."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from kernels import triton_stage
+
+from ..cases import CASES, MODES, Case, check, failure, inputs, prepare
+from ..records import time_columns
+from ..timing import copies, seconds
+from .run import Job, Rows, Run
+
+#: Caps on registers, and rows of a segment, that are tried beside today's.
+CAPS = (None, 64, 72, 80, 96, 112, 128)
+SEGMENTS = (3, 4, 5, 6, 8, 12, 27)
+
+
+@contextlib.contextmanager
+def chosen(registers: dict[Any, Any], rows: int) -> Iterator[None]:
+    """The Triton kernels' caps on registers, where they have one, and the rows of their segments."""
+    before = triton_stage.REGISTERS, triton_stage.SEGMENT_ROWS
+    triton_stage.REGISTERS, triton_stage.SEGMENT_ROWS = registers, rows
+    try:
+        yield
+    finally:
+        triton_stage.REGISTERS, triton_stage.SEGMENT_ROWS = before
+
+
+def tried() -> dict[str, tuple[dict[Any, Any], int]]:
+    """Caps and rows of each choice."""
+    today, rows_today = triton_stage.REGISTERS, triton_stage.SEGMENT_ROWS
+    caps = {f"{cap or 'any'} registers": (dict.fromkeys(today, cap), rows_today) for cap in CAPS}
+    return caps | {f"{rows} rows": (today, rows) for rows in SEGMENTS}
+
+
+def ahead(run: Run) -> Iterator[Job]:
+    if not run.toy:
+        for case in CASES[:2]:
+            for name, choice in tried().items():
+                yield f"{case.name}, {name}", partial(_check, run, case, choice)
+
+
+def _check(run: Run, case: Case, choice: tuple[dict[Any, Any], int]) -> None:
+    with chosen(*choice):
+        check(prepare(case, run.ours), run.images, torch.bfloat16, run.device)
+
+
+def rows(run: Run) -> Rows:
+    """A row for each choice that is right, forward, backward and for inference."""
+    choices = tried()
+
+    def under(choice: str, call: Callable[[], object]) -> Callable[[], object]:
+        def call_it() -> object:
+            with chosen(*choices[choice]):
+                return call()
+
+        return call_it
+
+    for case in CASES[1:2] if run.toy else CASES[:2]:
+        right = []
+        run.say(f"checking {len(choices)} choices of {case.name}")
+        for name, choice in choices.items():
+            try:
+                _check(run, case, choice)
+                right.append(name)
+            except Exception as error:  # Whatever it is becomes the row's status, and the others go on.
+                yield {**_described(case, name), "status": failure(error)}
+        prepared = prepare(case, run.ours)
+        for mode in MODES[:3]:
+            count = copies(case.work(run.images, torch.bfloat16)[mode].bytes) if run.cuda else 1
+            sets = [inputs(case, run.images, torch.bfloat16, "channels_last", run.device, n) for n in range(count)]
+            calls = prepared.calls(mode, sets)
+            rivals = [[under(name, call) for call in calls] for name in right]
+            for name, times in zip(right, seconds(rivals, run.device, run.samples), strict=True):
+                columns = {"mode": mode, "images": run.images, **time_columns(times)}
+                yield {**_described(case, name), **columns}
+
+
+def _described(case: Case, name: str) -> dict[str, Any]:
+    return {"suite": "choices", "case": f"choice: {case.name}", "implementation": name, "dtype": "bfloat16"}

@@ -1,0 +1,143 @@
+"""Whether the kernels are right on this device, as far as a minute tells.
+
+A failure stops nothing: rows that time this project's operators carry ``unverified``, and the rest is what it was.
+"""
+
+import importlib.util
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ..cases import CASES, Case, check, failure, inputs, prepare
+from ..environment import ROOT
+from ..records import Row
+from .processes import Command
+from .run import CHECKER, FIRST, Rows, Run, cores
+
+#: Runs that must give the same bits.
+REPEATS = 20
+#: The tests that a GPU is for, and the core of them: every dtype, memory format and special value, and that an image's
+#: result does not depend on its batch.
+TESTS = ("tests/test_triton_stage.py", "tests/test_fuse.py")
+CORE = "half_types or every_dtype or special_values or nan_reaches or its_batch or layout"
+#: Two quick ones, in the interpreter, to see that they are run.
+TOY = "count_offsets_alike or flops_are_counted"
+#: Processes that share the tests: most of their time goes into compiling, which takes one core.
+PROCESSES = 8
+#: Seconds that are left for the verdict when the tests are stopped.
+MARGIN = 3.0
+
+
+def rows(run: Run) -> Rows:
+    """Two stages, forward and backward, repeated and held to float64; beside them the core of the kernels' tests."""
+    with_tests = Tests(run, TESTS[:1], TOY if run.toy else CORE)
+    try:
+        yield repeated(run, CASES[:2], 3 if run.toy else REPEATS)
+        run.say(f"waiting for the tests in {len(with_tests.commands)} processes")
+        yield with_tests.row(run.left - MARGIN)
+    finally:
+        with_tests.stop()
+
+
+def repeated(run: Run, cases: Sequence[Case], repeats: int) -> Row:
+    """Whether cases are right and give the same bits every time."""
+    begin = time.perf_counter()
+    status = "passed"
+    for case in cases:
+        try:
+            prepared = prepare(case, run.ours)
+            check(prepared, 2, torch.bfloat16, run.device)
+            input, bias = inputs(case, 2, torch.bfloat16, "channels_last", run.device)
+            first: list[torch.Tensor] = []
+            for _ in range(repeats):
+                output = prepared(input, bias)
+                result = [output, *prepared.gradients(output, input, bias, torch.ones_like(output))]
+                first = first or result
+                if not all(map(torch.equal, result, first)):
+                    status = f"failed: {case.name} gives other bits when it is repeated"
+        except Exception as error:  # Whatever it is becomes the verdict.
+            status = f"{failure(error)} ({case.name})"
+    elapsed = round((time.perf_counter() - begin) * 1e6)
+    return {"suite": "gate", "case": FIRST, "repeats": repeats, "status": status, "median_us": elapsed}
+
+
+class Tests:
+    """Tests of the kernels, started in several processes that each take a share.
+
+    Args:
+        run: whose folder takes what they print.
+        files: test files.
+        chosen: pytest's ``-k``.
+        checker: a command that runs another one.
+    """
+
+    def __init__(self, run: Run, files: Sequence[str], chosen: str = "", checker: Sequence[str] = ()) -> None:
+        self.begin = time.perf_counter()
+        self.missing = importlib.util.find_spec("pytest") is None
+        count = 1 if checker or run.toy else min(PROCESSES, cores())
+        self.outputs: list[Path] = []
+        self.commands: list[Command] = []
+        # Without this project's own options for pytest: their plugins need not be there.
+        command = [*checker, sys.executable, "-m", "pytest", "-q", "-x", "-o", "addopts=", "-m", "not slow"]
+        command += ["-p", "no:cacheprovider", "-p", "bench.suite.shard", *files, *(["-k", chosen] if chosen else [])]
+        for number in range(0 if self.missing else count):
+            environment = {**os.environ, "SHARD": f"{number}/{count}", "KERNELS_TEST": "gpu" if run.cuda else ""}
+            environment["OMP_NUM_THREADS"] = "1"
+            self.outputs.append(run.folder / f"tests-{len(list(run.folder.glob('tests-*')))}.txt")
+            with open(self.outputs[-1], "wb") as output:
+                self.commands.append(Command(command, environment, ROOT, output, part=True))
+
+    def row(self, limit: float, case: str = "kernel tests") -> Row:
+        """The verdict, after so many seconds at most."""
+        limit += time.perf_counter() - self.begin
+        statuses = [command.wait(limit) for command in self.commands]
+        for status, output in zip(statuses, self.outputs, strict=True):
+            if status not in (0, 5, None):
+                print(output.read_text(errors="replace")[-3000:], flush=True)
+        # 5: no test is left for this process. Less than 0: a signal, such as an access to memory that is not there.
+        bad = [status for status in statuses if status is not None and (status in (1, 9) or status < 0)]
+        odd = [status for status in statuses if status not in (0, 5, None)]
+        if self.missing:
+            said = "no verdict: pytest is not installed"
+        elif bad:
+            said = f"failed: exit status {bad[0]}, see what the tests printed"
+        elif None in statuses:
+            said = f"stopped after {time.perf_counter() - self.begin:.0f} s"
+        elif odd or 0 not in statuses:
+            said = f"no verdict: pytest ended with {(odd or statuses)[0]}"
+        else:
+            said = "passed"
+        return {
+            "suite": "gate",
+            "case": case,
+            "status": said,
+            "median_us": round((time.perf_counter() - self.begin) * 1e6),
+        }
+
+    def stop(self) -> None:
+        """End what still runs."""
+        for command in self.commands:
+            command.stop()
+
+
+def full(run: Run) -> Rows:
+    """Every operator repeated 250 times, all of the kernels' tests, and a memory checker where there is one."""
+    yield repeated(run, CASES[1:2] if run.toy else CASES, 3 if run.toy else 250)
+    tests = Tests(run, TESTS[:1] if run.toy else TESTS, TOY if run.toy else "")
+    try:
+        yield tests.row(run.left - MARGIN)
+    finally:
+        tests.stop()
+    if (checker := shutil.which(CHECKER)) and run.cuda:
+        # Functions of the driver that are asked for and not there are no errors.
+        options = ["--error-exitcode", "9", "--report-api-errors", "no"]
+        checked = Tests(run, TESTS[:1], "half_types or every_dtype", [checker, *options])
+        try:
+            yield checked.row(run.left - MARGIN, CHECKER)
+        finally:
+            checked.stop()

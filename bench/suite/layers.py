@@ -1,0 +1,36 @@
+"""Every layer by itself: forward, gradient of the input, gradient of the weights."""
+
+from ..cases import failure
+from ..network import layer_steps
+from ..records import time_columns
+from ..timing import seconds, wall_seconds
+from .run import Rows, Run
+
+
+def rows(run: Run) -> Rows:
+    """A row for each mode of each layer, from a graph whose calls find their tensors out of the cache."""
+    limits = run.ceilings()
+    for step in layer_steps(run.network, run.images, "bfloat16", run.device):
+        # It sends what was drawn on the host, which no graph holds.
+        called = not run.cuda or step.name == "input preparation"
+        described = {
+            "suite": "layers",
+            "case": step.name,
+            "implementation": "auto, eager" if called else "auto, graph",
+            "mode": step.mode,
+            "dtype": "bfloat16",
+            "memory_format": "channels_last",
+            "images": run.images,
+        }
+        try:
+            if called:
+                times = wall_seconds(step.calls[0], run.samples)
+            else:
+                (times,) = seconds([step.calls], run.device, run.samples)
+        except Exception as error:  # Whatever it is becomes the row's status, and the other layers go on.
+            yield {**described, "status": failure(error)}
+            continue
+        columns = time_columns(times)
+        rate = round(run.images / columns["median_us"] * 1e6, 1)
+        work = step.work.columns(columns["median_us"], "bfloat16", limits)
+        yield {**described, **columns, "images_per_s": rate, **work, **step.columns}

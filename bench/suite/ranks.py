@@ -1,0 +1,27 @@
+"""One rank's update in a run of two, as long as it computes: messages are left out."""
+
+import torch
+
+import kernels
+
+from ..cases import failure
+from ..one_rank import ALONE_CASE, alone, usable
+from .run import Rows, Run
+
+
+def rows(run: Run) -> Rows:
+    """A row for each strategy."""
+    for strategy in usable(run.network, 2):
+        run.say(f"measuring a rank of {strategy}")
+        torch._dynamo.reset()
+        try:
+            with kernels.implementation(run.ours):
+                row = alone(strategy, run.network, run.images, 2, run.dtype, run.compiled, run.device, run.samples)
+        except Exception as error:  # Whatever it is becomes the row's status, and the other strategies go on.
+            row = {
+                "case": ALONE_CASE,
+                "implementation": strategy,
+                "network": run.network,
+                "status": failure(error),
+            }
+        yield {"suite": "parallel", **row}

@@ -1,0 +1,195 @@
+"""What the parts of one run of the suite share: the device, the sizes, the time, and the rows measured so far."""
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from net.device import keep_freed_memory
+
+from .. import ceilings as ceilings_module
+from ..ceilings import Ceilings
+from ..environment import describe
+from ..records import write
+from .rows import Row, add_row, complete, read_rows
+
+Rows = Generator[Row, None, None]
+#: Something to be done before anything is timed, by its name.
+Job = tuple[str, Callable[[], object]]
+#: Of a row, what a line of progress tells.
+FIGURES = {
+    "median_us": "{:,.1f} us",
+    "us_per_step": "{:,.1f} us a step",
+    "images_per_s": "{:,.0f} images/s",
+    "gb_per_s": "{:,.0f} GB/s",
+    "gflop_per_s": "{:,.0f} GFLOP/s",
+    "percent_of_limit": "{:.0f} % of the limit",
+    "percent_of_step": "{:.1f} % of the step",
+    "status": "{}",
+    "unverified": "({})",
+}
+#: The gate's first row, and a row that only a failure counts of.
+FIRST, CHECKER = "two stages, repeated", "compute-sanitizer"
+#: Implementations whose times do not depend on this project's operators.
+OTHERS = ("aten", "compiled", "cudnn", "xla", "onnxruntime", "openvino")
+
+
+@dataclass
+class Run:
+    """One part's view of the run.
+
+    Attributes:
+        device: where it runs.
+        images: a batch.
+        network: the variant of the network.
+        toy: sizes that say nothing, to see that everything runs.
+        folder: of the run; thrown away at its end.
+        output: of the record.
+        limit: seconds that the part has.
+        begin: when the part began, by ``time.monotonic``.
+    """
+
+    device: torch.device
+    images: int
+    network: str
+    toy: bool
+    folder: Path
+    output: Path
+    limit: float
+    begin: float = field(default_factory=time.monotonic)
+
+    @property
+    def cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def ours(self) -> str:
+        """The implementation of the operators that is measured."""
+        return "triton" if self.cuda else "reference"
+
+    @property
+    def compiled(self) -> str:
+        """How networks are compiled that are measured at their best."""
+        return "eager" if self.toy else "reduce-overhead"
+
+    @property
+    def dtype(self) -> str:
+        return "float32" if self.toy else "bfloat16"
+
+    @property
+    def samples(self) -> int:
+        return 3 if self.toy else 30
+
+    @property
+    def left(self) -> float:
+        """Seconds that the part still has."""
+        return self.begin + self.limit - time.monotonic()
+
+    def say(self, text: str) -> None:
+        """A line of progress."""
+        print(f"{time.monotonic() - self.begin:6.1f} of {self.limit:.0f} s  {text}", flush=True)
+
+    def rows(self) -> list[Row]:
+        """What this run has measured so far."""
+        return read_rows(self.folder)
+
+    def ceilings(self) -> Ceilings | None:
+        """The limits that this run has measured; None if it has not, or not all that everything is compared with."""
+        measured = [row for row in self.rows() if row.get("suite") == "ceilings" and "median_us" in row]
+        found = {row["case"] if row["case"] == "copy" else row["dtype"] for row in measured}
+        return ceilings_module.ceilings(measured) if {"copy", "float32"} <= found else None
+
+
+def started(options: argparse.Namespace, begin: float) -> Run:
+    """The run of a part's process, as the suite's command line says."""
+    cuda = torch.cuda.is_available()
+    if cuda:
+        # Graphs cannot be captured on the default stream.
+        torch.cuda.set_stream(torch.cuda.Stream())
+    keep_freed_memory()
+    return Run(
+        torch.device("cuda" if cuda else "cpu"),
+        options.batch_size or (128 if cuda else 2),
+        options.network or ("paper" if cuda else "digits"),
+        toy=not cuda,
+        folder=Path(options.child_folder),
+        output=options.output,
+        # To end by itself rather than in the middle of a row.
+        limit=0.97 * float(options.child_limit),
+        begin=begin,
+    )
+
+
+def record(run: Run, rows: Rows) -> None:
+    """Write rows as they come, until there are no more or the time is up."""
+    if run.toy:
+        run.say("no GPU here: toy sizes, to see that it runs; python -m pytest --benchmark-only measures a CPU")
+    reason = unverified(run)
+    while run.left > 0:
+        row = next(rows, None)
+        if row is None:
+            return
+        if reason and depends_on_stages(row):
+            row = {**row, "unverified": reason}
+        write([row], run.output)
+        add_row(run.folder, {**describe(), **row})
+        # A step's kernels are printed as a table.
+        if row.get("kernel", "sum") == "sum":
+            run.say(line(row))
+    rows.close()
+    run.say("the time is up")
+
+
+def line(row: Row) -> str:
+    """A row in a line of progress."""
+    words = [
+        str(row[key]) for key in ("case", "kernel", "layer", "implementation", "mode", "dtype", "shape") if key in row
+    ]
+    for key, text in FIGURES.items():
+        if key in row:
+            words.append(text.format(row[key]))
+    return "  ".join(words)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def depends_on_stages(row: Mapping[str, Any]) -> bool:
+    """Whether a row times, alone or among others, the operators that the gate is for."""
+    if row.get("suite") in ("ceilings", "input", "gate"):
+        return False
+    if row.get("suite") == "layers":
+        return str(row["case"]).startswith("stage")
+    return str(row.get("implementation", "")).partition(", ")[0] not in OTHERS
+
+
+def unverified(run: Run) -> str:
+    """Why rows on this project's operators are not verified; nothing where they are.
+
+    A run without a gate goes by the newest one of the same kernels, machine and versions in the same folder.
+    """
+    gates = [row for row in run.rows() if row.get("suite") == "gate"]
+    if not gates:
+        machine = describe()
+        same = ("machine", "torch", "triton", "kernels_code")
+        for path in sorted(run.output.glob("*.jsonl")):
+            for row in complete(path.read_text()):
+                if row.get("suite") == "gate" and all(row.get(key) == machine[key] for key in same):
+                    # The whole gate's rows, and of an earlier gate none.
+                    gates = [row] if row["case"] == FIRST else [*gates, row]
+    # A memory checker may take longer than anybody waits, and then says nothing.
+    statuses = [
+        str(row["status"]) for row in gates if row["case"] != CHECKER or str(row["status"]).startswith("failed")
+    ]
+    if any(status.startswith("failed") for status in statuses):
+        return "gate failed"
+    if not statuses:
+        return "gate not run"
+    return "" if len(statuses) > 1 and all(status == "passed" for status in statuses) else "gate not finished"

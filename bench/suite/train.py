@@ -1,0 +1,119 @@
+"""``python -m net.train`` itself, end to end from a packed store, beside the step alone."""
+
+import io
+import os
+import statistics
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from net import runs
+from net.data.prepare import prepare
+from net.data.store import is_store
+
+from ..environment import ROOT
+from ..network import PRECISIONS, STORED, plan_of
+from ..records import Row
+from . import steps
+from .processes import Command
+from .run import Job, Rows, Run, cores
+
+#: Training and validation images, and updates; at toy sizes images, updates, and updates between lines of progress.
+IMAGES, VALIDATION, UPDATES = 8192, 128, 200
+TOY_IMAGES, TOY_UPDATES, TOY_LOG_EVERY = 16, 6, 2
+#: Pictures that differ; their files are written more than once, because only the bytes in the store count.
+PICTURES = 256
+DTYPES = {precision: dtype for dtype, precision in PRECISIONS.items()}
+
+
+def ahead(run: Run) -> Iterator[Job]:
+    yield "packed store", partial(store, run)
+    if not run.toy:
+        # As net.train compiles the network.
+        for dtype in PRECISIONS:
+            yield steps.compiling(run, steps.Cell("update", run.network, "auto", "default", dtype, run.images))
+
+
+def rows(run: Run) -> Rows:
+    """A row for training at the defaults, and one in bfloat16 if that is not the default."""
+    packed = store(run)
+    row = trained(run, packed)
+    yield row
+    if row.get("dtype") != "bfloat16" and not run.toy:
+        yield trained(run, packed, "--precision", "bf16")
+
+
+def store(run: Run) -> Path:
+    """A packed store of random images, written once in a run."""
+    packed, source = run.folder / "store", run.folder / "images"
+    if is_store(packed):
+        return packed
+    count, validation, size = (TOY_IMAGES, 2, 40) if run.toy else (IMAGES, VALIDATION, STORED)
+    classes = plan_of(run.network).classes
+    generator = np.random.default_rng(0)
+    files = []
+    for _ in range(min(count, PICTURES)):
+        buffer = io.BytesIO()
+        Image.fromarray(generator.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(buffer, "JPEG")
+        files.append(buffer.getvalue())
+    for split, number in (("train", count), ("val", validation)):
+        for image in range(number):
+            path = source / split / f"{image % classes:04}" / f"{image:05}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(files[image % len(files)])
+    prepare(source, packed, size=size, workers=min(8, cores()))
+    return packed
+
+
+def trained(run: Run, packed: Path, *flags: str) -> Row:
+    """Train for some updates; what a user sees of images/s once it runs, and what is lost of the step alone."""
+    folder = run.folder / f"run-{len(list(run.folder.glob('run-*')))}"
+    updates = TOY_UPDATES if run.toy else UPDATES
+    command = [sys.executable, "-m", "net.train", "--preset", "imagenet", "--network", run.network]
+    command += ["--data-path", str(packed), "--batch-size", str(run.images), "--max-steps", str(updates)]
+    command += ["--output-dir", str(folder), "--device", run.device.type, *flags]
+    if run.toy:
+        command += ["--log-every", str(TOY_LOG_EVERY)]
+    run.say(f"python {' '.join(command[1:])}")
+    status = Command(command, os.environ, ROOT, part=True).wait(run.left)
+    plan = plan_of(run.network)
+    row: Row = {
+        "suite": "train",
+        "case": f"net.train of {run.network}",
+        "implementation": "auto",
+        "mode": "train",
+        "shape": f"{run.images}x3x{plan.image_size}x{plan.image_size}",
+        "memory_format": "channels_last",
+        "images": run.images,
+        "images_stored": len(np.load(packed / "train_labels.npy")),
+    }
+    if (folder / runs.CONFIG).exists():
+        row["dtype"] = DTYPES.get(runs.read_config(folder)["precision"], "float32")
+    logged = [line for line in runs.read_metrics(folder) if line["kind"] == "train"] if folder.exists() else []
+    # What is compiled, and caches that fill, belong to the first two lines.
+    rates = [line["images_per_s"] for line in logged[2:]]
+    if not rates:
+        ended = "was stopped" if status is None else f"ended with {status}"
+        return {**row, "status": f"failed: net.train {ended} after {logged[-1]['step'] if logged else 0} updates"}
+    rate = statistics.median(rates)
+    row |= {"updates": logged[-1]["step"], "images_per_s": rate, "median_us": round(run.images / rate * 1e6, 2)}
+    step = alone(run, row["dtype"])
+    if "median_us" in step:
+        row["step_us"] = step["median_us"]
+        row["lost_us"] = round(row["median_us"] - step["median_us"], 2)
+        row["percent_of_step"] = round(100 * step["median_us"] / row["median_us"], 1)
+    return row
+
+
+def alone(run: Run, dtype: str) -> Row:
+    """The step alone at its best in the same dtype, as this run has measured it, or measured now."""
+    cell = steps.Cell("update", run.network, run.ours, run.compiled, dtype, run.images)
+    wanted = cell.describe()[0]
+    for row in run.rows():
+        if "median_us" in row and all(row.get(key) == value for key, value in wanted.items()):
+            return row
+    return steps.measured(run, cell)
