@@ -4,6 +4,7 @@ Each has as many threads as PyTorch, computes in float32 and has the settings th
 logits taken without a copy.
 """
 
+import sys
 from collections.abc import Callable
 from copy import deepcopy
 
@@ -70,6 +71,8 @@ def openvino(content: bytes, images: Tensor) -> Inference:
     Raises:
         NotInstalledError: it is not installed.
     """
+    # It would tell its makers of its use, from a process that it forks.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     runtime = package("openvino")
     core = runtime.Core()
     model = core.read_model(content, b"")

@@ -96,7 +96,7 @@ class Stage:
             values = [lax.slice_in_dim(pooled, start, start + last + 1, stride, axis=axis) for start in range(window)]
             pooled = values[0]
             for value in values[1:]:
-                # A tie goes to the first, and a NaN stays, as in PyTorch; lax.max would share a tie's gradient.
+                # A NaN stays, as in PyTorch; lax.max would share a tie's gradient between its elements.
                 pooled = numpy.where((value > pooled) | (value != value), value, pooled)
             # Or XLA computes all that is above once more for each of the slices.
             pooled = lax.optimization_barrier(pooled)
