@@ -23,6 +23,7 @@ from .rivals import Inference
 
 Row = Callable[..., None]
 Together = Callable[..., list[dict[str, Any]]]
+Say = Callable[[str], None]
 NETWORK = "paper"
 BATCHES = (1, 16, 64)
 #: Rounds of a batch, and the seconds after which there are no more once there are enough.
@@ -62,19 +63,22 @@ def ready(implementation: str, images: Tensor) -> Inference:
 
 
 @cache
-def measured(count: int, names: tuple[str, ...]) -> dict[str, list[float] | Exception]:
+def measured(count: int, names: tuple[str, ...], say: Say) -> dict[str, list[float] | Exception]:
     """Seconds of one inference of each implementation, sampled in turns; or why it has none."""
     images, _ = images_and_labels(NETWORK, count, torch.device("cpu"))
     expected = rivals.in_float64(network(), images)
     found: dict[str, list[float] | Exception] = {}
     calls: dict[str, Inference] = {}
     for name in names:
+        compiles = ", which takes up to a minute to compile" if name in COMPILED else ""
+        say(f"inference of {count} images: the first by {name}{compiles}")
         try:
             calls[name] = ready(name, images)
             rivals.agree(calls[name](), expected)
         except Exception as error:  # It is the row's status; the others go on.
             calls.pop(name, None)
             found[name] = error
+    say(f"inference of {count} images: {', '.join(calls)} in turns")
     return found | in_turns(calls)
 
 
@@ -107,6 +111,7 @@ def test_inference(
     row: Row,
     ceilings: Ceilings,
     cold_compiler: None,
+    say: Say,
     images: int,
     implementation: str,
 ) -> None:
@@ -118,7 +123,7 @@ def test_inference(
         # The file's own layout; the runtimes choose theirs.
         row(implementation=implementation, memory_format="contiguous")
     names = tuple(cell["implementation"] for cell in together(test_inference, {"images": images}))
-    found = measured(images, names)[implementation]
+    found = measured(images, names, say)[implementation]
     if isinstance(found, Exception):
         row(status=failure(found))
         if isinstance(found, NotInstalledError):

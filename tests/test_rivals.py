@@ -136,7 +136,7 @@ def test_one_that_fails_leaves_the_others_timed(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(bench_rivals, "network", lambda: None)
     monkeypatch.setattr(rivals, "in_float64", lambda model, images: expected)
     monkeypatch.setattr(bench_rivals, "ROUNDS", 3)
-    found = bench_rivals.measured.__wrapped__(2, ("a", "wrong", "missing", "b"))
+    found = bench_rivals.measured.__wrapped__(2, ("a", "wrong", "missing", "b"), print)
     assert isinstance(found["wrong"], WrongResultError)
     assert isinstance(found["missing"], installed.NotInstalledError)
     assert order == ["a", "wrong", "b"] + ["a", "a", "b", "b"] * 3
