@@ -125,12 +125,16 @@ class _EagerStage(_Stage):
 
 
 def _implementation(input: Tensor, normalization: Normalization | None) -> str:
-    """The implementation that runs on ``input``."""
+    """What runs on ``input``, by its name in ``_IMPLEMENTATIONS``, or ``aten``."""
+    name = _named(input, normalization)
+    return "cpu" if name == "reference" and cpu.suits(input) else name
+
+
+def _named(input: Tensor, normalization: Normalization | None) -> str:
+    """The same by the name that users know."""
     name = dispatch.selected()
     if name == "auto":
         name = "triton" if input.device.type == "cuda" and "triton" in _IMPLEMENTATIONS else "reference"
-    if name == "reference" and cpu.suits(input):
-        return "cpu"
     if name == "triton":
         if "triton" not in _IMPLEMENTATIONS:
             raise ValueError("the implementation 'triton' needs the package triton, which is not installed")

@@ -1,5 +1,7 @@
 """What the benchmarks measure: the right operators, found wrong before they are timed."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,7 +10,7 @@ import kernels
 from bench.cases import CASES, LRN, WrongResultError, check, inputs, prepare
 from bench.memory import kept_bytes
 from bench.timing import seconds
-from kernels import reference
+from kernels import cpu
 from kernels.arguments import Normalization
 
 CPU = torch.device("cpu")
@@ -27,21 +29,21 @@ def test_every_operator_is_found_right(case: object) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_wrong_kernel_is_refused(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     """A window that is off by one, an alpha that is not divided, a border that is crossed."""
-    right = reference.scale
+    right = cpu.forward
 
-    def off_by_one(a: Tensor, normalization: Normalization, *more: object) -> Tensor:
-        return right(a.roll(1, -1), normalization)
+    def off_by_one(input: Tensor, *more: Any) -> tuple[Tensor, Tensor]:
+        return right(input.roll(1, 1), *more)
 
-    def undivided(a: Tensor, normalization: Normalization, *more: object) -> Tensor:
-        return right(a, normalization._replace(alpha=normalization.alpha * normalization.size))
+    def undivided(input: Tensor, bias: Any, relu: bool, asked: Normalization, *more: Any) -> tuple[Tensor, Tensor]:
+        return right(input, bias, relu, asked._replace(alpha=asked.alpha * asked.size), *more)
 
-    def crossing(a: Tensor, normalization: Normalization, *more: object) -> Tensor:
-        return right(a.flatten(-2).unsqueeze(-2), normalization).reshape(a.shape)
+    def crossing(input: Tensor, bias: Any, relu: bool, asked: Normalization, *more: Any) -> tuple[Tensor, Tensor]:
+        return right(input, bias, relu, asked._replace(groups=1), *more)
 
     prepared = prepare(CASES[3], "reference")
     check(prepared, 2, dtype, CPU)
     for wrong in (off_by_one, undivided, crossing):
-        monkeypatch.setattr(reference, "scale", wrong)
+        monkeypatch.setattr(cpu, "forward", wrong)
         with pytest.raises(WrongResultError, match=r"output differs by .* of its norm"):
             check(prepared, 2, dtype, CPU)
 
