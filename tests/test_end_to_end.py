@@ -10,7 +10,22 @@ from net import runs
 from tests.commands import one_line, run, run_here, start, wait_for
 from tests.pictures import image_folder
 
-TRAIN = ("--network", "digits", "--image-size", 28, "--recipe", "paper", "-b", 30, "--epochs", 6, "--lr", 0.02)
+TRAIN = (
+    "--network",
+    "digits",
+    "--image-size",
+    28,
+    "--recipe",
+    "paper",
+    "-b",
+    30,
+    "--epochs",
+    12,
+    "--seed",
+    1,
+    "--lr",
+    0.02,
+)
 
 
 def test_images_to_an_evaluated_network(tmp_path: Path) -> None:
@@ -24,7 +39,7 @@ def test_images_to_an_evaluated_network(tmp_path: Path) -> None:
     whole = run("net.train", *arguments, "--output-dir", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     process = start("net.train", *arguments, "--output-dir", tmp_path / "killed")
-    wait_for(process, "step 20/48")
+    wait_for(process, "step 20/96")
     time.sleep(0.2)
     process.kill()
     process.communicate()
