@@ -157,8 +157,9 @@ def test_inference_mode(monkeypatch: pytest.MonkeyPatch, three_threads: None) ->
         assert torch.equal(stage.run(of_inference, bias, True, WINDOW, POOL), exact)
 
 
-def test_what_records_sees_every_operator(three_threads: None) -> None:
+def test_what_records_sees_every_operator(monkeypatch: pytest.MonkeyPatch, three_threads: None) -> None:
     """A mode belongs to its thread: with one nothing may run on another."""
+    monkeypatch.setattr(cpu, "_PIECE", 6 * 9 * 7)
     input, _ = inputs(FORMATS[0])
     graph = make_fx(lambda x: kernels.relu_lrn_max_pool2d(x, 5, 0.5, 0.75, 2.0))(input.detach())
     other = input.detach() + 1
