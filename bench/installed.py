@@ -19,4 +19,4 @@ def package(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
-        raise NotInstalledError("not installed: pip install 'alexnet-fused[rivals]'") from None
+        raise NotInstalledError("not installed: pip install '.[rivals]' in the checkout") from None

@@ -22,7 +22,7 @@ from torch import Tensor
 from . import reference, threads
 from .arguments import Normalization, Pooling
 
-#: Elements of a piece: some buffers of this size fit a core's second-level cache and its share of the third level.
+#: Elements of a piece. Smaller ones cost time in Python, larger ones need more scratch memory than the input has.
 _PIECE = 2**18
 #: PyTorch leaves what is no multiple of its vectors to scalar functions, of which ``pow`` rounds differently.
 _VECTOR = 64
@@ -134,7 +134,7 @@ class _Normalization:
         self.layout, self.bias, self.relu, self.normalization = layout, bias, relu, normalization
         self._buffers, self._dtype = buffers, dtype
         behind, ahead, step = normalization.behind, normalization.ahead, layout.step
-        # Each is used flat, and in parentheses without its gaps.
+        # Each buffer is used flat, and as a view without its gaps.
         self.a, self.a_channels = self._buffer("a")
         self.s, self.s_channels = self._buffer("s")
         self.t, self.t_channels = self._buffer("t")

@@ -41,8 +41,14 @@ def _started(count: int) -> ThreadPoolExecutor:
             _workers.shutdown(wait=False)
         _workers, _count = ThreadPoolExecutor(count, "kernels", _begin), count
         everybody = threading.Barrier(count)
-        for started in [_workers.submit(everybody.wait) for _ in range(count)]:
-            started.result()
+        try:
+            for started in [_workers.submit(everybody.wait) for _ in range(count)]:
+                started.result()
+        except BaseException:
+            # The system may refuse a thread; those that wait for it would wait forever.
+            everybody.abort()
+            _workers = None
+            raise
         # What a thread sets for itself is also what threads to come begin with.
         torch.set_num_threads(count)
     return _workers
