@@ -176,7 +176,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     base, data = baseline(config)
     settings, machine = _settings(base, data), _machine()
-    folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         results = _read(folder / RESULTS, settings)
         trainings: dict[str, TrainConfig] = {BASELINE: base}

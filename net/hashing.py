@@ -32,7 +32,7 @@ def _hash(config: HashingConfig) -> dict[str, Any]:
 
     from .autoencoder import learn
     from .data.images import Split
-    from .data.loader import free_host_memory
+    from .doors.files import free_host_memory
     from .device import choose, describe, keep_freed_memory
     from .features import features_of, open_its_data
     from .progress import Progress

@@ -24,7 +24,7 @@ from typing import Any
 from .cli import read_toml
 from .config import SYNTHETIC, TrainConfig
 from .errors import DataError, UsageError
-from .files import atomic_write, locked
+from .files import atomic_write, locked, remove_partials
 
 RUNS = Path("runs")
 CONFIG = "config.toml"
@@ -44,13 +44,12 @@ COLUMNS = (
 
 def _new_folder(preset: str) -> Path:
     """Make ``runs/PRESET-NNN`` with the next free number."""
-    RUNS.mkdir(exist_ok=True)
     number = max(_numbers(preset), default=0)
     while True:
         number += 1
         with contextlib.suppress(FileExistsError):
             folder = RUNS / f"{preset}-{number:03d}"
-            folder.mkdir()
+            folder.mkdir(parents=True)
             return folder
 
 
@@ -74,14 +73,16 @@ def claimed(folder: Path | None, preset: str) -> Iterator[Path]:
         made = [folder, RUNS]
     elif not folder.exists():
         made = [folder]
-        folder.mkdir(parents=True)
-    try:
-        with locked(folder):
+    with locked(folder):
+        # From here on it is this process's, to remove too; whoever is refused removes nothing.
+        if (folder / "checkpoints").is_dir():
+            remove_partials(folder / "checkpoints")
+        try:
             yield folder
-    finally:
-        for path in made:
-            with contextlib.suppress(OSError):
-                path.rmdir()
+        finally:
+            for path in made:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
 
 
 def newest_folder(preset: str) -> Path | None:

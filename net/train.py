@@ -85,16 +85,17 @@ def _resume(flags: dict[str, Any], source: Path) -> int:
     same = folder.resolve() == source.resolve()
     with _claimed(folder, config.preset, launch, not same):
         from . import checkpoint
+        from .doors.checkpoint import RESUMED
 
         kept = checkpoint.checkpoints(source / "checkpoints")
         resumed: tuple[Path, dict[str, Any]] | None
         if config.resume != "auto" and Path(flags["resume"]).is_file() and Path(flags["resume"]).suffix == ".pt":
             path = Path(flags["resume"])
-            resumed = path, checkpoint.load(path)
+            resumed = path, checkpoint.load(path, RESUMED)
             if same and kept and path.resolve() != kept[0].resolve():
                 raise UsageError(f"{path} is not its run's newest checkpoint: to go on from it give a new --output-dir")
         else:
-            resumed = checkpoint.newest(source / "checkpoints")
+            resumed = checkpoint.newest(source / "checkpoints", RESUMED)
         if resumed is None and kept:
             raise DataError(f"no checkpoint in {source / 'checkpoints'} is intact")
         if resumed is None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from . import checkpoint, weights
 from .alexnet import AlexNet
 from .config import AlexNetConfig
+from .doors.checkpoint import TRAINED
 from .errors import DataError, UsageError
 from .fields import from_table, typed
 
@@ -50,7 +51,7 @@ def open_trained(argument: str, device: torch.device) -> Trained:
     elif path.suffix in (".safetensors", ".onnx"):
         tensors, metadata = weights.read(path)
     else:
-        state = checkpoint.load(path)
+        state = checkpoint.load(path, TRAINED)
         tensors, metadata, mean = state["model"], state["metadata"], state["mean_image"]
     if "network" not in metadata:
         raise DataError(f"{path} does not say what network it is; give a run folder, a checkpoint or model.safetensors")

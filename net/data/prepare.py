@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..device import keep_freed_memory
 from ..errors import DataError
-from ..files import atomic_write, locked
+from ..files import PARTIAL, atomic_write, locked
 from ..progress import Progress, duration
 from . import processes
 from .decode import UnreadableImageError, decode
@@ -251,7 +251,7 @@ def _existing(target: Path, listing: Listing, size: int) -> bool:
     if target.is_dir():
         ours = {PROGRESS, "train_images.npy", "val_images.npy", "skipped.txt", *small_files()}
         for path in target.iterdir():
-            if path.name not in ours and not path.name.endswith(".partial"):
+            if path.name not in ours and not path.name.endswith(PARTIAL):
                 raise DataError(f"{target} is not empty ({path.name}); give an empty or a new folder")
     elif target.exists():
         raise DataError(f"{target} is a file; give a folder")
@@ -279,7 +279,6 @@ def prepare(
     listing = scan(source, val_labels)
     if not _existing(target, listing, size):
         _check_space(target, listing, size)
-        target.mkdir(parents=True, exist_ok=True)
         with locked(target):
             # Another process may have finished it since.
             if not _existing(target, listing, size):

@@ -3,9 +3,9 @@
 import numpy as np
 
 from ..config import SYNTHETIC
+from ..doors.files import free_host_memory
 from ..errors import UsageError
 from .images import ColourComponents, ImageData, Split
-from .loader import free_host_memory
 
 DEFAULT_COUNT = 1024
 
