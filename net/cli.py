@@ -5,14 +5,14 @@ import dataclasses
 import os
 import signal
 import sys
-import tomllib
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from .config import PRESETS, RECIPES, RecipeConfig, TrainConfig
+from .doors.config import read_toml, toml
 from .errors import DataError, RankError, UsageError
-from .fields import flag_name, near, typed, unwrapped
+from .fields import flag_name, unwrapped
 
 Config = TypeVar("Config")
 
@@ -30,8 +30,8 @@ def _key_value(text: str) -> tuple[str, Any]:
     if not separator or not name:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
     try:
-        return name, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        return name, toml(f"value = {value}")["value"]
+    except ValueError:
         return name, value
 
 
@@ -70,29 +70,6 @@ def parser(config: type[Any], program: str, description: str) -> argparse.Argume
             names = [f"-{options['short']}"] if "short" in options else []
             group = recipe_flags if item.name in recipe else result
             group.add_argument(*names, flag_name(item.name), dest=item.name, **keywords)
-    return result
-
-
-def read_toml(path: str, config: type[Any], flag: str = "--config") -> dict[str, Any]:
-    """The flags in a TOML file that ``flag`` names, with their types checked.
-
-    Raises:
-        UsageError: the file cannot be read, or holds what is no flag or no value for it.
-    """
-    try:
-        with open(path, "rb") as file:
-            values = tomllib.load(file)
-    except OSError as error:
-        raise UsageError(f"{flag}: cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{flag}: {path} is not TOML: {error}") from None
-    hints = typing.get_type_hints(config)
-    result = {}
-    for key, value in values.items():
-        name = key.replace("-", "_")
-        if name not in hints or name == "config":
-            raise UsageError(f"{flag}: {path}: {key!r} is no flag{near(name, hints)}")
-        result[name] = typed(f"{flag}: {path}: {key}", value, hints[name])
     return result
 
 

@@ -54,22 +54,34 @@ def typed(name: str, value: Any, annotation: Any) -> Any:
     arguments = typing.get_args(annotation)
     if typing.get_origin(annotation) is typing.Literal:
         if value not in arguments:
-            raise UsageError(f"{name} must be one of {', '.join(arguments)}; got {value!r}")
+            raise UsageError(f"{name} must be one of {', '.join(arguments)}; got {shown(value)}")
         return value
     if typing.get_origin(annotation) is tuple:
         if not isinstance(value, (list, tuple)):
-            raise UsageError(f"{name} must be a list; got {value!r}")
+            raise UsageError(f"{name} must be a list; got {shown(value)}")
         return tuple(typed(f"{name}[{index}]", item, arguments[0]) for index, item in enumerate(value))
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         if not isinstance(value, Mapping):
-            raise UsageError(f"{name} must be a table of {annotation.__name__}'s fields; got {value!r}")
+            raise UsageError(f"{name} must be a table of {annotation.__name__}'s fields; got {shown(value)}")
         return from_table(annotation, value, name)
     expected = typing.get_origin(annotation) or annotation
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
-        raise UsageError(f"{name} must be of type {expected.__name__}; got {value!r}")
+        raise UsageError(f"{name} must be of type {expected.__name__}; got {shown(value)}")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise UsageError(f"{name} must be less than 2**63; got {shown(value)}")
     return value
+
+
+def shown(value: object) -> str:
+    """A value in a message: cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        # Python writes no integer of more than 4,300 digits.
+        return "more than can be shown"
+    return text if len(text) <= 100 else text[:100] + "..."
 
 
 def from_table(cls: type[Record], values: Mapping[str, Any], name: str) -> Record:

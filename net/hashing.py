@@ -32,8 +32,8 @@ def _hash(config: HashingConfig) -> dict[str, Any]:
 
     from .autoencoder import learn
     from .data.images import Split
-    from .doors.files import free_host_memory
     from .device import choose, describe, keep_freed_memory
+    from .doors.files import free_host_memory
     from .features import features_of, open_its_data
     from .progress import Progress
     from .retrieval import nearest, nearest_codes, packed, recall

@@ -24,8 +24,9 @@ def _predict(config: PredictConfig) -> dict[str, Any]:
     import torch
 
     from .augmentation import centre_crop, ten_crops
-    from .data.decode import UnreadableImageError, decode
+    from .data.decode import decode
     from .device import choose, keep_freed_memory, set_precision
+    from .doors.image import UnreadableImageError
     from .evaluation import TOP, probabilities
     from .features import check_colours, class_names, features
     from .progress import Progress

@@ -21,8 +21,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .cli import read_toml
 from .config import SYNTHETIC, TrainConfig
+from .doors import metrics
+from .doors.config import read_toml
 from .errors import DataError, UsageError
 from .files import atomic_write, locked, remove_partials
 
@@ -177,15 +178,8 @@ def _csv_line(row: dict[str, Any]) -> str:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of ``metrics.jsonl``; a last line that was cut short is left out."""
-    rows = []
-    path = folder / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+    """The rows of ``metrics.jsonl``; see :func:`net.doors.metrics.read_metrics`."""
+    return metrics.read_metrics(folder / "metrics.jsonl")
 
 
 def check_new(folder: Path) -> None:

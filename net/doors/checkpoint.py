@@ -216,9 +216,9 @@ def _mean_image(value: Any, name: str) -> None:
 
 def _optimizer_state(value: Any, name: str) -> None:
     _has(value, {}, name)
-    for index, values in value.items():
+    for index, members in value.items():
         _has(index, int, f"{name}: {index}")
-        _has(values, {}, f"{name}: {index}")
+        _has(members, {}, f"{name}: {index}")
 
 
 _RANDOM = {"cpu": _bytes, "cuda": _optional(_bytes)}

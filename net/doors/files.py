@@ -52,7 +52,10 @@ def opened(path: Path, what: str, limit: int | None = None) -> Iterator[BinaryIO
     except FileNotFoundError:
         raise MissingError(f"{what} {path} does not exist") from None
     except OSError as error:
-        raise DataError(f"{what} {path} cannot be read: {error.strerror or error}") from None
+        if error.errno is None:
+            # A library's, about the content.
+            raise
+        raise DataError(f"{what} {path} cannot be read: {error.strerror}") from None
     except MemoryError:
         raise DataError(f"{what} {path} does not fit into memory") from None
 

@@ -17,7 +17,8 @@ def values(content: io.BytesIO, allowed: re.Pattern[str]) -> int:
 
     Args:
         content: positioned at the pickle.
-        allowed: what it may ask for, as ``module name``.
+        allowed: what it may ask for, as ``module name``. Protocol 4 asks with names from the stack, which the one who
+            builds the values has to compare.
 
     Raises:
         ValueError: it is damaged, asks for something else, or describes more than :data:`VALUES`.
@@ -29,7 +30,7 @@ def values(content: io.BytesIO, allowed: re.Pattern[str]) -> int:
         name = code.name
         if name == "GLOBAL" and not allowed.fullmatch(argument):
             raise ValueError(f"it asks for {argument.replace(' ', '.')}")
-        if name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
+        if name in ("INST", "EXT1", "EXT2", "EXT4"):
             raise ValueError(f"it asks for something by {name}")
         if name in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(memo[argument])
@@ -57,4 +58,5 @@ def values(content: io.BytesIO, allowed: re.Pattern[str]) -> int:
         if total > VALUES or number > VALUES:
             raise ValueError(f"it describes more than {VALUES:,} values")
         stack[first:] = [total] * len(code.stack_after)
-    return stack[-1] if stack else total
+    # The last one is for the end.
+    return total - 1
