@@ -557,7 +557,7 @@ class TrainConfig(RecipeConfig):
         None, "go on from a checkpoint, or from the newest intact one (auto)", optional_value="auto", metavar="PATH"
     )
     init_from: str | None = flag(
-        None, "start from these weights (run folder, checkpoint, .safetensors or .onnx)", metavar="PATH"
+        None, "start from these weights (run folder, checkpoint, state dict, .safetensors or .onnx)", metavar="PATH"
     )
     new_head: bool = flag(False, "with --init-from: start the last layer anew, for other classes (transfer)")
     freeze: tuple[str, ...] = flag((), "with --init-from: layers that stay as they are, such as conv1", metavar="LAYER")
@@ -588,7 +588,9 @@ class EvaluateConfig:
     """What ``python -m net.evaluate`` is asked to do."""
 
     checkpoints: tuple[str, ...] = flag(
-        (), "run folders, checkpoints (.pt) or weights (.safetensors, .onnx); several are averaged", positional=True
+        (),
+        "run folders, checkpoints (.pt) or weights (.safetensors, .onnx, .pt, .pth); several are averaged",
+        positional=True,
     )
     data_path: str | None = flag(None, "as in net.train; by default what the first was trained on", metavar="PATH")
     ten_crops: bool = flag(True, "also average over ten crops where the images are larger than the network's input")
@@ -598,21 +600,36 @@ class EvaluateConfig:
     device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
     workers: int = flag(2, "threads that read images", short="j")
     output: str | None = flag(None, "JSON file; evaluation.json beside the first checkpoint by default", metavar="FILE")
+    mean_rgb: tuple[float, ...] | None = flag(
+        None,
+        "colour to subtract, in 0..255, for a network whose file holds no mean image; Caffe's ImageNet models were "
+        "trained with 123 117 104",
+        nargs=3,
+        metavar=("R", "G", "B"),
+    )
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "workers", called=flag_name)
+        _check_colour(self.mean_rgb)
 
 
 @dataclass(frozen=True)
 class PredictConfig:
     """What ``python -m net.predict`` is asked to do."""
 
-    checkpoint: str = flag("", "run folder or checkpoint (.pt)", positional=True)
+    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights", positional=True)
     images: tuple[str, ...] = flag((), "image files", positional=True)
     ten_crops: bool = flag(False, "average over ten crops; else the central one")
     json: bool = flag(False, "JSON instead of a table")
     features: str | None = flag(
         None, "write the central crops' last hidden features (fc7), float32 [images, features]", metavar="FILE.npy"
+    )
+    mean_rgb: tuple[float, ...] | None = flag(
+        None,
+        "colour to subtract, in 0..255, for a network whose file holds no mean image; Caffe's ImageNet models were "
+        "trained with 123 117 104",
+        nargs=3,
+        metavar=("R", "G", "B"),
     )
     batch_size: int = flag(128, "images in a batch", short="b")
     precision: Literal["fp32", "tf32", "bf16"] = flag("fp32", "as in net.train")
@@ -620,8 +637,14 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", called=flag_name)
+        _check_colour(self.mean_rgb)
         if self.features is not None and not self.features.endswith(".npy"):
             raise UsageError(f"--features must end in .npy; got {self.features}")
+
+
+def _check_colour(colour: tuple[float, ...] | None) -> None:
+    if colour is not None and not (len(colour) == 3 and all(0 <= value <= 255 for value in colour)):
+        raise UsageError(f"--mean-rgb must be three numbers in 0..255; got {' '.join(map(str, colour))}")
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,13 @@ def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
     from .evaluation import evaluate
     from .features import mean_image, open_its_data
     from .progress import Progress
-    from .trained import open_trained
+    from .trained import check_mean_rgb, open_trained
 
     device = choose(config.device)
     set_precision(config.precision, device)
     keep_freed_memory()
-    trained = [open_trained(argument, device) for argument in config.checkpoints]
+    trained = [open_trained(argument, device, config.mean_rgb) for argument in config.checkpoints]
+    check_mean_rgb(config.mean_rgb, trained)
     first = trained[0]
     for other in trained[1:]:
         if other.classes != first.classes:

@@ -25,21 +25,30 @@ def _predict(config: PredictConfig) -> dict[str, Any]:
 
     from .augmentation import centre_crop, ten_crops
     from .data.decode import decode
+    from .data.sources import packed_size
     from .device import choose, keep_freed_memory, set_precision
     from .doors.image import UnreadableImageError
     from .evaluation import TOP, probabilities
     from .features import check_colours, class_names, features
     from .progress import Progress
-    from .trained import open_trained
+    from .trained import MEAN_RGB_HINT, check_mean_rgb, open_trained
 
     device = choose(config.device)
     set_precision(config.precision, device)
     keep_freed_memory()
-    trained = open_trained(config.checkpoint, device)
+    trained = open_trained(config.checkpoint, device, config.mean_rgb)
     check_colours(trained)
-    if trained.mean is None:
-        raise DataError(f"{trained.path} holds no mean image to subtract; give the run folder or a checkpoint")
-    stored, size = trained.mean.shape[0], trained.network.image_size
+    check_mean_rgb(config.mean_rgb, [trained])
+    size = trained.network.image_size
+    if trained.mean is not None:
+        mean = trained.mean
+    elif trained.mean_rgb is not None:
+        mean = trained.colour_image(packed_size(size))
+    else:
+        raise DataError(
+            f"{trained.path} holds no mean image to subtract; give the run folder or a checkpoint ({MEAN_RGB_HINT})"
+        )
+    stored = mean.shape[0]
     if config.ten_crops and stored == size:
         raise UsageError(f"--ten-crops: {trained.path} was trained on images of {size}x{size}, which it reads whole")
     classes = class_names(trained)
@@ -56,7 +65,7 @@ def _predict(config: PredictConfig) -> dict[str, Any]:
                 except UnreadableImageError as error:
                     raise DataError(f"{name} cannot be read as an image: {error}") from None
             images = torch.from_numpy(np.stack(pixels)).to(device)
-            input = crops(images, trained.mean, size)
+            input = crops(images, mean, size)
             top = probabilities(trained.model, input, config.precision, torch.channels_last).topk(count)
             for name, values, labels in zip(names, top.values.tolist(), top.indices.tolist(), strict=True):
                 likely = [
@@ -64,7 +73,7 @@ def _predict(config: PredictConfig) -> dict[str, Any]:
                 ]
                 answers.append({"image": name, "top": likely})
             if config.features is not None:
-                vectors.append(features(trained, images, trained.mean).cpu().numpy())
+                vectors.append(features(trained, images, mean).cpu().numpy())
             progress.update(len(names))
     if config.features is not None:
         with atomic_write(Path(config.features)) as file:

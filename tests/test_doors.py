@@ -31,7 +31,7 @@ from tests.pictures import picture
 
 READERS: dict[str, Callable[[Path], object]] = {
     "checkpoint": checkpoint_door.load,
-    "state dict": checkpoint_door.tensors_and_metadata,
+    "state dict": checkpoint_door.load_weights,
     "archive": lambda path: archive.read_members(path, ("data_batch_1",)),
     "metrics": metrics.read_metrics,
     "config": lambda path: read_toml(str(path), TrainConfig),
@@ -135,7 +135,7 @@ def test_a_missing_member_is_named(tmp_path: Path) -> None:
         content = state()
         del content[name]
         checkpoint.save(tmp_path / "a.pt", content)
-        with pytest.raises(DataError, match=f"a.pt cannot be used: it: {name} is missing"):
+        with pytest.raises(DataError, match=f"a.pt cannot be used: {name} is missing"):
             checkpoint_door.load(tmp_path / "a.pt", checkpoint_door.RESUMED)
     checkpoint.save(tmp_path / "a.pt", state())
     checkpoint_door.load(tmp_path / "a.pt", checkpoint_door.RESUMED)

@@ -146,7 +146,8 @@ def _content(path: Path) -> Any:
             raise
         except Exception as error:
             # Damage shows in many ways while an archive is unpacked.
-            raise DataError(f"checkpoint {path} is damaged or none: {reason(error)}") from None
+            hint = "; of a model save its state_dict() alone" if str(error).startswith("it asks for") else ""
+            raise DataError(f"checkpoint {path} is damaged or none: {reason(error)}{hint}") from None
     return content
 
 
@@ -161,9 +162,10 @@ def _has(value: Any, schema: Any, name: str) -> None:
         if not isinstance(value, dict):
             raise ValueError(f"{name} is a {type(value).__name__} and no dictionary")
         for key, part in schema.items():
+            member = f"{name}: {key}" if name else key
             if key not in value:
-                raise ValueError(f"{name}: {key} is missing")
-            _has(value[key], part, f"{name}: {key}")
+                raise ValueError(f"{member} is missing")
+            _has(value[key], part, member)
     elif isinstance(schema, list):
         if not isinstance(value, list):
             raise ValueError(f"{name} is a {type(value).__name__} and no list")
@@ -271,24 +273,27 @@ def _verified(path: Path, state: dict[str, Any], needed: tuple[str, ...]) -> dic
     if not isinstance(state["digest"], str) or digest(state) != state["digest"]:
         raise DataError(f"checkpoint {path} is damaged: its checksum is wrong")
     try:
-        _has(state, {name: _SCHEMA[name] for name in needed}, "it")
+        _has(state, {name: _SCHEMA[name] for name in needed}, "")
     except ValueError as error:
         raise DataError(f"checkpoint {path} cannot be used: {error}") from None
     return state
 
 
-def tensors_and_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """The model of a checkpoint with what it says of it, or a state dict of another program and None.
+def load_weights(path: Path, needed: tuple[str, ...] = ("model",)) -> dict[str, Any]:
+    """A checkpoint, or a state dict of another program as its ``"model"`` and nothing else.
 
     A state dict may be inside the dictionary of a training checkpoint, under one of the usual names.
+
+    Args:
+        path: the file.
+        needed: members that a checkpoint of this program must have.
 
     Raises:
         DataError: no file, a damaged one, or one without a state dict.
     """
     content = _content(path)
     if _is_ours(content):
-        state = _verified(path, content, TRAINED)
-        return state["model"], state["metadata"]
+        return _verified(path, content, needed)
     while isinstance(content, Mapping) and not all(isinstance(value, Tensor) for value in content.values()):
         content = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)
     if not isinstance(content, Mapping) or not content or not all(isinstance(name, str) for name in content):
@@ -296,4 +301,4 @@ def tensors_and_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] 
             f"checkpoint {path} holds no state dict; what is read is names and tensors, alone or under "
             f"{', '.join(_WRAPPERS)}"
         )
-    return {name: tensor.detach() for name, tensor in content.items()}, None
+    return {"model": {name: tensor.detach() for name, tensor in content.items()}}
