@@ -123,7 +123,13 @@ def training_step(
             images = blocks(images, *layout)
     copies = ours and dtype == "bfloat16" and sgd.capturable
     step = TrainingStep(model, forward, sgd, PRECISIONS[dtype], record=record, copies=copies)
-    return lambda: step(images if step.images is None else step.images, labels)
+
+    def update() -> None:
+        step(images if step.images is None else step.images, labels)
+        if record and not step.record:
+            raise RuntimeError("the update cannot be recorded")
+
+    return update
 
 
 def inference_step(forward: Callable[[Tensor], Tensor], images: Tensor, dtype: str) -> Callable[[], object]:

@@ -28,7 +28,7 @@ CORE = "half_types or every_dtype or special_values or nan_reaches or its_batch 
 #: Two quick ones, in the interpreter, to see that they are run.
 TOY = "count_offsets_alike or flops_are_counted"
 #: Processes that share the tests: most of their time goes into compiling, which takes one core.
-PROCESSES = 8
+PROCESSES = 14
 #: Seconds that are left for the verdict when the tests are stopped.
 MARGIN = 3.0
 

@@ -41,6 +41,7 @@ def uncaptured(cell: steps.Cell) -> steps.Cell:
 
 
 def ahead(run: Run) -> Iterator[Job]:
+    yield from steps.stage_jobs(run)
     for cell in cells(run):
         if run.toy or cell.mode:
             yield from (steps.compiling(run, each) for each in dict.fromkeys((uncaptured(cell), cell)))

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 import kernels
+from net.alexnet import AlexNet
+from net.forms import untuned, use
 
-from ..cases import failure, many_variants
+from ..cases import DTYPES, failure, many_variants
 from ..network import (
     TORCHVISION,
     build_any,
@@ -59,7 +61,8 @@ def cells(run: Run) -> list[Cell]:
     """Updates, in order of value."""
     network, ours, compiled, dtype, images = run.network, run.ours, run.compiled, run.dtype, run.images
     if run.toy:
-        return [Cell("update", network, name, compiled, dtype, images) for name in (ours, "aten")]
+        pairs = ((ours, run.best), ("aten", compiled))
+        return [Cell("update", network, name, how, dtype, images) for name, how in pairs]
     large = 1024
     best = "max-autotune-no-cudagraphs, recorded"
     found = [
@@ -87,7 +90,30 @@ def cells(run: Run) -> list[Cell]:
 
 
 def ahead(run: Run) -> Iterator[Job]:
+    yield from stage_jobs(run)
     yield from (compiling(run, cell) for cell in cells(run) if run.toy or cell.mode)
+
+
+def stage_jobs(run: Run) -> Iterator[Job]:
+    """Compile the kernels of the network's stages, a job for each: one after the other they take half a minute."""
+    model = build_any(run.network, torch.device("cpu"))
+    assert isinstance(model, AlexNet)
+    use(model, untuned(model, run.device))
+    shapes = {layer.name: layer.input_shape for layer in model.config.layers()}
+    for _, name in model.trunk:
+        if name is None or not {"lrn", "pool"} & set(model.get_submodule(name).operations):
+            continue
+        stage = model.get_submodule(name)
+        channels, *size = shapes[name]
+        count = channels if stage.joint > 1 or stage.across_towers else channels // model.config.towers
+
+        def job(stage: Any = stage, shape: tuple[int, ...] = (run.images, count, *size)) -> None:
+            input = torch.randn(shape, device=run.device).to(DTYPES[run.dtype], memory_format=torch.channels_last)
+            bias = torch.zeros(shape[1], device=run.device, requires_grad=True)
+            with kernels.implementation(run.ours):
+                stage.run(input.requires_grad_(), bias).sum().backward()
+
+        yield f"kernels of {name}", job
 
 
 def rows(run: Run) -> Rows:

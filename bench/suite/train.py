@@ -23,7 +23,7 @@ from .processes import Command
 from .run import Job, Rows, Run, cores
 
 #: Training and validation images, and updates; at toy sizes images, updates, and updates between lines of progress.
-IMAGES, VALIDATION, UPDATES = 8192, 128, 200
+IMAGES, VALIDATION, UPDATES = 8192, 128, 600
 TOY_IMAGES, TOY_UPDATES, TOY_LOG_EVERY = 16, 6, 2
 #: Pictures that differ; their files are written more than once, because only the bytes in the store count.
 PICTURES = 256
