@@ -26,7 +26,7 @@ def _predict(config: PredictConfig) -> dict[str, Any]:
     from .augmentation import centre_crop, ten_crops
     from .data.decode import decode
     from .data.sources import packed_size
-    from .device import choose, keep_freed_memory, set_precision
+    from .device import choose, keep_freed_memory, resolve_precision, set_precision
     from .doors.image import UnreadableImageError
     from .evaluation import TOP, probabilities
     from .features import check_colours, class_names, features
@@ -34,9 +34,10 @@ def _predict(config: PredictConfig) -> dict[str, Any]:
     from .trained import MEAN_RGB_HINT, check_mean_rgb, open_trained
 
     device = choose(config.device)
-    set_precision(config.precision, device)
     keep_freed_memory()
     trained = open_trained(config.checkpoint, device, config.mean_rgb)
+    precision = resolve_precision(config.precision, device, trained.precision)
+    set_precision(precision, device)
     check_colours(trained)
     check_mean_rgb(config.mean_rgb, [trained])
     size = trained.network.image_size
@@ -66,7 +67,7 @@ def _predict(config: PredictConfig) -> dict[str, Any]:
                     raise DataError(f"{name} cannot be read as an image: {error}") from None
             images = torch.from_numpy(np.stack(pixels)).to(device)
             input = crops(images, mean, size)
-            top = probabilities(trained.model, input, config.precision, torch.channels_last).topk(count)
+            top = probabilities(trained.model, input, precision, torch.channels_last).topk(count)
             for name, values, labels in zip(names, top.values.tolist(), top.indices.tolist(), strict=True):
                 likely = [
                     {"class": classes[label], "probability": value} for label, value in zip(labels, values, strict=True)

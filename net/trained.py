@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from .config import AlexNetConfig
 from .doors.checkpoint import TRAINED
 from .errors import DataError, UsageError
 from .fields import from_table, typed
+from .forms import untuned, use
 
 #: What can be said to somebody whose file holds no mean image.
 MEAN_RGB_HINT = "--mean-rgb R G B gives a colour; Caffe's ImageNet models were trained with 123 117 104"
@@ -26,6 +28,7 @@ class Trained:
     trained on the embedded digits or does not say on what, and ``mean``, the mean image of its training images, float32
     ``[size, size, 3]``, where the file holds weights alone. ``mean_rgb`` is then the colour that is subtracted instead,
     in gray levels 0..255, where it is known.
+    ``precision`` is what it was trained in, None where the file does not say.
     """
 
     path: Path
@@ -34,6 +37,7 @@ class Trained:
     data_path: str | None
     mean: Tensor | None
     mean_rgb: tuple[float, ...] | None = None
+    precision: str | None = None
 
     @property
     def network(self) -> AlexNetConfig:
@@ -72,6 +76,7 @@ def open_trained(argument: str, device: torch.device, mean_rgb: tuple[float, ...
             mean_rgb = typed("subtracted_rgb", metadata["subtracted_rgb"], tuple[float, ...])
             if len(mean_rgb) != 3:
                 raise UsageError(f"subtracted_rgb must be three numbers; got {len(mean_rgb)}")
+        precision = typed("precision", metadata.get("precision"), Literal["fp32", "tf32", "bf16"] | None)
     except (UsageError, KeyError, TypeError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else error
         raise DataError(f"{path}: what it says of its network cannot be used: {what}") from None
@@ -85,6 +90,7 @@ def open_trained(argument: str, device: torch.device, mean_rgb: tuple[float, ...
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    use(model, untuned(model, device))
     return Trained(
         path,
         model.eval(),
@@ -92,6 +98,7 @@ def open_trained(argument: str, device: torch.device, mean_rgb: tuple[float, ...
         data_path,
         None if mean is None else mean.to(device),
         None if mean is not None else mean_rgb,
+        precision,
     )
 
 
