@@ -172,6 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = Path(config.output_dir or runs.RUNS / ("ablations-quick" if config.quick else "ablations"))
     if folder.exists() and not folder.is_dir():
         raise DataError(f"--output-dir {folder} is a file")
+    cli.check_exist(data_path=config.data_path, baseline=config.baseline)
+    cli.load("ablation_report", "trainer")
     from . import ablation_report
 
     base, data = baseline(config)

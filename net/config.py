@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .errors import UsageError
-from .fields import at_least, flag, flag_name, from_table
+from .fields import at_least, at_most, flag, flag_name, from_table
 
 Reads = Literal["image", "tower", "all"]
 Operation = Literal["activation", "lrn", "map_norm", "pool"]
@@ -420,6 +420,10 @@ def network(variant: str, **fields: Any) -> AlexNetConfig:
     return AlexNetConfig.from_dict({**VARIANTS[variant].to_dict(), **fields})
 
 
+#: Limits far beyond what helps, so that a number with a digit too many is refused by name: threads and processes,
+#: images in a batch that is only looked at, rows of an image, seconds of waiting.
+MOST_WORKERS, MOST_IMAGES, MOST_ROWS, MOST_SECONDS = 1024, 2**16, 2**16, 10**6
+
 #: The ``--data-path`` of random images, perhaps with a number behind it: ``synthetic:2048``.
 SYNTHETIC = "synthetic"
 
@@ -586,6 +590,9 @@ class TrainConfig(RecipeConfig):
         at_least(self, 1, "epochs", "batch_size", "workers", "keep", "eval_every", "log_every", called=flag_name)
         at_least(self, 0, "checkpoint_every", "seed", "time_budget", called=flag_name)
         at_least(self, 1, "max_steps", "image_size", "timeout", called=flag_name)
+        at_most(self, MOST_WORKERS, "workers", called=flag_name)
+        at_most(self, MOST_ROWS, "image_size", called=flag_name)
+        at_most(self, MOST_SECONDS, "timeout", called=flag_name)
         if self.seed >= 2**63:
             raise UsageError(f"--seed must be less than 2**63; got {self.seed}")
         for name in ("new_head", "freeze"):
@@ -625,6 +632,8 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "workers", called=flag_name)
+        at_most(self, MOST_IMAGES, "batch_size", called=flag_name)
+        at_most(self, MOST_WORKERS, "workers", called=flag_name)
         _check_colour(self.mean_rgb)
 
 
@@ -654,6 +663,7 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", called=flag_name)
+        at_most(self, MOST_IMAGES, "batch_size", called=flag_name)
         _check_colour(self.mean_rgb)
         if self.features is not None and not self.features.endswith(".npy"):
             raise UsageError(f"--features must end in .npy; got {self.features}")
@@ -782,6 +792,8 @@ class ShapesConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "train", "val", "workers", called=flag_name)
+        at_most(self, MOST_WORKERS, "workers", called=flag_name)
+        at_most(self, MOST_ROWS, "size", called=flag_name)
         at_least(self, 8, "size", called=flag_name)
         at_least(self, 0, "seed", called=flag_name)
 
@@ -814,6 +826,7 @@ class AblationsConfig:
     def __post_init__(self) -> None:
         at_least(self, 3, "seeds", called=flag_name)
         at_least(self, 1, "workers", called=flag_name)
+        at_most(self, MOST_WORKERS, "workers", called=flag_name)
 
 
 @dataclass(frozen=True)
@@ -851,5 +864,7 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "size", "workers", called=flag_name)
+        at_most(self, MOST_WORKERS, "workers", called=flag_name)
+        at_most(self, MOST_ROWS, "size", called=flag_name)
         if (self.target is None) != self.verify:
             raise UsageError("give SOURCE and TARGET, or --verify and a store")

@@ -71,6 +71,8 @@ def typed(name: str, value: Any, annotation: Any) -> Any:
         raise UsageError(f"{name} must be of type {expected.__name__}; got {shown(value)}")
     if isinstance(value, int) and abs(value) >= 2**63:
         raise UsageError(f"{name} must be less than 2**63; got {shown(value)}")
+    if isinstance(value, str) and (not value or "\0" in value):
+        raise UsageError(f"{name} must be a text with no zero byte in it; got {shown(value)}")
     return value
 
 
@@ -117,5 +119,17 @@ def at_least(record: object, least: float, *names: str, called: typing.Callable[
     """
     for name in names:
         value = getattr(record, name)
-        if value is not None and not (value >= least and math.isfinite(value)):
-            raise UsageError(f"{called(name)} must be at least {least}; got {value!r}")
+        if value is not None and not least <= value < math.inf:
+            raise UsageError(f"{called(name)} must be at least {least}; got {shown(value)}")
+
+
+def at_most(record: object, most: float, *names: str, called: typing.Callable[[str], str] = str) -> None:
+    """Refuse a field that is more than ``most``; None is nothing to refuse.
+
+    Raises:
+        UsageError: with the name that ``called`` gives the field.
+    """
+    for name in names:
+        value = getattr(record, name)
+        if value is not None and value > most:
+            raise UsageError(f"{called(name)} must be at most {most:,}; got {shown(value)}")

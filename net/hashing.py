@@ -111,6 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Hash as the command line says; returns the exit status."""
     config = cli.resolve(cli.given(HashingConfig, "net.hashing", DESCRIPTION, arguments), HashingConfig)
     check_writable("--output", config.output)
+    cli.check_exist(positional=config.checkpoint, data_path=config.data_path)
+    cli.load("autoencoder", "features", "trained")
     result = _hash(config)
     output = (
         Path(config.output) if config.output is not None else runs.folder_of(Path(result["network"])) / "hashing.json"

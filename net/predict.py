@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from . import cli
 from .config import PredictConfig
 from .errors import DataError, UsageError
 from .files import atomic_write, check_writable
+from .printing import printable
 
 DESCRIPTION = (
     "The five most probable classes of each image, which is scaled and cropped as the training images were and has the "
@@ -86,13 +88,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Predict as the command line says; returns the exit status."""
     config = cli.resolve(cli.given(PredictConfig, "net.predict", DESCRIPTION, arguments), PredictConfig)
     check_writable("--features", config.features)
+    cli.check_exist(positional=config.checkpoint)
+    for image in config.images:
+        if not os.path.exists(image):
+            raise DataError(f"{image} cannot be read as an image: does not exist")
+    cli.load("evaluation", "features", "trained")
     # With --json nothing but JSON is printed to stdout.
     with contextlib.redirect_stdout(sys.stderr) if config.json else contextlib.nullcontext():
         result = _predict(config)
     if config.json:
         print(json.dumps(result, indent=1))
         return 0
-    answers = result["predictions"]
+    answers = [
+        {
+            "image": printable(answer["image"]),
+            "top": [{**item, "class": printable(item["class"])} for item in answer["top"]],
+        }
+        for answer in result["predictions"]
+    ]
     image = max(len("image"), *(len(answer["image"]) for answer in answers))
     name = max(len("class"), *(len(item["class"]) for answer in answers for item in answer["top"]))
     print(f"{'image':<{image}}  {'class':<{name}}  probability")

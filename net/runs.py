@@ -25,6 +25,7 @@ from .config import SYNTHETIC, TrainConfig
 from .doors import metrics
 from .doors.config import read_toml
 from .errors import DataError, UsageError
+from .fields import flag_name
 from .files import atomic_write, locked, remove_partials
 
 RUNS = Path("runs")
@@ -111,8 +112,8 @@ def _toml(value: Any) -> str:
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     if isinstance(value, float):
         return repr(value)
-    # JSON's strings, integers, true and false are TOML's.
-    return json.dumps(value, ensure_ascii=False)
+    # JSON's strings, integers, true and false are TOML's, but for one character that TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -134,11 +135,21 @@ def write_config(folder: Path, config: TrainConfig) -> None:
 
 
 def settings(config: TrainConfig) -> dict[str, Any]:
-    """The flags that have a value, but for those that belong to one invocation; paths are made absolute."""
+    """The flags that have a value, but for those that belong to one invocation; paths are made absolute.
+
+    Raises:
+        UsageError: a path that is no UTF-8, as TOML has to be.
+    """
     values = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
     for name in ("data_path", "store", "val_labels", "init_from"):
         if values[name] is not None and values[name].partition(":")[0] != SYNTHETIC:
             values[name] = os.path.abspath(values[name])
+            try:
+                values[name].encode()
+            except UnicodeEncodeError:
+                raise UsageError(
+                    f"{flag_name(name)} {values[name]} is no UTF-8; rename it or give a link to it"
+                ) from None
     return {
         name: value
         for name, value in values.items()

@@ -23,6 +23,7 @@ from ..doors.image import UnreadableImageError
 from ..doors.store import CHUNK, FORMAT, META, SPLITS, read_arrays, read_meta
 from ..errors import DataError
 from ..files import PARTIAL, atomic_write, locked
+from ..printing import printable
 from ..progress import Progress, duration
 from . import processes
 from .decode import decode
@@ -224,7 +225,9 @@ def _finish(listing: Listing, state: _State, target: Path, offsets: dict[str, in
         np.save(file, state.statistics.mean())
     with atomic_write(target / "skipped.txt") as file:
         for name, reason in sorted(state.skipped):
-            file.write(f"{name}\t{reason}\n".encode(errors="surrogateescape"))
+            # A name may hold a line end, which would forge a line; what is no UTF-8 stays the bytes it is.
+            line = f"{_on_one_line(name)}\t{_on_one_line(reason)}\n"
+            file.write(line.encode(errors="surrogateescape"))
     colour = state.statistics.colour()
     meta = {
         "format": FORMAT,
@@ -242,6 +245,10 @@ def _finish(listing: Listing, state: _State, target: Path, offsets: dict[str, in
         os.truncate(target / f"{split}_images.npy", offsets[split] + counts[split] * size * size * 3)
     (target / PROGRESS).unlink(missing_ok=True)
     return counts
+
+
+def _on_one_line(text: str) -> str:
+    return "".join(printable(one) if ord(one) < 128 else one for one in text)
 
 
 def _existing(target: Path, listing: Listing, size: int) -> bool:
@@ -374,8 +381,7 @@ def _pack_all(listing: Listing, target: Path, size: int, workers: int) -> None:
     if state.skipped:
         print(f"left out {len(state.skipped):,} files, listed with the reasons in {target / 'skipped.txt'}; the first:")
         for file, reason in sorted(state.skipped)[:5]:
-            # A name need not be text in the terminal's encoding.
-            print(f"  {os.fsencode(file).decode(errors='replace')}: {reason}")
+            print(f"  {printable(file)}: {printable(reason)}")
 
 
 def verify(target: Path) -> ImageData:
