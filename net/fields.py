@@ -61,8 +61,6 @@ def typed(name: str, value: Any, annotation: Any) -> Any:
             raise UsageError(f"{name} must be a list; got {shown(value)}")
         return tuple(typed(f"{name}[{index}]", item, arguments[0]) for index, item in enumerate(value))
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
-        if not isinstance(value, Mapping):
-            raise UsageError(f"{name} must be a table of {annotation.__name__}'s fields; got {shown(value)}")
         return from_table(annotation, value, name)
     expected = typing.get_origin(annotation) or annotation
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
@@ -93,6 +91,8 @@ def from_table(cls: type[Record], values: Mapping[str, Any], name: str) -> Recor
         UsageError: a key of the table, called ``name``, that is no field; a field without a value, or with one of
             another type.
     """
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{name} must be a table of {cls.__name__}'s fields; got {shown(values)}")
     hints = typing.get_type_hints(cls)
     fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:

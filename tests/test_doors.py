@@ -20,14 +20,13 @@ import torch
 from net import checkpoint, runs
 from net.config import TrainConfig
 from net.data import cifar10
-from net.data.prepare import prepare
 from net.data.sources import open_data
 from net.data.store import open_store
 from net.doors import archive, files, metrics, pickles
 from net.doors import checkpoint as checkpoint_door
 from net.doors.config import read_toml
 from net.errors import DataError, MissingError, UsageError
-from tests.pictures import picture
+from tests.stores import small_store
 
 READERS: dict[str, Callable[[Path], object]] = {
     "checkpoint": checkpoint_door.load,
@@ -221,13 +220,7 @@ def test_tensors_larger_than_their_bytes(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("doors")
-    for split, count in (("train", 3), ("val", 2)):
-        for label in ("a", "b"):
-            (root / "images" / split / label).mkdir(parents=True)
-            for number in range(count):
-                picture(number, 0, 16, 16).save(root / "images" / split / label / f"{number}.png")
-    prepare(root / "images", root / "store", size=16, workers=1)
-    return root / "store"
+    return small_store(root, train=3, val=2)
 
 
 def with_array(store: Path, target: Path, name: str, array: np.ndarray) -> Path:
