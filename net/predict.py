@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if config.json:
         print(json.dumps(result, indent=1))
         return 0
-    answers = [
+    answers: list[dict[str, Any]] = [
         {
             "image": printable(answer["image"]),
             "top": [{**item, "class": printable(item["class"])} for item in answer["top"]],

@@ -106,13 +106,13 @@ def _resume(flags: dict[str, Any], source: Path) -> int:
     with _claimed(folder, config.preset, launch, not same):
         cli.load("checkpoint")
         from . import checkpoint
-        from .doors.checkpoint import RESUMED
+        from .doors.checkpoint import RESUMED, load
 
         kept = checkpoint.checkpoints(source / "checkpoints")
         resumed: tuple[Path, dict[str, Any]] | None
         if config.resume != "auto" and Path(flags["resume"]).is_file() and Path(flags["resume"]).suffix == ".pt":
             path = Path(flags["resume"])
-            resumed = path, checkpoint.load(path, RESUMED)
+            resumed = path, load(path, RESUMED)
             if same and kept and path.resolve() != kept[0].resolve():
                 raise UsageError(f"{path} is not its run's newest checkpoint: to go on from it give a new --output-dir")
         else:

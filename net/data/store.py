@@ -16,6 +16,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +61,7 @@ def open_store(path: Path, *, whole: bool = False) -> ImageData:
     meta = read_meta(path)
     size, classes = meta["image_size"], tuple(meta["classes"])
 
-    def array(name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[np.generic]:
+    def array(name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
         return read_array(path / name, dtype, shape, meta["sha256"].get(name))
 
     splits = {}

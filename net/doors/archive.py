@@ -126,7 +126,7 @@ def read_members(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
             while stream.read(2**20):
                 # What gzip knows of its content it compares at the end, which tar's end is not.
                 pass
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:
         # zlib.error, struct.error, EOFError, tarfile.TarError and others, by where the damage is.
@@ -181,6 +181,8 @@ def batch(path: Path, name: str, content: bytes) -> tuple[NDArray[np.uint8], NDA
             raise ValueError(f"its data are not uint8 [{len(truth)}, {_PIXELS}]")
         if not len(truth) or min(truth) < 0 or max(truth) >= CLASSES:
             raise ValueError(f"labels are not 0 to {CLASSES - 1}")
+    except MemoryError:
+        raise
     except Exception as error:
         # A damaged pickle calls numpy with whatever it holds.
         raise DataError(f"{path}: {name} is not a batch of CIFAR-10: {reason(error)}") from None

@@ -142,7 +142,7 @@ def _content(path: Path) -> Any:
             file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
             _check_size(content, described)
-        except DataError:
+        except (DataError, MemoryError):
             raise
         except Exception as error:
             # Damage shows in many ways while an archive is unpacked.

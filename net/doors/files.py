@@ -56,8 +56,6 @@ def opened(path: Path, what: str, limit: int | None = None) -> Iterator[BinaryIO
             # A library's, about the content.
             raise
         raise DataError(f"{what} {path} cannot be read: {error.strerror}") from None
-    except MemoryError:
-        raise DataError(f"{what} {path} does not fit into memory") from None
 
 
 def _check_regular(status: os.stat_result, path: Path, what: str) -> None:

@@ -13,7 +13,7 @@ from .files import opened
 
 #: What is decoded here, in this process. Pillow knows others: for EPS it starts Ghostscript, for which a file need only
 #: begin as one, whatever it is called.
-_RASTER = (
+_RASTER: tuple[str, ...] = (
     "AVIF",
     "BMP",
     "DIB",
@@ -60,6 +60,8 @@ def _formats() -> tuple[str, ...]:
 def opened_image(path: Path, size: int) -> Iterator[Image.Image]:
     """Open an image and turn it as its orientation says; a JPEG much larger than ``size`` is decoded at a fraction.
 
+    Memory that is not enough is no fault of the file, and passes.
+
     Raises:
         UnreadableImageError: the file is damaged, empty or no image; also for what is raised inside the block.
     """
@@ -70,7 +72,7 @@ def opened_image(path: Path, size: int) -> Iterator[Image.Image]:
                 image.draft(None, (size, size))
                 image.load()
                 yield _upright(image)
-    except UnreadableImageError:
+    except (UnreadableImageError, MemoryError):
         raise
     except DataError as error:
         raise UnreadableImageError(str(error).removeprefix(f"image {path} ")) from None

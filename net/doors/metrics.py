@@ -11,7 +11,7 @@ from .files import read
 #: A run of ninety epochs writes 20 MB.
 _LIMIT = 2**28
 _KINDS = ("train", "eval")
-_NUMBERS = (
+_NUMBERS: tuple[str, ...] = (
     "epoch",
     "loss",
     "top1_error_percent",

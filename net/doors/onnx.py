@@ -55,7 +55,7 @@ def read_onnx(path: Path) -> OnnxFile:
                 _take_in(path, tensor)
         onnx.checker.check_model(model)
         initializers = {tensor.name: _tensor(tensor) for tensor in model.graph.initializer}
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:
         # DecodeError, ValidationError, and what numpy says of data that are short or of an unknown type.
@@ -184,6 +184,8 @@ def computed(path: Path, file: OnnxFile) -> tuple[list[Any], dict[str, Tensor]]:
         attributes = {item.name: attribute(item) for item in node.attribute}
         try:
             result = _COMPUTED[node.op_type](attributes, *(values[name] for name in node.input))
+        except MemoryError:
+            raise
         except Exception as error:
             # Whatever numpy and PyTorch raise for attributes and shapes that do not go together.
             raise DataError(f"{path}: operator {node.op_type} (output {node.output[0]}): {reason(error)}") from None

@@ -3,6 +3,8 @@
 import io
 import pickletools
 import re
+import typing
+from typing import Any
 
 #: Values that a pickle may describe: a checkpoint of 21,000 classes has 50,000, a batch of CIFAR-10 10,000. Reading so
 #: many takes some seconds.
@@ -26,8 +28,8 @@ def values(content: io.BytesIO, allowed: re.Pattern[str]) -> int:
     stack: list[int] = []
     marks: list[int] = []
     memo: dict[int, int] = {}
-    for number, (code, argument, _) in enumerate(pickletools.genops(content)):
-        name = code.name
+    for number, (code, given, _) in enumerate(pickletools.genops(content)):
+        name, argument = code.name, typing.cast(Any, given)
         if name == "GLOBAL" and not allowed.fullmatch(argument):
             raise ValueError(f"it asks for {argument.replace(' ', '.')}")
         if name in ("INST", "EXT1", "EXT2", "EXT4"):

@@ -62,7 +62,7 @@ def read_meta(path: Path) -> dict[str, Any]:
         typed("source's sha256", meta["source"]["sha256"], str)
     except MissingError:
         raise DataError(f"{path} is no finished store: it has no {META}; run python -m net.prepare again") from None
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError, UsageError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else reason(error)
@@ -107,7 +107,7 @@ def read_array(path: Path, dtype: type[np.generic], shape: tuple[int, ...], sha2
         return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape).copy()
     except MissingError:
         raise DataError(f"{path} is missing; prepare the images again") from None
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:
         raise DataError(f"{path} is damaged: {reason(error)}") from None
@@ -129,10 +129,10 @@ def mapped_images(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
             # An interruption may have left more, behind the images.
             if size - offset < needed:
                 raise ValueError(f"it is cut short: {size - offset:,} of {needed:,} bytes of images")
-            return np.memmap(file, np.uint8, "r", offset, shape)  # type: ignore[call-overload, no-any-return]
+            return np.memmap(file, np.uint8, "r", offset, shape)
     except MissingError:
         raise DataError(f"{path} cannot be mapped: there is no such file; prepare the images again") from None
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:
         raise DataError(f"{path} cannot be mapped: {reason(error)}") from None
@@ -166,7 +166,7 @@ def read_arrays(path: Path, expected: Mapping[str, tuple[type[np.generic], tuple
                     raise ValueError(f"{name} is shorter or longer than its header says")
                 arrays[name] = np.frombuffer(content, dtype, offset=part.tell()).reshape(shape).copy()
             return arrays
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:
         raise DataError(f"{path} is damaged: {reason(error)}") from None
