@@ -6,6 +6,7 @@ Nothing here imports torch, so that ``--help`` is instant. A command's flags are
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -96,6 +97,10 @@ class Layer:
     multiply_adds: int = 0
 
 
+#: Channels that a normalization's window may span; a larger one would only be padded, with memory for each.
+MOST_CHANNELS = 1025
+
+
 @dataclass(frozen=True)
 class AlexNetConfig:
     """The network's architecture. Every ablation of the paper is a field.
@@ -145,6 +150,7 @@ class AlexNetConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "image_size", "image_channels", "classes", "lrn_size")
         at_least(self, 0, "lrn_alpha", "lrn_beta", "lrn_k", "dropout", "output_weight_std")
+        at_most(self, MOST_CHANNELS, "lrn_size")
         if self.lrn_k == 0:
             raise UsageError("lrn_k must be more than 0: maps of zeros would be divided by zero")
         if self.towers not in (1, 2):
@@ -155,6 +161,10 @@ class AlexNetConfig:
         names = [*known, *(dense.name for dense in self.hidden), self.output_name]
         if len(set(names)) < len(names):
             raise UsageError(f"the layers' names must differ; got {', '.join(names)}")
+        for name in names:
+            # They are attributes of the network, beside its others.
+            if not re.fullmatch(r"conv[0-9]{1,9}" if name in known else r"fc[0-9]{1,9}", name):
+                raise UsageError(f"layers are called conv and fc with a number, such as conv1 and fc6; got {name!r}")
         for name in self.without:
             if name not in known:
                 raise UsageError(f"without: {name!r} is no convolution of {self.variant}; it has {', '.join(known)}")

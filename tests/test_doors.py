@@ -385,6 +385,8 @@ def test_nested_pairs_in_a_batch() -> None:
     [
         ("lr = " + "[" * 5000, "is not TOML: its brackets are nested too deeply"),
         ("seed = " + "9" * 5000, "is not TOML: "),
+        ("a" + ".a" * 5000 + " = 1", "is not TOML: it has a line of more than 8,192 characters"),
+        ("a = 1\n" * 20_000, "has 120,000 bytes; at most 65,536 are read"),
         ("seed = 99999999999999999999", "must be less than 2**63"),
         ("lr = 'x'", "must be of type float; got 'x'"),
         ("epoch = 3", "'epoch' is no flag; did you mean epochs?"),

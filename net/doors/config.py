@@ -9,8 +9,9 @@ from ..errors import DataError, UsageError
 from ..fields import near, typed
 from .files import read_text, reason
 
-#: A file of every flag takes 2 KB.
-_LIMIT = 2**20
+#: Bytes of a file, and characters of a line: reading a key takes the square of its length. Every flag takes 2 KB, and a
+#: network with all its layers 2,000 characters.
+_LIMIT, _LINE = 2**16, 2**13
 
 
 def toml(text: str) -> dict[str, Any]:
@@ -33,7 +34,10 @@ def read_toml(path: str, config: type[Any], flag: str = "--config") -> dict[str,
         UsageError: the file cannot be read, or holds what is no flag or no value for it.
     """
     try:
-        values = toml(read_text(Path(path), "file", _LIMIT).replace("\r\n", "\n"))
+        text = read_text(Path(path), "file", _LIMIT).replace("\r\n", "\n")
+        if max(map(len, text.split("\n"))) > _LINE:
+            raise ValueError(f"it has a line of more than {_LINE:,} characters")
+        values = toml(text)
     except DataError as error:
         raise UsageError(f"{flag}: {error}") from None
     except ValueError as error:
