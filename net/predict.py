@@ -89,9 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = cli.resolve(cli.given(PredictConfig, "net.predict", DESCRIPTION, arguments), PredictConfig)
     check_writable("--features", config.features)
     cli.check_exist(positional=config.checkpoint)
-    for image in config.images:
-        if not os.path.exists(image):
-            raise DataError(f"{image} cannot be read as an image: does not exist")
+    for path in config.images:
+        if not os.path.exists(path):
+            raise DataError(f"{path} cannot be read as an image: does not exist")
     cli.load("evaluation", "features", "trained")
     # With --json nothing but JSON is printed to stdout.
     with contextlib.redirect_stdout(sys.stderr) if config.json else contextlib.nullcontext():

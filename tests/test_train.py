@@ -108,7 +108,11 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(whole: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+    ("number", "status"),
+    [
+        (signal.SIGTERM, 143),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in ((signal.SIGINT, 130), (signal.SIGHUP, 129))),
+    ],
 )
 def test_a_signal_saves_and_the_run_goes_on_with_the_same_bits(
     whole: Path, tmp_path: Path, number: signal.Signals, status: int
