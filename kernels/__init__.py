@@ -3,6 +3,7 @@
 ``kernels`` knows no network and can be used in any model. :func:`implementation` chooses how the operators run.
 """
 
+from .bias_relu import bias_relu
 from .dispatch import IMPLEMENTATIONS, implementation
 from .fuse import fuse
 from .local_response_norm import local_response_norm, relu_local_response_norm
@@ -17,6 +18,7 @@ __all__ = [
     "ReLULRNMaxPool2d",
     "ReLULocalResponseNorm",
     "ReLUMaxPool2d",
+    "bias_relu",
     "fuse",
     "implementation",
     "local_response_norm",
