@@ -70,7 +70,7 @@ def slot_by_slot(available: Iterable[Forms], start: Forms, seconds: Callable[[Fo
 
 def cache_file() -> Path:
     """Where choices are remembered: ``$XDG_CACHE_HOME/alexnet-fused/forms.json``, ``~/.cache`` by default."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "alexnet-fused" / "forms.json"
 
 
