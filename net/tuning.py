@@ -153,7 +153,7 @@ def milliseconds(plan: AlexNetConfig, batch: int, precision: str, device: torch.
             end.record()
             end.synchronize()
             times.append(begin.elapsed_time(end) / UPDATES)
-    return statistics.median(times)
+    return float(statistics.median(times))
 
 
 def measure(plan: AlexNetConfig, batch: int, precision: str, device: torch.device) -> dict[str, Any]:
