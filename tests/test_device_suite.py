@@ -56,6 +56,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Done, Path]:
     return Done(done.returncode, done.stdout, done.stderr), output
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_parts_run_in_their_order(whole: tuple[Done, Path]) -> None:
     done, output = whole
@@ -71,6 +72,7 @@ def test_parts_run_in_their_order(whole: tuple[Done, Path]) -> None:
     assert f"{len(rows)} rows in {output}" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_what_the_parts_find(whole: tuple[Done, Path]) -> None:
     rows = records.read(whole[1])
@@ -83,6 +85,7 @@ def test_what_the_parts_find(whole: tuple[Done, Path]) -> None:
     assert list(whole[1].glob("trace-*.json.gz"))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_operators_of_an_update_are_found_in_their_layers(whole: tuple[Done, Path]) -> None:
     profile = [row for row in records.read(whole[1]) if row["suite"] == "profile"]
@@ -100,6 +103,7 @@ def test_operators_of_an_update_are_found_in_their_layers(whole: tuple[Done, Pat
     assert unknown < 0.2 * profile[-1]["us_per_step"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_end_is_a_summary(whole: tuple[Done, Path]) -> None:
     end = whole[0].stdout[whole[0].stdout.rindex("most expensive in the update of digits") :]
