@@ -29,6 +29,25 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def square(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """The central square of uint8 ``[H, W, 3]``, its side scaled to ``size``: uint8 ``[size, size, 3]``."""
+    side = min(pixels.shape[:2])
+    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+    found = torch.from_numpy(pixels[top : top + side, left : left + side]).permute(2, 0, 1)
+    if side != size:
+        found = F.interpolate(found[None], size=(size, size), mode="bicubic", antialias=True)[0]
+    return found.permute(1, 2, 0).contiguous().numpy()
+
+
+def upright(image: Image.Image) -> NDArray[np.uint8]:
+    """An opened image's pixels, uint8 ``[H, W, 3]`` in RGB, its orientation tag obeyed.
+
+    Raises:
+        UnreadableImageError: floating-point pixels.
+    """
+    return np.array(_rgb(ImageOps.exif_transpose(image)))
+
+
 def decode(path: Path, size: int) -> NDArray[np.uint8]:
     """Scale the shorter side to ``size`` and cut out the central ``size`` x ``size``: uint8 ``[size, size, 3]``.
 
@@ -48,12 +67,7 @@ def decode(path: Path, size: int) -> NDArray[np.uint8]:
                 image.draft(None, (size, size))
                 ImageOps.exif_transpose(image, in_place=True)
                 pixels = np.array(_rgb(image))
-        side = min(pixels.shape[:2])
-        top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
-        square = torch.from_numpy(pixels[top : top + side, left : left + side]).permute(2, 0, 1)
-        if side != size:
-            square = F.interpolate(square[None], size=(size, size), mode="bicubic", antialias=True)[0]
-        return square.permute(1, 2, 0).contiguous().numpy()
+        return square(pixels, size)
     except UnreadableImageError:
         raise
     except Exception as error:
