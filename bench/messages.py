@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from kernels import private
 from net.config import AlexNetConfig
 
 #: The collective that an operator of torch.distributed is.
@@ -48,7 +47,7 @@ class Message:
         return self.size * SENT[self.kind](self.ranks)
 
 
-class Count(TorchDispatchMode):
+class Count(private.found("torch.utils._python_dispatch:TorchDispatchMode")):
     """Notes every collective inside its ``with`` block, of forward passes, backward passes and gradient buckets."""
 
     def __init__(self, ranks: int) -> None:
@@ -60,7 +59,7 @@ class Count(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         namespace, _, name = func._schema.name.partition("::")
         if namespace in ("c10d", "_c10d_functional", "_c10d_functional_autograd") and name in _KINDS:
-            tensors = torch.utils._pytree.tree_leaves((result, args))
+            tensors = private.tree_leaves((result, args))
             size = max(item.nbytes for item in tensors if isinstance(item, Tensor))
             self.messages.append(Message(name, _KINDS[name], size, self.ranks))
         return result

@@ -3,12 +3,15 @@
 ``kernels`` knows no network and can be used in any model. :func:`implementation` chooses how the operators run.
 """
 
+from . import private
 from .dispatch import IMPLEMENTATIONS, implementation
 from .fuse import fuse
 from .local_response_norm import local_response_norm, relu_local_response_norm
 from .max_pool2d import max_pool2d, relu_max_pool2d
 from .modules import LocalResponseNorm, MaxPool2d, ReLULocalResponseNorm, ReLULRNMaxPool2d, ReLUMaxPool2d
 from .relu_lrn_max_pool2d import relu_lrn_max_pool2d
+
+private.say_untried()
 
 __all__ = [
     "IMPLEMENTATIONS",

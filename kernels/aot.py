@@ -21,10 +21,8 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
-from . import triton_stage
+from . import private, triton_stage
 from .arguments import Normalization, Pooling
 from .triton_forward import forward_kernel
 
@@ -81,7 +79,7 @@ def launches(case: Case, dtype: torch.dtype, format: torch.memory_format) -> Ite
     yield "backward", launch, (2 if case.normalization else 1) * size + (2 if masked else 1) * out_size + saved
 
 
-def source(launch: Any, aligned: bool = True) -> ASTSource:
+def source(launch: Any, aligned: bool = True) -> Any:
     """What Triton compiles for a launch: integers of one and multiples of 16 are known to it, as at a launch.
 
     Args:
@@ -110,7 +108,9 @@ def source(launch: Any, aligned: bool = True) -> ASTSource:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             if value % 16 == 0:
                 attributes[(position,)] = [["tt.divisibility", 16]]
-    return ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return private.found("triton.compiler:ASTSource")(
+        fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes
+    )
 
 
 _POINTERS = {
@@ -124,10 +124,11 @@ _POINTERS = {
 }
 
 
-def _target(name: str) -> GPUTarget:
+def _target(name: str) -> Any:
+    target = private.found("triton.backends.compiler:GPUTarget")
     if name.startswith("sm_"):
-        return GPUTarget("cuda", int(name.removeprefix("sm_")), 32)
-    return GPUTarget("hip", name, 64)
+        return target("cuda", int(name.removeprefix("sm_")), 32)
+    return target("hip", name, 64)
 
 
 def _tool(name: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import cpu, reference
+from . import cpu, private, reference
 
 #: Shapes and parameters that are compiled; further ones run as ``reference`` does.
 _VARIANTS = 64
@@ -39,11 +39,11 @@ def _say_once() -> None:
 
 def forward(*arguments: Any) -> Any:
     """See :func:`kernels.reference.forward`."""
-    with torch._dynamo.config.patch(recompile_limit=_VARIANTS):
+    with private.dynamo(recompile_limit=_VARIANTS):
         return _compiled(reference.forward, cpu.forward)(*arguments)
 
 
 def backward(*arguments: Any) -> Any:
     """See :func:`kernels.reference.backward`."""
-    with torch._dynamo.config.patch(recompile_limit=_VARIANTS):
+    with private.dynamo(recompile_limit=_VARIANTS):
         return _compiled(reference.backward, cpu.backward)(*arguments)

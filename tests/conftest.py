@@ -31,6 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"KERNELS_TEST must be {allowed}; got {os.environ['KERNELS_TEST']!r}")
     if config.getoption("benchmark_only", False):
         return
+    # In the commands that tests start: a refusal is to be the only line on stderr, whatever PyTorch this is.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:kernels was not tried")
     if WHERE == "gpu":
         if not torch.cuda.is_available():
             raise pytest.UsageError("KERNELS_TEST=gpu needs a GPU, and PyTorch finds none")
