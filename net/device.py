@@ -2,9 +2,7 @@
 
 import contextlib
 import ctypes
-import os
 import resource
-import shutil
 
 import torch
 
@@ -54,11 +52,6 @@ def set_precision(precision: str, device: torch.device) -> None:
         raise UsageError("--precision tf32 needs an NVIDIA GPU of compute capability 8.0 or more; use fp32 or bf16")
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
-
-
-def has_cpp_compiler() -> bool:
-    """Whether there is a C++ compiler, without which nothing can be compiled for a CPU."""
-    return any(shutil.which(compiler) for compiler in (os.environ.get("CXX") or "g++", "g++", "clang++"))
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from kernels import compiler
+
 from . import checkpoint, runs, weights
 from .alexnet import AlexNet
 from .augmentation import TrainingInput, VariationTable, centre_crop
@@ -24,7 +26,7 @@ from .config import AlexNetConfig, TrainConfig, network
 from .data.images import ImageData
 from .data.loader import Batch, Loader, cache_that_fits
 from .data.sources import open_data, packed_size
-from .device import autocast, describe, has_cpp_compiler, keep_freed_memory, peak_memory_mib, set_precision
+from .device import autocast, describe, keep_freed_memory, peak_memory_mib, set_precision
 from .errors import DataError, UsageError
 from .evaluation import Errors, evaluate
 from .parallel.process_group import Ranks
@@ -154,8 +156,8 @@ def compile_wanted(config: TrainConfig, plan: AlexNetConfig, steps: int, device:
             seconds = min(seconds, flop / (CPU_CORE_FLOP_PER_S * torch.get_num_threads()))
         if seconds < COMPILE_AFTER_SECONDS[device.type]:
             return False
-    if not has_cpp_compiler():
-        print("torch.compile needs a C++ compiler (g++ or clang++) and finds none: running eager")
+    if (obstacle := compiler.obstacle()) is not None:
+        print(f"running eager, because torch.compile finds {obstacle}")
         return False
     return True
 

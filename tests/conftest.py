@@ -57,6 +57,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = chosen
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # Not before: the package reads TRITON_INTERPRET when it is imported.
+    from kernels import compiler
+
+    if item.get_closest_marker("compiles") and (obstacle := compiler.obstacle()) is not None:
+        pytest.skip(f"compiles, and there is {obstacle}")
+
+
 def pytest_ignore_collect(config: pytest.Config) -> bool | None:
     """Among the tests there is nothing to benchmark, and it takes seconds to see that."""
     return True if config.getoption("benchmark_only", False) else None

@@ -392,6 +392,7 @@ def test_torch_export_needs_nothing_of_this_package(tmp_path: Path) -> None:
         assert_same(torch.load(tmp_path / "logits.pt"), model(images))
 
 
+@pytest.mark.compiles
 @pytest.mark.slow
 def test_aotinductor_package(tmp_path: Path) -> None:
     model = lively()
