@@ -23,6 +23,7 @@ from typing import NamedTuple, NoReturn
 
 from net.cli import Parser, spin_briefly
 from net.config import VARIANTS
+from net.data.processes import available_cores
 
 from .environment import ROOT, commit
 from .suite.processes import Command
@@ -178,7 +179,7 @@ class Suite:
         if limit < FEWEST:
             return []
         # With the compilers that they start, and the gate's tests, they should not be many more than the cores.
-        count = max(1, min(12, len(os.sched_getaffinity(0)) * 3 // 4))
+        count = max(1, min(12, available_cores() * 3 // 4))
         print(f"--- compiling in {count} processes: at most {limit:.0f} s", flush=True)
         return [self.start("ahead", limit, TORCHINDUCTOR_COMPILE_THREADS="2") for _ in range(count)]
 

@@ -133,7 +133,10 @@ def _named(input: Tensor, normalization: Normalization | None) -> str:
     """The same by the name that users know."""
     name = dispatch.selected()
     if name == "auto":
-        name = "triton" if input.device.type == "cuda" and "triton" in _IMPLEMENTATIONS else "reference"
+        # The formulas were written for these devices and tried there; on Apple's GPU PyTorch's operators have kernels.
+        name = {"cuda": "triton", "mps": "aten"}.get(input.device.type, "reference")
+        if name not in _IMPLEMENTATIONS and name != "aten":
+            name = "reference"
     if name == "triton":
         if "triton" not in _IMPLEMENTATIONS:
             raise ValueError("the implementation 'triton' needs the package triton, which is not installed")

@@ -37,7 +37,7 @@ def _in_python(root: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def _modes() -> tuple[object, ...]:
     """What a ``with`` block may switch; activation checkpointing hooks in where tensors are saved."""
-    autocast = [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")]
+    autocast = [torch.is_autocast_enabled(device) for device in ("cpu", "cuda", "mps")]
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),

@@ -191,7 +191,7 @@ def run(command: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:
         # Whoever read the output has left; Python's own flush at exit would complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 128 + signal.SIGPIPE
+        status = 128 + getattr(signal, "SIGPIPE", 13)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         status = _refused(f"{place}{error.strerror or error}", 1)

@@ -16,6 +16,11 @@ from .fields import at_least, flag, flag_name, from_table
 Reads = Literal["image", "tower", "all"]
 Operation = Literal["activation", "lrn", "map_norm", "pool"]
 
+#: Help of ``--device``.
+DEVICES = (
+    "cpu, cuda, cuda:1, mps (an Apple GPU, with PyTorch's own operators, in one process); a CUDA GPU when there is one"
+)
+
 
 def _plain(value: Any) -> Any:
     """``value`` with lists for tuples, as JSON would give it back."""
@@ -538,7 +543,7 @@ class TrainConfig(RecipeConfig):
         "torch.compile the network; by default in long runs on a CPU, and on CUDA unless --time-budget is under five"
         " minutes",
     )
-    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    device: str | None = flag(None, DEVICES)
     parallel: Literal["none", "data", "tower", "hybrid"] = flag(
         "none",
         "what torchrun's processes share: slices of the batch (data), the paper's towers (tower), or slices for the "
@@ -595,7 +600,7 @@ class EvaluateConfig:
     batch_size: int = flag(128, "images in a batch", short="b")
     precision: Literal["fp32", "tf32", "bf16"] = flag("fp32", "as in net.train")
     channels_last: bool = flag(True, "keep activations in channels_last memory format")
-    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    device: str | None = flag(None, DEVICES)
     workers: int = flag(2, "threads that read images", short="j")
     output: str | None = flag(None, "JSON file; evaluation.json beside the first checkpoint by default", metavar="FILE")
 
@@ -616,7 +621,7 @@ class PredictConfig:
     )
     batch_size: int = flag(128, "images in a batch", short="b")
     precision: Literal["fp32", "tf32", "bf16"] = flag("fp32", "as in net.train")
-    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    device: str | None = flag(None, DEVICES)
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", called=flag_name)
@@ -642,7 +647,7 @@ class PredictionsConfig:
     checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors)", positional=True)
     data_path: str | None = flag(None, "as in net.train; by default what it was trained on", metavar="PATH")
     seed: int = flag(0, "which images are drawn")
-    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    device: str | None = flag(None, DEVICES)
     output: str | None = flag(None, "predictions.png in the run folder by default", metavar="FILE.png")
 
     def __post_init__(self) -> None:
@@ -658,7 +663,7 @@ class NeighboursConfig:
     data_path: str | None = flag(None, "as in net.train; by default what it was trained on", metavar="PATH")
     seed: int = flag(0, "which images are drawn")
     batch_size: int = flag(128, "images in a batch", short="b")
-    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    device: str | None = flag(None, DEVICES)
     output: str | None = flag(None, "neighbours.png in the run folder by default", metavar="FILE.png")
 
     def __post_init__(self) -> None:
@@ -678,7 +683,7 @@ class ActivationsConfig:
     max_epochs: int = flag(60, "epochs after which a training that has not come to 25 % is given up")
     batch_size: int = flag(128, "images in an update", short="b")
     seed: int = flag(0, "of weights and order")
-    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    device: str | None = flag(None, DEVICES)
     output: str | None = flag(None, "runs/activations.png by default", metavar="FILE.png")
 
     def __post_init__(self) -> None:
@@ -706,7 +711,7 @@ class HashingConfig:
     queries: int = flag(1000, "validation images that are searched for")
     seed: int = flag(0, "of the auto-encoder and of the queries")
     batch_size: int = flag(128, "images in a batch", short="b")
-    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    device: str | None = flag(None, DEVICES)
     output: str | None = flag(None, "JSON file; hashing.json in the run folder by default", metavar="FILE")
 
     def __post_init__(self) -> None:
@@ -753,7 +758,7 @@ class AblationsConfig:
         "small images on a CPU, else one",
         short="j",
     )
-    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    device: str | None = flag(None, DEVICES)
     output_dir: str | None = flag(
         None, "folder of the results, runs/ablations or runs/ablations-quick by default", metavar="DIR"
     )

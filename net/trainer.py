@@ -26,7 +26,15 @@ from .config import AlexNetConfig, TrainConfig, network
 from .data.images import ImageData
 from .data.loader import Batch, Loader, cache_that_fits
 from .data.sources import open_data, packed_size
-from .device import autocast, describe, keep_freed_memory, peak_memory_mib, set_precision
+from .device import (
+    autocast,
+    describe,
+    keep_freed_memory,
+    peak_memory_mib,
+    random_state,
+    set_precision,
+    set_random_state,
+)
 from .errors import DataError, UsageError
 from .evaluation import Errors, evaluate
 from .parallel.process_group import Ranks
@@ -144,9 +152,9 @@ def open_run_data(config: TrainConfig) -> tuple[ImageData, AlexNetConfig]:
 def compile_wanted(config: TrainConfig, plan: AlexNetConfig, steps: int, device: torch.device) -> bool:
     """Whether to compile: as asked, else where a run may take long enough. The same for a resumed run.
 
-    On CUDA that is every run but those with a budget of a few minutes.
+    On CUDA that is every run but those with a budget of a few minutes, on Apple's GPUs none.
     """
-    if config.compile is False:
+    if config.compile is False or (config.compile is None and device.type not in COMPILE_AFTER_SECONDS):
         return False
     if config.compile is None:
         seconds = config.time_budget or math.inf
@@ -370,9 +378,7 @@ class Trainer:
         before, now = state.get("parallel", {"strategy": "none", "ranks": 1}), self._parallel()
         if before == now:
             random = [state["random"], *state["random"].get("others", ())][self.ranks.rank]
-            torch.set_rng_state(random["cpu"])
-            if self.device.type == "cuda" and random["cuda"] is not None:
-                torch.cuda.set_rng_state(random["cuda"], self.device)
+            set_random_state(self.device, random)
         else:
             torch.manual_seed(rank_seed(self.config.seed, self.step, self.ranks.rank))
             was, is_now = (f"--parallel {each['strategy']} on {each['ranks']}" for each in (before, now))
@@ -404,10 +410,7 @@ class Trainer:
             }
             for (index, values), name in zip(optimizer["state"].items(), self._names(), strict=True)
         }
-        cuda = self.device.type == "cuda"
-        random = self.ranks.gathered(
-            {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(self.device) if cuda else None}
-        )
+        random = self.ranks.gathered(random_state(self.device))
         return {
             "metadata": self.metadata(),
             "parallel": self._parallel(),

@@ -211,9 +211,11 @@ class Loader:
                 if isinstance(buffer, BaseException):
                     raise buffer
                 count = len(buffer.samples)
-                images = buffer.images[:count].to(self.device, non_blocking=True)
-                labels = buffer.labels[:count].to(self.device, non_blocking=True)
-                if self.device.type == "cuda":
+                # Elsewhere nothing says when a copy is done and the buffer may be filled again.
+                cuda = self.device.type == "cuda"
+                images = buffer.images[:count].to(self.device, non_blocking=cuda)
+                labels = buffer.labels[:count].to(self.device, non_blocking=cuda)
+                if cuda:
                     buffer.copied = torch.cuda.Event()
                     buffer.copied.record(torch.cuda.current_stream(self.device))
                 yield Batch(images, labels, buffer.samples, buffer.epoch)
@@ -229,7 +231,9 @@ def cache_that_fits(split: Split, wanted: Cache, device: torch.device) -> Cache:
         return wanted
     if device.type == "cpu":
         wanted = "host"
-    free = torch.cuda.mem_get_info(device)[0] if wanted == "device" else free_host_memory()
+    # Apple's GPUs share the host's.
+    cuda = device.type == "cuda" and wanted == "device"
+    free = torch.cuda.mem_get_info(device)[0] if cuda else free_host_memory()
     if split.images.nbytes <= 0.8 * free:
         return wanted
     print(

@@ -302,6 +302,8 @@ def join(launch: Launch, config: TrainConfig) -> tuple[Ranks, torch.device]:
     """
     name, shared = _device_name(config.device, launch, torch.cuda.device_count())
     device = choose(name)
+    if device.type == "mps" and config.parallel != "none":
+        raise UsageError(f"--device mps computes in one process, without --parallel {config.parallel}")
     if config.parallel == "none":
         return Ranks(), device
     return Processes(launch, _backend(device, shared), config.timeout), device
