@@ -571,7 +571,7 @@ class TrainConfig(RecipeConfig):
     output_dir: str | None = flag(None, "run folder; runs/PRESET-NNN by default", metavar="DIR")
     eval_every: int = flag(1, "epochs between evaluations", metavar="EPOCHS")
     log_every: int = flag(20, "updates between lines of progress", metavar="STEPS")
-    tensorboard: bool = flag(False, "write TensorBoard events too (needs the extra alexnet-fused[tensorboard])")
+    tensorboard: bool = flag(False, "write TensorBoard events too (needs the extra tensorboard)")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,6 +24,7 @@ from torch import Tensor
 import kernels
 from kernels import compiler
 
+from . import extras
 from .alexnet import AlexNet
 from .config import VARIANTS, AlexNetConfig, ConvolutionConfig, DenseConfig, Operation
 from .errors import DataError, UsageError
@@ -42,7 +43,7 @@ def _onnx() -> Any:
     try:
         import onnx
     except ImportError:
-        raise UsageError("ONNX files need the extra: pip install 'alexnet-fused[onnx]'") from None
+        raise UsageError(f"ONNX files need an extra: {extras.install('onnx')}") from None
     return onnx
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from kernels import compiler
 
-from . import checkpoint, runs, weights
+from . import checkpoint, extras, runs, weights
 from .alexnet import AlexNet
 from .augmentation import TrainingInput, VariationTable, centre_crop
 from .config import AlexNetConfig, TrainConfig, network
@@ -736,5 +736,5 @@ def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise UsageError("--tensorboard needs the extra: pip install 'alexnet-fused[tensorboard]'") from None
+        raise UsageError(f"--tensorboard needs an extra: {extras.install('tensorboard')}") from None
     return SummaryWriter

@@ -439,7 +439,9 @@ def test_without_onnx_the_extra_is_named(tmp_path: Path) -> None:
         cwd=ROOT,
         env=environment(PYTHONPATH=f"{tmp_path}:{ROOT}"),
     )
-    one_line(Done(done.returncode, done.stdout, done.stderr), 2, "pip install 'alexnet-fused[onnx]'")
+    one_line(
+        Done(done.returncode, done.stdout, done.stderr), 2, f"ONNX files need an extra: pip install -e '{ROOT}[onnx]'"
+    )
 
 
 def test_one_convolution_reads_colours() -> None:

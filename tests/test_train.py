@@ -334,7 +334,7 @@ def test_tensorboard_is_written_or_asked_for(tmp_path: Path) -> None:
     try:
         import tensorboard  # noqa: F401
     except ImportError:
-        one_line(done, 2, "pip install 'alexnet-fused[tensorboard]'")
+        one_line(done, 2, f"pip install -e '{ROOT}[tensorboard]'")
         assert not (tmp_path / "run").exists(), "a second try must find no run there"
     else:
         assert done.returncode == 0, done.stderr
