@@ -8,6 +8,7 @@ wide the accesses to global memory are, special-function and all instructions fo
 
 import argparse
 import collections
+import contextlib
 import itertools
 import json
 import re
@@ -26,7 +27,8 @@ from . import private, triton_stage
 from .arguments import Normalization, Pooling
 from .triton_forward import forward_kernel
 
-TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
+#: AMD's are MI300 and MI350; nobody has run the kernels on one.
+TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 BATCH = 128
@@ -51,6 +53,18 @@ CASES = (
     Case("stage 5", (BATCH, 128, 13, 13), None, PAPER_POOLING),
     Case("relu and normalization", (BATCH, 96, 55, 55), PAPER_NORMALIZATION, None),
 )
+
+
+@contextlib.contextmanager
+def launched_for(target: str) -> Iterator[None]:
+    """Launches made inside a ``with`` block are those of a PyTorch for the target: its lanes, and its kinds of NaN."""
+    before = triton_stage.AMD, triton_stage.LANES
+    triton_stage.AMD = not target.startswith("sm_")
+    triton_stage.LANES = 64 if triton_stage.AMD else 32
+    try:
+        yield
+    finally:
+        triton_stage.AMD, triton_stage.LANES = before
 
 
 def launches(case: Case, dtype: torch.dtype, format: torch.memory_format) -> Iterator[tuple[str, Any, int]]:
@@ -261,7 +275,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for case, dtype, format in itertools.product(CASES, wanted.dtype, wanted.memory_format):
             if wanted.case and case.name not in wanted.case:
                 continue
-            for mode, launch, moved in launches(case, DTYPES[dtype], FORMATS[format]):
+            with launched_for(target):
+                made = list(launches(case, DTYPES[dtype], FORMATS[format]))
+            for mode, launch, moved in made:
                 row = build(launch, target, not wanted.misaligned)
                 elements = row["elements_a_step"]
                 print(
