@@ -178,8 +178,8 @@ class Suite:
         """Start the processes that compile."""
         if limit < FEWEST:
             return []
-        # With the compilers that they start, and the gate's tests, they should not be many more than the cores.
-        count = max(1, min(12, available_cores() * 3 // 4))
+        # Each starts compilers of its own: twelve on 16 cores take twice as long for the first jobs as six.
+        count = max(1, min(6, available_cores() * 3 // 8))
         print(f"--- compiling in {count} processes: at most {limit:.0f} s", flush=True)
         return [self.start("ahead", limit, TORCHINDUCTOR_COMPILE_THREADS="2") for _ in range(count)]
 

@@ -16,6 +16,7 @@ COMMANDS = {
     "hashing": "binary codes for the features, and searches among them",
     "export": "a trained network for other programs",
     "ablations": "train without each part and compare",
+    "tune": "measure the network's forms on this GPU",
     "data.shapes": "write synthetic images",
 }
 

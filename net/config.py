@@ -534,14 +534,27 @@ class TrainConfig(RecipeConfig):
     max_steps: int | None = flag(None, "stop after so many updates")
     time_budget: float | None = flag(None, "stop training after so many seconds; 0 for no limit", metavar="SECONDS")
     batch_size: int = flag(128, "images in an update", short="b")
-    precision: Literal["fp32", "tf32", "bf16"] = flag(
-        "fp32", "fp32 (TF32 off), tf32, or bf16 (compute; weights, update and loss stay fp32)"
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = flag(
+        "auto",
+        "fp32 (TF32 off), tf32, or bf16 (compute; weights, update and loss stay fp32); auto is bf16 on GPUs that have"
+        " it, else fp32",
     )
     channels_last: bool = flag(True, "keep activations in channels_last memory format")
     compile: bool | None = flag(
         None,
-        "torch.compile the network; by default in long runs on a CPU, and on CUDA unless --time-budget is under five"
-        " minutes",
+        "torch.compile the network; by default in long runs on a CPU, and of several processes on CUDA unless"
+        " --time-budget is under five minutes",
+    )
+    cuda_graph: bool | None = flag(
+        None, "record the update as a CUDA graph and replay it; by default where one process trains on a GPU"
+    )
+    tune: Literal["auto", "off", "again"] = flag(
+        "auto", "measure the network's forms on a GPU: auto once for a machine and before long runs only, again, or off"
+    )
+    forms: dict[str, Any] = flag(
+        {},
+        "how the network computes, such as first=blocks shared=together; what was measured by default",
+        key_values=True,
     )
     device: str | None = flag(None, DEVICES)
     parallel: Literal["none", "data", "tower", "hybrid"] = flag(
@@ -598,7 +611,9 @@ class EvaluateConfig:
     data_path: str | None = flag(None, "as in net.train; by default what the first was trained on", metavar="PATH")
     ten_crops: bool = flag(True, "also average over ten crops where the images are larger than the network's input")
     batch_size: int = flag(128, "images in a batch", short="b")
-    precision: Literal["fp32", "tf32", "bf16"] = flag("fp32", "as in net.train")
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = flag(
+        "auto", "as in net.train; auto is what the network was trained in, where the device has it"
+    )
     channels_last: bool = flag(True, "keep activations in channels_last memory format")
     device: str | None = flag(None, DEVICES)
     workers: int = flag(2, "threads that read images", short="j")
@@ -620,13 +635,28 @@ class PredictConfig:
         None, "write the central crops' last hidden features (fc7), float32 [images, features]", metavar="FILE.npy"
     )
     batch_size: int = flag(128, "images in a batch", short="b")
-    precision: Literal["fp32", "tf32", "bf16"] = flag("fp32", "as in net.train")
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = flag(
+        "auto", "as in net.train; auto is what the network was trained in, where the device has it"
+    )
     device: str | None = flag(None, DEVICES)
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", called=flag_name)
         if self.features is not None and not self.features.endswith(".npy"):
             raise UsageError(f"--features must end in .npy; got {self.features}")
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """What ``python -m net.tune`` is asked to do."""
+
+    network: Literal[tuple(VARIANTS)] = flag("paper", "architecture")  # type: ignore[valid-type]
+    batch_size: int = flag(128, "images in an update", short="b")
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = flag("auto", "as in net.train")
+    device: str | None = flag(None, "cuda, cuda:1, ...; the first GPU by default")
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch_size", called=flag_name)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ def choose(name: str | None) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
     if device.type == "cuda":
+        # set_device takes no device without a number.
+        device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
     return device
 
@@ -56,6 +58,25 @@ def set_precision(precision: str, device: torch.device) -> None:
         raise UsageError("--precision tf32 needs an NVIDIA GPU of compute capability 8.0 or more; use fp32 or bf16")
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
+
+
+def resolve_precision(wanted: str, device: torch.device, trained: str | None = None) -> str:
+    """What ``--precision`` means on a device: ``auto`` is bf16 on GPUs with bfloat16 units, else fp32.
+
+    Args:
+        wanted: ``auto``, or what stays as it is.
+        device: where the network runs.
+        trained: the precision that a network was trained in; ``auto`` takes it where the device has it.
+    """
+    if wanted != "auto":
+        return wanted
+    able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return (trained or "bf16") if able else "fp32"
+
+
+def repeat_bits() -> None:
+    """Have cuDNN take algorithms that give the same bits every time."""
+    torch.backends.cudnn.deterministic = True
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:

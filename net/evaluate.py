@@ -24,17 +24,18 @@ def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
 
     from .augmentation import centre_crop, ten_crops
     from .data.loader import Loader
-    from .device import choose, describe, keep_freed_memory, set_precision
+    from .device import choose, describe, keep_freed_memory, resolve_precision, set_precision
     from .evaluation import evaluate
     from .features import mean_image, open_its_data
     from .progress import Progress
     from .trained import open_trained
 
     device = choose(config.device)
-    set_precision(config.precision, device)
     keep_freed_memory()
     trained = [open_trained(argument, device) for argument in config.checkpoints]
     first = trained[0]
+    precision = resolve_precision(config.precision, device, first.precision)
+    set_precision(precision, device)
     for other in trained[1:]:
         if other.classes != first.classes:
             raise DataError(f"{other.path} has other classes than {first.path}: their outputs cannot be averaged")
@@ -43,7 +44,7 @@ def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     models = [item.model.to(memory_format=memory_format) for item in trained]  # type: ignore[call-overload]
     sizes = [item.network.image_size for item in trained]
-    print(f"{len(data.val):,} validation images of {data.name} on {describe(device)}, {config.precision}")
+    print(f"{len(data.val):,} validation images of {data.name} on {describe(device)}, {precision}")
     names = [str(item.path) for item in trained] + (["average"] if len(trained) > 1 else [])
     ways = [("1", centre_crop)]
     if config.ten_crops:
@@ -64,7 +65,7 @@ def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
                 means,
                 sizes,
                 cut,
-                precision=config.precision,
+                precision=precision,
                 memory_format=memory_format,
                 progress=progress.update,
             )

@@ -25,16 +25,17 @@ def _predict(config: PredictConfig) -> dict[str, Any]:
 
     from .augmentation import centre_crop, ten_crops
     from .data.decode import UnreadableImageError, decode
-    from .device import choose, keep_freed_memory, set_precision
+    from .device import choose, keep_freed_memory, resolve_precision, set_precision
     from .evaluation import TOP, probabilities
     from .features import check_colours, class_names, features
     from .progress import Progress
     from .trained import open_trained
 
     device = choose(config.device)
-    set_precision(config.precision, device)
     keep_freed_memory()
     trained = open_trained(config.checkpoint, device)
+    precision = resolve_precision(config.precision, device, trained.precision)
+    set_precision(precision, device)
     check_colours(trained)
     if trained.mean is None:
         raise DataError(f"{trained.path} holds no mean image to subtract; give the run folder or a checkpoint")
@@ -56,7 +57,7 @@ def _predict(config: PredictConfig) -> dict[str, Any]:
                     raise DataError(f"{name} cannot be read as an image: {error}") from None
             images = torch.from_numpy(np.stack(pixels)).to(device)
             input = crops(images, trained.mean, size)
-            top = probabilities(trained.model, input, config.precision, torch.channels_last).topk(count)
+            top = probabilities(trained.model, input, precision, torch.channels_last).topk(count)
             for name, values, labels in zip(names, top.values.tolist(), top.indices.tolist(), strict=True):
                 likely = [
                     {"class": classes[label], "probability": value} for label, value in zip(labels, values, strict=True)

@@ -65,7 +65,7 @@ def _train(
         assert folder is not None
         trainer = Trainer(config, folder, resumed, device, ranks)
         if ranks.first:
-            runs.write_config(folder, config)
+            runs.write_config(folder, trainer.config)
         status = trainer.run()
         ranks.close()
     return status

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from .alexnet import AlexNet
 from .config import AlexNetConfig
 from .errors import DataError, UsageError
 from .fields import from_table, typed
+from .forms import untuned, use
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Trained:
 
     ``model`` is in evaluation mode. ``classes`` is None where the file does not name them, ``data_path`` where it was
     trained on the embedded digits or does not say on what, and ``mean``, the mean image of its training images, float32
-    ``[size, size, 3]``, where the file holds weights alone.
+    ``[size, size, 3]``, where the file holds weights alone. ``precision`` is what it was trained in, None where the
+    file does not say.
     """
 
     path: Path
@@ -27,6 +30,7 @@ class Trained:
     classes: tuple[str, ...] | None
     data_path: str | None
     mean: Tensor | None
+    precision: str | None = None
 
     @property
     def network(self) -> AlexNetConfig:
@@ -58,6 +62,7 @@ def open_trained(argument: str, device: torch.device) -> Trained:
         network = from_table(AlexNetConfig, metadata["network"], "network")
         classes = typed("classes", metadata["classes"], tuple[str, ...] | None)
         data_path = typed("data_path", metadata["data_path"], str | None)
+        precision = typed("precision", metadata.get("precision"), Literal["fp32", "tf32", "bf16"] | None)
     except (UsageError, KeyError, TypeError) as error:
         raise DataError(f"{path}: what it says of its network cannot be used: {error}") from None
     model = AlexNet(network)
@@ -69,4 +74,5 @@ def open_trained(argument: str, device: torch.device) -> Trained:
         if not parameter.isfinite().all():
             raise DataError(f"{path}: {name} holds weights that are infinite or not a number: its training diverged")
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Trained(path, model.eval(), classes, data_path, None if mean is None else mean.to(device))
+    use(model, untuned(model, device))
+    return Trained(path, model.eval(), classes, data_path, None if mean is None else mean.to(device), precision)

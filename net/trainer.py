@@ -6,14 +6,13 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -27,20 +26,25 @@ from .data.images import ImageData
 from .data.loader import Batch, Loader, cache_that_fits
 from .data.sources import open_data, packed_size
 from .device import (
-    autocast,
     describe,
     keep_freed_memory,
     peak_memory_mib,
     random_state,
+    repeat_bits,
+    resolve_precision,
     set_precision,
     set_random_state,
 )
 from .errors import DataError, UsageError
 from .evaluation import Errors, evaluate
+from .fields import from_table
+from .forms import Forms, forms, untuned, use
 from .parallel.process_group import Ranks
 from .parallel.strategies import parallelize
 from .progress import duration
 from .recipe import PaperSGD, Schedule, parameter_groups
+from .step import TrainingStep
+from .tuning import tuned, worth_measuring
 
 #: Compiling takes about a minute of a CPU's time, half of one for a GPU; it pays in runs that take many times that.
 COMPILE_AFTER_SECONDS = {"cpu": 900.0, "cuda": 300.0}
@@ -152,9 +156,12 @@ def open_run_data(config: TrainConfig) -> tuple[ImageData, AlexNetConfig]:
 def compile_wanted(config: TrainConfig, plan: AlexNetConfig, steps: int, device: torch.device) -> bool:
     """Whether to compile: as asked, else where a run may take long enough. The same for a resumed run.
 
-    On CUDA that is every run but those with a budget of a few minutes, on Apple's GPUs none.
+    On CUDA that is every run of several processes but those with a budget of a few minutes; of one process the update
+    is recorded as it is. On an Apple GPU none is compiled.
     """
-    if config.compile is False or (config.compile is None and device.type not in COMPILE_AFTER_SECONDS):
+    if config.compile is False:
+        return False
+    if config.compile is None and (device.type not in COMPILE_AFTER_SECONDS or record_wanted(config, device)):
         return False
     if config.compile is None:
         seconds = config.time_budget or math.inf
@@ -168,6 +175,18 @@ def compile_wanted(config: TrainConfig, plan: AlexNetConfig, steps: int, device:
         print(f"running eager, because torch.compile finds {obstacle}")
         return False
     return True
+
+
+def record_wanted(config: TrainConfig, device: torch.device) -> bool:
+    """Whether updates are replays of a recorded CUDA graph.
+
+    Raises:
+        UsageError: it is asked for and cannot be.
+    """
+    able = device.type == "cuda" and config.parallel == "none"
+    if config.cuda_graph and not able:
+        raise UsageError("--cuda-graph needs a GPU and --parallel none; leave it out, or give --no-cuda-graph")
+    return able if config.cuda_graph is None else config.cuda_graph
 
 
 class _Interval:
@@ -185,13 +204,13 @@ class _Interval:
         self.images = 0
         self.seconds = 0.0
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Take in an update."""
+    def add(self, loss: Tensor, correct: Tensor, images: int) -> None:
+        """Take in an update: its loss, and how many of its images were classified correctly."""
         self.losses.append(loss if self.weight == 1 else loss * self.weight)
         if not self.weight:
             return
-        self.correct += (logits.argmax(1) == labels).sum()
-        self.images += len(labels)
+        self.correct += correct
+        self.images += images
 
     def join(self, ranks: Ranks) -> Tensor:
         """The losses of the global batches; the first rank then holds what all of them had, the others nothing."""
@@ -280,11 +299,14 @@ class Trainer:
         device: torch.device,
         ranks: Ranks,
     ) -> None:
+        config = replace(config, precision=resolve_precision(config.precision, device))
         self.config, self.folder, self.device, self.ranks = config, folder, device, ranks
         self.writer = _summary_writer() if config.tensorboard else None
         self.checkpoints = folder / "checkpoints"
         set_precision(config.precision, self.device)
         keep_freed_memory()
+        repeat_bits()
+        record = record_wanted(config, self.device)
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         step = 0 if resumed is None else resumed[1]["step"]
         self.data, self.plan = ranks.opened(
@@ -300,6 +322,7 @@ class Trainer:
         for name in config.freeze:
             model.get_submodule(name).requires_grad_(False)
         model = model.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        use(model, self._forms(model))
         self.part = parallelize(model, config.parallel, ranks.group, config.gradient_compression)
         self.model = self.part.model
         groups = parameter_groups(self.model, config)
@@ -327,6 +350,9 @@ class Trainer:
         )
         self.mean = torch.from_numpy(self.data.mean).to(self.device)
         self.input = TrainingInput(self.data.mean, self.data.colour, self.plan.image_size, config, self.device)
+        if self.input.kernel and config.channels_last:
+            self.input.layout = self.model.input_layout
+            self.input.dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self.variations = VariationTable(len(self.data.train), self.input.margin, config, config.seed)
         self.steps_per_epoch = self.train_loader.batches
         self.total_steps = config.epochs * self.steps_per_epoch
@@ -347,9 +373,38 @@ class Trainer:
             self._restore(*resumed)
         self.schedule.apply(self.optimizer)
         self.compiled = compile_wanted(config, self.plan, self.total_steps, self.device)
-        self.forward: Callable[[Tensor], Tensor] = (
-            torch.compile(self.part.forward) if self.compiled else self.part.forward
-        )
+        forward = torch.compile(self.part.forward) if self.compiled else self.part.forward
+        copies = config.precision == "bf16" and forward is self.model and self.optimizer.capturable
+        record = record and self.optimizer.capturable
+        self.update = TrainingStep(self.model, forward, self.optimizer, config.precision, record=record, copies=copies)
+
+    def _forms(self, model: AlexNet) -> Forms:
+        """How the network computes: as asked or as the run began, else as measured on this GPU; and kept for later."""
+        config, device = self.config, self.device
+        available = list(forms(model, device))
+        if config.forms:
+            chosen = from_table(Forms, config.forms, "--forms")
+            if chosen not in available:
+                print(
+                    f"note: --forms {chosen}: not to be had here; the bits will differ from those of a run that has it"
+                )
+                chosen = untuned(model, device)
+        elif device.type != "cuda" or not config.channels_last:
+            chosen = Forms()
+        elif config.parallel == "none" and record_wanted(config, device) and not config.compile:
+            images = config.epochs * len(self.data.train)
+            if config.max_steps is not None:
+                images = min(images, config.max_steps * config.batch_size)
+            worth = worth_measuring(self.plan, images, config.time_budget)
+            chosen = tuned(self.plan, config.batch_size, config.precision, device, config.tune, worth)
+        else:
+            chosen = untuned(model, device)
+        if config.parallel in ("tower", "hybrid"):
+            # A rank has its own rows of the weights.
+            chosen = replace(chosen, shared="apart", towers="in turn")
+        if device.type == "cuda":
+            self.config = replace(config, forms=asdict(chosen))
+        return chosen
 
     def _restore(self, path: Path, state: dict[str, Any]) -> None:
         theirs = state["metadata"]["network"]
@@ -435,6 +490,7 @@ class Trainer:
             "classes": list(self.data.classes),
             "data_path": self.data.path,
             "step": self.step,
+            "precision": self.config.precision,
             "pixels": "RGB, 0..255, less the training images' mean image",
         }
 
@@ -519,15 +575,10 @@ class Trainer:
 
     def _update(self, batch: Batch) -> None:
         """One forward pass, backward pass and update."""
-        images = self.input(batch.images, self.variations.rows(batch.epoch, batch.samples))
-        images = images.contiguous(memory_format=self.memory_format)
-        with autocast(self.config.precision, self.device):
-            logits = self.forward(images)
-        loss = F.cross_entropy(logits.float(), batch.labels)
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.interval.add(loss.detach(), logits.detach(), batch.labels)
+        out = self.update.images if self.config.channels_last else None
+        images = self.input(batch.images, self.variations.rows(batch.epoch, batch.samples), out)
+        loss, correct = self.update(images.contiguous(memory_format=self.memory_format), batch.labels)
+        self.interval.add(loss, correct, len(batch.labels))
         self.step += 1
 
     def _check_finite(self) -> None:
@@ -654,6 +705,7 @@ class Trainer:
         if config.time_budget:
             limits += f", at most {duration(config.time_budget)} of training"
         mode = "compiled (the first update takes a minute or more)" if self.compiled else "eager"
+        mode += ", recorded as a CUDA graph" if self.update.record else ""
         if config.parallel != "none":
             held = sum(parameter.numel() for parameter in self.model.parameters())
             print(

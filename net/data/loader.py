@@ -4,6 +4,7 @@ import itertools
 import queue
 import sys
 import threading
+from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from .images import Split
 
 #: Batches read ahead, the one in use included.
 BUFFERS = 4
+#: Batches sent to a GPU ahead, the next one included.
+TRAVELLING = 2
 #: Images copied at a time when all of them are read into memory.
 _COPIED = 1024
 
@@ -207,22 +210,61 @@ class Loader:
         thread = threading.Thread(target=produce, name="loader", daemon=True)
         thread.start()
         try:
-            while (buffer := full.get()) is not None:
-                if isinstance(buffer, BaseException):
-                    raise buffer
-                count = len(buffer.samples)
-                # Elsewhere nothing says when a copy is done and the buffer may be filled again.
-                cuda = self.device.type == "cuda"
-                images = buffer.images[:count].to(self.device, non_blocking=cuda)
-                labels = buffer.labels[:count].to(self.device, non_blocking=cuda)
-                if cuda:
-                    buffer.copied = torch.cuda.Event()
-                    buffer.copied.record(torch.cuda.current_stream(self.device))
+            sent = _sent(full, self.device)
+            for buffer, images, labels in sent:
                 yield Batch(images, labels, buffer.samples, buffer.epoch)
                 free.put(buffer)
         finally:
             free.put(None)
             thread.join()
+
+
+def _sent(
+    full: "queue.SimpleQueue[_Buffer | BaseException | None]", device: torch.device
+) -> Iterator[tuple[_Buffer, Tensor, Tensor]]:
+    """The buffers that come, with their images and labels on the device.
+
+    To a GPU they travel on a stream of their own, and the next batch is on its way while one is in use.
+    """
+    if device.type != "cuda":
+        # To an Apple GPU a copy is waited for: nothing says when another kind is done and the buffer may be filled.
+        while (buffer := full.get()) is not None:
+            if isinstance(buffer, BaseException):
+                raise buffer
+            count = len(buffer.samples)
+            yield buffer, buffer.images[:count].to(device), buffer.labels[:count].to(device)
+        return
+    stream = torch.cuda.Stream(device)
+    travelling: deque[tuple[_Buffer, Tensor, Tensor]] = deque()
+    ended = False
+    while not ended or travelling:
+        while not ended and len(travelling) < TRAVELLING:
+            try:
+                # The first is waited for; others go along where they are ready.
+                buffer = full.get(block=not travelling)
+            except queue.Empty:
+                break
+            if isinstance(buffer, BaseException):
+                raise buffer
+            if buffer is None:
+                ended = True
+                break
+            count = len(buffer.samples)
+            with torch.cuda.stream(stream):
+                images = buffer.images[:count].to(device, non_blocking=True)
+                labels = buffer.labels[:count].to(device, non_blocking=True)
+                buffer.copied = torch.cuda.Event()
+                buffer.copied.record()
+            travelling.append((buffer, images, labels))
+        if not travelling:
+            return
+        buffer, images, labels = travelling.popleft()
+        assert buffer.copied is not None
+        current = torch.cuda.current_stream(device)
+        current.wait_event(buffer.copied)
+        for tensor in (images, labels):
+            tensor.record_stream(current)
+        yield buffer, images, labels
 
 
 def cache_that_fits(split: Split, wanted: Cache, device: torch.device) -> Cache:
