@@ -11,6 +11,7 @@ from torch import Tensor
 from kernels import private
 from net.config import AlexNetConfig
 
+_TorchDispatchMode: Any = private.found("torch.utils._python_dispatch:TorchDispatchMode")
 #: The collective that an operator of torch.distributed is.
 _KINDS = {
     "allreduce_": "all_reduce",
@@ -47,7 +48,7 @@ class Message:
         return self.size * SENT[self.kind](self.ranks)
 
 
-class Count(private.found("torch.utils._python_dispatch:TorchDispatchMode")):
+class Count(_TorchDispatchMode):
     """Notes every collective inside its ``with`` block, of forward passes, backward passes and gradient buckets."""
 
     def __init__(self, ranks: int) -> None:

@@ -7,7 +7,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing.context import BaseContext
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    # Windows has the second only.
+    from multiprocessing.context import ForkServerContext, SpawnContext
 
 
 def available_cores() -> int:
@@ -15,7 +19,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def context(*modules: str) -> BaseContext:
+def context(*modules: str) -> "ForkServerContext | SpawnContext":
     """Where processes come from that ignore Ctrl-C, which reaches a whole group: who hands out the work stops it.
 
     Args:

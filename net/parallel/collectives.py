@@ -49,7 +49,7 @@ def transpose(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """
     ranks = group.size()
     share = x.shape[0] // ranks
-    blocks = _all_to_all(x.contiguous(), [share] * ranks, [share] * ranks, group)
+    blocks: Tensor = _all_to_all(x.contiguous(), [share] * ranks, [share] * ranks, group)
     return blocks.view(ranks, share, -1).transpose(0, 1).reshape(share, -1)
 
 
