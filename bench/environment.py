@@ -49,8 +49,8 @@ def _kernels_code() -> str:
 
 
 def commit() -> str:
-    """The commit that is measured: the checkout's, or what a copy without history is told; empty if it is not known."""
-    return _git("rev-parse", "--short=10", "HEAD") or os.environ.get("SOURCE_COMMIT", "").removesuffix("-dirty")
+    """The commit that is measured: what a copy is told, else the checkout's; empty if it is not known."""
+    return os.environ.get("SOURCE_COMMIT", "").removesuffix("-dirty")[:10] or _git("rev-parse", "--short=10", "HEAD")
 
 
 def describe() -> dict[str, str | int | bool]:
@@ -92,6 +92,7 @@ def _lasting() -> dict[str, str | int | bool]:
         "kernels_code": _kernels_code(),
         "commit": commit(),
         # What is measured is code: a record or a table that is not committed yet does not count.
-        "dirty": bool(_git("status", "--porcelain", "--", "kernels", "net", "bench"))
-        or os.environ.get("SOURCE_COMMIT", "").endswith("-dirty"),
+        "dirty": os.environ["SOURCE_COMMIT"].endswith("-dirty")
+        if os.environ.get("SOURCE_COMMIT")
+        else bool(_git("status", "--porcelain", "--", "kernels", "net", "bench")),
     }

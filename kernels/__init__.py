@@ -6,6 +6,7 @@
 from typing import NoReturn
 
 from . import private
+from .bias_relu import bias_relu
 from .dispatch import IMPLEMENTATIONS, implementation
 from .fuse import fuse
 from .local_response_norm import local_response_norm, relu_local_response_norm
@@ -43,6 +44,7 @@ __all__ = [
     "ReLULRNMaxPool2d",
     "ReLULocalResponseNorm",
     "ReLUMaxPool2d",
+    "bias_relu",
     "fuse",
     "implementation",
     "local_response_norm",
