@@ -95,7 +95,7 @@ def side_by_side(
                 while len(running) < workers and not stop.number and (task := next(waiting, None)) is not None:
                     number, (config, folder) = task
                     receiving, sending = start.Pipe(duplex=False)
-                    process = start.Process(target=_apart, args=(sending, config, folder, threads))
+                    process: BaseProcess = start.Process(target=_apart, args=(sending, config, folder, threads))
                     process.start()
                     # Only the process holds this end now: when it dies, reading ends.
                     sending.close()
