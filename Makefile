@@ -1,6 +1,7 @@
 # Each target finds a Python that has what it needs, or makes .venv with pip first (a minute or two, once).
 #   make train    the network learns the embedded digits      ARGS="--epochs 5" passes flags on
 #   make test     the tests, in two processes (JOBS=4: in four); make test-all adds the long ones
+#   CONSTRAINTS=  installs the newest of everything instead of the versions of constraints.txt
 #   make bench    the benchmarks; make report turns their records into tables
 
 SHELL := /bin/bash
