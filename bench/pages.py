@@ -303,7 +303,8 @@ def headline(rows: Sequence[Row]) -> list[Section]:
             if update[0] is None:
                 # Shown, marked and without a ratio.
                 update = best(its, "update of paper", unverified=True)
-            chosen = [*update, *best(its, "update of torchvision's alexnet")[:2], *best(its, "inference of paper")]
+            same = [row for row in its if row.get("shape") == next(filter(None, update))["shape"]]
+            chosen = [*update, *best(same, "update of torchvision's alexnet")[:2], *best(its, "inference of paper")]
             chosen += best(its, "net.train of paper")[:1]
         columns = [BY_KEY[key] for key in HEADLINE]
         tables = detail("", list({id(row): row for row in chosen if row is not None}.values()), columns)

@@ -26,7 +26,7 @@ class _BiasReLU(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor, Tensor]:
         (output,) = ctx.saved_tensors
         if torch.is_grad_enabled():
             # Gradients of gradients need operators that are differentiable themselves.

@@ -10,7 +10,7 @@ How a layer computes may be chosen (:class:`net.forms.Forms`); what it computes 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -119,7 +119,7 @@ class Convolution(_TowerLayer):
         return [call() for call in calls] if self.streams is None else at_once(calls, self.streams)
 
 
-def at_once(calls: list[Callable[[], Tensor]], streams: tuple[torch.cuda.Stream, ...]) -> list[Tensor]:
+def at_once(calls: Sequence[Callable[[], Tensor]], streams: tuple[torch.cuda.Stream, ...]) -> list[Tensor]:
     """What ``calls`` return, the first run on the current stream and each of the others on one of its own.
 
     Autograd runs their backward passes on the same streams. What the current stream had to do is done before they

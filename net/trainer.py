@@ -299,7 +299,8 @@ class Trainer:
         device: torch.device,
         ranks: Ranks,
     ) -> None:
-        config = replace(config, precision=resolve_precision(config.precision, device))
+        precision: Any = resolve_precision(config.precision, device)
+        config = replace(config, precision=precision)
         self.config, self.folder, self.device, self.ranks = config, folder, device, ranks
         self.writer = _summary_writer() if config.tensorboard else None
         self.checkpoints = folder / "checkpoints"

@@ -84,7 +84,7 @@ def test_files_stand_between_presets_and_flags(tmp_path: Path) -> None:
         ("epoch = 3", "'epoch' is no flag; did you mean epochs?"),
         ('epochs = "3"', "epochs must be of type int; got '3'"),
         ("epochs = true", "epochs must be of type int; got True"),
-        ('precision = "fp8"', "precision must be one of fp32, tf32, bf16; got 'fp8'"),
+        ('precision = "fp8"', "precision must be one of auto, fp32, tf32, bf16; got 'fp8'"),
         ("lr_milestones = 3", "must be a list"),
         ('lr_milestones = ["a"]', "must be of type int"),
         ("architecture = 3", "must be of type dict"),
