@@ -23,6 +23,7 @@ from typing import NamedTuple, NoReturn
 
 from net.cli import Parser, spin_briefly
 from net.config import VARIANTS
+from net.data.processes import available_cores
 
 from .environment import ROOT, commit
 from .suite.processes import Command
@@ -178,7 +179,7 @@ class Suite:
         if limit < FEWEST:
             return []
         # Each starts compilers of its own: twelve on 16 cores take twice as long for the first jobs as six.
-        count = max(1, min(6, len(os.sched_getaffinity(0)) * 3 // 8))
+        count = max(1, min(6, available_cores() * 3 // 8))
         print(f"--- compiling in {count} processes: at most {limit:.0f} s", flush=True)
         return [self.start("ahead", limit, TORCHINDUCTOR_COMPILE_THREADS="2") for _ in range(count)]
 

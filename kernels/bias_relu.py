@@ -6,9 +6,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from . import dispatch
+from . import dispatch, private
 from .arguments import check_bias, check_input
 
 if importlib.util.find_spec("triton") is not None:
@@ -73,6 +72,6 @@ def _kernel_suits(input: Tensor) -> bool:
     if input.device.type != "cuda" and not dispatch.INTERPRETED:
         return False
     # Forward mode and functorch's transforms go through PyTorch's operators.
-    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+    if private.derivatives_beyond_autograd():
         return False
     return type(input) in (Tensor, torch.nn.Parameter) and kernel.pixel_stride(input) is not None

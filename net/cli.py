@@ -2,12 +2,14 @@
 
 import argparse
 import dataclasses
+import importlib.util
 import os
 import signal
 import sys
 import tomllib
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from .config import PRESETS, RECIPES, RecipeConfig, TrainConfig
@@ -174,6 +176,21 @@ def first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def _check_kernels() -> None:
+    """Refuse to go on beside the wrong package ``kernels``: its name is Hugging Face's too, and both may be installed.
+
+    Raises:
+        UsageError: an import would take another one.
+    """
+    found = importlib.util.find_spec("kernels")
+    place = None if found is None else found.origin
+    if place is None or "relu_lrn_max_pool2d" not in Path(place).read_text(encoding="utf-8"):
+        raise UsageError(
+            f"the package kernels that Python imports is {place or 'missing'}, and not alexnet-fused's; Hugging Face's "
+            "has the same name: give each an environment of its own"
+        )
+
+
 def run(command: Callable[[], int | None]) -> NoReturn:
     """Run a command and exit: 2 for a usage error, 1 for unusable data, each with one line on stderr.
 
@@ -181,6 +198,7 @@ def run(command: Callable[[], int | None]) -> NoReturn:
     """
     spin_briefly()
     try:
+        _check_kernels()
         status = command() or 0
     except UsageError as error:
         status = _refused(str(error), 2) if first_rank() else 2
@@ -191,7 +209,7 @@ def run(command: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:
         # Whoever read the output has left; Python's own flush at exit would complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 128 + signal.SIGPIPE
+        status = 128 + getattr(signal, "SIGPIPE", 13)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         status = _refused(f"{place}{error.strerror or error}", 1)

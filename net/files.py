@@ -1,7 +1,6 @@
 """Files that an interruption or a full disk leaves whole, the old one or the new one; one writing process a folder."""
 
 import contextlib
-import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +8,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .errors import DataError, UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+#: Windows opens no folders: there they can be neither locked nor put on the disk.
+_OPENS_FOLDERS = fcntl is not None and hasattr(os, "O_DIRECTORY")
 
 #: What a file is called until it is whole.
 PARTIAL = ".partial"
@@ -33,6 +39,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             # A failed write does not say of what file, and nobody asked for this one.
             error.filename = str(path)
         raise
+    if not _OPENS_FOLDERS:
+        return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -73,6 +81,9 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         DataError: another process is in it.
     """
+    if not _OPENS_FOLDERS:
+        yield
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:

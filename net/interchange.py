@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 import kernels
+from kernels import compiler
 
+from . import extras
 from .alexnet import AlexNet
 from .config import VARIANTS, AlexNetConfig, ConvolutionConfig, DenseConfig, Operation
-from .device import has_cpp_compiler
 from .errors import DataError, UsageError
 from .fields import from_table
 
@@ -42,7 +43,7 @@ def _onnx() -> Any:
     try:
         import onnx
     except ImportError:
-        raise UsageError("ONNX files need the extra: pip install 'alexnet-fused[onnx]'") from None
+        raise UsageError(f"ONNX files need an extra: {extras.install('onnx')}") from None
     return onnx
 
 
@@ -458,10 +459,10 @@ def aoti_bytes(model: AlexNet, metadata: Mapping[str, Any]) -> bytes:
     PyTorch's C++ library read it; ``metadata`` is its metadata ``alexnet``, in JSON.
 
     Raises:
-        UsageError: there is no C++ compiler.
+        UsageError: it cannot be compiled here.
     """
-    if not has_cpp_compiler():
-        raise UsageError("--format aoti needs a C++ compiler (g++ or clang++) and finds none")
+    if (obstacle := compiler.obstacle()) is not None:
+        raise UsageError(f"--format aoti has to compile and finds {obstacle}")
     content = io.BytesIO()
     with torch.no_grad():
         torch._inductor.aoti_compile_and_package(
