@@ -115,9 +115,10 @@ def training_step(
     """
     sgd = paper_sgd(model)
     images = images.to(DTYPES[dtype])
-    ours = forward is model and isinstance(model, AlexNet)
-    if ours:
-        use(model, untuned(model, images.device))  # type: ignore[arg-type]
+    ours = False
+    if forward is model and isinstance(model, AlexNet):
+        ours = True
+        use(model, untuned(model, images.device))
         layout = model.input_layout
         if layout.block > 1:
             images = blocks(images, *layout)

@@ -436,7 +436,7 @@ def write(reports: Path, readme: Path, rows: Sequence[Row]) -> list[Path]:
     """Write the report, its figures and the table between README's marks; returns the files."""
     files = {reports / "parallelism.md": text(rows).encode()}
     files |= {reports / picture.file: picture.png() for picture in figures(rows)}
-    before, _, rest = readme.read_text().partition(BEGIN)
+    before, _, rest = (readme.read_text() if readme.is_file() else "").partition(BEGIN)
     _, found, after = rest.partition(END)
     if found:
         files[readme] = f"{before}{BEGIN}\n{headline(rows)}{END}{after}".encode()

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from net import cli
-from net.errors import UsageError
+from net.errors import DataError, UsageError
 from net.fields import flag
 from net.files import atomic_write
+
+from .environment import HOME
 
 if TYPE_CHECKING:
     from .records import Row
 
-ROOT = Path(__file__).parents[1]
+ROOT = HOME
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 FOUND_BEGIN, FOUND_END = "<!-- found: begin -->", "<!-- found: end -->"
 PAGES_BEGIN, PAGES_END = "<!-- pages: begin -->", "<!-- pages: end -->"
@@ -179,6 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return compare(*map(Path, config.compare))
     from .records import DATA, read
 
+    if not DATA.is_dir():
+        raise DataError(f"{DATA} does not exist: benchmarks write records there, and this command reads them")
     for path in dict.fromkeys(write(ROOT, read(DATA))):
         print(path.relative_to(ROOT))
     return 0

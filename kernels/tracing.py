@@ -20,15 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
-from . import dispatch, modules
+from . import dispatch, modules, private
 
 _PACKAGE = __name__.rpartition(".")[0]
 
 
 def is_patched(module: nn.Module) -> bool:
     """Whether calling ``module`` does more, or something else, than its class says."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return "forward" in module.__dict__ or any(getattr(module, kind) for kind in kinds)
+    return "forward" in module.__dict__ or private.has_hooks(module)
 
 
 def _in_python(root: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -38,9 +37,14 @@ def _in_python(root: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def _modes() -> tuple[object, ...]:
     """What a ``with`` block may switch; activation checkpointing hooks in where tensors are saved."""
-    autocast = [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")]
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast, hooks, dispatch.selected()
+    autocast = [torch.is_autocast_enabled(device) for device in ("cpu", "cuda", "mps")]
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        *autocast,
+        private.saved_tensor_hooks(),
+        dispatch.selected(),
+    )
 
 
 class _Proxy(fx.Proxy):

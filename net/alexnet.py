@@ -10,7 +10,7 @@ How a layer computes may be chosen (:class:`net.forms.Forms`); what it computes 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,6 +34,17 @@ def concatenate(towers: list[Tensor]) -> Tensor:
     return towers[0] if len(towers) == 1 else torch.cat(towers, 1)
 
 
+def parts(tensor: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Rows for each of ``count`` towers. A single part is the tensor itself: its gradient is not copied together."""
+    return (tensor,) if count == 1 else tensor.chunk(count)
+
+
+def laid_out(part: Tensor) -> Tensor:
+    """A slice of maps or features, contiguous in the memory format that it is a slice of."""
+    last = part.dim() == 4 and part.stride(1) == 1 and part.stride(3) > 1
+    return part.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
 class _TowerLayer(nn.Module):
     """What convolutions and dense layers share: whose maps they read, and which rows of the weights belong to whom."""
 
@@ -55,7 +66,8 @@ class _TowerLayer(nn.Module):
         if self.reads == "all":
             return [exchange(towers)] * self.towers
         if len(towers) != self.towers:
-            towers = list(exchange(towers).chunk(self.towers, 1))
+            # Laid out once: a convolution would copy each slice forward and again backward.
+            towers = [laid_out(part) for part in exchange(towers).chunk(self.towers, 1)]
         return towers
 
     def extra_repr(self) -> str:
@@ -102,12 +114,12 @@ class Convolution(_TowerLayer):
             inputs = [F.pad(inputs[0], border)] * len(inputs) if shared else [F.pad(input, border) for input in inputs]
         if self.together and shared:
             return [F.conv2d(inputs[0], weight, None, stride, padding)]
-        slices = zip(inputs, weight.chunk(self.towers), strict=True)
+        slices = zip(inputs, parts(weight, self.towers), strict=True)
         calls = [partial(F.conv2d, input, part, None, stride, padding) for input, part in slices]
         return [call() for call in calls] if self.streams is None else at_once(calls, self.streams)
 
 
-def at_once(calls: list[Callable[[], Tensor]], streams: tuple[torch.cuda.Stream, ...]) -> list[Tensor]:
+def at_once(calls: Sequence[Callable[[], Tensor]], streams: tuple[torch.cuda.Stream, ...]) -> list[Tensor]:
     """What ``calls`` return, the first run on the current stream and each of the others on one of its own.
 
     Autograd runs their backward passes on the same streams. What the current stream had to do is done before they
@@ -136,7 +148,7 @@ class Dense(_TowerLayer):
 
     def forward(self, towers: list[Tensor], exchange: Exchange) -> list[Tensor]:
         inputs = self.inputs([tower.flatten(1) for tower in towers], exchange)
-        slices = zip(inputs, self.weight.chunk(self.towers), self.bias.chunk(self.towers), strict=True)
+        slices = zip(inputs, parts(self.weight, self.towers), parts(self.bias, self.towers), strict=True)
         return [F.linear(input, weight, bias) for input, weight, bias in slices]
 
 
@@ -168,7 +180,7 @@ class Stage(nn.Module):
         elif self.joint > 1 and not {"lrn", "pool"} & set(self.operations):
             # Element by element it costs nothing to write the towers to tensors of their own.
             towers = list(towers[0].chunk(self.joint, 1))
-        biases = [None] * len(towers) if bias is None else bias.chunk(len(towers))
+        biases = [None] * len(towers) if bias is None else parts(bias, len(towers))
         return [self.run(tower, part) for tower, part in zip(towers, biases, strict=True)]
 
     def run(self, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -180,6 +192,8 @@ class Stage(nn.Module):
                 x = kernels.relu_local_response_norm(x, **self.lrn, bias=bias)
             case ("relu", "activation", "pool", *rest):
                 x = kernels.relu_max_pool2d(x, **self.pool, bias=bias)
+            case ("relu", "activation", *rest):
+                x = kernels.bias_relu(x, bias)
             case (_, *rest):
                 if bias is not None:
                     x = x + bias.to(x.dtype).reshape(-1, 1, 1)

@@ -154,7 +154,7 @@ class TrainingInput:
         return result.permute(0, 3, 1, 2)
 
     def _sent(self, array: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=self.device.type == "cuda")
 
 
 Crops = Callable[[Tensor, Tensor, int], Tensor]

@@ -16,12 +16,12 @@ class BlockLayout(NamedTuple):
 
     Attributes:
         block: rows and columns of pixels in a block; 1 for pixels as they are.
-        count: rows and columns of blocks.
+        blocks: rows and columns of blocks.
         padding: rows and columns of zeros above and to the left of the image.
     """
 
     block: int
-    count: int
+    blocks: int
     padding: int
 
 

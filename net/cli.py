@@ -2,7 +2,7 @@
 
 import argparse
 import dataclasses
-import importlib
+import importlib.util
 import os
 import re
 import signal
@@ -10,6 +10,7 @@ import sys
 import threading
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from .config import PRESETS, RECIPES, SYNTHETIC, RecipeConfig, TrainConfig
@@ -215,13 +216,30 @@ def _terminate(number: int, frame: object) -> None:
 
 def end_in_order() -> None:
     """From here on SIGTERM and, but under nohup, SIGHUP end a command as Ctrl-C does: what is done is noted first."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for name in ("SIGTERM", "SIGHUP"):
+        # Windows has the first only.
+        number = getattr(signal, name, signal.SIGTERM)
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _terminate)
 
 
 #: What PyTorch says where memory is not enough, in exceptions that are no MemoryError.
 _OUT_OF_MEMORY = re.compile(r"out of memory|allocate memory|not enough memory|Storage size calculation overflowed")
+
+
+def _check_kernels() -> None:
+    """Refuse to go on beside the wrong package ``kernels``: its name is Hugging Face's too, and both may be installed.
+
+    Raises:
+        UsageError: an import would take another one.
+    """
+    found = importlib.util.find_spec("kernels")
+    place = None if found is None else found.origin
+    if place is None or "relu_lrn_max_pool2d" not in Path(place).read_text(encoding="utf-8"):
+        raise UsageError(
+            f"the package kernels that Python imports is {place or 'missing'}, and not alexnet-fused's; Hugging Face's "
+            "has the same name: give each an environment of its own"
+        )
 
 
 def run(command: Callable[[], int | None]) -> NoReturn:
@@ -232,6 +250,7 @@ def run(command: Callable[[], int | None]) -> NoReturn:
     spin_briefly()
     prepare_streams()
     try:
+        _check_kernels()
         status = command() or 0
     except UsageError as error:
         status = _refused(str(error), 2) if first_rank() else 2
@@ -242,7 +261,7 @@ def run(command: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:
         # Whoever read the output has left; Python's own flush at exit would complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 128 + signal.SIGPIPE
+        status = 128 + getattr(signal, "SIGPIPE", 13)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         status = _refused(f"{place}{error.strerror or error}", 1)

@@ -17,6 +17,11 @@ from .fields import at_least, at_most, flag, flag_name, from_table
 Reads = Literal["image", "tower", "all"]
 Operation = Literal["activation", "lrn", "map_norm", "pool"]
 
+#: Help of ``--device``.
+DEVICES = (
+    "cpu, cuda, cuda:1, mps (an Apple GPU, with PyTorch's own operators, in one process); a CUDA GPU when there is one"
+)
+
 
 def _plain(value: Any) -> Any:
     """``value`` with lists for tuples, as JSON would give it back."""
@@ -565,7 +570,7 @@ class TrainConfig(RecipeConfig):
         "how the network computes, such as first=blocks shared=together; what was measured by default",
         key_values=True,
     )
-    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    device: str | None = flag(None, DEVICES)
     parallel: Literal["none", "data", "tower", "hybrid"] = flag(
         "none",
         "what torchrun's processes share: slices of the batch (data), the paper's towers (tower), or slices for the "
@@ -593,7 +598,7 @@ class TrainConfig(RecipeConfig):
     output_dir: str | None = flag(None, "run folder; runs/PRESET-NNN by default", metavar="DIR")
     eval_every: int = flag(1, "epochs between evaluations", metavar="EPOCHS")
     log_every: int = flag(20, "updates between lines of progress", metavar="STEPS")
-    tensorboard: bool = flag(False, "write TensorBoard events too (needs the extra alexnet-fused[tensorboard])")
+    tensorboard: bool = flag(False, "write TensorBoard events too (needs the extra tensorboard)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -629,7 +634,7 @@ class EvaluateConfig:
         "auto", "as in net.train; auto is what the network was trained in, where the device has it"
     )
     channels_last: bool = flag(True, "keep activations in channels_last memory format")
-    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    device: str | None = flag(None, DEVICES)
     workers: int = flag(2, "threads that read images", short="j")
     output: str | None = flag(None, "JSON file; evaluation.json beside the first checkpoint by default", metavar="FILE")
     mean_rgb: tuple[float, ...] | None = flag(
@@ -669,7 +674,7 @@ class PredictConfig:
     precision: Literal["auto", "fp32", "tf32", "bf16"] = flag(
         "auto", "as in net.train; auto is what the network was trained in, where the device has it"
     )
-    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    device: str | None = flag(None, DEVICES)
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", called=flag_name)
@@ -715,7 +720,7 @@ class PredictionsConfig:
     checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors)", positional=True)
     data_path: str | None = flag(None, "as in net.train; by default what it was trained on", metavar="PATH")
     seed: int = flag(0, "which images are drawn")
-    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    device: str | None = flag(None, DEVICES)
     output: str | None = flag(None, "predictions.png in the run folder by default", metavar="FILE.png")
 
     def __post_init__(self) -> None:
@@ -731,7 +736,7 @@ class NeighboursConfig:
     data_path: str | None = flag(None, "as in net.train; by default what it was trained on", metavar="PATH")
     seed: int = flag(0, "which images are drawn")
     batch_size: int = flag(128, "images in a batch", short="b")
-    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    device: str | None = flag(None, DEVICES)
     output: str | None = flag(None, "neighbours.png in the run folder by default", metavar="FILE.png")
 
     def __post_init__(self) -> None:
@@ -751,7 +756,7 @@ class ActivationsConfig:
     max_epochs: int = flag(60, "epochs after which a training that has not come to 25 % is given up")
     batch_size: int = flag(128, "images in an update", short="b")
     seed: int = flag(0, "of weights and order")
-    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    device: str | None = flag(None, DEVICES)
     output: str | None = flag(None, "runs/activations.png by default", metavar="FILE.png")
 
     def __post_init__(self) -> None:
@@ -779,7 +784,7 @@ class HashingConfig:
     queries: int = flag(1000, "validation images that are searched for")
     seed: int = flag(0, "of the auto-encoder and of the queries")
     batch_size: int = flag(128, "images in a batch", short="b")
-    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    device: str | None = flag(None, DEVICES)
     output: str | None = flag(None, "JSON file; hashing.json in the run folder by default", metavar="FILE")
 
     def __post_init__(self) -> None:
@@ -828,7 +833,7 @@ class AblationsConfig:
         "small images on a CPU, else one",
         short="j",
     )
-    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    device: str | None = flag(None, DEVICES)
     output_dir: str | None = flag(
         None, "folder of the results, runs/ablations or runs/ablations-quick by default", metavar="DIR"
     )

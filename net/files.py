@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import secrets
 import stat
@@ -12,6 +11,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .errors import DataError, UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+#: Windows opens no folders: there they can be neither locked nor put on the disk.
+_OPENS_FOLDERS = fcntl is not None and hasattr(os, "O_DIRECTORY")
+#: Binary, where there is something else, and not through a link that somebody has planted.
+_NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 #: How the name of a file ends until it is whole.
 PARTIAL = ".partial"
@@ -27,13 +35,18 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """
     partial = path.with_name(f"{path.name}.{secrets.token_hex(6)}{PARTIAL}")
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINKS
         with open(os.open(partial, flags, 0o666), "wb") as file:
             # For as long as it is held, the file is not what somebody left.
             _try_lock(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
+            if _OPENS_FOLDERS:
+                # While the lock is held: nobody takes it for what was left.
+                os.replace(partial, path)
+        if not _OPENS_FOLDERS:
+            # Windows renames no open file.
             os.replace(partial, path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
@@ -46,6 +59,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 def _sync_folder(path: Path) -> None:
     """Put a file's name on the disk, where the file system can."""
+    if not _OPENS_FOLDERS:
+        return
     handle = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -60,6 +75,8 @@ def _sync_folder(path: Path) -> None:
 
 def _try_lock(handle: int) -> bool:
     """Whether this process now holds the lock of an open file; on a file system without locks it does."""
+    if fcntl is None:
+        return True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -75,7 +92,7 @@ def remove_partials(folder: Path) -> None:
         with contextlib.suppress(OSError):
             if not stat.S_ISREG(path.lstat().st_mode):
                 continue
-            handle = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            handle = os.open(path, os.O_WRONLY | os.O_NONBLOCK | _NO_LINKS)
             try:
                 if _try_lock(handle):
                     path.unlink(missing_ok=True)
@@ -116,6 +133,10 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         DataError: another process is in it.
     """
+    if not _OPENS_FOLDERS:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+        return
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 import kernels
+from kernels import compiler
 
 from .alexnet import AlexNet
 from .config import VARIANTS, AlexNetConfig, ConvolutionConfig, DenseConfig, Operation
-from .device import has_cpp_compiler
 from .doors import onnx as door
 from .doors.onnx import OnnxFile, library
 from .doors.safetensors import METADATA, metadata_of
@@ -475,10 +475,10 @@ def aoti_bytes(model: AlexNet, metadata: Mapping[str, Any]) -> bytes:
     PyTorch's C++ library read it; ``metadata`` is its metadata ``alexnet``, in JSON.
 
     Raises:
-        UsageError: there is no C++ compiler.
+        UsageError: it cannot be compiled here.
     """
-    if not has_cpp_compiler():
-        raise UsageError("--format aoti needs a C++ compiler (g++ or clang++) and finds none")
+    if (obstacle := compiler.obstacle()) is not None:
+        raise UsageError(f"--format aoti has to compile and finds {obstacle}")
     content = io.BytesIO()
     with torch.no_grad():
         torch._inductor.aoti_compile_and_package(

@@ -2,7 +2,7 @@
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -72,7 +72,9 @@ class PaperSGD(torch.optim.Optimizer):
         return loss
 
     @torch.no_grad()
-    def update(self, gradients: Mapping[Tensor, Tensor], copies: Mapping[Tensor, Tensor] | None = None) -> None:
+    def update(
+        self, gradients: Mapping[nn.Parameter, Tensor], copies: Mapping[nn.Parameter, Tensor] | None = None
+    ) -> None:
         """One update from gradients that are handed over, at the rates of the last :meth:`send_rates`.
 
         Args:
@@ -121,9 +123,9 @@ class PaperSGD(torch.optim.Optimizer):
         self,
         group: dict[str, Any],
         rate: Tensor,
-        parameters: list[Tensor],
+        parameters: list[nn.Parameter],
         gradients: list[Tensor],
-        copies: Mapping[Tensor, Tensor],
+        copies: Mapping[nn.Parameter, Tensor],
     ) -> None:
         assert update is not None
         velocities = self._states(parameters, "velocity", group["lr"])
@@ -157,7 +159,7 @@ class PaperSGD(torch.optim.Optimizer):
             torch._foreach_add_(velocities, gradients, alpha=-lr)
             torch._foreach_add_(parameters, velocities)
 
-    def _states(self, parameters: list[Tensor], form: str, lr: float) -> list[Tensor]:
+    def _states(self, parameters: Sequence[Tensor], form: str, lr: float) -> list[Tensor]:
         """Each parameter's velocity, or the momentum buffer that stands for it at the rate ``lr``."""
         tensors = []
         for parameter in parameters:

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoint, runs, weights
+from kernels import compiler
+
+from . import checkpoint, extras, runs, weights
 from .alexnet import AlexNet
 from .augmentation import TrainingInput, VariationTable, centre_crop
 from .config import AlexNetConfig, TrainConfig, network
@@ -25,12 +27,13 @@ from .data.loader import Batch, Loader, cache_that_fits
 from .data.sources import open_data, packed_size
 from .device import (
     describe,
-    has_cpp_compiler,
     keep_freed_memory,
     peak_memory_mib,
+    random_state,
     repeat_bits,
     resolve_precision,
     set_precision,
+    set_random_state,
 )
 from .errors import DataError, UsageError
 from .evaluation import Errors, evaluate
@@ -70,7 +73,8 @@ class StopSignal:
         repeats: seconds after the first in which others are the same.
     """
 
-    NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    #: Windows has no SIGHUP.
+    NUMBERS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
     def __init__(self, repeats: float = 0.0) -> None:
         self.number: int | None = None
@@ -157,9 +161,11 @@ def compile_wanted(config: TrainConfig, plan: AlexNetConfig, steps: int, device:
     """Whether to compile: as asked, else where a run may take long enough. The same for a resumed run.
 
     On CUDA that is every run of several processes but those with a budget of a few minutes; of one process the update
-    is recorded as it is.
+    is recorded as it is. On an Apple GPU none is compiled.
     """
-    if config.compile is False or (config.compile is None and record_wanted(config, device)):
+    if config.compile is False:
+        return False
+    if config.compile is None and (device.type not in COMPILE_AFTER_SECONDS or record_wanted(config, device)):
         return False
     if config.compile is None:
         seconds = config.time_budget or math.inf
@@ -169,8 +175,8 @@ def compile_wanted(config: TrainConfig, plan: AlexNetConfig, steps: int, device:
             seconds = min(seconds, flop / (CPU_CORE_FLOP_PER_S * torch.get_num_threads()))
         if seconds < COMPILE_AFTER_SECONDS[device.type]:
             return False
-    if not has_cpp_compiler():
-        print("torch.compile needs a C++ compiler (g++ or clang++) and finds none: running eager")
+    if (obstacle := compiler.obstacle()) is not None:
+        print(f"running eager, because torch.compile finds {obstacle}")
         return False
     return True
 
@@ -297,7 +303,8 @@ class Trainer:
         device: torch.device,
         ranks: Ranks,
     ) -> None:
-        config = replace(config, precision=resolve_precision(config.precision, device))
+        precision: Any = resolve_precision(config.precision, device)
+        config = replace(config, precision=precision)
         self.config, self.folder, self.device, self.ranks = config, folder, device, ranks
         self.writer = _summary_writer() if config.tensorboard else None
         self.checkpoints = folder / "checkpoints"
@@ -431,9 +438,7 @@ class Trainer:
         before, now = state.get("parallel", {"strategy": "none", "ranks": 1}), self._parallel()
         if before == now:
             random = [state["random"], *state["random"].get("others", ())][self.ranks.rank]
-            torch.set_rng_state(random["cpu"])
-            if self.device.type == "cuda" and random["cuda"] is not None:
-                torch.cuda.set_rng_state(random["cuda"], self.device)
+            set_random_state(self.device, random)
         else:
             torch.manual_seed(rank_seed(self.config.seed, self.step, self.ranks.rank))
             was, is_now = (f"--parallel {each['strategy']} on {each['ranks']}" for each in (before, now))
@@ -465,10 +470,7 @@ class Trainer:
             }
             for (index, values), name in zip(optimizer["state"].items(), self._names(), strict=True)
         }
-        cuda = self.device.type == "cuda"
-        random = self.ranks.gathered(
-            {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(self.device) if cuda else None}
-        )
+        random = self.ranks.gathered(random_state(self.device))
         return {
             "metadata": self.metadata(),
             "parallel": self._parallel(),
@@ -791,5 +793,5 @@ def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise UsageError("--tensorboard needs the extra: pip install 'alexnet-fused[tensorboard]'") from None
+        raise UsageError(f"--tensorboard needs an extra: {extras.install('tensorboard')}") from None
     return SummaryWriter

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def side_by_side(
     start = processes.context("net.trainer", "torch._dynamo", "net.curve")
     threads = max(1, processes.available_cores() // workers)
     waiting = iter(enumerate(trainings))
-    running: dict[Any, tuple[int, ForkServerProcess]] = {}
+    running: dict[Any, tuple[int, BaseProcess]] = {}
     told = said = False
     with StopSignal() as stop:
         try:
@@ -96,7 +96,7 @@ def side_by_side(
                 while len(running) < workers and not stop.number and (task := next(waiting, None)) is not None:
                     number, (config, folder) = task
                     receiving, sending = start.Pipe(duplex=False)
-                    process = start.Process(target=_apart, args=(sending, config, folder, threads))
+                    process: BaseProcess = start.Process(target=_apart, args=(sending, config, folder, threads))
                     process.start()
                     # Only the process holds this end now: when it dies, reading ends.
                     sending.close()
@@ -134,7 +134,7 @@ def one_by_one(trainings: Sequence[tuple[TrainConfig, Path]]) -> Iterator[tuple[
             return
 
 
-def _received(connection: Any, process: ForkServerProcess, folder: Path, stopped: int | None) -> dict[str, Any] | int:
+def _received(connection: Any, process: BaseProcess, folder: Path, stopped: int | None) -> dict[str, Any] | int:
     """What a process sent before it ended.
 
     Raises:

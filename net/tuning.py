@@ -72,7 +72,7 @@ def slot_by_slot(available: Iterable[Forms], start: Forms, seconds: Callable[[Fo
 
 def cache_file() -> Path:
     """Where choices are remembered: ``$XDG_CACHE_HOME/alexnet-fused/forms.json``, ``~/.cache`` by default."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "alexnet-fused" / "forms.json"
 
 
@@ -155,7 +155,7 @@ def milliseconds(plan: AlexNetConfig, batch: int, precision: str, device: torch.
             end.record()
             end.synchronize()
             times.append(begin.elapsed_time(end) / UPDATES)
-    return statistics.median(times)
+    return float(statistics.median(times))
 
 
 def measure(plan: AlexNetConfig, batch: int, precision: str, device: torch.device) -> dict[str, Any]:

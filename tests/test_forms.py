@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +13,13 @@ from net import tuning
 from net.alexnet import alexnet
 from net.blocks import block_count, block_weight, blocks
 from net.config import TrainConfig, network
+from net.device import choose as choose_device
+from net.device import resolve_precision
+from net.errors import UsageError
 from net.forms import Forms, forms, untuned, use
 from net.recipe import PaperSGD, Schedule, parameter_groups
 from net.step import TrainingStep
+from tests.commands import one_line, run_here
 
 CPU = torch.device("cpu")
 
@@ -221,3 +226,79 @@ def test_short_runs_measure_nothing() -> None:
     assert not tuning.worth_measuring(plan, 200 * 128, None)
     assert tuning.worth_measuring(plan, 90 * 1_200_000, None)
     assert not tuning.worth_measuring(plan, 90 * 1_200_000, 60.0)
+
+
+# What a run asks for
+
+
+GPU = torch.device("cuda", 0)
+
+
+def test_one_process_on_a_gpu_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    from net.trainer import compile_wanted, record_wanted
+
+    monkeypatch.setattr("net.trainer.has_cpp_compiler", lambda: True)
+    plan = network("paper")
+    assert record_wanted(TrainConfig(), GPU)
+    assert not record_wanted(TrainConfig(), CPU)
+    assert not record_wanted(TrainConfig(parallel="data"), GPU)
+    assert not record_wanted(TrainConfig(cuda_graph=False), GPU)
+    # What is recorded is not compiled unless it is asked for; what is not recorded is compiled where it pays.
+    assert not compile_wanted(TrainConfig(), plan, 10**6, GPU)
+    assert compile_wanted(TrainConfig(compile=True), plan, 10**6, GPU)
+    assert compile_wanted(TrainConfig(cuda_graph=False), plan, 10**6, GPU)
+    assert compile_wanted(TrainConfig(parallel="data"), plan, 10**6, GPU)
+    for config, device in ((TrainConfig(cuda_graph=True), CPU), (TrainConfig(cuda_graph=True, parallel="tower"), GPU)):
+        with pytest.raises(UsageError, match="--cuda-graph needs a GPU and --parallel none"):
+            record_wanted(config, device)
+
+
+def test_precision_is_the_device_s_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    capability = (9, 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert resolve_precision("auto", CPU) == "fp32"
+    assert resolve_precision("auto", CPU, trained="bf16") == "fp32"
+    assert resolve_precision("auto", GPU) == "bf16"
+    assert resolve_precision("auto", GPU, trained="tf32") == "tf32"
+    assert resolve_precision("bf16", CPU) == "bf16"
+    capability = (7, 5)
+    assert resolve_precision("auto", GPU, trained="bf16") == "fp32"
+
+
+def test_a_gpu_is_current_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.cuda.set_device refuses a device without one."""
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert choose_device(None) == choose_device("cuda") == GPU
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    assert [device.index for device in current] == [0, 0, 1]
+
+
+def test_a_run_keeps_its_forms(tmp_path: Path) -> None:
+    """Given by hand on a CPU: the run says so, and what is no form is refused."""
+    flags = [
+        "--preset",
+        "imagenet",
+        "--network",
+        "digits",
+        "--data-path",
+        "synthetic:16",
+        "-b",
+        "8",
+        "--image-size",
+        "32",
+    ]
+    folder = tmp_path / "run"
+    done = run_here("net.train", *flags, "--max-steps", 2, "--output-dir", folder, "--forms", "shared=together")
+    assert done.returncode == 0, done.stderr
+    assert 'forms = { shared = "together" }' in (folder / "config.toml").read_text()
+    assert 'precision = "fp32"' in (folder / "config.toml").read_text()
+    one_line(
+        run_here("net.train", *flags, "--output-dir", tmp_path / "other", "--forms", "shared=apart", "first=bricks"),
+        2,
+        "--forms",
+        "first must be one of pixels, blocks; got 'bricks'",
+    )
+    one_line(run_here("net.tune", "--device", "cpu"), 2, "net.tune measures on a GPU")

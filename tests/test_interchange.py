@@ -567,6 +567,7 @@ def test_torch_export_needs_nothing_of_this_package(tmp_path: Path) -> None:
         assert_same(torch.load(tmp_path / "logits.pt"), model(images))
 
 
+@pytest.mark.compiles
 @pytest.mark.slow
 def test_aotinductor_package(tmp_path: Path) -> None:
     model = lively()
@@ -613,7 +614,9 @@ def test_without_onnx_the_extra_is_named(tmp_path: Path) -> None:
         cwd=ROOT,
         env=environment(PYTHONPATH=f"{tmp_path}:{ROOT}"),
     )
-    one_line(Done(done.returncode, done.stdout, done.stderr), 2, "pip install 'alexnet-fused[onnx]'")
+    one_line(
+        Done(done.returncode, done.stdout, done.stderr), 2, f"ONNX files need an extra: pip install -e '{ROOT}[onnx]'"
+    )
 
 
 def test_one_convolution_reads_colours() -> None:

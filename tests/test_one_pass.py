@@ -7,11 +7,14 @@ from torch import Tensor
 
 triton = pytest.importorskip("triton")
 
+import kernels  # noqa: E402
+from kernels.gpu.bias_relu import pixel_stride  # noqa: E402
 from kernels.gpu.input import training_input  # noqa: E402
 from kernels.gpu.update import suits, update_  # noqa: E402
 from net.blocks import block_count, blocks  # noqa: E402
 from net.recipe import PaperSGD  # noqa: E402
 from tests.test_recipe import RATES, paper_rule  # noqa: E402
+from tests.tolerances import TOLERANCES  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 INTERPRETED = DEVICE.type == "cpu"
@@ -128,3 +131,61 @@ def test_one_pass_update_refuses_other_strides() -> None:
 )
 def test_one_pass_update_suits_dense_float32(tensor: Tensor, fits: bool) -> None:
     assert suits(tensor) is fits
+
+
+def maps(kind: str, dtype: torch.dtype) -> Tensor:
+    """Input of :func:`kernels.bias_relu` whose sums with a bias of 0.5 are at zero in places, and NaN in one."""
+    shape, channels = {"plain": ((2, 70, 5, 3), 70), "slice": ((3, 96, 4, 4), 48), "one": ((1, 8, 1, 1), 8)}[kind]
+    input = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)
+    input[:, ::5] = -0.5
+    input[0, 1] = torch.nan
+    input[0, 2], input[0, 3] = torch.inf, -torch.inf
+    return input.contiguous(memory_format=torch.channels_last)[:, shape[1] - channels :]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["plain", "slice", "one"])
+def test_one_pass_bias_and_relu(kind: str, dtype: torch.dtype) -> None:
+    """Output and both gradients; a gradient passes where the sum is over zero or NaN."""
+    input = maps(kind, dtype).requires_grad_()
+    assert pixel_stride(input) is not None
+    bias = torch.full((input.shape[1],), 0.5, device=DEVICE, requires_grad=True)
+    with kernels.implementation("triton"):
+        output = kernels.bias_relu(input, bias)
+    assert output.dtype == dtype
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    total = input.detach().double() + 0.5
+    exact = torch.where(total < 0, 0.0, total)
+    half = 2 * TOLERANCES[dtype].forward
+    torch.testing.assert_close(output.detach().double(), exact, rtol=half, atol=0, equal_nan=True)
+    given = torch.randn_like(output)
+    gradient, bias_gradient = torch.autograd.grad(output, (input, bias), given)
+    expected = torch.where(total <= 0, 0.0, given.double())
+    assert gradient.dtype == dtype
+    assert torch.equal(gradient.double(), expected)
+    scale = expected.abs().sum((0, 2, 3))
+    assert ((bias_gradient.double() - expected.sum((0, 2, 3))).abs() <= 32 * 2**-24 * scale).all()
+
+
+def test_one_pass_bias_and_relu_differentiates_twice() -> None:
+    input = torch.randn(2, 8, 3, 3, device=DEVICE).contiguous(memory_format=torch.channels_last).requires_grad_()
+    bias = torch.zeros(8, device=DEVICE, requires_grad=True)
+    with kernels.implementation("triton"):
+        output = kernels.bias_relu(input, bias)
+        (gradient,) = torch.autograd.grad((output**2).sum(), input, create_graph=True)
+        (second,) = torch.autograd.grad(gradient.sum(), input)
+    assert torch.equal(second, 2 * (input > 0).float())
+
+
+@pytest.mark.parametrize("implementation", ["auto", "aten", "reference", "triton"])
+def test_one_pass_bias_and_relu_of_any_layout(implementation: str) -> None:
+    """What the kernel does not take runs PyTorch's operators; no bias is ReLU."""
+    contiguous = torch.randn(2, 6, 3, 4, device=DEVICE)
+    bias = torch.randn(6, device=DEVICE)
+    for input in (contiguous, contiguous.transpose(2, 3), contiguous.double(), contiguous[:0], contiguous[:, :, 0, 0]):
+        exact = torch.relu(input + bias.to(input.dtype).reshape(-1, *[1] * (input.dim() - 2)))
+        with kernels.implementation(implementation):
+            torch.testing.assert_close(kernels.bias_relu(input, bias), exact)
+            assert torch.equal(kernels.bias_relu(input), torch.relu(input))
+    with pytest.raises(ValueError, match="bias_relu: bias must have shape"):
+        kernels.bias_relu(contiguous, bias[:5])

@@ -430,6 +430,7 @@ def test_figures_are_small_and_readable(drawn: Path) -> None:
     assert (folder / "of-another-command.png").exists()
 
 
+@pytest.mark.slow
 def test_the_same_records_make_the_same_bytes(drawn: Path) -> None:
     before = {path: path.read_bytes() for path in drawn.rglob("*") if path.is_file()}
     report.write(drawn, records.read(drawn / "reports" / "data"))

@@ -1,7 +1,6 @@
 """What the parts of one run of the suite share: the device, the sizes, the time, and the rows measured so far."""
 
 import argparse
-import os
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from net.data.processes import available_cores
 from net.device import keep_freed_memory
 
 from .. import ceilings as ceilings_module
@@ -163,7 +163,7 @@ def line(row: Row) -> str:
 
 def cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    return available_cores()
 
 
 def depends_on_stages(row: Mapping[str, Any]) -> bool:

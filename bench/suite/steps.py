@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import kernels
-from net.alexnet import AlexNet
+from net.alexnet import AlexNet, Stage
 from net.forms import untuned, use
 
 from ..cases import DTYPES, failure, many_variants
@@ -101,9 +101,12 @@ def stage_jobs(run: Run) -> Iterator[Job]:
     use(model, untuned(model, run.device))
     shapes = {layer.name: layer.input_shape for layer in model.config.layers()}
     for _, name in model.trunk:
-        if name is None or not {"lrn", "pool"} & set(model.get_submodule(name).operations):
+        if name is None:
             continue
         stage = model.get_submodule(name)
+        assert isinstance(stage, Stage)
+        if not {"lrn", "pool"} & set(stage.operations):
+            continue
         channels, *size = shapes[name]
         count = channels if stage.joint > 1 or stage.across_towers else channels // model.config.towers
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..doors.image import UnreadableImageError, opened_image
+from ..doors.image import UnreadableImageError, opened_image, turned
 
 #: The formats in which what Pillow reads as 32-bit integers has 16 bits.
 _SIXTEEN_BITS = ("PNG", "PPM", "JPEG2000")
@@ -40,6 +40,25 @@ def _bits(image: Image.Image) -> int:
     return 12 if tags.get(_BITS_PER_SAMPLE) == (12,) else 16
 
 
+def square(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """The central square of uint8 ``[H, W, 3]``, its side scaled to ``size``: uint8 ``[size, size, 3]``."""
+    side = min(pixels.shape[:2])
+    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+    found = torch.from_numpy(pixels[top : top + side, left : left + side]).permute(2, 0, 1)
+    if side != size:
+        found = F.interpolate(found[None], size=(size, size), mode="bicubic", antialias=True)[0]
+    return found.permute(1, 2, 0).contiguous().numpy()
+
+
+def upright(image: Image.Image) -> NDArray[np.uint8]:
+    """An opened image's pixels, uint8 ``[H, W, 3]`` in RGB, its orientation tag obeyed.
+
+    Raises:
+        UnreadableImageError: pixels without an agreed range.
+    """
+    return np.array(_rgb(turned(image), _bits(image)))
+
+
 def decode(path: Path, size: int) -> NDArray[np.uint8]:
     """Scale the shorter side to ``size`` and cut out the central ``size`` x ``size``: uint8 ``[size, size, 3]``.
 
@@ -50,9 +69,4 @@ def decode(path: Path, size: int) -> NDArray[np.uint8]:
     """
     with opened_image(path, size) as image:
         pixels = np.array(_rgb(image, _bits(image)))
-    side = min(pixels.shape[:2])
-    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
-    square = torch.from_numpy(pixels[top : top + side, left : left + side]).permute(2, 0, 1)
-    if side != size:
-        square = F.interpolate(square[None], size=(size, size), mode="bicubic", antialias=True)[0]
-    return square.permute(1, 2, 0).contiguous().numpy()
+    return square(pixels, size)

@@ -226,12 +226,13 @@ def _sent(
 
     To a GPU they travel on a stream of their own, and the next batch is on its way while one is in use.
     """
-    if device.type == "cpu":
+    if device.type != "cuda":
+        # To an Apple GPU a copy is waited for: nothing says when another kind is done and the buffer may be filled.
         while (buffer := full.get()) is not None:
             if isinstance(buffer, BaseException):
                 raise buffer
             count = len(buffer.samples)
-            yield buffer, buffer.images[:count], buffer.labels[:count]
+            yield buffer, buffer.images[:count].to(device), buffer.labels[:count].to(device)
         return
     stream = torch.cuda.Stream(device)
     travelling: deque[tuple[_Buffer, Tensor, Tensor]] = deque()
@@ -272,7 +273,9 @@ def cache_that_fits(split: Split, wanted: Cache, device: torch.device) -> Cache:
         return wanted
     if device.type == "cpu":
         wanted = "host"
-    free = torch.cuda.mem_get_info(device)[0] if wanted == "device" else free_host_memory()
+    # Apple's GPUs share the host's.
+    cuda = device.type == "cuda" and wanted == "device"
+    free = torch.cuda.mem_get_info(device)[0] if cuda else free_host_memory()
     if split.images.nbytes <= 0.8 * free:
         return wanted
     print(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import extras
 from ..errors import DataError, UsageError
 from .files import opened, read, reason
 
@@ -27,7 +28,7 @@ def library() -> Any:
     try:
         import onnx
     except ImportError:
-        raise UsageError("ONNX files need the extra: pip install 'alexnet-fused[onnx]'") from None
+        raise UsageError(f"ONNX files need an extra: {extras.install('onnx')}") from None
     return onnx
 
 

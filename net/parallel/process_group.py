@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore, _set_pg_timeout
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
+
+from kernels import private
 
 from ..config import TrainConfig
 from ..device import choose
@@ -168,7 +170,7 @@ class Processes(Ranks):
 
     def hurry(self, groups: Iterable[dist.ProcessGroup]) -> None:
         for group in {self.group, self.control, *groups}:
-            _set_pg_timeout(_seconds(self.timeout), group)
+            private.set_group_timeout(group, self.timeout)
 
     def opened(self, open: Callable[[], Value], identity: Callable[[Value], Mapping[str, object]]) -> Value:
         opened: list[Value] = []
@@ -300,6 +302,8 @@ def join(launch: Launch, config: TrainConfig) -> tuple[Ranks, torch.device]:
     """
     name, shared = _device_name(config.device, launch, torch.cuda.device_count())
     device = choose(name)
+    if device.type == "mps" and config.parallel != "none":
+        raise UsageError(f"--device mps computes in one process, without --parallel {config.parallel}")
     if config.parallel == "none":
         return Ranks(), device
     return Processes(launch, _backend(device, shared), config.timeout), device
