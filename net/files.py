@@ -18,8 +18,6 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 #: Windows opens no folders: there they can be neither locked nor put on the disk.
 _OPENS_FOLDERS = fcntl is not None and hasattr(os, "O_DIRECTORY")
-#: Binary, where there is something else, and not through a link that somebody has planted.
-_NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 #: How the name of a file ends until it is whole.
 PARTIAL = ".partial"
@@ -35,8 +33,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """
     partial = path.with_name(f"{path.name}.{secrets.token_hex(6)}{PARTIAL}")
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINKS
-        with open(os.open(partial, flags, 0o666), "wb") as file:
+        # "x" is O_EXCL, which follows no link either.
+        with open(partial, "xb") as file:
             # For as long as it is held, the file is not what somebody left.
             _try_lock(file.fileno())
             yield file
@@ -92,7 +90,11 @@ def remove_partials(folder: Path) -> None:
         with contextlib.suppress(OSError):
             if not stat.S_ISREG(path.lstat().st_mode):
                 continue
-            handle = os.open(path, os.O_WRONLY | os.O_NONBLOCK | _NO_LINKS)
+            if not _OPENS_FOLDERS:
+                # Windows removes no open file.
+                path.unlink()
+                continue
+            handle = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
             try:
                 if _try_lock(handle):
                     path.unlink(missing_ok=True)
