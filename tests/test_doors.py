@@ -336,6 +336,20 @@ def test_a_flipped_bit_anywhere_in_an_archive(tmp_path: Path) -> None:
             cifar10.load(path)
 
 
+def test_the_checksum_behind_the_end_is_read(tmp_path: Path) -> None:
+    """A tar archive may end long before the file does, and nothing but its checksum tells that a member is damaged."""
+    path = cifar(tmp_path / "cifar-10-binary.tar")
+    whole = gzip.compress(path.read_bytes() + bytes(2**20), mtime=0)
+    path = tmp_path / "cifar-10-binary.tar.gz"
+    path.write_bytes(whole)
+    assert len(cifar10.load(path).train) == 10
+    damaged = bytearray(whole)
+    damaged[-8] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(DataError, match="CRC check failed"):
+        cifar10.load(path)
+
+
 @pytest.mark.timeout(60)
 def test_archives_that_unpack_to_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "cifar-10-binary.tar.gz"
