@@ -548,6 +548,10 @@ class TrainConfig(RecipeConfig):
         "none", "send averaged gradients as bfloat16 (--parallel data, the convolutions of hybrid, pairs of towers)"
     )
     timeout: float = flag(20.0, "end the run when a process keeps the others waiting for so long", metavar="SECONDS")
+    start_timeout: float = flag(300.0, "wait so long for all processes to start", metavar="SECONDS")
+    progress_timeout: float = flag(
+        600.0, "end a process that packs, compiles or saves and reports no progress for so long", metavar="SECONDS"
+    )
     workers: int = flag(2, "threads that read images", short="j")
     cache: Literal["device", "host", "none"] = flag(
         "none", "keep the training images in the device's or the host's memory when they fit"
@@ -572,7 +576,8 @@ class TrainConfig(RecipeConfig):
         super().__post_init__()
         at_least(self, 1, "epochs", "batch_size", "workers", "keep", "eval_every", "log_every", called=flag_name)
         at_least(self, 0, "checkpoint_every", "seed", "time_budget", called=flag_name)
-        at_least(self, 1, "max_steps", "image_size", "timeout", called=flag_name)
+        at_least(self, 1, "max_steps", "image_size", called=flag_name)
+        at_least(self, 1, "timeout", "start_timeout", "progress_timeout", called=flag_name)
         if self.seed >= 2**63:
             raise UsageError(f"--seed must be less than 2**63; got {self.seed}")
         for name in ("new_head", "freeze"):

@@ -403,9 +403,9 @@ class Trainer:
             for (index, values), name in zip(optimizer["state"].items(), self._names(), strict=True)
         }
         cuda = self.device.type == "cuda"
-        random = self.ranks.gathered(
-            {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(self.device) if cuda else None}
-        )
+        states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(self.device)] if cuda else [])]
+        everybody = self.ranks.gathered([state.tolist() for state in states])
+        random = [dict(zip(("cpu", "cuda"), [*map(torch.ByteTensor, each), None], strict=False)) for each in everybody]
         return {
             "metadata": self.metadata(),
             "parallel": self._parallel(),

@@ -1,6 +1,5 @@
 """Two processes on gloo against one: equality, messages, faults. Few starts of processes, many checks in each."""
 
-import itertools
 import json
 import os
 import socket
@@ -151,45 +150,31 @@ def test_a_rank_that_dies_is_named_and_the_restarted_run_ends_the_same(folder: P
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("error: rank 1 (process ")
-    assert "died" in lines[0]
+    assert lines[0].startswith(f"error: rank 1 on {socket.gethostname()} died;")
     assert "step_00000003.pt" in done.stdout
     weights = [(each / "model.safetensors").read_bytes() for each in (tmp_path / "run", folder / "run")]
     assert weights[0] == weights[1]
 
 
 @pytest.mark.slow
-def test_a_rank_that_hangs_ends_the_job_and_is_named(tmp_path: Path) -> None:
-    begin = time.monotonic()
-    done = torchrun("faulty_worker.py", "hang", *RUN, "--timeout", 3, "--output-dir", tmp_path / "run")
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        ("hang", "rank 1 on {} did not answer for 5 s (--timeout);"),
+        ("stop", "rank 1 on {} did not answer for 5 s (--timeout);"),
+        ("save", "rank 0 on {} reported no progress for 5 s (--progress-timeout);"),
+    ],
+)
+def test_a_rank_that_hangs_is_named_and_torchrun_ends_it(tmp_path: Path, fault: str, line: str) -> None:
+    flags = ("--timeout", 5, "--progress-timeout", 5, "--output-dir", tmp_path / "run")
+    done = torchrun("faulty_worker.py", fault, *RUN, *flags)
     hung = float((tmp_path / "run" / "hung").read_text())
+    # torchrun waits 30 s before it kills what is stopped.
+    assert time.monotonic() - hung < 5 + 60
     assert done.returncode == 1
-    assert time.monotonic() - begin - (hung - begin) < 30
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("error: rank 1 (process ")
-    assert "did not answer for 3 s (--timeout)" in lines[0]
-
-
-def test_a_rank_is_named_where_no_message_is_expected_for_long(tmp_path: Path) -> None:
-    """The first rank stops, then dies, while the other waits for it to open the images. The second takes longer than
-    the timeout to compile, the first waits for that without a message, neither is blamed, and the second hangs then.
-    At last the first hangs while it writes a checkpoint."""
-    command = [sys.executable, ROOT / "tests" / "quiet_worker.py", *RUN, "--timeout", 3]
-    command = [*map(str, command), "--output-dir", str(tmp_path / "run"), "--resume", "auto"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(OMP_NUM_THREADS="1"), timeout=280)
-    assert done.returncode == 1, done.stderr
-    processes, moments = zip(*((tmp_path / str(attempt)).read_text().split() for attempt in range(4)), strict=True)
-    # An attempt ends before the next one's fault, and the last one before now.
-    for before, after in itertools.pairwise([*map(float, moments), time.monotonic()]):
-        assert after - before < 30
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    silent = "did not answer for 3 s (--timeout)"
-    says = (silent, "died", silent, silent)
-    for line, rank, process, words in zip(lines, (0, 0, 1, 0), processes, says, strict=True):
-        assert line.startswith(f"error: rank {rank} (process {process} "), done.stderr
-        assert line.count("rank") == 1
-        assert words in line
+    assert lines[0].startswith(f"error: {line.format(socket.gethostname())}")
 
 
 @pytest.mark.parametrize(
@@ -222,6 +207,14 @@ def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
             monkeypatch.setenv(name, str(value))
         done = run_here("net.train", "--parallel", "data", "--output-dir", tmp_path / "run")
     one_line(done, 1, f"port {port} (MASTER_PORT) is in use")
+
+
+def test_an_address_that_nobody_has_is_named_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    names = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_ADDR": "nowhere.invalid", "MASTER_PORT": 29500}
+    for name, value in names.items():
+        monkeypatch.setenv(name, str(value))
+    done = run_here("net.train", "--parallel", "data", "--output-dir", tmp_path / "run")
+    one_line(done, 1, "rank 1 does not reach the others: ", "(MASTER_ADDR nowhere.invalid, MASTER_PORT 29500)")
 
 
 def test_missing_nccl_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
