@@ -209,12 +209,23 @@ def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     one_line(done, 1, f"port {port} (MASTER_PORT) is in use")
 
 
-def test_an_address_that_nobody_has_is_named_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    names = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_ADDR": "nowhere.invalid", "MASTER_PORT": 29500}
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [("nowhere.invalid", "[Errno -"), ("localhost", "nobody answered within 1 s (--start-timeout)")],
+)
+def test_an_address_at_which_nobody_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str, says: str
+) -> None:
+    """A name that nobody has is refused at once."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    names = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_ADDR": address, "MASTER_PORT": port}
     for name, value in names.items():
         monkeypatch.setenv(name, str(value))
-    done = run_here("net.train", "--parallel", "data", "--output-dir", tmp_path / "run")
-    one_line(done, 1, "rank 1 does not reach the others: ", "(MASTER_ADDR nowhere.invalid, MASTER_PORT 29500)")
+    seconds = 1 if address == "localhost" else 300
+    done = run_here("net.train", "--parallel", "data", "--start-timeout", seconds, "--output-dir", tmp_path / "run")
+    one_line(done, 1, "rank 1 does not reach the others: ", f"(MASTER_ADDR {address}, MASTER_PORT {port})", says)
 
 
 def test_missing_nccl_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -265,10 +265,22 @@ def _seconds(seconds: float) -> datetime.timedelta:
 
 def _store(rank: int, seconds: float) -> dist.TCPStore:
     """The processes' store: torchrun's, or the first rank's own where torchrun has none."""
+    unset = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if unset:
+        raise ValueError(f"torchrun's variable {unset[0]} is missing")
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    # A store that is waited for would hide for long that nobody has this name.
+    # PyTorch would wait for a name that nobody has, and print a page of addresses when nobody answers.
     socket.getaddrinfo(address, port)
     own = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    end = time.monotonic() + seconds
+    while not own:
+        try:
+            socket.create_connection((address, port), timeout=seconds).close()
+            break
+        except OSError as error:
+            if time.monotonic() > end:
+                raise TimeoutError(f"nobody answered within {seconds:g} s (--start-timeout): {error}") from None
+            time.sleep(POLL)
     return dist.TCPStore(
         address, port, is_master=own, timeout=_seconds(seconds), wait_for_workers=False, multi_tenant=True
     )
