@@ -109,12 +109,12 @@ def normalization(name: str, size: int, alpha: float, beta: float, k: float, gro
             raise ValueError(f"{name}: {argument} must be a positive integer; got {value!r}")
         integers.append(number)
     reals = []
-    for argument, value in (("alpha", alpha), ("beta", beta), ("k", k)):
-        real = _real(value)
+    for argument, number_given in (("alpha", alpha), ("beta", beta), ("k", k)):
+        real = _real(number_given)
         if real is None:
-            raise TypeError(f"{name}: {argument} must be a number; got {value!r}")
+            raise TypeError(f"{name}: {argument} must be a number; got {number_given!r}")
         reals.append(real)
-    return Normalization(integers[0], *reals, integers[1])
+    return Normalization(integers[0], reals[0], reals[1], reals[2], integers[1])
 
 
 def check_normalization(

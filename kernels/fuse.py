@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
+from torch.jit._trace import is_tracing
 from torch.utils._pytree import tree_leaves, tree_map
 
 from . import modules
@@ -171,21 +172,21 @@ def _name(node: fx.Node, prefix: str) -> str:
 
 def _foreign() -> bool:
     """Whether somebody traces who does not know these operators, or exports to a runtime that lacks them."""
-    return is_fx_symbolic_tracing() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+    return is_fx_symbolic_tracing() or is_tracing() or torch.onnx.is_in_onnx_export()
 
 
 class _Fused(nn.Module):
     """What a module with a new forward is, before its own class. A copy, or what was pickled, is traced again."""
 
-    _own: type[nn.Module]
+    _fused_from: type[nn.Module]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # A slice of an ``nn.Sequential`` makes one of its class, and nobody has traced that.
-        self.__class__ = self._own
+        _unfuse(self)
         self.__init__(*args, **kwargs)  # type: ignore[misc]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _blank, (self._own,), self.__getstate__()
+        return _blank, (self._fused_from,), self.__getstate__()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -206,7 +207,7 @@ class _FusedGraph(_Fused):
 
     def _unfused(self) -> nn.Module:
         """One of its own class with the same attributes, which are not copied."""
-        module = object.__new__(self._own)
+        module = object.__new__(self._fused_from)
         module.__dict__ = self.__dict__
         return module
 
@@ -214,9 +215,14 @@ class _FusedGraph(_Fused):
 def _class(own: type[nn.Module], **forward: Any) -> type[nn.Module]:
     metaclass: Any = type(own)
     base = _FusedGraph if issubclass(own, fx.GraphModule) else _Fused
-    members = {"__module__": own.__module__, "_own": own, **forward}
+    members = {"__module__": own.__module__, "_fused_from": own, **forward}
     cls: type[nn.Module] = metaclass(f"Fused{own.__name__}", (base, own), members)
     return cls
+
+
+def _unfuse(module: nn.Module) -> None:
+    """Gives ``module`` back to its own class."""
+    module.__class__ = getattr(type(module), "_fused_from", type(module))
 
 
 def _blank(own: type[nn.Module]) -> nn.Module:
@@ -250,8 +256,7 @@ def _forward(own: type[nn.Module], fused: Callable[..., Any], layout: Layout) ->
 
 def _rewrite(module: nn.Module, prefix: str) -> tuple[list[str], list[tuple[str, nn.Module]]]:
     """Gives ``module`` a new forward if it has a chain: a line for each, and the modules that the forward calls."""
-    if isinstance(module, _Fused):
-        module.__class__ = module._own
+    _unfuse(module)
     graph = trace(module)
     found = dict(module.named_modules(remove_duplicate=False))
     layout = Layout(module, graph)
@@ -294,8 +299,7 @@ def _twin(model: nn.Module) -> nn.Module:
     except Exception as error:  # whatever the model's own code raises
         raise ValueError(f"fuse: model cannot be copied: {error}") from error
     for module in twin.modules():
-        if isinstance(module, _Fused):
-            module.__class__ = module._own
+        _unfuse(module)
     twin.__dict__.pop("replaced", None)
     return twin
 

@@ -150,7 +150,7 @@ class _Watched(NamedTuple):
 
 def _kind(module: nn.Module) -> type[nn.Module]:
     """Its class, or the one that it had before it was fused."""
-    kind: type[nn.Module] = getattr(type(module), "_own", type(module))
+    kind: type[nn.Module] = getattr(type(module), "_fused_from", type(module))
     return kind
 
 

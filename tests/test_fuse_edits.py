@@ -413,6 +413,7 @@ def test_random_models_and_edits(plan: Any, edits: list[tuple[int, int]], seed: 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 @RANDOM
 @settings(max_examples=1000, deadline=None)
 def test_many_random_models_and_edits(plan: Any, edits: list[tuple[int, int]], seed: int) -> None:

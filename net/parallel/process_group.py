@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore, _set_pg_timeout
+from torch.distributed.distributed_c10d import PrefixStore, Store, _set_pg_timeout
 
 from ..config import TrainConfig
 from ..device import choose
@@ -263,7 +263,7 @@ def _seconds(seconds: float) -> datetime.timedelta:
     return datetime.timedelta(seconds=seconds)
 
 
-def _store(rank: int, seconds: float) -> dist.TCPStore:
+def _store(rank: int, seconds: float) -> Store:
     """The processes' store: torchrun's, or the first rank's own where torchrun has none."""
     unset = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if unset:
@@ -281,9 +281,11 @@ def _store(rank: int, seconds: float) -> dist.TCPStore:
             if time.monotonic() > end:
                 raise TimeoutError(f"nobody answered within {seconds:g} s (--start-timeout): {error}") from None
             time.sleep(POLL)
-    return dist.TCPStore(
-        address, port, is_master=own, timeout=_seconds(seconds), wait_for_workers=False, multi_tenant=True
+    timeout = _seconds(seconds)
+    store: Store = dist.TCPStore(  # type: ignore[attr-defined]
+        address, port, is_master=own, timeout=timeout, wait_for_workers=False, multi_tenant=True
     )
+    return store
 
 
 def _meeting_place(error: BaseException) -> str:
