@@ -64,14 +64,14 @@ def texts(rows: "Sequence[Row]") -> dict[str, str]:
         about = textwrap.fill(page.about, 120, break_long_words=False, break_on_hyphens=False)
         parts = [f"# {page.title}\n", MADE + "\n", about + "\n"]
         for section in page.sections:
-            parts.append(f"## {section.machine}\n")
+            parts.append(tables.without_html(f"## {section.machine}") + "\n")
             parts += [
-                f"![{figure.about}]({figure.file})\n"
+                tables.without_html(f"![{figure.about}]({figure.file})") + "\n"
                 for figure in drawn
                 if (figure.page, figure.machine) == (page.file, section.machine)
             ]
             for table in section.tables:
-                parts += [f"### {table.title}\n"] if table.title and not table.folded else []
+                parts += [tables.without_html(f"### {table.title}") + "\n"] if table.title and not table.folded else []
                 parts.append(tables.markdown(table))
         result[page.file] = "\n".join(parts)
     return result
@@ -87,13 +87,23 @@ def first_screen(rows: "Sequence[Row]") -> str:
 
 def found(rows: "Sequence[Row]") -> str:
     """What ``reports/README.md`` begins with: sentences, and the chart."""
-    from . import figures, findings
+    from . import figures, findings, tables
 
     lines = [
-        textwrap.fill(f"- {text}", 140, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        textwrap.fill(
+            tables.without_html(f"- {text}"),
+            140,
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
         for text in findings.sentences(rows)
     ]
-    lines += [f"\n![{one.about}]({one.file})" for one in figures.figures(rows) if one.machine is None]
+    lines += [
+        "\n" + tables.without_html(f"![{one.about}]({one.file})")
+        for one in figures.figures(rows)
+        if one.machine is None
+    ]
     return "\n".join(lines) or "Nothing is measured yet."
 
 

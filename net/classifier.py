@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from .augmentation import centre_crop
-from .data.decode import UnreadableImageError, decode, square, upright
+from .data.decode import decode, square, upright
 from .device import choose, resolve_precision
+from .doors.image import UnreadableImageError
 from .errors import DataError
 from .evaluation import TOP, probabilities
 from .features import check_colours, class_names

@@ -6,12 +6,13 @@ Nothing here imports torch, so that ``--help`` is instant. A command's flags are
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from .errors import UsageError
-from .fields import at_least, flag, flag_name, from_table
+from .fields import at_least, at_most, flag, flag_name, from_table
 
 Reads = Literal["image", "tower", "all"]
 Operation = Literal["activation", "lrn", "map_norm", "pool"]
@@ -101,6 +102,10 @@ class Layer:
     multiply_adds: int = 0
 
 
+#: Channels that a normalization's window may span; a larger one would only be padded, with memory for each.
+MOST_CHANNELS = 1025
+
+
 @dataclass(frozen=True)
 class AlexNetConfig:
     """The network's architecture. Every ablation of the paper is a field.
@@ -150,6 +155,7 @@ class AlexNetConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "image_size", "image_channels", "classes", "lrn_size")
         at_least(self, 0, "lrn_alpha", "lrn_beta", "lrn_k", "dropout", "output_weight_std")
+        at_most(self, MOST_CHANNELS, "lrn_size")
         if self.lrn_k == 0:
             raise UsageError("lrn_k must be more than 0: maps of zeros would be divided by zero")
         if self.towers not in (1, 2):
@@ -160,6 +166,10 @@ class AlexNetConfig:
         names = [*known, *(dense.name for dense in self.hidden), self.output_name]
         if len(set(names)) < len(names):
             raise UsageError(f"the layers' names must differ; got {', '.join(names)}")
+        for name in names:
+            # They are attributes of the network, beside its others.
+            if not re.fullmatch(r"conv[0-9]{1,9}" if name in known else r"fc[0-9]{1,9}", name):
+                raise UsageError(f"layers are called conv and fc with a number, such as conv1 and fc6; got {name!r}")
         for name in self.without:
             if name not in known:
                 raise UsageError(f"without: {name!r} is no convolution of {self.variant}; it has {', '.join(known)}")
@@ -425,6 +435,10 @@ def network(variant: str, **fields: Any) -> AlexNetConfig:
     return AlexNetConfig.from_dict({**VARIANTS[variant].to_dict(), **fields})
 
 
+#: Limits far beyond what helps, so that a number with a digit too many is refused by name: threads and processes,
+#: images in a batch that is only looked at, rows of an image, seconds of waiting.
+MOST_WORKERS, MOST_IMAGES, MOST_ROWS, MOST_SECONDS = 1024, 2**16, 2**16, 10**6
+
 #: The ``--data-path`` of random images, perhaps with a number behind it: ``synthetic:2048``.
 SYNTHETIC = "synthetic"
 
@@ -575,7 +589,7 @@ class TrainConfig(RecipeConfig):
         None, "go on from a checkpoint, or from the newest intact one (auto)", optional_value="auto", metavar="PATH"
     )
     init_from: str | None = flag(
-        None, "start from these weights (run folder, checkpoint, .safetensors or .onnx)", metavar="PATH"
+        None, "start from these weights (run folder, checkpoint, state dict, .safetensors or .onnx)", metavar="PATH"
     )
     new_head: bool = flag(False, "with --init-from: start the last layer anew, for other classes (transfer)")
     freeze: tuple[str, ...] = flag((), "with --init-from: layers that stay as they are, such as conv1", metavar="LAYER")
@@ -591,6 +605,9 @@ class TrainConfig(RecipeConfig):
         at_least(self, 1, "epochs", "batch_size", "workers", "keep", "eval_every", "log_every", called=flag_name)
         at_least(self, 0, "checkpoint_every", "seed", "time_budget", called=flag_name)
         at_least(self, 1, "max_steps", "image_size", "timeout", called=flag_name)
+        at_most(self, MOST_WORKERS, "workers", called=flag_name)
+        at_most(self, MOST_ROWS, "image_size", called=flag_name)
+        at_most(self, MOST_SECONDS, "timeout", called=flag_name)
         if self.seed >= 2**63:
             raise UsageError(f"--seed must be less than 2**63; got {self.seed}")
         for name in ("new_head", "freeze"):
@@ -606,7 +623,9 @@ class EvaluateConfig:
     """What ``python -m net.evaluate`` is asked to do."""
 
     checkpoints: tuple[str, ...] = flag(
-        (), "run folders, checkpoints (.pt) or weights (.safetensors, .onnx); several are averaged", positional=True
+        (),
+        "run folders, checkpoints (.pt) or weights (.safetensors, .onnx, .pt, .pth); several are averaged",
+        positional=True,
     )
     data_path: str | None = flag(None, "as in net.train; by default what the first was trained on", metavar="PATH")
     ten_crops: bool = flag(True, "also average over ten crops where the images are larger than the network's input")
@@ -618,21 +637,38 @@ class EvaluateConfig:
     device: str | None = flag(None, DEVICES)
     workers: int = flag(2, "threads that read images", short="j")
     output: str | None = flag(None, "JSON file; evaluation.json beside the first checkpoint by default", metavar="FILE")
+    mean_rgb: tuple[float, ...] | None = flag(
+        None,
+        "colour to subtract, in 0..255, for a network whose file holds no mean image; Caffe's ImageNet models were "
+        "trained with 123 117 104",
+        nargs=3,
+        metavar=("R", "G", "B"),
+    )
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "workers", called=flag_name)
+        at_most(self, MOST_IMAGES, "batch_size", called=flag_name)
+        at_most(self, MOST_WORKERS, "workers", called=flag_name)
+        _check_colour(self.mean_rgb)
 
 
 @dataclass(frozen=True)
 class PredictConfig:
     """What ``python -m net.predict`` is asked to do."""
 
-    checkpoint: str = flag("", "run folder or checkpoint (.pt)", positional=True)
+    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights", positional=True)
     images: tuple[str, ...] = flag((), "image files", positional=True)
     ten_crops: bool = flag(False, "average over ten crops; else the central one")
     json: bool = flag(False, "JSON instead of a table")
     features: str | None = flag(
         None, "write the central crops' last hidden features (fc7), float32 [images, features]", metavar="FILE.npy"
+    )
+    mean_rgb: tuple[float, ...] | None = flag(
+        None,
+        "colour to subtract, in 0..255, for a network whose file holds no mean image; Caffe's ImageNet models were "
+        "trained with 123 117 104",
+        nargs=3,
+        metavar=("R", "G", "B"),
     )
     batch_size: int = flag(128, "images in a batch", short="b")
     precision: Literal["auto", "fp32", "tf32", "bf16"] = flag(
@@ -642,8 +678,15 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", called=flag_name)
+        at_most(self, MOST_IMAGES, "batch_size", called=flag_name)
+        _check_colour(self.mean_rgb)
         if self.features is not None and not self.features.endswith(".npy"):
             raise UsageError(f"--features must end in .npy; got {self.features}")
+
+
+def _check_colour(colour: tuple[float, ...] | None) -> None:
+    if colour is not None and not (len(colour) == 3 and all(0 <= value <= 255 for value in colour)):
+        raise UsageError(f"--mean-rgb must be three numbers in 0..255; got {' '.join(map(str, colour))}")
 
 
 @dataclass(frozen=True)
@@ -764,6 +807,8 @@ class ShapesConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "train", "val", "workers", called=flag_name)
+        at_most(self, MOST_WORKERS, "workers", called=flag_name)
+        at_most(self, MOST_ROWS, "size", called=flag_name)
         at_least(self, 8, "size", called=flag_name)
         at_least(self, 0, "seed", called=flag_name)
 
@@ -796,6 +841,7 @@ class AblationsConfig:
     def __post_init__(self) -> None:
         at_least(self, 3, "seeds", called=flag_name)
         at_least(self, 1, "workers", called=flag_name)
+        at_most(self, MOST_WORKERS, "workers", called=flag_name)
 
 
 @dataclass(frozen=True)
@@ -833,5 +879,7 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "size", "workers", called=flag_name)
+        at_most(self, MOST_WORKERS, "workers", called=flag_name)
+        at_most(self, MOST_ROWS, "size", called=flag_name)
         if (self.target is None) != self.verify:
             raise UsageError("give SOURCE and TARGET, or --verify and a store")

@@ -10,6 +10,7 @@ from . import cli, runs
 from .config import EvaluateConfig
 from .errors import DataError
 from .files import atomic_write, check_writable
+from .printing import printable
 from .published import Published, is_ilsvrc, published
 
 DESCRIPTION = (
@@ -28,11 +29,12 @@ def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
     from .evaluation import evaluate
     from .features import mean_image, open_its_data
     from .progress import Progress
-    from .trained import open_trained
+    from .trained import check_mean_rgb, open_trained
 
     device = choose(config.device)
     keep_freed_memory()
-    trained = [open_trained(argument, device) for argument in config.checkpoints]
+    trained = [open_trained(argument, device, config.mean_rgb) for argument in config.checkpoints]
+    check_mean_rgb(config.mean_rgb, trained)
     first = trained[0]
     precision = resolve_precision(config.precision, device, first.precision)
     set_precision(precision, device)
@@ -89,14 +91,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate as the command line says; returns the exit status."""
     config = cli.resolve(cli.given(EvaluateConfig, "net.evaluate", DESCRIPTION, arguments), EvaluateConfig)
     check_writable("--output", config.output)
+    cli.check_exist(positional=config.checkpoints, data_path=config.data_path)
+    cli.load("evaluation", "features", "trained")
     rows = _evaluate(config)
-    width = max(len(row["network"]) for row in rows)
+    names = [printable(row["network"]) for row in rows]
+    width = max(map(len, names))
     beside = "  published top-1 / top-5" if any(row["published"] for row in rows) else ""
     print(f"{'network':<{width}}  crops  top-1 error  top-5 error{beside}")
-    for row in rows:
+    for name, row in zip(names, rows, strict=True):
         top5 = row["top5_error_percent"]
         last = f"{top5:.2f} %" if top5 is not None else "-"
-        line = f"{row['network']:<{width}}  {row['crops']:>5}  {row['top1_error_percent']:>9.2f} %  {last:>11}"
+        line = f"{name:<{width}}  {row['crops']:>5}  {row['top1_error_percent']:>9.2f} %  {last:>11}"
         print(f"{line}  {'; '.join(str(Published(**item)) for item in row['published'])}".rstrip())
     if rows[0]["top5_error_percent"] is None:
         print("top-5 error says nothing of five classes or fewer")

@@ -65,24 +65,28 @@ class DivergedError(DataError):
 
 
 class StopSignal:
-    """Inside a ``with`` block notes the first SIGTERM or SIGINT; a second one takes its usual course at once.
+    """Inside a ``with`` block notes the first SIGTERM, SIGINT or SIGHUP; a second one takes its usual course at once.
+
+    What whoever started the process has it ignore stays ignored: SIGHUP under nohup, SIGINT in the background.
 
     Args:
         repeats: seconds after the first in which others are the same.
     """
 
-    NUMBERS = (signal.SIGTERM, signal.SIGINT)
+    # Windows has no SIGHUP.
+    NUMBERS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
     def __init__(self, repeats: float = 0.0) -> None:
         self.number: int | None = None
         self.repeats = repeats
 
     def __enter__(self) -> "StopSignal":
-        self.before = [signal.signal(number, self._note) for number in self.NUMBERS]
+        heeded = [number for number in self.NUMBERS if signal.getsignal(number) != signal.SIG_IGN]
+        self.before = {number: signal.signal(number, self._note) for number in heeded}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in zip(self.NUMBERS, self.before, strict=True):
+        for number, handler in self.before.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -92,7 +96,7 @@ class StopSignal:
                 return
         elif time.monotonic() - self.noted <= self.repeats:
             return
-        for each in self.NUMBERS:
+        for each in self.before:
             signal.signal(each, signal.SIG_DFL)
         if self.repeats:
             signal.raise_signal(number)

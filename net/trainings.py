@@ -22,6 +22,7 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any] | int:
     """
     from . import checkpoint
     from .device import choose, describe
+    from .doors.checkpoint import RESUMED
     from .parallel.process_group import Ranks
     from .trainer import DivergedError, Trainer
 
@@ -30,7 +31,7 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any] | int:
     device = choose(config.device)
     row: dict[str, Any] = {"device": describe(device)}
     with open(folder / "log.txt", "a") as log, contextlib.redirect_stdout(log):
-        trainer = Trainer(config, folder, checkpoint.newest(folder / "checkpoints"), device, Ranks())
+        trainer = Trainer(config, folder, checkpoint.newest(folder / "checkpoints", RESUMED), device, Ranks())
         try:
             status = trainer.run()
         except DivergedError as error:

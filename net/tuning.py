@@ -14,7 +14,7 @@ import torch
 
 from .alexnet import AlexNet
 from .config import AlexNetConfig, RecipeConfig
-from .errors import UsageError
+from .doors.files import read
 from .fields import from_table
 from .files import atomic_write
 from .forms import Forms, forms, untuned, use
@@ -22,6 +22,8 @@ from .progress import duration
 from .recipe import PaperSGD, Schedule, parameter_groups
 from .step import UNRECORDED, TrainingStep
 
+#: Bytes of the file of choices; an entry takes a thousand.
+_CACHE_LIMIT = 2**24
 #: What measuring takes on an H100, in seconds; a run must be this many times longer to be worth it.
 SECONDS, WORTH = 10.0, 10
 #: A GPU's rate in such networks, of the order of what is measured; it only decides whether to measure.
@@ -97,9 +99,9 @@ def key(plan: AlexNetConfig, batch: int, precision: str, device: torch.device) -
 def remembered(name: str) -> dict[str, Any] | None:
     """What was chosen for a key; None where nothing was, or the file cannot be read."""
     try:
-        entry = json.loads(cache_file().read_text())[name]
+        entry = json.loads(read(cache_file(), "forms", _CACHE_LIMIT))[name]
         from_table(Forms, entry["chosen"], "chosen")
-    except (OSError, ValueError, KeyError, TypeError, UsageError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return dict(entry)
 
@@ -110,9 +112,9 @@ def remember(name: str, entry: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            entries = json.loads(path.read_text())
+            entries = json.loads(read(path, "forms", _CACHE_LIMIT))
             assert isinstance(entries, dict)
-        except (OSError, ValueError, AssertionError):
+        except (ValueError, RecursionError, AssertionError):
             entries = {}
         with atomic_write(path) as file:
             file.write(json.dumps({**entries, name: entry}, indent=1).encode())

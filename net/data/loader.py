@@ -2,7 +2,6 @@
 
 import itertools
 import queue
-import sys
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -15,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..doors.files import free_host_memory
 from ..progress import Progress
 from .images import Split
 
@@ -283,14 +283,3 @@ def cache_that_fits(split: Split, wanted: Cache, device: torch.device) -> Cache:
         "free; reading them from the store instead"
     )
     return "none"
-
-
-def free_host_memory() -> int:
-    """Bytes that this machine can give to a process without swapping."""
-    try:
-        with open("/proc/meminfo") as file:
-            (line,) = [line for line in file if line.startswith("MemAvailable:")]
-    except (OSError, ValueError):
-        # Not Linux: leave the judgement to the user.
-        return sys.maxsize
-    return int(line.split()[1]) * 1024
