@@ -90,6 +90,7 @@ OPENED = {
     "net/data/prepare.py": "the store that is being written",
     "net/device.py": "/proc",
     "net/drawings.py": "a picture just drawn",
+    "net/extras.py": "what pip has noted of this package",
     "net/files.py": "what is being written, and folders",
     "net/printing.py": "/dev/null",
     "net/runs.py": "appends to the log",
