@@ -14,7 +14,7 @@ from net.config import RecipeConfig
 from net.data.images import ColourComponents, Split
 from net.data.loader import Loader
 from net.data.prepare import Task, pack
-from net.data.store import CHUNK
+from net.doors.store import CHUNK
 
 BATCH, SIZE, CROP = 128, 256, 224
 Row = Callable[..., None]

@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch._dynamo.config as dynamo_config
-import torch._functorch.config as functorch_config
 from torch import Tensor
 
 import kernels
+from kernels import private
 from kernels.arguments import Normalization, Pooling
 
 from . import cudnn, xla
@@ -135,7 +134,7 @@ def inputs(
 @contextlib.contextmanager
 def many_variants() -> Iterator[None]:
     """Every shape, dtype and format of a function may be compiled; PyTorch stops after eight."""
-    with dynamo_config.patch(recompile_limit=256, accumulated_recompile_limit=4096):
+    with private.dynamo(recompile_limit=256, accumulated_recompile_limit=4096):
         yield
 
 
@@ -149,7 +148,7 @@ class Prepared(NamedTuple):
     def __call__(self, input: Tensor, bias: Tensor | None) -> Tensor:
         switch = IMPLEMENTATIONS[self.implementation][0]
         # A compiled backward pass may otherwise overwrite what its forward pass has kept, and run only once.
-        with kernels.implementation(switch), many_variants(), functorch_config.patch(donated_buffer=False):
+        with kernels.implementation(switch), many_variants(), private.functorch(donated_buffer=False):
             return self.function(input, bias)
 
     def gradients(self, output: Tensor, input: Tensor, bias: Tensor | None, output_gradient: Tensor) -> list[Tensor]:

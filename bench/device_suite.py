@@ -23,6 +23,7 @@ from typing import NamedTuple, NoReturn
 
 from net.cli import Parser, spin_briefly
 from net.config import VARIANTS
+from net.data.processes import available_cores
 
 from .environment import ROOT, commit
 from .suite.processes import Command
@@ -52,14 +53,14 @@ class Part(NamedTuple):
 
 #: In the order in which they run when none is named. The shares add up to the default budget with AHEAD's.
 PARTS = {
-    "gate": Part("gate", 60, most=60, timed=False),
+    "gate": Part("gate", 110, most=110, timed=False),
     "ceilings": Part("ceilings", 15),
-    "profile": Part("profile", 65, ahead=True),
-    "layers": Part("layers", 40, limited=True),
+    "profile": Part("profile", 50, ahead=True),
+    "layers": Part("layers", 30, limited=True),
     "steps": Part("steps", 100, limited=True, ahead=True),
     "train": Part("train", 50, limited=True, ahead=True),
     "kernels": Part("operators", 55, limited=True, ahead=True),
-    "choices": Part("choices", 25, ahead=True),
+    "choices": Part("choices", 20, ahead=True),
     "inference": Part("inference", 20, limited=True, ahead=True),
     "input": Part("loading", 10),
     "parallel": Part("ranks", 15),
@@ -68,7 +69,7 @@ PARTS = {
 }
 DEFAULT = tuple(name for name in PARTS if name != "full_gate")
 #: What is compiled ahead, beside the gate where that comes first.
-AHEAD = Part("ahead", 80, most=120, timed=False)
+AHEAD = Part("ahead", 110, most=120, timed=False)
 BUDGET = 480.0
 #: A part is not begun with less than so many seconds.
 FEWEST = 4.0
@@ -177,8 +178,8 @@ class Suite:
         """Start the processes that compile."""
         if limit < FEWEST:
             return []
-        # With the compilers that they start, and the gate's tests, they should not be many more than the cores.
-        count = max(1, min(12, len(os.sched_getaffinity(0)) * 3 // 4))
+        # Each starts compilers of its own: twelve on 16 cores take twice as long for the first jobs as six.
+        count = max(1, min(6, available_cores() * 3 // 8))
         print(f"--- compiling in {count} processes: at most {limit:.0f} s", flush=True)
         return [self.start("ahead", limit, TORCHINDUCTOR_COMPILE_THREADS="2") for _ in range(count)]
 

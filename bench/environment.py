@@ -2,13 +2,18 @@
 
 import datetime
 import hashlib
+import importlib.metadata
 import os
 import platform
 import subprocess
 from functools import cache
 from pathlib import Path
 
+from net.data.processes import available_cores
+
 ROOT = Path(__file__).parents[1]
+#: What holds ``reports/``: the checkout, or where the package is installed the current folder.
+HOME = ROOT if (ROOT / "pyproject.toml").is_file() else Path.cwd()
 
 
 def _git(*arguments: str) -> str:
@@ -44,8 +49,8 @@ def _kernels_code() -> str:
 
 
 def commit() -> str:
-    """The commit that is measured: the checkout's, or what a copy without history is told; empty if it is not known."""
-    return _git("rev-parse", "--short=10", "HEAD") or os.environ.get("SOURCE_COMMIT", "").removesuffix("-dirty")
+    """The commit that is measured: what a copy is told, else the checkout's; empty if it is not known."""
+    return os.environ.get("SOURCE_COMMIT", "").removesuffix("-dirty")[:10] or _git("rev-parse", "--short=10", "HEAD")
 
 
 def describe() -> dict[str, str | int | bool]:
@@ -61,25 +66,33 @@ def describe() -> dict[str, str | int | bool]:
     }
 
 
+def _version(package: str) -> str:
+    """Empty where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
 @cache
 def _lasting() -> dict[str, str | int | bool]:
     """What is asked of other programs, and stays as it is while this one runs."""
     import numpy as np
     import torch
-    import triton
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return {
         "machine": gpu or f"CPU: {_cpu_model()}",
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": available_cores(),
         "driver": _driver() if gpu else "",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": triton.__version__,
+        "triton": _version("triton"),
         "numpy": np.__version__,
         "kernels_code": _kernels_code(),
         "commit": commit(),
         # What is measured is code: a record or a table that is not committed yet does not count.
-        "dirty": bool(_git("status", "--porcelain", "--", "kernels", "net", "bench"))
-        or os.environ.get("SOURCE_COMMIT", "").endswith("-dirty"),
+        "dirty": os.environ["SOURCE_COMMIT"].endswith("-dirty")
+        if os.environ.get("SOURCE_COMMIT")
+        else bool(_git("status", "--porcelain", "--", "kernels", "net", "bench")),
     }

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from kernels import private
 from net.config import AlexNetConfig
 
+_TorchDispatchMode: Any = private.found("torch.utils._python_dispatch:TorchDispatchMode")
 #: The collective that an operator of torch.distributed is.
 _KINDS = {
     "allreduce_": "all_reduce",
@@ -48,7 +48,7 @@ class Message:
         return self.size * SENT[self.kind](self.ranks)
 
 
-class Count(TorchDispatchMode):
+class Count(_TorchDispatchMode):
     """Notes every collective inside its ``with`` block, of forward passes, backward passes and gradient buckets."""
 
     def __init__(self, ranks: int) -> None:
@@ -60,7 +60,7 @@ class Count(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         namespace, _, name = func._schema.name.partition("::")
         if namespace in ("c10d", "_c10d_functional", "_c10d_functional_autograd") and name in _KINDS:
-            tensors = torch.utils._pytree.tree_leaves((result, args))
+            tensors = private.tree_leaves((result, args))
             size = max(item.nbytes for item in tensors if isinstance(item, Tensor))
             self.messages.append(Message(name, _KINDS[name], size, self.ranks))
         return result

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from net.alexnet import AlexNet, Convolution, Dense, Stage, alexnet
 from net.augmentation import TrainingInput, VariationTable
+from net.blocks import blocks
 from net.config import VARIANTS, AlexNetConfig, Layer, RecipeConfig, TrainConfig
 from net.data.images import ColourComponents
-from net.device import autocast, set_precision
+from net.device import autocast, repeat_bits, set_precision
+from net.forms import untuned, use
 from net.recipe import PaperSGD, Schedule, parameter_groups
+from net.step import TrainingStep
 
 from .cases import DTYPES
 from .memory import kept_bytes
@@ -50,6 +53,7 @@ def build(variant: str, device: torch.device) -> AlexNet:
     """A variant with its start's weights, in channels_last."""
     torch.manual_seed(0)
     set_precision("fp32", device)
+    repeat_bits()
     model: AlexNet = alexnet(variant).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
@@ -60,6 +64,7 @@ def build_any(network: str, device: torch.device) -> nn.Module:
         return build(network, device)
     torch.manual_seed(0)
     set_precision("fp32", device)
+    repeat_bits()
     model: nn.Module = importlib.import_module("torchvision").models.alexnet()
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
@@ -96,6 +101,34 @@ def update_step(
         training_loss(forward, images, labels, dtype).backward()
         sgd.step()
         sgd.zero_grad()
+
+    return update
+
+
+def training_step(
+    model: nn.Module, forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, dtype: str, *, record: bool
+) -> Callable[[], object]:
+    """An update as net.train runs it on a GPU: recorded as a CUDA graph, images in the dtype that is computed in.
+
+    This project's network, uncompiled, takes the forms that net.train takes unmeasured, images as its input kernel
+    leaves them, and in bfloat16 reads copies of its weights. Others have the same optimizer and are recorded as well.
+    """
+    sgd = paper_sgd(model)
+    images = images.to(DTYPES[dtype])
+    ours = False
+    if forward is model and isinstance(model, AlexNet):
+        ours = True
+        use(model, untuned(model, images.device))
+        layout = model.input_layout
+        if layout.block > 1:
+            images = blocks(images, *layout)
+    copies = ours and dtype == "bfloat16" and sgd.capturable
+    step = TrainingStep(model, forward, sgd, PRECISIONS[dtype], record=record, copies=copies)
+
+    def update() -> None:
+        step(images if step.images is None else step.images, labels)
+        if record and not step.record:
+            raise RuntimeError("the update cannot be recorded")
 
     return update
 

@@ -18,9 +18,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from kernels import private
 from net.alexnet import AlexNet
 from net.cli import spin_briefly
 from net.config import VARIANTS, TrainConfig, network
@@ -78,7 +78,7 @@ def split(trace: profile) -> dict[str, float]:
     """
     events = trace.events()
     assert events is not None
-    gpu = [event for event in events if event.device_type != DeviceType.CPU]
+    gpu = [event for event in events if event.device_type != private.found("torch._C._autograd.DeviceType").CPU]
     computing, messages = [], []
     for event in gpu or events:
         interval = (event.time_range.start, event.time_range.end)

@@ -28,7 +28,7 @@ from .parallel_losses import LOSSES_CASE, REORDERED
 from .parallelism import ALL_CORES, CASE, LINK_CASE
 from .parallelism_figures import Picture, pictures
 from .records import Row, moment
-from .tables import Cell, number
+from .tables import Cell, escaped, number, without_html
 
 BEGIN, END = "<!-- parallelism: begin -->", "<!-- parallelism: end -->"
 #: Devices of the modelled table.
@@ -90,9 +90,9 @@ class Table(NamedTuple):
             "right" if any(cell.value is not None for cell in column) else "left"
             for column in zip(*self.rows, strict=True)
         ]
-        cells = [[cell.text.replace("|", "\\|") for cell in row] for row in self.rows]
+        cells = [[escaped(cell.text) for cell in row] for row in self.rows]
         body = tabulate(cells, self.columns, "github", disable_numparse=True, colalign=align)
-        lines = ["- " + line.replace("; ", ";\n  ") for line in self.sources]
+        lines = ["- " + without_html(line).replace("; ", ";\n  ") for line in self.sources]
         return "\n".join([body, *([""] if lines else []), *lines]) + "\n"
 
 
@@ -436,7 +436,7 @@ def write(reports: Path, readme: Path, rows: Sequence[Row]) -> list[Path]:
     """Write the report, its figures and the table between README's marks; returns the files."""
     files = {reports / "parallelism.md": text(rows).encode()}
     files |= {reports / picture.file: picture.png() for picture in figures(rows)}
-    before, _, rest = readme.read_text().partition(BEGIN)
+    before, _, rest = (readme.read_text() if readme.is_file() else "").partition(BEGIN)
     _, found, after = rest.partition(END)
     if found:
         files[readme] = f"{before}{BEGIN}\n{headline(rows)}{END}{after}".encode()

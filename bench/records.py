@@ -15,7 +15,9 @@ import numpy as np
 
 from net.errors import DataError
 
-DATA = Path(__file__).parents[1] / "reports" / "data"
+from .environment import HOME
+
+DATA = HOME / "reports" / "data"
 Row = dict[str, Any]
 #: Of rows that say so; those of ``parallel`` and ``choices`` are in no table of this package's.
 SUITES = (

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from net import cli
-from net.errors import UsageError
+from net.errors import DataError, UsageError
 from net.fields import flag
 from net.files import atomic_write
+
+from .environment import HOME
 
 if TYPE_CHECKING:
     from .records import Row
 
-ROOT = Path(__file__).parents[1]
+ROOT = HOME
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 FOUND_BEGIN, FOUND_END = "<!-- found: begin -->", "<!-- found: end -->"
 PAGES_BEGIN, PAGES_END = "<!-- pages: begin -->", "<!-- pages: end -->"
@@ -62,14 +64,14 @@ def texts(rows: "Sequence[Row]") -> dict[str, str]:
         about = textwrap.fill(page.about, 120, break_long_words=False, break_on_hyphens=False)
         parts = [f"# {page.title}\n", MADE + "\n", about + "\n"]
         for section in page.sections:
-            parts.append(f"## {section.machine}\n")
+            parts.append(tables.without_html(f"## {section.machine}") + "\n")
             parts += [
-                f"![{figure.about}]({figure.file})\n"
+                tables.without_html(f"![{figure.about}]({figure.file})") + "\n"
                 for figure in drawn
                 if (figure.page, figure.machine) == (page.file, section.machine)
             ]
             for table in section.tables:
-                parts += [f"### {table.title}\n"] if table.title and not table.folded else []
+                parts += [tables.without_html(f"### {table.title}") + "\n"] if table.title and not table.folded else []
                 parts.append(tables.markdown(table))
         result[page.file] = "\n".join(parts)
     return result
@@ -85,13 +87,23 @@ def first_screen(rows: "Sequence[Row]") -> str:
 
 def found(rows: "Sequence[Row]") -> str:
     """What ``reports/README.md`` begins with: sentences, and the chart."""
-    from . import figures, findings
+    from . import figures, findings, tables
 
     lines = [
-        textwrap.fill(f"- {text}", 140, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        textwrap.fill(
+            tables.without_html(f"- {text}"),
+            140,
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
         for text in findings.sentences(rows)
     ]
-    lines += [f"\n![{one.about}]({one.file})" for one in figures.figures(rows) if one.machine is None]
+    lines += [
+        "\n" + tables.without_html(f"![{one.about}]({one.file})")
+        for one in figures.figures(rows)
+        if one.machine is None
+    ]
     return "\n".join(lines) or "Nothing is measured yet."
 
 
@@ -169,6 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return compare(*map(Path, config.compare))
     from .records import DATA, read
 
+    if not DATA.is_dir():
+        raise DataError(f"{DATA} does not exist: benchmarks write records there, and this command reads them")
     for path in dict.fromkeys(write(ROOT, read(DATA))):
         print(path.relative_to(ROOT))
     return 0

@@ -34,6 +34,7 @@ IMPLEMENTATIONS = (
 #: What is not this project's, by the part of an implementation's name before the comma.
 OTHERS = ("aten", "compiled", "cudnn", "xla", "onnxruntime", "openvino", "torchvision")
 NEEDS_GPU = "needs a GPU"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
 #: Suites in which a row has rivals.
 RATED = ("kernels", "contention", "layers", "steps")
 #: Columns that a table shows at once; the others come with a click.
@@ -392,7 +393,7 @@ def fastest(rows: Iterable[Row]) -> Row | None:
 
 def markdown(table: Table) -> str:
     """A Markdown table, what is missing in it, and its records; the columns beyond the first are behind a click."""
-    parts = [table.facts[:1].upper() + table.facts[1:] + ".", ""] if table.facts else []
+    parts = [without_html(table.facts[:1].upper() + table.facts[1:] + "."), ""] if table.facts else []
     parts += [_github(table, range(min(SHOWN, len(table.columns)))), ""]
     if len(table.columns) > SHOWN:
         named = [place for place in range(SHOWN) if not table.columns[place].numeric]
@@ -400,10 +401,10 @@ def markdown(table: Table) -> str:
         parts += [f"<details><summary>{more_columns(table)}</summary>", "", more, "", "</details>"]
         parts.append("")
     parts += [note for note in table.notes for note in (escaped(note), "")]
-    parts += ["- " + line.replace("; ", ";\n  ") for line in table.sources]
+    parts += ["- " + without_html(line).replace("; ", ";\n  ") for line in table.sources]
     text = "\n".join(parts).rstrip() + "\n"
     if table.folded:
-        summary = f"{table.title}: {len(table.rows)} rows"
+        summary = f"{without_html(table.title)}: {len(table.rows)} rows"
         return f"<details><summary>{summary}</summary>\n\n{text}\n</details>\n"
     return text
 
@@ -415,8 +416,13 @@ def more_columns(table: Table) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text that Markdown is to show as it is."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+    """Text that Markdown is to show as it is, on one line: a record may come from anywhere."""
+    return without_html(text).replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*")
+
+
+def without_html(text: str) -> str:
+    """Markdown with nothing in it that a browser takes for HTML, on one line."""
+    return _CONTROL.sub(" ", text).replace("<", "&lt;")
 
 
 def _github(table: Table, places: Iterable[int]) -> str:

@@ -3,12 +3,39 @@
 ``kernels`` knows no network and can be used in any model. :func:`implementation` chooses how the operators run.
 """
 
+from typing import NoReturn
+
+from . import private
+from .bias_relu import bias_relu
 from .dispatch import IMPLEMENTATIONS, implementation
 from .fuse import fuse
 from .local_response_norm import local_response_norm, relu_local_response_norm
 from .max_pool2d import max_pool2d, relu_max_pool2d
 from .modules import LocalResponseNorm, MaxPool2d, ReLULocalResponseNorm, ReLULRNMaxPool2d, ReLUMaxPool2d
 from .relu_lrn_max_pool2d import relu_lrn_max_pool2d
+
+__version__ = "0.1.0"
+#: What people ask of the other package of this name, Hugging Face's.
+_THEIRS = frozenset(
+    (
+        *("get_kernel", "get_local_kernel", "has_kernel", "load_kernel", "get_loaded_kernels", "install_kernel"),
+        *("kernelize", "Mode", "Device", "LayerRepository", "LocalLayerRepository", "FuncRepository"),
+        *("use_kernel_forward_from_hub", "replace_kernel_forward_from_hub", "use_kernel_func_from_hub"),
+        *("register_kernel_mapping", "use_kernel_mapping"),
+    )
+)
+
+private.say_untried()
+
+
+def __getattr__(name: str) -> NoReturn:
+    if name in _THEIRS:
+        raise ImportError(
+            f"{name} belongs to Hugging Face's package kernels, and the one that is imported, {__path__[0]}, is "
+            "alexnet-fused's: give each an environment of its own, or start Python outside the checkout"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -17,6 +44,7 @@ __all__ = [
     "ReLULRNMaxPool2d",
     "ReLULocalResponseNorm",
     "ReLUMaxPool2d",
+    "bias_relu",
     "fuse",
     "implementation",
     "local_response_norm",

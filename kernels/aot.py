@@ -8,6 +8,7 @@ wide the accesses to global memory are, special-function and all instructions fo
 
 import argparse
 import collections
+import contextlib
 import itertools
 import json
 import re
@@ -21,14 +22,13 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
-from . import triton_stage
+from . import private, triton_stage
 from .arguments import Normalization, Pooling
 from .triton_forward import forward_kernel
 
-TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
+#: AMD's are MI300 and MI350; nobody has run the kernels on one.
+TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 BATCH = 128
@@ -53,6 +53,18 @@ CASES = (
     Case("stage 5", (BATCH, 128, 13, 13), None, PAPER_POOLING),
     Case("relu and normalization", (BATCH, 96, 55, 55), PAPER_NORMALIZATION, None),
 )
+
+
+@contextlib.contextmanager
+def launched_for(target: str) -> Iterator[None]:
+    """Launches made inside a ``with`` block are those of a PyTorch for the target: its lanes, and its kinds of NaN."""
+    before = triton_stage.AMD, triton_stage.LANES
+    triton_stage.AMD = not target.startswith("sm_")
+    triton_stage.LANES = 64 if triton_stage.AMD else 32
+    try:
+        yield
+    finally:
+        triton_stage.AMD, triton_stage.LANES = before
 
 
 def launches(case: Case, dtype: torch.dtype, format: torch.memory_format) -> Iterator[tuple[str, Any, int]]:
@@ -81,7 +93,7 @@ def launches(case: Case, dtype: torch.dtype, format: torch.memory_format) -> Ite
     yield "backward", launch, (2 if case.normalization else 1) * size + (2 if masked else 1) * out_size + saved
 
 
-def source(launch: Any, aligned: bool = True) -> ASTSource:
+def source(launch: Any, aligned: bool = True) -> Any:
     """What Triton compiles for a launch: integers of one and multiples of 16 are known to it, as at a launch.
 
     Args:
@@ -110,7 +122,9 @@ def source(launch: Any, aligned: bool = True) -> ASTSource:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             if value % 16 == 0:
                 attributes[(position,)] = [["tt.divisibility", 16]]
-    return ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return private.found("triton.compiler:ASTSource")(
+        fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes
+    )
 
 
 _POINTERS = {
@@ -124,10 +138,11 @@ _POINTERS = {
 }
 
 
-def _target(name: str) -> GPUTarget:
+def _target(name: str) -> Any:
+    target = private.found("triton.backends.compiler:GPUTarget")
     if name.startswith("sm_"):
-        return GPUTarget("cuda", int(name.removeprefix("sm_")), 32)
-    return GPUTarget("hip", name, 64)
+        return target("cuda", int(name.removeprefix("sm_")), 32)
+    return target("hip", name, 64)
 
 
 def _tool(name: str) -> str:
@@ -260,7 +275,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for case, dtype, format in itertools.product(CASES, wanted.dtype, wanted.memory_format):
             if wanted.case and case.name not in wanted.case:
                 continue
-            for mode, launch, moved in launches(case, DTYPES[dtype], FORMATS[format]):
+            with launched_for(target):
+                made = list(launches(case, DTYPES[dtype], FORMATS[format]))
+            for mode, launch, moved in made:
                 row = build(launch, target, not wanted.misaligned)
                 elements = row["elements_a_step"]
                 print(

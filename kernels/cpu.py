@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import reference, threads
+from . import private, reference, threads
 from .arguments import Normalization, Pooling
 
 #: Elements of a piece. Smaller ones cost time in Python, larger ones need more scratch memory than the input has.
@@ -38,7 +38,7 @@ def suits(tensor: Tensor) -> bool:
         and type(tensor) in (Tensor, torch.nn.Parameter)
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined]
-        and torch._C._len_torch_dispatch_stack() == 0
+        and not private.recorded()
     )
 
 

@@ -15,10 +15,10 @@ ENVIRONMENT_VARIABLE = "KERNELS_IMPLEMENTATION"
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 #: ``auto`` takes what serves best: ``triton`` on a GPU; on a CPU the formula traced into the graph under
-#: ``torch.compile``, and ``reference`` in eager calls, which wait for no compiler. ``aten`` is PyTorch's own operators;
-#: ``reference`` is this package's formula in plain PyTorch, forward and backward written out; ``inductor`` is the same,
-#: compiled, for eager calls; ``triton`` is this package's GPU kernels, which run on CPU tensors where the environment
-#: variable ``TRITON_INTERPRET`` is 1.
+#: ``torch.compile``, and ``reference`` in eager calls, which wait for no compiler; ``aten`` on an Apple GPU. That is
+#: PyTorch's own operators; ``reference`` is this package's formula in plain PyTorch, forward and backward written out;
+#: ``inductor`` is the same, compiled, for eager calls; ``triton`` is this package's GPU kernels, which run on CPU
+#: tensors where the environment variable ``TRITON_INTERPRET`` is 1.
 IMPLEMENTATIONS = ("auto", "aten", "reference", "inductor", "triton")
 
 

@@ -17,15 +17,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.fx._symbolic_trace import is_fx_symbolic_tracing
-from torch.jit._trace import is_tracing
-from torch.utils._pytree import tree_leaves, tree_map
 
-from . import modules
+from . import modules, private
 from .local_response_norm import local_response_norm, relu_local_response_norm
 from .max_pool2d import max_pool2d, relu_max_pool2d
 from .relu_lrn_max_pool2d import relu_lrn_max_pool2d
 from .tracing import Layout, is_new, is_patched, leaves, reason, trace, writes, written_after
+
+# Bound here: torch.compile traces what calls them.
+_is_fx_tracing = private.found("torch.fx._symbolic_trace:is_fx_symbolic_tracing")
+_is_jit_tracing = private.found("torch.jit._trace:is_tracing")
 
 _OPERATORS: dict[tuple[str, ...], Callable[..., Tensor]] = {
     ("relu", "lrn", "pool"): relu_lrn_max_pool2d,
@@ -145,7 +146,9 @@ def _replace_chains(graph: fx.Graph, found: dict[str, nn.Module], prefix: str) -
             if bias is not None and kinds == ("relu", "lrn"):
                 # One image without a batch would be normalized over its rows, and the bias is not theirs.
                 batched = graph.call_function(operator.eq, (graph.call_method("dim", (source,)), 4))
-                graph.call_function(torch._assert, (batched, "a fused convolution's input must have 4 dimensions"))
+                graph.call_function(
+                    private.found("torch._assert"), (batched, "a fused convolution's input must have 4 dimensions")
+                )
             if "pool" in kinds:
                 # The operator of the whole chain has the paper's stride for a default.
                 arguments.setdefault("stride", None)
@@ -172,7 +175,7 @@ def _name(node: fx.Node, prefix: str) -> str:
 
 def _foreign() -> bool:
     """Whether somebody traces who does not know these operators, or exports to a runtime that lacks them."""
-    return is_fx_symbolic_tracing() or is_tracing() or torch.onnx.is_in_onnx_export()
+    return bool(_is_fx_tracing() or _is_jit_tracing() or torch.onnx.is_in_onnx_export())
 
 
 class _Fused(nn.Module):
@@ -311,9 +314,9 @@ def _compare(model: nn.Module, fused: nn.Module, inputs: tuple[Any, ...], chains
     rounds at every step, 2 ulps together. The layers behind it may make eight times that of it.
     """
     training = [(module, module.training) for module in fused.modules()]
-    expected = tree_leaves(_evaluate(_twin(model), inputs))
+    expected = private.tree_leaves(_evaluate(_twin(model), inputs))
     try:
-        found = tree_leaves(_evaluate(fused, inputs))
+        found = private.tree_leaves(_evaluate(fused, inputs))
     except Exception as error:
         raise ValueError(f"fuse: the fused model fails on example_input: {error}") from error
     for module, mode in training:
@@ -340,7 +343,9 @@ def _evaluate(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
     exact = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
     with torch.no_grad(), torch.random.fork_rng(devices), exact:
         torch.manual_seed(0)
-        return model.eval()(*tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, inputs))
+        return model.eval()(
+            *private.tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, inputs)
+        )
 
 
 def fuse(model: nn.Module, example_input: Tensor | tuple[Any, ...] | None = None) -> nn.Module:

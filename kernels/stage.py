@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from . import aten, cpu, dispatch, inductor, reference
+from . import aten, cpu, dispatch, inductor, private, reference
 from .arguments import Normalization, Pooling
 
 _IMPLEMENTATIONS = {"reference": reference, "cpu": cpu, "inductor": inductor}
@@ -33,7 +32,7 @@ def _differentiating(*tensors: Tensor | None) -> bool:
         return True
     if torch.compiler.is_compiling():
         return False
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    return private.derivatives_beyond_autograd()
 
 
 class _Stage(torch.autograd.Function):
@@ -92,7 +91,7 @@ class _EagerStage(_Stage):
     def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
         output, offsets = _Stage.forward(*arguments)
         # Autograd lets nobody write in place to a view that a Function has made.
-        return output.data if output._is_view() else output, offsets
+        return output.data if private.is_view(output) else output, offsets
 
     @staticmethod
     def jvp(ctx: Any, input_tangent: Tensor | None, bias_tangent: Tensor | None, *_: None) -> tuple[Tensor, None]:
@@ -134,7 +133,10 @@ def _named(input: Tensor, normalization: Normalization | None) -> str:
     """The same by the name that users know."""
     name = dispatch.selected()
     if name == "auto":
-        name = "triton" if input.device.type == "cuda" and "triton" in _IMPLEMENTATIONS else "reference"
+        # The formulas were written for these devices and tried there; on Apple's GPU PyTorch's operators have kernels.
+        name = {"cuda": "triton", "mps": "aten"}.get(input.device.type, "reference")
+        if name not in _IMPLEMENTATIONS and name != "aten":
+            name = "reference"
     if name == "triton":
         if "triton" not in _IMPLEMENTATIONS:
             raise ValueError("the implementation 'triton' needs the package triton, which is not installed")

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
-from torch.autograd import forward_ad
+
+from . import private
 
 _lock = threading.Lock()
 _workers: ThreadPoolExecutor | None = None
@@ -66,7 +67,7 @@ def run(work: Callable[[], None], most: int) -> None:
 
     def call() -> None:
         # Neither kind of derivative is recorded. Each thread has modes of its own.
-        with torch.inference_mode() if inference else torch.no_grad(), forward_ad._set_fwd_grad_enabled(False):
+        with torch.inference_mode() if inference else torch.no_grad(), private.without_forward_mode():
             work()
 
     count = torch.get_num_threads()

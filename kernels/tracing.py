@@ -20,17 +20,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
-from torch.nn.modules.module import _has_any_global_hook
 
-from . import dispatch
+from . import dispatch, private
+
+# Bound here: torch.compile traces what calls it.
+_hooks_for_all = private.found("torch.nn.modules.module:_has_any_global_hook")
 
 _PACKAGE = __name__.rpartition(".")[0]
 
 
 def is_patched(module: nn.Module) -> bool:
     """Whether calling ``module`` does more, or something else, than its class says."""
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(hooks) or module.__dict__.get("forward") is not None
+    return module.__dict__.get("forward") is not None or private.has_hooks(module)
 
 
 def _in_python(root: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -40,9 +41,14 @@ def _in_python(root: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def _modes() -> tuple[object, ...]:
     """What a ``with`` block may switch; activation checkpointing hooks in where tensors are saved."""
-    autocast = [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")]
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast, hooks, dispatch.selected()
+    autocast = [torch.is_autocast_enabled(device) for device in ("cpu", "cuda", "mps")]
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        *autocast,
+        private.saved_tensor_hooks(),
+        dispatch.selected(),
+    )
 
 
 class _Proxy(fx.Proxy):
@@ -203,7 +209,7 @@ class Layout:
 
     def is_that_of(self, root: nn.Module) -> bool:
         """Whether ``root`` is still as it was traced; ``torch.compile`` traces this and guards on all of it."""
-        if _has_any_global_hook():
+        if _hooks_for_all():
             return False
         for path, kind, bare, children, constants, objects in self.watched:
             module: Any = root

@@ -43,8 +43,10 @@ from .flops import backward_flops, forward_flops
 from .triton_backward import backward_kernel
 from .triton_forward import forward_kernel
 
+#: Whether this PyTorch is built for AMD's GPUs.
+AMD = torch.version.hip is not None
 #: Lanes of a program, which is one warp: neighbouring lanes hand each other values.
-LANES = 64 if torch.version.hip else 32
+LANES = 64 if AMD else 32
 #: Channels of a lane where memory format and sizes allow it.
 VECTOR = 8
 #: Pixels of a tile, backward.
@@ -95,7 +97,7 @@ class Launch(NamedTuple):
     def run(self, device: torch.device) -> None:
         """Launch on ``device``'s current stream."""
         gpu = device.type == "cuda"
-        capability = torch.cuda.get_device_capability(device)[0] if gpu and not torch.version.hip else None
+        capability = torch.cuda.get_device_capability(device)[0] if gpu and not AMD else None
         with torch.cuda.device(device) if gpu else contextlib.nullcontext():
             self.kernel[self.grid](**self.arguments, **self.constants, **self.options(capability))
 
@@ -278,7 +280,7 @@ def forward_launch(
             "KEYS": bool(relu and normalization and pooling and unrolled)
             and (not save or source.dtype in (torch.float16, torch.bfloat16)),
             # NVIDIA's arithmetic has one NaN, which is positive.
-            "CANONICAL": not (INTERPRETED or torch.version.hip),
+            "CANONICAL": not (INTERPRETED or AMD),
             "INSIDE": inside,
             "WORDS": _words(vector, source),
             # Rows that a window has in common with the one below it, whose maxima are kept.

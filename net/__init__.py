@@ -1,1 +1,35 @@
-"""The 2012 AlexNet: network, training recipe, data, evaluation. Each command is ``python -m net.NAME``."""
+"""The 2012 AlexNet: network, training recipe, data, evaluation. Each command is ``python -m net.NAME``.
+
+:func:`load` opens a trained network in a program of your own::
+
+    classifier = net.load("runs/digits-001")
+    for name, probability in classifier.predict(["cat.jpg"])[0]:
+        print(name, probability)
+"""
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .classifier import Classifier
+
+__all__ = ["load"]
+
+
+def load(path: str | os.PathLike[str], device: str | None = None) -> "Classifier":
+    """A trained network, ready to be asked.
+
+    Args:
+        path: a run folder, of which its newest intact checkpoint is taken; a checkpoint (``.pt``); or weights
+            (``.safetensors``) that name their network.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; a GPU by default, or the CPU where there is none.
+
+    Returns:
+        The :class:`net.classifier.Classifier`: ``.model``, ``.classes``, ``.preprocess(images)``, ``.predict(images)``.
+
+    Raises:
+        net.errors.DataError: there is no network that can be used. net.errors.UsageError: no such device.
+    """
+    from .classifier import Classifier
+
+    return Classifier(os.fspath(path), device)

@@ -2,7 +2,6 @@
 
 import functools
 import io
-import json
 import math
 import textwrap
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .ablation_cases import ABLATIONS, BASELINE, Ablation
-from .errors import DataError
+from .doors.metrics import read_results
 from .files import atomic_write
 
 #: Share of repetitions whose interval holds the truth.
@@ -50,24 +49,6 @@ class Picture(NamedTuple):
     file: str
     alt: str
     png: Callable[[], bytes]
-
-
-def read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The settings and the rows of a results file; a last line that was cut short is left out.
-
-    Raises:
-        DataError: it is none.
-    """
-    lines = []
-    for line in path.read_bytes().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    objects = all(isinstance(line, dict) for line in lines)
-    if not lines or not objects or "settings" not in lines[0] or not all("ablation" in row for row in lines[1:]):
-        raise DataError(f"{path} holds no results of net.ablations")
-    return lines[0]["settings"], lines[1:]
 
 
 @functools.cache
@@ -187,7 +168,7 @@ def report(path: Path) -> Report:
     Raises:
         DataError: ``path`` holds no results.
     """
-    settings, rows = read(path)
+    settings, rows = read_results(path)
     images = settings["val_images"]
     lines = [["the whole network", *_error(rows, BASELINE, images), *[""] * 5]]
     lines += [line for ablation in ABLATIONS if (line := _line(rows, ablation, images)) is not None]
@@ -230,7 +211,7 @@ def _shown(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 def _alt(path: Path) -> str:
     """The figure in words."""
-    settings, rows = read(path)
+    settings, rows = read_results(path)
     whole = list(_errors(rows, BASELINE).values())
     verdicts: dict[str, list[str]] = {}
     for name, title in _shown(rows):
@@ -248,7 +229,7 @@ def _alt(path: Path) -> str:
 
 def picture(path: Path) -> bytes:
     """Errors and changes with their intervals, as a PNG."""
-    settings, rows = read(path)
+    settings, rows = read_results(path)
     shown = _shown(rows)
     figure = Figure(figsize=(10, 1.5 + 0.32 * max(1, len(shown))), layout="constrained")
     figure.suptitle(f"Top-1 validation error without each part: {settings['data']}, {epochs(settings)}")

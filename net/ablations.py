@@ -14,6 +14,8 @@ from . import cli, runs
 from .ablation_cases import ABLATIONS, BASELINE, Ablation
 from .config import AblationsConfig, AlexNetConfig, TrainConfig
 from .data import processes
+from .doors.config import read_toml
+from .doors.metrics import read_results
 from .errors import DataError, UsageError
 from .fields import near
 from .files import atomic_write, locked
@@ -62,7 +64,7 @@ def baseline(config: AblationsConfig) -> "tuple[TrainConfig, ImageData]":
 
     flags: dict[str, Any] = {}
     if config.baseline is not None:
-        flags = cli.read_toml(config.baseline, TrainConfig, "--baseline")
+        flags = read_toml(config.baseline, TrainConfig, "--baseline")
         for name in ("resume", "output_dir", "seed", "data_path", "device"):
             if name in flags:
                 raise UsageError(f"--baseline: {config.baseline}: {name} is for net.ablations itself to say")
@@ -119,11 +121,9 @@ def _read(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     Raises:
         UsageError: they are of other trainings.
     """
-    from .ablation_report import read
-
     if not path.exists():
         return []
-    before, results = read(path)
+    before, results = read_results(path)
     if before != settings:
         changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
         raise UsageError(
@@ -172,11 +172,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = Path(config.output_dir or runs.RUNS / ("ablations-quick" if config.quick else "ablations"))
     if folder.exists() and not folder.is_dir():
         raise DataError(f"--output-dir {folder} is a file")
+    cli.check_exist(data_path=config.data_path, baseline=config.baseline)
+    cli.load("ablation_report", "trainer")
     from . import ablation_report
 
     base, data = baseline(config)
     settings, machine = _settings(base, data), _machine()
-    folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         results = _read(folder / RESULTS, settings)
         trainings: dict[str, TrainConfig] = {BASELINE: base}

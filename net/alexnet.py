@@ -5,10 +5,13 @@ works on each tensor with its own slice of the weights; a layer that reads all t
 device the exchange is a concatenation; a parallel strategy puts a collective in its place and leaves this file alone.
 So the grouped convolutions of the paper are dense ones here, a tower each, while the parameters keep the usual grouped
 layout (``conv2.weight`` is ``[256, 48, 5, 5]``).
+
+How a layer computes may be chosen (:class:`net.forms.Forms`); what it computes stays the same.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 
 import kernels
 
+from .blocks import BlockLayout, block_count, block_weight, blocks
 from .config import AlexNetConfig, Layer, network
 
 Exchange = Callable[[list[Tensor]], Tensor]
@@ -28,6 +32,17 @@ torch.tanh(torch.ones(1, device="cpu"))
 def concatenate(towers: list[Tensor]) -> Tensor:
     """The exchange on one device: the towers' maps or features, one after the other along dimension 1."""
     return towers[0] if len(towers) == 1 else torch.cat(towers, 1)
+
+
+def parts(tensor: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Rows for each of ``count`` towers. A single part is the tensor itself: its gradient is not copied together."""
+    return (tensor,) if count == 1 else tensor.chunk(count)
+
+
+def laid_out(part: Tensor) -> Tensor:
+    """A slice of maps or features, contiguous in the memory format that it is a slice of."""
+    last = part.dim() == 4 and part.stride(1) == 1 and part.stride(3) > 1
+    return part.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 class _TowerLayer(nn.Module):
@@ -51,7 +66,8 @@ class _TowerLayer(nn.Module):
         if self.reads == "all":
             return [exchange(towers)] * self.towers
         if len(towers) != self.towers:
-            towers = list(exchange(towers).chunk(self.towers, 1))
+            # Laid out once: a convolution would copy each slice forward and again backward.
+            towers = [laid_out(part) for part in exchange(towers).chunk(self.towers, 1)]
         return towers
 
     def extra_repr(self) -> str:
@@ -69,17 +85,57 @@ class Convolution(_TowerLayer):
         out_channels, out_size, _ = layer.output_shape
         #: Rows of zeros at the bottom and columns at the right that make the last window whole.
         self.missing = max(0, (out_size - 1) * stride + kernel_size - size - 2 * padding)
+        #: Rows and columns of blocks of pixels, where it reads blocks; 0 where it reads pixels.
+        self.blocks = 0
+        #: Whether towers that read the same are one convolution, whose output is one tensor.
+        self.together = False
+        #: Where the second and further towers run at the same time as the first; None runs them in turn.
+        self.streams: tuple[torch.cuda.Stream, ...] | None = None
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // layer.groups, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.empty(out_channels))
 
+    def read_blocks(self, wanted: bool) -> None:
+        """Read blocks of ``stride`` x ``stride`` pixels as channels, where that is another form of this convolution."""
+        able = self.reads == "image" and self.stride > 1
+        size = self.layer.output_shape[1]
+        self.blocks = block_count(size, self.weight.shape[-1], self.stride) if wanted and able else 0
+
     def forward(self, towers: list[Tensor], exchange: Exchange) -> list[Tensor]:
+        stride, padding, weight = self.stride, self.padding, self.weight
+        if self.blocks:
+            (images,) = towers
+            if images.shape[1] == self.layer.input_shape[0]:
+                images = blocks(images, stride, self.blocks, padding)
+            towers, weight, stride, padding = [images], block_weight(weight, stride), 1, 0
         inputs = self.inputs(towers, exchange)
-        if self.missing:
+        shared = inputs[0] is inputs[-1]
+        if self.missing and not self.blocks:
             border = (0, self.missing, 0, self.missing)
-            shared = inputs[0] is inputs[-1]
             inputs = [F.pad(inputs[0], border)] * len(inputs) if shared else [F.pad(input, border) for input in inputs]
-        slices = zip(inputs, self.weight.chunk(self.towers), strict=True)
-        return [F.conv2d(input, weight, None, self.stride, self.padding) for input, weight in slices]
+        if self.together and shared:
+            return [F.conv2d(inputs[0], weight, None, stride, padding)]
+        slices = zip(inputs, parts(weight, self.towers), strict=True)
+        calls = [partial(F.conv2d, input, part, None, stride, padding) for input, part in slices]
+        return [call() for call in calls] if self.streams is None else at_once(calls, self.streams)
+
+
+def at_once(calls: Sequence[Callable[[], Tensor]], streams: tuple[torch.cuda.Stream, ...]) -> list[Tensor]:
+    """What ``calls`` return, the first run on the current stream and each of the others on one of its own.
+
+    Autograd runs their backward passes on the same streams. What the current stream had to do is done before they
+    begin, and it goes on after all of them: so memory that one stream frees is not written by another too early.
+    """
+    current = torch.cuda.current_stream()
+    for stream in streams:
+        stream.wait_stream(current)
+    results = []
+    for call, stream in zip(calls, (current, *streams), strict=True):
+        with torch.cuda.stream(stream):
+            results.append(call())
+    for stream, result in zip(streams, results[1:], strict=True):
+        current.wait_stream(stream)
+        result.record_stream(current)
+    return results
 
 
 class Dense(_TowerLayer):
@@ -92,7 +148,7 @@ class Dense(_TowerLayer):
 
     def forward(self, towers: list[Tensor], exchange: Exchange) -> list[Tensor]:
         inputs = self.inputs([tower.flatten(1) for tower in towers], exchange)
-        slices = zip(inputs, self.weight.chunk(self.towers), self.bias.chunk(self.towers), strict=True)
+        slices = zip(inputs, parts(self.weight, self.towers), parts(self.bias, self.towers), strict=True)
         return [F.linear(input, weight, bias) for input, weight, bias in slices]
 
 
@@ -115,11 +171,16 @@ class Stage(nn.Module):
             "ceil_mode": config.pool_ceil_mode,
         }
         self.across_towers = "lrn" in operations and config.lrn_across_towers
+        #: Towers that come in one tensor.
+        self.joint = 1
 
     def forward(self, towers: list[Tensor], bias: Tensor | None, exchange: Exchange) -> list[Tensor]:
         if self.across_towers:
             towers = [exchange(towers)]
-        biases = [None] * len(towers) if bias is None else bias.chunk(len(towers))
+        elif self.joint > 1 and not {"lrn", "pool"} & set(self.operations):
+            # Element by element it costs nothing to write the towers to tensors of their own.
+            towers = list(towers[0].chunk(self.joint, 1))
+        biases = [None] * len(towers) if bias is None else parts(bias, len(towers))
         return [self.run(tower, part) for tower, part in zip(towers, biases, strict=True)]
 
     def run(self, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -131,6 +192,8 @@ class Stage(nn.Module):
                 x = kernels.relu_local_response_norm(x, **self.lrn, bias=bias)
             case ("relu", "activation", "pool", *rest):
                 x = kernels.relu_max_pool2d(x, **self.pool, bias=bias)
+            case ("relu", "activation", *rest):
+                x = kernels.bias_relu(x, bias)
             case (_, *rest):
                 if bias is not None:
                     x = x + bias.to(x.dtype).reshape(-1, 1, 1)
@@ -211,8 +274,20 @@ class AlexNet(nn.Module):
                 nn.init.normal_(module.weight, 0.0, std)
                 nn.init.constant_(module.bias, bias)
 
+    @property
+    def input_layout(self) -> BlockLayout:
+        """How the first convolution reads images: as pixels, or in blocks of them."""
+        for name, _ in self.trunk:
+            module = None if name is None else self.get_submodule(name)
+            if isinstance(module, Convolution) and module.blocks:
+                return BlockLayout(module.stride, module.blocks, module.padding)
+        return BlockLayout(1, self.config.image_size, 0)
+
     def _check(self, images: Tensor) -> None:
         size, channels = self.config.image_size, self.config.image_channels
+        block, count, _ = self.input_layout
+        if block > 1 and images.shape[1:] == (channels * block**2, count, count):
+            return
         if images.dim() != 4 or images.shape[1] != channels or tuple(images.shape[2:]) != (size, size):
             raise ValueError(
                 f"images must have shape [N, {channels}, {size}, {size}] (variant {self.config.variant}); "
@@ -254,7 +329,8 @@ class AlexNet(nn.Module):
         """Logits ``[N, classes]``.
 
         Args:
-            images: ``[N, 3, image_size, image_size]``, floating point, pixels in 0..255 less their mean.
+            images: ``[N, 3, image_size, image_size]``, floating point, pixels in 0..255 less their mean; or blocks of
+                them, as :func:`net.blocks.blocks` makes them, where the first convolution reads blocks.
 
         Raises:
             ValueError: another shape. TypeError: not floating point.

@@ -4,6 +4,7 @@ How an image is varied is drawn on the host from (seed, epoch, image number) alo
 any device, sees the same images. The pixels are then computed on the device, a batch at a time.
 """
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,8 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .blocks import BlockLayout
 from .config import RecipeConfig
 from .data.images import ColourComponents
+
+if importlib.util.find_spec("triton") is not None:
+    from kernels.gpu import input as one_pass
+else:
+    one_pass = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -94,17 +101,42 @@ class TrainingInput:
         self.noise = recipe.colour_noise > 0
         self.basis = (colour.vectors * scale).astype(np.float32)
         self.divisor = 1 + recipe.colour_noise if recipe.colour_rescale else 1.0
+        #: Whether the Triton kernel does it, in one pass.
+        self.kernel = device.type == "cuda" and one_pass is not None
+        #: Of the result; float32 without the kernel.
+        self.dtype = torch.float32
+        #: Pixels, or blocks of pixels as the network reads them; pixels without the kernel.
+        self.layout = BlockLayout(1, size, 0)
 
-    def __call__(self, images: Tensor, variations: Variations) -> Tensor:
+    def _in_one_pass(self, images: Tensor, variations: Variations, out: Tensor | None) -> Tensor:
+        drawn = np.empty((len(images), 6), np.float32)
+        drawn[:, 0], drawn[:, 1], drawn[:, 2] = variations.top, variations.left, variations.reflect
+        drawn[:, 3:] = variations.colour @ self.basis.T
+        # One transfer, from pinned memory, so that the program waits for nothing.
+        sent = torch.from_numpy(drawn)
+        if self.device.type == "cuda":
+            sent = sent.pin_memory().to(self.device, non_blocking=True)
+        noise = sent[:, 3:] if self.noise else None
+        block, blocks, padding = self.layout
+        return one_pass.training_input(
+            images, self.means[0], sent[:, :3], noise, self.divisor, self.size,
+            block=block, blocks=blocks, padding=padding, dtype=self.dtype, out=out,
+        )  # fmt: skip
+
+    def __call__(self, images: Tensor, variations: Variations, out: Tensor | None = None) -> Tensor:
         """Crop, reflect, subtract the mean at the crop's place, add the colour noise.
 
         Args:
             images: uint8 ``[N, H, W, 3]`` on the device.
             variations: of these images.
+            out: where the result goes, on a GPU; a new tensor otherwise.
 
         Returns:
-            float32 ``[N, 3, size, size]`` in channels_last memory format.
+            ``[N, 3, size, size]`` in :attr:`dtype` and channels_last memory format; or blocks of pixels as channels,
+            as :attr:`layout` says.
         """
+        if self.kernel:
+            return self._in_one_pass(images, variations, out)
         count, size = len(images), self.size
         top, left = self._sent(variations.top), self._sent(variations.left)
         reflect = self._sent(variations.reflect)
@@ -122,7 +154,7 @@ class TrainingInput:
         return result.permute(0, 3, 1, 2)
 
     def _sent(self, array: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=self.device.type == "cuda")
 
 
 Crops = Callable[[Tensor, Tensor, int], Tensor]

@@ -1,50 +1,18 @@
-"""Checkpoints: one file each, whole or not there, with a checksum of its content inside.
+"""A run's checkpoints: written whole or not there, found newest first. Reading one is :mod:`net.doors.checkpoint`'s."""
 
-A checkpoint is a dictionary of tensors, numbers, strings, lists and dictionaries, written by ``torch.save``, so that
-``torch.load(path, weights_only=True)`` reads it anywhere. Its ``"digest"`` is a SHA-256 over everything else in it.
-"""
-
-import hashlib
+import os
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from . import runs
-from .errors import DataError
-from .files import PARTIAL, atomic_write
+from .doors.checkpoint import FORMAT, TRAINED, digest, load
+from .errors import DataError, MissingError
+from .files import atomic_write, remove_partials
 
-FORMAT = 1
 _NAME = re.compile(r"step_(\d{8})\.pt")
-
-
-def _feed(hasher: Any, value: Any) -> None:
-    """Hash a value of a checkpoint, with what tells apart values whose bytes are the same."""
-    if isinstance(value, Tensor):
-        tensor = value.detach().cpu().contiguous()
-        hasher.update(f"tensor {tensor.dtype} {tuple(tensor.shape)}".encode())
-        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    elif isinstance(value, dict):
-        hasher.update(f"dict {len(value)}".encode())
-        for key, item in value.items():
-            _feed(hasher, key)
-            _feed(hasher, item)
-    elif isinstance(value, (list, tuple)):
-        hasher.update(f"list {len(value)}".encode())
-        for item in value:
-            _feed(hasher, item)
-    else:
-        hasher.update(f"{type(value).__name__} {value!r}".encode())
-
-
-def digest(state: dict[str, Any]) -> str:
-    """SHA-256 of a checkpoint's content, its own ``"digest"`` left out."""
-    hasher = hashlib.sha256()
-    _feed(hasher, {key: value for key, value in state.items() if key != "digest"})
-    return hasher.hexdigest()
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -69,44 +37,29 @@ def save(path: Path, state: dict[str, Any]) -> None:
             raise (cause if isinstance(cause, OSError) else OSError(f"{path}: {error}")) from None
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU and verify it.
-
-    Raises:
-        DataError: no file, a damaged one, or one of another format.
-    """
-    if not path.exists():
-        raise DataError(f"checkpoint {path} does not exist")
-    if not zipfile.is_zipfile(path):
-        # PyTorch would explain its formats, at length.
-        raise DataError(f"checkpoint {path} is damaged or none: not a whole file of torch.save")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # Damage shows in many ways while an archive is unpacked.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"checkpoint {path} is damaged or none: {reason[:200]}") from None
-    if not isinstance(state, dict) or "digest" not in state or "format" not in state:
-        raise DataError(f"checkpoint {path} was not written by this program")
-    if state["format"] != FORMAT:
-        raise DataError(f"checkpoint {path}: format {state['format']} is not {FORMAT}")
-    if digest(state) != state["digest"]:
-        raise DataError(f"checkpoint {path} is damaged: its checksum is wrong")
-    return state
-
-
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, newest first."""
     found = [path for path in folder.glob("step_*.pt") if _NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: path.name, reverse=True)
 
 
-def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that is intact, and its content; says so for each damaged one that is passed over."""
-    for path in checkpoints(folder):
+def newest(folder: Path, needed: tuple[str, ...] = ()) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that is intact, and its content; says so for each damaged one that is passed over.
+
+    Args:
+        folder: of the checkpoints.
+        needed: members that it must have; see :func:`net.doors.checkpoint.load`.
+    """
+    passed: set[Path] = set()
+    while left := [path for path in checkpoints(folder) if path not in passed]:
+        path = left[0]
         try:
-            return path, load(path)
+            return path, load(path, needed)
         except DataError as error:
+            if isinstance(error, MissingError) and not os.path.lexists(path):
+                # A run that goes on has pruned it, and has newer ones.
+                continue
+            passed.add(path)
             print(f"{error}; trying the one before")
     return None
 
@@ -117,7 +70,7 @@ def of_run(path: Path) -> tuple[Path, dict[str, Any]]:
     Raises:
         DataError: there is none.
     """
-    found = newest(runs.folder_of(path) / "checkpoints")
+    found = newest(runs.folder_of(path) / "checkpoints", TRAINED)
     if found is None:
         raise DataError(f"{path} holds no intact checkpoint (checkpoints/step_*.pt)")
     return found
@@ -125,5 +78,6 @@ def of_run(path: Path) -> tuple[Path, dict[str, Any]]:
 
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest ``keep`` checkpoints, and what an interrupted save left."""
-    for path in [*checkpoints(folder)[keep:], *folder.glob(f"step_*.pt{PARTIAL}")]:
+    for path in checkpoints(folder)[keep:]:
         path.unlink(missing_ok=True)
+    remove_partials(folder)

@@ -2,17 +2,23 @@
 
 import argparse
 import dataclasses
+import importlib
+import importlib.util
 import os
+import re
 import signal
 import sys
-import tomllib
+import threading
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from .config import PRESETS, RECIPES, RecipeConfig, TrainConfig
+from .config import PRESETS, RECIPES, SYNTHETIC, RecipeConfig, TrainConfig
+from .doors.config import read_toml, toml
 from .errors import DataError, RankError, UsageError
 from .fields import flag_name, near, typed, unwrapped
+from .printing import prepare_streams, printable
 
 Config = TypeVar("Config")
 
@@ -21,7 +27,15 @@ class Parser(argparse.ArgumentParser):
     """Refuses with one line instead of the whole usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {printable(message)}\n")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        result, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            first = next((word for word in unknown if word.startswith("--")), "").partition("=")[0]
+            hint = near(first.replace("_", "-"), self._option_string_actions) if first else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return result
 
 
 def _key_value(text: str) -> tuple[str, Any]:
@@ -30,8 +44,8 @@ def _key_value(text: str) -> tuple[str, Any]:
     if not separator or not name:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
     try:
-        return name, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        return name, toml(f"value = {value}")["value"]
+    except ValueError:
         return name, value
 
 
@@ -73,29 +87,6 @@ def parser(config: type[Any], program: str, description: str) -> argparse.Argume
     return result
 
 
-def read_toml(path: str, config: type[Any], flag: str = "--config") -> dict[str, Any]:
-    """The flags in a TOML file that ``flag`` names, with their types checked.
-
-    Raises:
-        UsageError: the file cannot be read, or holds what is no flag or no value for it.
-    """
-    try:
-        with open(path, "rb") as file:
-            values = tomllib.load(file)
-    except OSError as error:
-        raise UsageError(f"{flag}: cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{flag}: {path} is not TOML: {error}") from None
-    hints = typing.get_type_hints(config)
-    result = {}
-    for key, value in values.items():
-        name = key.replace("-", "_")
-        if name not in hints or name == "config":
-            raise UsageError(f"{flag}: {path}: {key!r} is no flag{near(name, hints)}")
-        result[name] = typed(f"{flag}: {path}: {key}", value, hints[name])
-    return result
-
-
 def resolve(given: Mapping[str, Any], config: type[Config], saved: Mapping[str, Any] | None = None) -> Config:
     """Defaults, then the preset's, the recipe's, the file's and the command line's values, later ones winning.
 
@@ -108,11 +99,6 @@ def resolve(given: Mapping[str, Any], config: type[Config], saved: Mapping[str, 
         UsageError: a value that is not allowed.
     """
     given = dict(given)
-    for item in dataclasses.fields(config):  # type: ignore[arg-type]
-        if item.metadata.get("key_values") and item.name in given:
-            given[item.name] = dict(given[item.name])
-        if isinstance(given.get(item.name), list):
-            given[item.name] = tuple(given[item.name])
     if "config" in given:
         given = {**read_toml(given["config"], config), **given}
     if saved is not None:
@@ -130,8 +116,17 @@ def resolve(given: Mapping[str, Any], config: type[Config], saved: Mapping[str, 
 
 
 def given(config: type[Any], program: str, description: str, arguments: Sequence[str] | None) -> dict[str, Any]:
-    """What the command line gives (``sys.argv`` when ``arguments`` is None)."""
-    return vars(parser(config, program, description).parse_args(arguments))
+    """What the command line gives (``sys.argv`` when ``arguments`` is None), with its types checked.
+
+    Raises:
+        UsageError: an empty text, say, which would mean the current folder.
+    """
+    values = vars(parser(config, program, description).parse_args(arguments))
+    for item in dataclasses.fields(config):
+        if item.metadata.get("key_values") and item.name in values:
+            values[item.name] = dict(values[item.name])
+    hints = typing.get_type_hints(config)
+    return {name: typed(flag_name(name), value, hints[name]) for name, value in values.items()}
 
 
 def subcommand(
@@ -174,13 +169,89 @@ def first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def _check_kernels() -> None:
+    """Refuse to go on beside the wrong package ``kernels``: its name is Hugging Face's too, and both may be installed.
+
+    Raises:
+        UsageError: an import would take another one.
+    """
+    found = importlib.util.find_spec("kernels")
+    place = None if found is None else found.origin
+    if place is None or "relu_lrn_max_pool2d" not in Path(place).read_text(encoding="utf-8"):
+        raise UsageError(
+            f"the package kernels that Python imports is {place or 'missing'}, and not alexnet-fused's; Hugging Face's "
+            "has the same name: give each an environment of its own"
+        )
+
+
+def check_exist(**paths: str | Sequence[str] | None) -> None:
+    """Refuse paths where nothing is, before anything is imported that takes seconds.
+
+    Args:
+        paths: by flag; a positional one has no flag to name and is called ``positional``.
+
+    Raises:
+        DataError: there is no such file or folder.
+    """
+    for name, given in paths.items():
+        for path in [given] if isinstance(given, str) else given or ():
+            if path.partition(":")[0] != SYNTHETIC and not os.path.exists(path):
+                raise DataError(f"{'' if name == 'positional' else flag_name(name) + ' '}{path} does not exist")
+
+
+def load(*modules: str) -> None:
+    """Import modules of :mod:`net` that take seconds. Ctrl-C waits for their end, a second one ends the process.
+
+    An exception out of an import leaves half a library behind, and some libraries swallow it.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    heeded = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    came = False
+
+    def note(number: int, frame: object) -> None:
+        nonlocal came
+        if came:
+            os._exit(130)
+        came = True
+
+    if heeded:
+        signal.signal(signal.SIGINT, note)
+    try:
+        for module in modules:
+            importlib.import_module(f".{module}", __package__)
+    finally:
+        if heeded:
+            signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def end_in_order() -> None:
+    """From here on SIGTERM and, but under nohup, SIGHUP end a command as Ctrl-C does: what is done is noted first."""
+    for name in ("SIGTERM", "SIGHUP"):
+        # Windows has no SIGHUP.
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _terminate)
+
+
+#: What PyTorch says where memory is not enough, in exceptions that are no MemoryError.
+_OUT_OF_MEMORY = re.compile(r"out of memory|allocate memory|not enough memory|Storage size calculation overflowed")
+
+
 def run(command: Callable[[], int | None]) -> NoReturn:
     """Run a command and exit: 2 for a usage error, 1 for unusable data, each with one line on stderr.
 
     Of several processes that torchrun started the first one speaks where all refuse the same.
     """
     spin_briefly()
+    prepare_streams()
     try:
+        _check_kernels()
         status = command() or 0
     except UsageError as error:
         status = _refused(str(error), 2) if first_rank() else 2
@@ -191,10 +262,16 @@ def run(command: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:
         # Whoever read the output has left; Python's own flush at exit would complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 128 + signal.SIGPIPE
+        status = 128 + getattr(signal, "SIGPIPE", 13)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         status = _refused(f"{place}{error.strerror or error}", 1)
+    except MemoryError as error:
+        status = _refused(f"out of memory: {error}".rstrip(": "), 1)
+    except RuntimeError as error:
+        if not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        status = _refused(f"out of memory: {str(error).splitlines()[0]}", 1)
     except KeyboardInterrupt:
         status = _refused("interrupted", 130)
     sys.stdout.flush()
@@ -203,5 +280,5 @@ def run(command: Callable[[], int | None]) -> NoReturn:
 
 def _refused(message: str, status: int) -> int:
     sys.stdout.flush()
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     return status

@@ -6,15 +6,21 @@ Nothing here imports torch, so that ``--help`` is instant. A command's flags are
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from .errors import UsageError
-from .fields import at_least, flag, flag_name, from_table
+from .fields import at_least, at_most, flag, flag_name, from_table
 
 Reads = Literal["image", "tower", "all"]
 Operation = Literal["activation", "lrn", "map_norm", "pool"]
+
+#: Help of ``--device``.
+DEVICES = (
+    "cpu, cuda, cuda:1, mps (an Apple GPU, with PyTorch's own operators, in one process); a CUDA GPU when there is one"
+)
 
 
 def _plain(value: Any) -> Any:
@@ -96,6 +102,10 @@ class Layer:
     multiply_adds: int = 0
 
 
+#: Channels that a normalization's window may span; a larger one would only be padded, with memory for each.
+MOST_CHANNELS = 1025
+
+
 @dataclass(frozen=True)
 class AlexNetConfig:
     """The network's architecture. Every ablation of the paper is a field.
@@ -145,6 +155,7 @@ class AlexNetConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "image_size", "image_channels", "classes", "lrn_size")
         at_least(self, 0, "lrn_alpha", "lrn_beta", "lrn_k", "dropout", "output_weight_std")
+        at_most(self, MOST_CHANNELS, "lrn_size")
         if self.lrn_k == 0:
             raise UsageError("lrn_k must be more than 0: maps of zeros would be divided by zero")
         if self.towers not in (1, 2):
@@ -155,6 +166,10 @@ class AlexNetConfig:
         names = [*known, *(dense.name for dense in self.hidden), self.output_name]
         if len(set(names)) < len(names):
             raise UsageError(f"the layers' names must differ; got {', '.join(names)}")
+        for name in names:
+            # They are attributes of the network, beside its others.
+            if not re.fullmatch(r"conv[0-9]{1,9}" if name in known else r"fc[0-9]{1,9}", name):
+                raise UsageError(f"layers are called conv and fc with a number, such as conv1 and fc6; got {name!r}")
         for name in self.without:
             if name not in known:
                 raise UsageError(f"without: {name!r} is no convolution of {self.variant}; it has {', '.join(known)}")
@@ -420,6 +435,11 @@ def network(variant: str, **fields: Any) -> AlexNetConfig:
     return AlexNetConfig.from_dict({**VARIANTS[variant].to_dict(), **fields})
 
 
+#: Limits far beyond what helps, so that a number with a digit too many is refused by name: threads and processes,
+#: images in a batch that is only looked at, rows of an image, seconds of waiting.
+MOST_WORKERS, MOST_IMAGES, MOST_ROWS, MOST_SECONDS = 1024, 2**16, 2**16, 10**6
+TIMEOUTS = ("timeout", "start_timeout", "progress_timeout")
+
 #: The ``--data-path`` of random images, perhaps with a number behind it: ``synthetic:2048``.
 SYNTHETIC = "synthetic"
 
@@ -529,16 +549,29 @@ class TrainConfig(RecipeConfig):
     max_steps: int | None = flag(None, "stop after so many updates")
     time_budget: float | None = flag(None, "stop training after so many seconds; 0 for no limit", metavar="SECONDS")
     batch_size: int = flag(128, "images in an update", short="b")
-    precision: Literal["fp32", "tf32", "bf16"] = flag(
-        "fp32", "fp32 (TF32 off), tf32, or bf16 (compute; weights, update and loss stay fp32)"
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = flag(
+        "auto",
+        "fp32 (TF32 off), tf32, or bf16 (compute; weights, update and loss stay fp32); auto is bf16 on GPUs that have"
+        " it, else fp32",
     )
     channels_last: bool = flag(True, "keep activations in channels_last memory format")
     compile: bool | None = flag(
         None,
-        "torch.compile the network; by default in long runs on a CPU, and on CUDA unless --time-budget is under five"
-        " minutes",
+        "torch.compile the network; by default in long runs on a CPU, and of several processes on CUDA unless"
+        " --time-budget is under five minutes",
     )
-    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    cuda_graph: bool | None = flag(
+        None, "record the update as a CUDA graph and replay it; by default where one process trains on a GPU"
+    )
+    tune: Literal["auto", "off", "again"] = flag(
+        "auto", "measure the network's forms on a GPU: auto once for a machine and before long runs only, again, or off"
+    )
+    forms: dict[str, Any] = flag(
+        {},
+        "how the network computes, such as first=blocks shared=together; what was measured by default",
+        key_values=True,
+    )
+    device: str | None = flag(None, DEVICES)
     parallel: Literal["none", "data", "tower", "hybrid"] = flag(
         "none",
         "what torchrun's processes share: slices of the batch (data), the paper's towers (tower), or slices for the "
@@ -561,7 +594,7 @@ class TrainConfig(RecipeConfig):
         None, "go on from a checkpoint, or from the newest intact one (auto)", optional_value="auto", metavar="PATH"
     )
     init_from: str | None = flag(
-        None, "start from these weights (run folder, checkpoint, .safetensors or .onnx)", metavar="PATH"
+        None, "start from these weights (run folder, checkpoint, state dict, .safetensors or .onnx)", metavar="PATH"
     )
     new_head: bool = flag(False, "with --init-from: start the last layer anew, for other classes (transfer)")
     freeze: tuple[str, ...] = flag((), "with --init-from: layers that stay as they are, such as conv1", metavar="LAYER")
@@ -570,14 +603,16 @@ class TrainConfig(RecipeConfig):
     output_dir: str | None = flag(None, "run folder; runs/PRESET-NNN by default", metavar="DIR")
     eval_every: int = flag(1, "epochs between evaluations", metavar="EPOCHS")
     log_every: int = flag(20, "updates between lines of progress", metavar="STEPS")
-    tensorboard: bool = flag(False, "write TensorBoard events too (needs the extra alexnet-fused[tensorboard])")
+    tensorboard: bool = flag(False, "write TensorBoard events too (needs the extra tensorboard)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 1, "epochs", "batch_size", "workers", "keep", "eval_every", "log_every", called=flag_name)
         at_least(self, 0, "checkpoint_every", "seed", "time_budget", called=flag_name)
-        at_least(self, 1, "max_steps", "image_size", called=flag_name)
-        at_least(self, 1, "timeout", "start_timeout", "progress_timeout", called=flag_name)
+        at_least(self, 1, "max_steps", "image_size", *TIMEOUTS, called=flag_name)
+        at_most(self, MOST_WORKERS, "workers", called=flag_name)
+        at_most(self, MOST_ROWS, "image_size", called=flag_name)
+        at_most(self, MOST_SECONDS, *TIMEOUTS, called=flag_name)
         if self.seed >= 2**63:
             raise UsageError(f"--seed must be less than 2**63; got {self.seed}")
         for name in ("new_head", "freeze"):
@@ -593,40 +628,83 @@ class EvaluateConfig:
     """What ``python -m net.evaluate`` is asked to do."""
 
     checkpoints: tuple[str, ...] = flag(
-        (), "run folders, checkpoints (.pt) or weights (.safetensors, .onnx); several are averaged", positional=True
+        (),
+        "run folders, checkpoints (.pt) or weights (.safetensors, .onnx, .pt, .pth); several are averaged",
+        positional=True,
     )
     data_path: str | None = flag(None, "as in net.train; by default what the first was trained on", metavar="PATH")
     ten_crops: bool = flag(True, "also average over ten crops where the images are larger than the network's input")
     batch_size: int = flag(128, "images in a batch", short="b")
-    precision: Literal["fp32", "tf32", "bf16"] = flag("fp32", "as in net.train")
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = flag(
+        "auto", "as in net.train; auto is what the network was trained in, where the device has it"
+    )
     channels_last: bool = flag(True, "keep activations in channels_last memory format")
-    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    device: str | None = flag(None, DEVICES)
     workers: int = flag(2, "threads that read images", short="j")
     output: str | None = flag(None, "JSON file; evaluation.json beside the first checkpoint by default", metavar="FILE")
+    mean_rgb: tuple[float, ...] | None = flag(
+        None,
+        "colour to subtract, in 0..255, for a network whose file holds no mean image; Caffe's ImageNet models were "
+        "trained with 123 117 104",
+        nargs=3,
+        metavar=("R", "G", "B"),
+    )
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "workers", called=flag_name)
+        at_most(self, MOST_IMAGES, "batch_size", called=flag_name)
+        at_most(self, MOST_WORKERS, "workers", called=flag_name)
+        _check_colour(self.mean_rgb)
 
 
 @dataclass(frozen=True)
 class PredictConfig:
     """What ``python -m net.predict`` is asked to do."""
 
-    checkpoint: str = flag("", "run folder or checkpoint (.pt)", positional=True)
+    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights", positional=True)
     images: tuple[str, ...] = flag((), "image files", positional=True)
     ten_crops: bool = flag(False, "average over ten crops; else the central one")
     json: bool = flag(False, "JSON instead of a table")
     features: str | None = flag(
         None, "write the central crops' last hidden features (fc7), float32 [images, features]", metavar="FILE.npy"
     )
+    mean_rgb: tuple[float, ...] | None = flag(
+        None,
+        "colour to subtract, in 0..255, for a network whose file holds no mean image; Caffe's ImageNet models were "
+        "trained with 123 117 104",
+        nargs=3,
+        metavar=("R", "G", "B"),
+    )
     batch_size: int = flag(128, "images in a batch", short="b")
-    precision: Literal["fp32", "tf32", "bf16"] = flag("fp32", "as in net.train")
-    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = flag(
+        "auto", "as in net.train; auto is what the network was trained in, where the device has it"
+    )
+    device: str | None = flag(None, DEVICES)
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", called=flag_name)
+        at_most(self, MOST_IMAGES, "batch_size", called=flag_name)
+        _check_colour(self.mean_rgb)
         if self.features is not None and not self.features.endswith(".npy"):
             raise UsageError(f"--features must end in .npy; got {self.features}")
+
+
+def _check_colour(colour: tuple[float, ...] | None) -> None:
+    if colour is not None and not (len(colour) == 3 and all(0 <= value <= 255 for value in colour)):
+        raise UsageError(f"--mean-rgb must be three numbers in 0..255; got {' '.join(map(str, colour))}")
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """What ``python -m net.tune`` is asked to do."""
+
+    network: Literal[tuple(VARIANTS)] = flag("paper", "architecture")  # type: ignore[valid-type]
+    batch_size: int = flag(128, "images in an update", short="b")
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = flag("auto", "as in net.train")
+    device: str | None = flag(None, "cuda, cuda:1, ...; the first GPU by default")
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch_size", called=flag_name)
 
 
 @dataclass(frozen=True)
@@ -647,7 +725,7 @@ class PredictionsConfig:
     checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors)", positional=True)
     data_path: str | None = flag(None, "as in net.train; by default what it was trained on", metavar="PATH")
     seed: int = flag(0, "which images are drawn")
-    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    device: str | None = flag(None, DEVICES)
     output: str | None = flag(None, "predictions.png in the run folder by default", metavar="FILE.png")
 
     def __post_init__(self) -> None:
@@ -663,7 +741,7 @@ class NeighboursConfig:
     data_path: str | None = flag(None, "as in net.train; by default what it was trained on", metavar="PATH")
     seed: int = flag(0, "which images are drawn")
     batch_size: int = flag(128, "images in a batch", short="b")
-    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    device: str | None = flag(None, DEVICES)
     output: str | None = flag(None, "neighbours.png in the run folder by default", metavar="FILE.png")
 
     def __post_init__(self) -> None:
@@ -683,7 +761,7 @@ class ActivationsConfig:
     max_epochs: int = flag(60, "epochs after which a training that has not come to 25 % is given up")
     batch_size: int = flag(128, "images in an update", short="b")
     seed: int = flag(0, "of weights and order")
-    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    device: str | None = flag(None, DEVICES)
     output: str | None = flag(None, "runs/activations.png by default", metavar="FILE.png")
 
     def __post_init__(self) -> None:
@@ -711,7 +789,7 @@ class HashingConfig:
     queries: int = flag(1000, "validation images that are searched for")
     seed: int = flag(0, "of the auto-encoder and of the queries")
     batch_size: int = flag(128, "images in a batch", short="b")
-    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    device: str | None = flag(None, DEVICES)
     output: str | None = flag(None, "JSON file; hashing.json in the run folder by default", metavar="FILE")
 
     def __post_init__(self) -> None:
@@ -734,6 +812,8 @@ class ShapesConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "train", "val", "workers", called=flag_name)
+        at_most(self, MOST_WORKERS, "workers", called=flag_name)
+        at_most(self, MOST_ROWS, "size", called=flag_name)
         at_least(self, 8, "size", called=flag_name)
         at_least(self, 0, "seed", called=flag_name)
 
@@ -758,7 +838,7 @@ class AblationsConfig:
         "small images on a CPU, else one",
         short="j",
     )
-    device: str | None = flag(None, "cpu, cuda, cuda:1, ...; the accelerator when there is one")
+    device: str | None = flag(None, DEVICES)
     output_dir: str | None = flag(
         None, "folder of the results, runs/ablations or runs/ablations-quick by default", metavar="DIR"
     )
@@ -766,6 +846,7 @@ class AblationsConfig:
     def __post_init__(self) -> None:
         at_least(self, 3, "seeds", called=flag_name)
         at_least(self, 1, "workers", called=flag_name)
+        at_most(self, MOST_WORKERS, "workers", called=flag_name)
 
 
 @dataclass(frozen=True)
@@ -803,5 +884,7 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "size", "workers", called=flag_name)
+        at_most(self, MOST_WORKERS, "workers", called=flag_name)
+        at_most(self, MOST_ROWS, "size", called=flag_name)
         if (self.target is None) != self.verify:
             raise UsageError("give SOURCE and TARGET, or --verify and a store")

@@ -2,9 +2,8 @@
 
 import contextlib
 import ctypes
-import os
-import resource
-import shutil
+import sys
+from collections.abc import Mapping
 
 import torch
 
@@ -12,7 +11,7 @@ from .errors import UsageError
 
 
 def choose(name: str | None) -> torch.device:
-    """The device called ``name``, made the current one; without a name a GPU, or the CPU where there is none.
+    """The device called ``name``, made the current one; without a name CUDA's GPU, or the CPU where there is none.
 
     Raises:
         UsageError: no such device here.
@@ -20,12 +19,16 @@ def choose(name: str | None) -> torch.device:
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
-        raise UsageError(f"--device must be cpu, cuda or cuda:N; got {name!r}") from None
-    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index is not None):
-        raise UsageError(f"--device must be cpu, cuda or cuda:N; got {name!r}")
+        raise UsageError(f"--device must be cpu, cuda, cuda:N or mps; got {name!r}") from None
+    if device.type not in ("cpu", "cuda", "mps") or (device.type != "cuda" and device.index is not None):
+        raise UsageError(f"--device must be cpu, cuda, cuda:N or mps; got {name!r}")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device mps: PyTorch finds no Apple GPU that it can use here")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
     if device.type == "cuda":
+        # set_device takes no device without a number.
+        device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
     return device
 
@@ -36,8 +39,9 @@ def keep_freed_memory() -> None:
     By default glibc unmaps every large tensor when it is freed, and each new one faults its pages in again: a third of
     a training step on a CPU. Elsewhere than on glibc this does nothing.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    # Windows has no library of that kind.
+    with contextlib.suppress(OSError, TypeError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
         trim_threshold, mmap_threshold = -1, -3
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(mmap_threshold, 2**30)
@@ -56,9 +60,23 @@ def set_precision(precision: str, device: torch.device) -> None:
     torch.backends.cudnn.allow_tf32 = tf32
 
 
-def has_cpp_compiler() -> bool:
-    """Whether there is a C++ compiler, without which nothing can be compiled for a CPU."""
-    return any(shutil.which(compiler) for compiler in (os.environ.get("CXX") or "g++", "g++", "clang++"))
+def resolve_precision(wanted: str, device: torch.device, trained: str | None = None) -> str:
+    """What ``--precision`` means on a device: ``auto`` is bf16 on GPUs with bfloat16 units, else fp32.
+
+    Args:
+        wanted: ``auto``, or what stays as it is.
+        device: where the network runs.
+        trained: the precision that a network was trained in; ``auto`` takes it where the device has it.
+    """
+    if wanted != "auto":
+        return wanted
+    able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return (trained or "bf16") if able else "fp32"
+
+
+def repeat_bits() -> None:
+    """Have cuDNN take algorithms that give the same bits every time."""
+    torch.backends.cudnn.deterministic = True
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
@@ -67,20 +85,59 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """The most memory taken so far: by tensors on a GPU, by the process on a CPU."""
+    """The most memory taken so far: by tensors on a GPU (on Apple's, what is taken now), by the process on a CPU.
+
+    Returns:
+        0 where the system does not tell, as on Windows.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() / 2**20
     # The kernel's own count where there is one: getrusage's begins with the peak of whatever started this process.
     with contextlib.suppress(OSError), open("/proc/self/status") as status:
         for line in status:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    # In bytes on macOS, in KiB elsewhere.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor | None]:
+    """The states of the random numbers of the CPU and of ``device``, by the kind of device."""
+    state: dict[str, torch.Tensor | None] = {"cpu": torch.get_rng_state(), "cuda": None}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def set_random_state(device: torch.device, state: Mapping[str, torch.Tensor | None]) -> None:
+    """Go on from what :func:`random_state` returned; a device of another kind goes its own way."""
+    assert state["cpu"] is not None
+    torch.set_rng_state(state["cpu"])
+    own = state.get(device.type)
+    if own is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(own, device)
+    elif own is not None and device.type == "mps":
+        torch.mps.set_rng_state(own)
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """What sums over a data set are kept in: float64, which Apple's GPUs lack; counts are exact there up to 2**24."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def describe(device: torch.device) -> str:
     """The device in words, for the first lines of a log."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return "Apple GPU (mps)"
     threads = torch.get_num_threads()
     return f"CPU with {threads} thread{'s' if threads > 1 else ''}"

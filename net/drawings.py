@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .files import atomic_write
+from .printing import printable
+
+# A class may be called a$b^$: names are shown as they are.
+matplotlib.rcParams["text.parse_math"] = False
 
 SMALL, TITLE = 8, 9
 RIGHT, OTHER = "#e8686a", "#a9c8e8"
@@ -36,9 +40,14 @@ def _save(figure: Figure, path: Path) -> None:
         drawn.convert("RGB").quantize(256).save(file, "PNG", optimize=True)
 
 
+def _words(name: str) -> str:
+    """A class's name, which may be anything, as it is written on one line."""
+    return printable(name).replace("_", " ")
+
+
 def _wrapped(name: str) -> str:
     """A class's name in lines that fit under a picture."""
-    lines = textwrap.wrap(name.replace("_", " "), _LETTERS) or [name]
+    lines = textwrap.wrap(_words(name), _LETTERS) or [name]
     return "\n".join([*lines[:2], *([textwrap.shorten(" ".join(lines[2:]), _LETTERS)] if lines[2:] else [])])
 
 
@@ -103,13 +112,13 @@ def predictions(
         above, below = grid[2 * row, column], grid[2 * row + 1, column]
         above.set_axis_on()
         _picture(above, image)
-        above.set_title(name.replace("_", " ")[:26], fontsize=SMALL, fontweight="bold")
+        above.set_title(_words(name)[:26], fontsize=SMALL, fontweight="bold")
         below.set_axis_on()
         places = range(len(bars))
         colours = [RIGHT if label == name else OTHER for label, _ in bars]
         below.barh(places, [value for _, value in bars], color=colours, height=0.85)
         for place, (label, _) in zip(places, bars, strict=True):
-            below.text(0.02, place, label.replace("_", " ")[:26], fontsize=SMALL, va="center")
+            below.text(0.02, place, _words(label)[:26], fontsize=SMALL, va="center")
         below.set(xlim=(0, 1), ylim=(len(bars) - 0.5, -0.5), xticks=[], yticks=[])
     _save(figure, path)
 

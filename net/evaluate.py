@@ -10,6 +10,7 @@ from . import cli, runs
 from .config import EvaluateConfig
 from .errors import DataError
 from .files import atomic_write, check_writable
+from .printing import printable
 from .published import Published, is_ilsvrc, published
 
 DESCRIPTION = (
@@ -24,17 +25,19 @@ def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
 
     from .augmentation import centre_crop, ten_crops
     from .data.loader import Loader
-    from .device import choose, describe, keep_freed_memory, set_precision
+    from .device import choose, describe, keep_freed_memory, resolve_precision, set_precision
     from .evaluation import evaluate
     from .features import mean_image, open_its_data
     from .progress import Progress
-    from .trained import open_trained
+    from .trained import check_mean_rgb, open_trained
 
     device = choose(config.device)
-    set_precision(config.precision, device)
     keep_freed_memory()
-    trained = [open_trained(argument, device) for argument in config.checkpoints]
+    trained = [open_trained(argument, device, config.mean_rgb) for argument in config.checkpoints]
+    check_mean_rgb(config.mean_rgb, trained)
     first = trained[0]
+    precision = resolve_precision(config.precision, device, first.precision)
+    set_precision(precision, device)
     for other in trained[1:]:
         if other.classes != first.classes:
             raise DataError(f"{other.path} has other classes than {first.path}: their outputs cannot be averaged")
@@ -43,7 +46,7 @@ def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     models = [item.model.to(memory_format=memory_format) for item in trained]  # type: ignore[call-overload]
     sizes = [item.network.image_size for item in trained]
-    print(f"{len(data.val):,} validation images of {data.name} on {describe(device)}, {config.precision}")
+    print(f"{len(data.val):,} validation images of {data.name} on {describe(device)}, {precision}")
     names = [str(item.path) for item in trained] + (["average"] if len(trained) > 1 else [])
     ways = [("1", centre_crop)]
     if config.ten_crops:
@@ -64,7 +67,7 @@ def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
                 means,
                 sizes,
                 cut,
-                precision=config.precision,
+                precision=precision,
                 memory_format=memory_format,
                 progress=progress.update,
             )
@@ -88,14 +91,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate as the command line says; returns the exit status."""
     config = cli.resolve(cli.given(EvaluateConfig, "net.evaluate", DESCRIPTION, arguments), EvaluateConfig)
     check_writable("--output", config.output)
+    cli.check_exist(positional=config.checkpoints, data_path=config.data_path)
+    cli.load("evaluation", "features", "trained")
     rows = _evaluate(config)
-    width = max(len(row["network"]) for row in rows)
+    names = [printable(row["network"]) for row in rows]
+    width = max(map(len, names))
     beside = "  published top-1 / top-5" if any(row["published"] for row in rows) else ""
     print(f"{'network':<{width}}  crops  top-1 error  top-5 error{beside}")
-    for row in rows:
+    for name, row in zip(names, rows, strict=True):
         top5 = row["top5_error_percent"]
         last = f"{top5:.2f} %" if top5 is not None else "-"
-        line = f"{row['network']:<{width}}  {row['crops']:>5}  {row['top1_error_percent']:>9.2f} %  {last:>11}"
+        line = f"{name:<{width}}  {row['crops']:>5}  {row['top1_error_percent']:>9.2f} %  {last:>11}"
         print(f"{line}  {'; '.join(str(Published(**item)) for item in row['published'])}".rstrip())
     if rows[0]["top5_error_percent"] is None:
         print("top-5 error says nothing of five classes or fewer")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .augmentation import Crops
 from .data.loader import Loader
-from .device import autocast
+from .device import autocast, sum_dtype
 
 #: Labels that may be named for an image to count as right in the top-5 error (section 6).
 TOP = 5
@@ -69,7 +69,7 @@ def evaluate(
         model.eval()
     rows = len(models) + (len(models) > 1)
     #: For each row the sums of -log probability, of top-1 and top-5 mistakes, and of images; they stay on the device.
-    sums = torch.zeros(rows, 4, dtype=torch.float64, device=loader.device)
+    sums = torch.zeros(rows, 4, dtype=sum_dtype(loader.device), device=loader.device)
     classes = 0
     batches = iter(loader)
     try:

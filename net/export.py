@@ -18,6 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = cli.resolve(cli.given(ExportConfig, "net.export", DESCRIPTION, arguments), ExportConfig)
     output = Path(config.output)
     check_writable("OUTPUT", config.output)
+    cli.check_exist(positional=config.checkpoint)
+    cli.load("interchange", "trained")
 
     import torch
 

@@ -11,7 +11,7 @@ from .data.images import ImageData, Split
 from .data.loader import Loader
 from .data.sources import open_data
 from .errors import DataError
-from .trained import Trained
+from .trained import MEAN_RGB_HINT, Trained
 
 
 def class_names(trained: Trained) -> tuple[str, ...]:
@@ -51,7 +51,9 @@ def mean_image(trained: Trained, data: ImageData, device: torch.device) -> Tenso
     if trained.mean is None:
         if data.size < size:
             raise DataError(f"{trained.path} reads {size}x{size} images; {stored}")
-        print(f"{trained.path} holds no mean image: subtracting that of {data.name}")
+        if trained.mean_rgb is not None:
+            return trained.colour_image(data.size)
+        print(f"{trained.path} holds no mean image: subtracting that of {data.name} ({MEAN_RGB_HINT})")
         return torch.from_numpy(data.mean).to(device)
     if tuple(trained.mean.shape) != data.mean.shape:
         size = trained.mean.shape[0]

@@ -54,22 +54,34 @@ def typed(name: str, value: Any, annotation: Any) -> Any:
     arguments = typing.get_args(annotation)
     if typing.get_origin(annotation) is typing.Literal:
         if value not in arguments:
-            raise UsageError(f"{name} must be one of {', '.join(arguments)}; got {value!r}")
+            raise UsageError(f"{name} must be one of {', '.join(arguments)}; got {shown(value)}")
         return value
     if typing.get_origin(annotation) is tuple:
         if not isinstance(value, (list, tuple)):
-            raise UsageError(f"{name} must be a list; got {value!r}")
+            raise UsageError(f"{name} must be a list; got {shown(value)}")
         return tuple(typed(f"{name}[{index}]", item, arguments[0]) for index, item in enumerate(value))
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
-        if not isinstance(value, Mapping):
-            raise UsageError(f"{name} must be a table of {annotation.__name__}'s fields; got {value!r}")
         return from_table(annotation, value, name)
     expected = typing.get_origin(annotation) or annotation
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
-        raise UsageError(f"{name} must be of type {expected.__name__}; got {value!r}")
+        raise UsageError(f"{name} must be of type {expected.__name__}; got {shown(value)}")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise UsageError(f"{name} must be less than 2**63; got {shown(value)}")
+    if isinstance(value, str) and (not value or "\0" in value):
+        raise UsageError(f"{name} must be a text with no zero byte in it; got {shown(value)}")
     return value
+
+
+def shown(value: object) -> str:
+    """A value in a message: cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        # Python writes no integer of more than 4,300 digits.
+        return "more than can be shown"
+    return text if len(text) <= 100 else text[:100] + "..."
 
 
 def from_table(cls: type[Record], values: Mapping[str, Any], name: str) -> Record:
@@ -79,6 +91,8 @@ def from_table(cls: type[Record], values: Mapping[str, Any], name: str) -> Recor
         UsageError: a key of the table, called ``name``, that is no field; a field without a value, or with one of
             another type.
     """
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{name} must be a table of {cls.__name__}'s fields; got {shown(values)}")
     hints = typing.get_type_hints(cls)
     fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
@@ -105,5 +119,17 @@ def at_least(record: object, least: float, *names: str, called: typing.Callable[
     """
     for name in names:
         value = getattr(record, name)
-        if value is not None and not (value >= least and math.isfinite(value)):
-            raise UsageError(f"{called(name)} must be at least {least}; got {value!r}")
+        if value is not None and not least <= value < math.inf:
+            raise UsageError(f"{called(name)} must be at least {least}; got {shown(value)}")
+
+
+def at_most(record: object, most: float, *names: str, called: typing.Callable[[str], str] = str) -> None:
+    """Refuse a field that is more than ``most``; None is nothing to refuse.
+
+    Raises:
+        UsageError: with the name that ``called`` gives the field.
+    """
+    for name in names:
+        value = getattr(record, name)
+        if value is not None and value > most:
+            raise UsageError(f"{called(name)} must be at most {most:,}; got {shown(value)}")

@@ -238,6 +238,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if config.output is not None:
         Path(config.output).parent.mkdir(parents=True, exist_ok=True)
         check_writable("--output", config.output)
+    cli.check_exist(positional=getattr(config, "checkpoint", None), data_path=getattr(config, "data_path", None))
+    cli.load("drawings", "trained")
     print(f"written to {draw(config)}")
     return 0
 

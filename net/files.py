@@ -1,8 +1,10 @@
 """Files that an interruption or a full disk leaves whole, the old one or the new one; one writing process a folder."""
 
 import contextlib
-import fcntl
+import errno
 import os
+import secrets
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,16 @@ from typing import BinaryIO
 
 from .errors import DataError, UsageError
 
-#: What a file is called until it is whole.
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+#: Windows opens no folders: there they can be neither locked nor put on the disk.
+_OPENS_FOLDERS = fcntl is not None and hasattr(os, "O_DIRECTORY")
+#: Follow no link, leave nothing open in programs that are started, and on Windows change no byte.
+_EXTRA = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
+
+#: How the name of a file ends until it is whole.
 PARTIAL = ".partial"
 
 
@@ -18,26 +29,74 @@ PARTIAL = ".partial"
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that takes the name ``path`` when the block ends, and vanishes when it raises.
 
-    The bytes are on the disk before the name is, and the name before the block is left.
+    The bytes are on the disk before the name is, and the name before the block is left. Until then it has a name that
+    nobody else has, so that two writers do not meet and no link that was put there is followed; what a killed writer
+    leaves, :func:`remove_partials` removes.
     """
-    partial = path.with_name(path.name + PARTIAL)
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(6)}{PARTIAL}")
     try:
-        with open(partial, "wb") as file:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _EXTRA
+        with open(os.open(partial, flags, 0o666), "wb") as file:
+            # For as long as it is held, the file is not what somebody left.
+            _try_lock(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+            if _OPENS_FOLDERS:
+                os.replace(partial, path)
+        if not _OPENS_FOLDERS:
+            # Windows renames no open file.
+            os.replace(partial, path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in (None, str(partial)):
             # A failed write does not say of what file, and nobody asked for this one.
             error.filename = str(path)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync_folder(path)
+
+
+def _sync_folder(path: Path) -> None:
+    """Put a file's name on the disk, where the file system can."""
+    if not _OPENS_FOLDERS:
+        return
+    handle = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
+    except OSError as error:
+        # Some file systems (FUSE, network shares) know no such thing for a folder; the file itself is on the disk.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            error.filename = str(path)
+            raise
     finally:
-        os.close(folder)
+        os.close(handle)
+
+
+def _try_lock(handle: int) -> bool:
+    """Whether this process now holds the lock of an open file; on a file system without locks it does."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what killed writers left in ``folder``; for whoever holds its lock."""
+    for path in folder.glob(f"*{PARTIAL}"):
+        with contextlib.suppress(OSError):
+            if not stat.S_ISREG(path.lstat().st_mode):
+                continue
+            handle = os.open(path, os.O_WRONLY | os.O_NONBLOCK | _EXTRA)
+            try:
+                if _try_lock(handle):
+                    path.unlink(missing_ok=True)
+            finally:
+                os.close(handle)
 
 
 def check_writable(flag: str, given: str | None) -> None:
@@ -68,20 +127,34 @@ def check_writable(flag: str, given: str | None) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of ``folder`` until the block ends or this process does.
+    """Make ``folder`` if need be and keep other processes out of it until the block ends or this process does.
 
     Raises:
         DataError: another process is in it.
     """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+    if not _OPENS_FOLDERS:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+        return
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"{folder} is in use by another process") from None
-        except OSError:
-            # A file system without locks: nothing can be said.
-            pass
+            handle = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            if not _try_lock(handle):
+                raise DataError(f"{folder} is in use by another process")
+            # Whoever held it before may have removed it in between.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(folder)):
+                    break
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+    try:
+        remove_partials(folder)
         yield
     finally:
         os.close(handle)

@@ -32,8 +32,8 @@ def _hash(config: HashingConfig) -> dict[str, Any]:
 
     from .autoencoder import learn
     from .data.images import Split
-    from .data.loader import free_host_memory
     from .device import choose, describe, keep_freed_memory
+    from .doors.files import free_host_memory
     from .features import features_of, open_its_data
     from .progress import Progress
     from .retrieval import nearest, nearest_codes, packed, recall
@@ -111,6 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Hash as the command line says; returns the exit status."""
     config = cli.resolve(cli.given(HashingConfig, "net.hashing", DESCRIPTION, arguments), HashingConfig)
     check_writable("--output", config.output)
+    cli.check_exist(positional=config.checkpoint, data_path=config.data_path)
+    cli.load("autoencoder", "features", "trained")
     result = _hash(config)
     output = (
         Path(config.output) if config.output is not None else runs.folder_of(Path(result["network"])) / "hashing.json"

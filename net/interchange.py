@@ -22,10 +22,13 @@ import torch
 from torch import Tensor
 
 import kernels
+from kernels import compiler
 
 from .alexnet import AlexNet
 from .config import VARIANTS, AlexNetConfig, ConvolutionConfig, DenseConfig, Operation
-from .device import has_cpp_compiler
+from .doors import onnx as door
+from .doors.onnx import OnnxFile, library
+from .doors.safetensors import METADATA, metadata_of
 from .errors import DataError, UsageError
 from .fields import from_table
 
@@ -34,23 +37,14 @@ INPUT, OUTPUT = "images", "logits"
 OPSET = 13
 #: The ONNX format that came with it, so that runtimes of its time read the file too.
 IR_VERSION = 8
-METADATA = "alexnet"
 _PLAIN = {"strides": [1, 1], "dilations": [1, 1], "pads": [0, 0, 0, 0]}
-
-
-def _onnx() -> Any:
-    try:
-        import onnx
-    except ImportError:
-        raise UsageError("ONNX files need the extra: pip install 'alexnet-fused[onnx]'") from None
-    return onnx
 
 
 class _Graph:
     """The nodes of a network, added one after the other; each output is named for what it is."""
 
     def __init__(self, config: AlexNetConfig) -> None:
-        self.helper = _onnx().helper
+        self.helper = library().helper
         self.config = config
         self.nodes: list[Any] = []
         if config.lrn_size % 2 == 0 and any("lrn" in config.operations(layer) for layer in config.convolutions):
@@ -162,7 +156,7 @@ def onnx_bytes(model: AlexNet, metadata: Mapping[str, Any]) -> bytes:
     Raises:
         UsageError: onnx is not installed, or the network has what ONNX lacks: an LRN over an even number of channels.
     """
-    onnx = _onnx()
+    onnx = library()
     from onnx import helper, numpy_helper
 
     config = model.config
@@ -211,28 +205,17 @@ def read_onnx(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         UsageError: onnx is not installed. DataError: the file is missing or damaged, or is another kind of network.
     """
-    onnx = _onnx()
-    from google.protobuf.message import DecodeError
-
+    file = door.read_onnx(path)
+    if METADATA not in file.properties:
+        return _read_caffe(path, file)
+    metadata = metadata_of(path, file.properties[METADATA])
     try:
-        model = onnx.load(path)
-        onnx.checker.check_model(model)
-    except FileNotFoundError:
-        raise DataError(f"weights {path} do not exist") from None
-    except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise DataError(f"{path} is damaged or no ONNX file: {str(error).splitlines()[0]}") from None
-    tensors = {item.name: torch.from_numpy(onnx.numpy_helper.to_array(item).copy()) for item in model.graph.initializer}
-    properties = {item.key: item.value for item in model.metadata_props}
-    if METADATA not in properties:
-        return _read_caffe(path, model.graph, tensors)
-    try:
-        metadata = json.loads(properties[METADATA])
         config = from_table(AlexNetConfig, metadata["network"], "network")
-    except (ValueError, KeyError, TypeError) as error:
+    except (UsageError, KeyError, TypeError) as error:
         raise DataError(f"{path}: what it says of its network cannot be used: {error}") from None
-    if list(model.graph.node) != _nodes(config):
+    if list(file.model.graph.node) != _nodes(config):
         raise DataError(f"{path}: its operators are not those of the network it names, variant {config.variant}")
-    return tensors, metadata
+    return file.initializers, metadata
 
 
 @dataclass
@@ -252,6 +235,8 @@ class _Chain:
     #: Whether the maps were made features, and whether the softmax behind the logits came.
     flat: bool = False
     ended: bool = False
+    #: Whether a product without its bias was the last operator.
+    added: bool = False
 
     def refuse(self, node: Any, reason: str) -> DataError:
         return DataError(f"{self.path}: operator {node.op_type} (output {node.output[0]}) {reason}")
@@ -264,10 +249,16 @@ class _Chain:
 
     def take(self, node: Any, values: dict[str, Any]) -> None:
         """The next operator of the chain, with its attributes."""
-        kind = node.op_type
+        kind, TensorProto = node.op_type, library().TensorProto  # noqa: N806 - a class
         if kind in ("Dropout", "Identity"):
             # In evaluation they do nothing.
             return
+        if kind == "Cast":
+            # Files in half precision read and give float32; the weights are read into float32 too.
+            if values["to"] not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE):
+                raise self.refuse(node, "must be to a floating-point type")
+            return
+        added, self.added = self.added, False
         if kind in ("Reshape", "Flatten") and self.convolutions and not self.dense:
             self.flat = True
         elif kind == "Softmax" and self.dense:
@@ -291,6 +282,17 @@ class _Chain:
                 raise self.refuse(node, "must have a Relu before it")
             weight = self.tensor(node, 1)
             self.dense.append((weight if values.get("transB", 0) else weight.T, self.tensor(node, 2)))
+        elif kind == "MatMul" and not self.ended:
+            if self.activated != len(self.dense):
+                raise self.refuse(node, "must have a Relu before it")
+            weight = self.tensor(node, 1).T
+            self.dense.append((weight, torch.zeros(len(weight))))
+            self.added = True
+        elif kind == "Add" and added:
+            weight, bias = self.dense[-1][0], self.tensor(node, 1)
+            if bias.numel() != len(weight):
+                raise self.refuse(node, f"adds {list(bias.shape)} to {len(weight)} features")
+            self.dense[-1] = weight, bias.flatten()
         elif kind in ("Relu", "LRN", "MaxPool") and self.convolutions and not self.flat:
             followers = self.convolutions[-1][3]
             operation: Operation = "activation" if kind == "Relu" else "lrn" if kind == "LRN" else "pool"
@@ -396,30 +398,45 @@ class _Chain:
         raise DataError(f"{self.path}: its layers' sizes do not fit one another for images of {rows or own} rows")
 
 
-def _walk(path: Path, graph: Any, tensors: Mapping[str, Tensor]) -> tuple[_Chain, int | None]:
-    """The operators from the images to the logits, and the rows of the images where the graph says them."""
-    onnx = _onnx()
+def _walk(path: Path, graph: Any, nodes: list[Any], tensors: Mapping[str, Tensor]) -> tuple[_Chain, int | None]:
+    """The operators from the images to the logits, and the rows of the images where the graph says them.
+
+    Args:
+        path: of the file, for messages.
+        graph: its graph.
+        nodes: those of its nodes that depend on the images.
+        tensors: the values of the others.
+    """
     images = [item for item in graph.input if item.name not in tensors]
     if len(images) != 1:
         raise DataError(f"{path}: it has {len(images)} inputs; images must be the only one")
     dimensions = images[0].type.tensor_type.shape.dim
     rows = dimensions[2].dim_value if len(dimensions) == 4 else 0
     chain, value = _Chain(path, tensors), images[0].name
-    nodes = [node for node in graph.node if node.op_type != "Constant"]
     for node in nodes:
+        inputs = list(node.input)
+        if node.op_type == "Add" and inputs[1:] == [value]:
+            # A sum is the same either way.
+            node.input[:] = inputs[::-1]
         # ONNX's nodes are in the order of their use, so that a chain's are one behind the other.
-        if not node.input or node.input[0] != value:
+        if not inputs or node.input[0] != value:
             raise chain.refuse(node, f"does not read {value}; the operators must be a chain")
-        chain.take(node, {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute})
+        try:
+            chain.take(node, {item.name: library().helper.get_attribute_value(item) for item in node.attribute})
+        except (KeyError, IndexError, TypeError, RuntimeError) as error:
+            raise chain.refuse(
+                node, f"has attributes or weights that are missing or of another kind: {error}"
+            ) from None
         value = node.output[0]
     if not chain.convolutions or not chain.dense or not chain.lrn or chain.activated != len(chain.dense) - 1:
         raise DataError(f"{path} is not in Caffe's layout: convolutions with LRN, then dense layers with Relu between")
     return chain, rows or None
 
 
-def _read_caffe(path: Path, graph: Any, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_caffe(path: Path, file: OnnxFile) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """See :func:`read_onnx`."""
-    chain, rows = _walk(path, graph, tensors)
+    nodes, values = door.computed(path, file)
+    chain, rows = _walk(path, file.model.graph, nodes, values)
     network = chain.fitting(rows)
     size = network.image_size
     print(
@@ -458,10 +475,10 @@ def aoti_bytes(model: AlexNet, metadata: Mapping[str, Any]) -> bytes:
     PyTorch's C++ library read it; ``metadata`` is its metadata ``alexnet``, in JSON.
 
     Raises:
-        UsageError: there is no C++ compiler.
+        UsageError: it cannot be compiled here.
     """
-    if not has_cpp_compiler():
-        raise UsageError("--format aoti needs a C++ compiler (g++ or clang++) and finds none")
+    if (obstacle := compiler.obstacle()) is not None:
+        raise UsageError(f"--format aoti has to compile and finds {obstacle}")
     content = io.BytesIO()
     with torch.no_grad():
         torch._inductor.aoti_compile_and_package(

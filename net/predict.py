@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from . import cli
 from .config import PredictConfig
 from .errors import DataError, UsageError
 from .files import atomic_write, check_writable
+from .printing import printable
 
 DESCRIPTION = (
     "The five most probable classes of each image, which is scaled and cropped as the training images were and has the "
@@ -24,21 +26,32 @@ def _predict(config: PredictConfig) -> dict[str, Any]:
     import torch
 
     from .augmentation import centre_crop, ten_crops
-    from .data.decode import UnreadableImageError, decode
-    from .device import choose, keep_freed_memory, set_precision
+    from .data.decode import decode
+    from .data.sources import packed_size
+    from .device import choose, keep_freed_memory, resolve_precision, set_precision
+    from .doors.image import UnreadableImageError
     from .evaluation import TOP, probabilities
     from .features import check_colours, class_names, features
     from .progress import Progress
-    from .trained import open_trained
+    from .trained import MEAN_RGB_HINT, check_mean_rgb, open_trained
 
     device = choose(config.device)
-    set_precision(config.precision, device)
     keep_freed_memory()
-    trained = open_trained(config.checkpoint, device)
+    trained = open_trained(config.checkpoint, device, config.mean_rgb)
+    precision = resolve_precision(config.precision, device, trained.precision)
+    set_precision(precision, device)
     check_colours(trained)
-    if trained.mean is None:
-        raise DataError(f"{trained.path} holds no mean image to subtract; give the run folder or a checkpoint")
-    stored, size = trained.mean.shape[0], trained.network.image_size
+    check_mean_rgb(config.mean_rgb, [trained])
+    size = trained.network.image_size
+    if trained.mean is not None:
+        mean = trained.mean
+    elif trained.mean_rgb is not None:
+        mean = trained.colour_image(packed_size(size))
+    else:
+        raise DataError(
+            f"{trained.path} holds no mean image to subtract; give the run folder or a checkpoint ({MEAN_RGB_HINT})"
+        )
+    stored = mean.shape[0]
     if config.ten_crops and stored == size:
         raise UsageError(f"--ten-crops: {trained.path} was trained on images of {size}x{size}, which it reads whole")
     classes = class_names(trained)
@@ -55,15 +68,15 @@ def _predict(config: PredictConfig) -> dict[str, Any]:
                 except UnreadableImageError as error:
                     raise DataError(f"{name} cannot be read as an image: {error}") from None
             images = torch.from_numpy(np.stack(pixels)).to(device)
-            input = crops(images, trained.mean, size)
-            top = probabilities(trained.model, input, config.precision, torch.channels_last).topk(count)
+            input = crops(images, mean, size)
+            top = probabilities(trained.model, input, precision, torch.channels_last).topk(count)
             for name, values, labels in zip(names, top.values.tolist(), top.indices.tolist(), strict=True):
                 likely = [
                     {"class": classes[label], "probability": value} for label, value in zip(labels, values, strict=True)
                 ]
                 answers.append({"image": name, "top": likely})
             if config.features is not None:
-                vectors.append(features(trained, images, trained.mean).cpu().numpy())
+                vectors.append(features(trained, images, mean).cpu().numpy())
             progress.update(len(names))
     if config.features is not None:
         with atomic_write(Path(config.features)) as file:
@@ -75,13 +88,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Predict as the command line says; returns the exit status."""
     config = cli.resolve(cli.given(PredictConfig, "net.predict", DESCRIPTION, arguments), PredictConfig)
     check_writable("--features", config.features)
+    cli.check_exist(positional=config.checkpoint)
+    for path in config.images:
+        if not os.path.exists(path):
+            raise DataError(f"{path} cannot be read as an image: does not exist")
+    cli.load("evaluation", "features", "trained")
     # With --json nothing but JSON is printed to stdout.
     with contextlib.redirect_stdout(sys.stderr) if config.json else contextlib.nullcontext():
         result = _predict(config)
     if config.json:
         print(json.dumps(result, indent=1))
         return 0
-    answers = result["predictions"]
+    answers: list[dict[str, Any]] = [
+        {
+            "image": printable(answer["image"]),
+            "top": [{**item, "class": printable(item["class"])} for item in answer["top"]],
+        }
+        for answer in result["predictions"]
+    ]
     image = max(len("image"), *(len(answer["image"]) for answer in answers))
     name = max(len("class"), *(len(item["class"]) for answer in answers for item in answer["top"]))
     print(f"{'image':<{image}}  {'class':<{name}}  probability")

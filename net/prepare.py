@@ -1,6 +1,5 @@
 """Pack an image folder: ``python -m net.prepare SOURCE TARGET``; ``--help`` lists the flags."""
 
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,17 +12,14 @@ DESCRIPTION = (
 )
 
 
-def _terminate(number: int, frame: object) -> None:
-    """SIGTERM ends a run as Ctrl-C does: what is done is noted first."""
-    raise SystemExit(128 + number)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare as the command line says; returns the exit status."""
     config = cli.resolve(cli.given(PrepareConfig, "net.prepare", DESCRIPTION, arguments), PrepareConfig)
+    cli.check_exist(positional=config.source, val_labels=config.val_labels)
+    cli.load("data.prepare")
     from .data.prepare import prepare, verify
 
-    signal.signal(signal.SIGTERM, _terminate)
+    cli.end_in_order()
     if config.verify:
         verify(Path(config.source))
         print(f"{config.source} is whole")

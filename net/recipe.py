@@ -1,13 +1,20 @@
 """The paper's training recipe (section 5): the update rule and when the rate falls. Initialisation is the network's."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+import importlib.util
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
 from .config import RecipeConfig
+
+if importlib.util.find_spec("triton") is not None:
+    from kernels.gpu import update
+else:
+    update = None  # type: ignore[assignment]
 
 
 class PaperSGD(torch.optim.Optimizer):
@@ -18,17 +25,19 @@ class PaperSGD(torch.optim.Optimizer):
 
     :class:`torch.optim.SGD` multiplies by the rate outside its momentum buffer ``b`` (``w <- w - lr * b``). The two are
     equal while the rate is constant, with ``v = -lr * b``, and differ in the steps after it changes: there the paper's
-    velocity still carries the old rate. With ``fused`` the update is PyTorch's fused SGD and the buffer is multiplied
-    by old rate / new rate whenever the rate changes, which makes it the paper's rule again. At a rate of zero, where
-    there is no such buffer (the velocity coasts), the plain form runs.
+    velocity still carries the old rate. With ``fused=True`` the update is PyTorch's fused SGD and the buffer is
+    multiplied by old rate / new rate whenever the rate changes, which makes it the paper's rule again. At a rate of
+    zero, where there is no such buffer (the velocity coasts), the plain form runs.
 
     Args:
         params: parameters or parameter groups.
         lr: learning rate, at least 0; the paper starts with 0.01.
         momentum: 0.9 in the paper.
         weight_decay: 0.0005 in the paper; multiplied by the rate.
-        fused: one pass over the memory by PyTorch's fused kernel. ``None`` takes it where the parameters' device has
-            one; ``False`` is the rule as printed, by ``torch._foreach`` operations.
+        fused: how it is computed. ``"triton"`` is this project's kernel, one pass over the memory by the rule as
+            printed; on a GPU it can be captured in a CUDA graph. ``True`` is PyTorch's fused SGD, ``False`` the rule as
+            printed by ``torch._foreach`` operations. ``None`` takes the first of the three that the parameters' device
+            and dtype have.
 
     Raises:
         ValueError: a negative rate, momentum or weight decay.
@@ -41,12 +50,14 @@ class PaperSGD(torch.optim.Optimizer):
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         *,
-        fused: bool | None = None,
+        fused: bool | Literal["triton"] | None = None,
     ) -> None:
         for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
             if not value >= 0:
                 raise ValueError(f"{name} must be at least 0; got {value!r}")
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "fused": fused})
+        #: The rate of each group on its device, for the kernel.
+        self._rates: dict[int, tuple[float, Tensor]] = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -55,11 +66,72 @@ class PaperSGD(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if parameters:
-                self._update(group, parameters, [_like(parameter.grad, parameter) for parameter in parameters])
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        self.send_rates()
+        self.update({parameter: parameter.grad for parameter in parameters if parameter.grad is not None})
         return loss
+
+    @torch.no_grad()
+    def update(
+        self, gradients: Mapping[nn.Parameter, Tensor], copies: Mapping[nn.Parameter, Tensor] | None = None
+    ) -> None:
+        """One update from gradients that are handed over, at the rates of the last :meth:`send_rates`.
+
+        Args:
+            gradients: of each parameter that is updated. The Triton kernel takes half types as well.
+            copies: of parameters, in half types, that take the updated weights, rounded; only for the Triton kernel.
+        """
+        for index, group in enumerate(self.param_groups):
+            parameters = [parameter for parameter in group["params"] if parameter in gradients]
+            if not parameters:
+                continue
+            found = [_like(gradients[parameter], parameter) for parameter in parameters]
+            if self.kernel(group):
+                self._launch(group, self._rates[index][1], parameters, found, copies or {})
+            else:
+                assert not copies, "only the kernel writes copies"
+                self._update(group, parameters, found)
+
+    @staticmethod
+    def kernel(group: dict[str, Any]) -> bool:
+        """Whether a group is updated by the Triton kernel."""
+        if group["fused"] is None:
+            return update is not None and all(
+                parameter.device.type == "cuda" and update.suits(parameter) for parameter in group["params"]
+            )
+        return bool(group["fused"] == "triton")
+
+    @property
+    def capturable(self) -> bool:
+        """Whether :meth:`update` can be captured in a CUDA graph, whose replays take the rates last sent."""
+        return all(self.kernel(group) for group in self.param_groups)
+
+    def send_rates(self) -> None:
+        """Have the groups' rates where the kernel reads them."""
+        for index, group in enumerate(self.param_groups):
+            if not group["params"] or not self.kernel(group):
+                continue
+            if index not in self._rates:
+                rate = torch.empty((), dtype=torch.float32, device=group["params"][0].device)
+                self._rates[index] = (math.nan, rate)
+            sent, rate = self._rates[index]
+            if sent != group["lr"]:
+                rate.fill_(group["lr"])
+                self._rates[index] = (group["lr"], rate)
+
+    def _launch(
+        self,
+        group: dict[str, Any],
+        rate: Tensor,
+        parameters: list[nn.Parameter],
+        gradients: list[Tensor],
+        copies: Mapping[nn.Parameter, Tensor],
+    ) -> None:
+        assert update is not None
+        velocities = self._states(parameters, "velocity", group["lr"])
+        for parameter, gradient, velocity in zip(parameters, gradients, velocities, strict=True):
+            copy = copies.get(parameter)
+            update.update_(parameter, gradient, velocity, copy, rate, group["momentum"], group["weight_decay"])
 
     def _update(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> None:
         lr, momentum, weight_decay = group["lr"], group["momentum"], group["weight_decay"]
@@ -87,7 +159,7 @@ class PaperSGD(torch.optim.Optimizer):
             torch._foreach_add_(velocities, gradients, alpha=-lr)
             torch._foreach_add_(parameters, velocities)
 
-    def _states(self, parameters: list[Tensor], form: str, lr: float) -> list[Tensor]:
+    def _states(self, parameters: Sequence[Tensor], form: str, lr: float) -> list[Tensor]:
         """Each parameter's velocity, or the momentum buffer that stands for it at the rate ``lr``."""
         tensors = []
         for parameter in parameters:

@@ -21,10 +21,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .cli import read_toml
 from .config import SYNTHETIC, TrainConfig
+from .doors import metrics
+from .doors.config import read_toml
 from .errors import DataError, UsageError
-from .files import atomic_write, locked
+from .fields import flag_name
+from .files import atomic_write, locked, remove_partials
 
 RUNS = Path("runs")
 CONFIG = "config.toml"
@@ -44,13 +46,12 @@ COLUMNS = (
 
 def _new_folder(preset: str) -> Path:
     """Make ``runs/PRESET-NNN`` with the next free number."""
-    RUNS.mkdir(exist_ok=True)
     number = max(_numbers(preset), default=0)
     while True:
         number += 1
         with contextlib.suppress(FileExistsError):
             folder = RUNS / f"{preset}-{number:03d}"
-            folder.mkdir()
+            folder.mkdir(parents=True)
             return folder
 
 
@@ -74,14 +75,16 @@ def claimed(folder: Path | None, preset: str) -> Iterator[Path]:
         made = [folder, RUNS]
     elif not folder.exists():
         made = [folder]
-        folder.mkdir(parents=True)
-    try:
-        with locked(folder):
+    with locked(folder):
+        # From here on it is this process's, to remove too; whoever is refused removes nothing.
+        if (folder / "checkpoints").is_dir():
+            remove_partials(folder / "checkpoints")
+        try:
             yield folder
-    finally:
-        for path in made:
-            with contextlib.suppress(OSError):
-                path.rmdir()
+        finally:
+            for path in made:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
 
 
 def newest_folder(preset: str) -> Path | None:
@@ -109,8 +112,8 @@ def _toml(value: Any) -> str:
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     if isinstance(value, float):
         return repr(value)
-    # JSON's strings, integers, true and false are TOML's.
-    return json.dumps(value, ensure_ascii=False)
+    # JSON's strings, integers, true and false are TOML's, but for one character that TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -132,11 +135,21 @@ def write_config(folder: Path, config: TrainConfig) -> None:
 
 
 def settings(config: TrainConfig) -> dict[str, Any]:
-    """The flags that have a value, but for those that belong to one invocation; paths are made absolute."""
+    """The flags that have a value, but for those that belong to one invocation; paths are made absolute.
+
+    Raises:
+        UsageError: a path that is no UTF-8, as TOML has to be.
+    """
     values = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
     for name in ("data_path", "store", "val_labels", "init_from"):
         if values[name] is not None and values[name].partition(":")[0] != SYNTHETIC:
             values[name] = os.path.abspath(values[name])
+            try:
+                values[name].encode()
+            except UnicodeEncodeError:
+                raise UsageError(
+                    f"{flag_name(name)} {values[name]} is no UTF-8; rename it or give a link to it"
+                ) from None
     return {
         name: value
         for name, value in values.items()
@@ -176,15 +189,8 @@ def _csv_line(row: dict[str, Any]) -> str:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of ``metrics.jsonl``; a last line that was cut short is left out."""
-    rows = []
-    path = folder / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+    """The rows of ``metrics.jsonl``; see :func:`net.doors.metrics.read_metrics`."""
+    return metrics.read_metrics(folder / "metrics.jsonl")
 
 
 def check_new(folder: Path) -> None:

@@ -19,6 +19,9 @@ DESCRIPTION = (
     "them, and the run folder's config.toml says what was used."
 )
 
+#: Flags that decide what a run is, with what they are where its configuration does not say.
+STARTING: dict[str, Any] = {"network": "paper", "architecture": {}, "image_size": None, "new_head": False, "freeze": ()}
+
 
 def _run_to_resume(flags: dict[str, Any]) -> Path | None:
     """The folder of the run that ``--resume`` means; None when there is no run yet."""
@@ -56,6 +59,7 @@ def _train(
     config: TrainConfig, launch: Launch, folder: Path | None, resumed: tuple[Path, dict[str, Any]] | None
 ) -> int:
     """Meet the other processes, build the run and train."""
+    cli.load("parallel.process_group", "trainer")
     from .parallel.process_group import join
     from .trainer import Trainer
 
@@ -64,36 +68,54 @@ def _train(
         folder = Path(ranks.broadcast(str(folder)))
         trainer = Trainer(config, folder, resumed, device, ranks)
         if ranks.first:
-            runs.write_config(folder, config)
+            runs.write_config(folder, trainer.config)
         status = trainer.run()
         ranks.close()
     return status
 
 
+def _check(config: TrainConfig) -> None:
+    """Refuse what can be seen at once, before anything is made or imported.
+
+    Raises:
+        UsageError: no data set is named, or a path that no configuration can hold. DataError: nothing is there.
+    """
+    if config.data_path is None and config.preset != "digits":
+        raise UsageError(f"--preset {config.preset} needs --data-path; synthetic gives random images, for speed")
+    runs.settings(config)
+    cli.check_exist(data_path=config.data_path, val_labels=config.val_labels)
+    if config.resume is None:
+        cli.check_exist(init_from=config.init_from)
+
+
 def _resume(flags: dict[str, Any], source: Path) -> int:
     """Go on with the run in ``source``."""
     saved = runs.read_config(source)
-    if flags.get("preset", saved["preset"]) != saved["preset"]:
-        raise UsageError(f"--preset {flags['preset']}: the run in {source} has the preset {saved['preset']}")
+    preset = saved.get("preset", "digits")
+    if flags.get("preset", preset) != preset:
+        raise UsageError(f"--preset {flags['preset']}: the run in {source} has the preset {preset}")
     config = cli.resolve(flags, TrainConfig, saved)
-    for name, default in (("new_head", False), ("freeze", ())):
+    for name, default in STARTING.items():
         if getattr(config, name) != saved.get(name, default):
             raise UsageError(f"{flag_name(name)} belongs to the start of a run; the one in {source} keeps its own")
+    _check(config)
     launch = _launched(config)
     folder = Path(config.output_dir) if config.output_dir is not None else source
     same = folder.resolve() == source.resolve()
     with _claimed(folder, config.preset, launch, not same):
+        cli.load("checkpoint")
         from . import checkpoint
+        from .doors.checkpoint import RESUMED, load
 
         kept = checkpoint.checkpoints(source / "checkpoints")
         resumed: tuple[Path, dict[str, Any]] | None
         if config.resume != "auto" and Path(flags["resume"]).is_file() and Path(flags["resume"]).suffix == ".pt":
             path = Path(flags["resume"])
-            resumed = path, checkpoint.load(path)
+            resumed = path, load(path, RESUMED)
             if same and kept and path.resolve() != kept[0].resolve():
                 raise UsageError(f"{path} is not its run's newest checkpoint: to go on from it give a new --output-dir")
         else:
-            resumed = checkpoint.newest(source / "checkpoints")
+            resumed = checkpoint.newest(source / "checkpoints", RESUMED)
         if resumed is None and kept:
             raise DataError(f"no checkpoint in {source / 'checkpoints'} is intact")
         if resumed is None:
@@ -105,6 +127,11 @@ def _resume(flags: dict[str, Any], source: Path) -> int:
                 if saved.get(name) != value
             ]
             print(f"resuming from {resumed[0]}" + (f" with {', '.join(changes)}" if changes else ""))
+            if config.time_budget and resumed[1]["elapsed"] >= config.time_budget:
+                print(
+                    f"note: its time budget of {config.time_budget:g} s is used up, so nothing more is trained; to go "
+                    "on give --time-budget SECONDS, or 0 for no limit"
+                )
         return _train(config, launch, folder, resumed)
 
 
@@ -116,6 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if flags.get("resume") is not None and (source := _run_to_resume(flags)) is not None:
         return _resume(flags, source)
     config = cli.resolve(flags, TrainConfig)
+    _check(config)
     launch = _launched(config)
     with _claimed(
         None if config.output_dir is None else Path(config.output_dir), config.preset, launch, True

@@ -6,31 +6,45 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoint, runs, weights
+from kernels import compiler
+
+from . import checkpoint, extras, runs, weights
 from .alexnet import AlexNet
 from .augmentation import TrainingInput, VariationTable, centre_crop
 from .config import AlexNetConfig, TrainConfig, network
 from .data.images import ImageData
 from .data.loader import Batch, Loader, cache_that_fits
 from .data.sources import open_data, packed_size
-from .device import autocast, describe, has_cpp_compiler, keep_freed_memory, peak_memory_mib, set_precision
+from .device import (
+    describe,
+    keep_freed_memory,
+    peak_memory_mib,
+    random_state,
+    repeat_bits,
+    resolve_precision,
+    set_precision,
+    set_random_state,
+)
 from .errors import DataError, UsageError
 from .evaluation import Errors, evaluate
+from .fields import from_table
+from .forms import Forms, forms, untuned, use
 from .parallel.process_group import Ranks
 from .parallel.strategies import parallelize
 from .progress import duration
 from .recipe import PaperSGD, Schedule, parameter_groups
+from .step import TrainingStep
+from .tuning import tuned, worth_measuring
 
 #: Compiling takes about a minute of a CPU's time, half of one for a GPU; it pays in runs that take many times that.
 COMPILE_AFTER_SECONDS = {"cpu": 900.0, "cuda": 300.0}
@@ -51,24 +65,28 @@ class DivergedError(DataError):
 
 
 class StopSignal:
-    """Inside a ``with`` block notes the first SIGTERM or SIGINT; a second one takes its usual course at once.
+    """Inside a ``with`` block notes the first SIGTERM, SIGINT or SIGHUP; a second one takes its usual course at once.
+
+    What whoever started the process has it ignore stays ignored: SIGHUP under nohup, SIGINT in the background.
 
     Args:
         repeats: seconds after the first in which others are the same.
     """
 
-    NUMBERS = (signal.SIGTERM, signal.SIGINT)
+    # Windows has no SIGHUP.
+    NUMBERS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
     def __init__(self, repeats: float = 0.0) -> None:
         self.number: int | None = None
         self.repeats = repeats
 
     def __enter__(self) -> "StopSignal":
-        self.before = [signal.signal(number, self._note) for number in self.NUMBERS]
+        heeded = [number for number in self.NUMBERS if signal.getsignal(number) != signal.SIG_IGN]
+        self.before = {number: signal.signal(number, self._note) for number in heeded}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in zip(self.NUMBERS, self.before, strict=True):
+        for number, handler in self.before.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -78,7 +96,7 @@ class StopSignal:
                 return
         elif time.monotonic() - self.noted <= self.repeats:
             return
-        for each in self.NUMBERS:
+        for each in self.before:
             signal.signal(each, signal.SIG_DFL)
         if self.repeats:
             signal.raise_signal(number)
@@ -142,9 +160,12 @@ def open_run_data(config: TrainConfig) -> tuple[ImageData, AlexNetConfig]:
 def compile_wanted(config: TrainConfig, plan: AlexNetConfig, steps: int, device: torch.device) -> bool:
     """Whether to compile: as asked, else where a run may take long enough. The same for a resumed run.
 
-    On CUDA that is every run but those with a budget of a few minutes.
+    On CUDA that is every run of several processes but those with a budget of a few minutes; of one process the update
+    is recorded as it is. On an Apple GPU none is compiled.
     """
     if config.compile is False:
+        return False
+    if config.compile is None and (device.type not in COMPILE_AFTER_SECONDS or record_wanted(config, device)):
         return False
     if config.compile is None:
         seconds = config.time_budget or math.inf
@@ -154,10 +175,22 @@ def compile_wanted(config: TrainConfig, plan: AlexNetConfig, steps: int, device:
             seconds = min(seconds, flop / (CPU_CORE_FLOP_PER_S * torch.get_num_threads()))
         if seconds < COMPILE_AFTER_SECONDS[device.type]:
             return False
-    if not has_cpp_compiler():
-        print("torch.compile needs a C++ compiler (g++ or clang++) and finds none: running eager")
+    if (obstacle := compiler.obstacle()) is not None:
+        print(f"running eager, because torch.compile finds {obstacle}")
         return False
     return True
+
+
+def record_wanted(config: TrainConfig, device: torch.device) -> bool:
+    """Whether updates are replays of a recorded CUDA graph.
+
+    Raises:
+        UsageError: it is asked for and cannot be.
+    """
+    able = device.type == "cuda" and config.parallel == "none"
+    if config.cuda_graph and not able:
+        raise UsageError("--cuda-graph needs a GPU and --parallel none; leave it out, or give --no-cuda-graph")
+    return able if config.cuda_graph is None else config.cuda_graph
 
 
 class _Interval:
@@ -175,13 +208,13 @@ class _Interval:
         self.images = 0
         self.seconds = 0.0
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Take in an update."""
+    def add(self, loss: Tensor, correct: Tensor, images: int) -> None:
+        """Take in an update: its loss, and how many of its images were classified correctly."""
         self.losses.append(loss if self.weight == 1 else loss * self.weight)
         if not self.weight:
             return
-        self.correct += (logits.argmax(1) == labels).sum()
-        self.images += len(labels)
+        self.correct += correct
+        self.images += images
 
     def join(self, ranks: Ranks) -> Tensor:
         """The losses of the global batches; the first rank then holds what all of them had, the others nothing."""
@@ -270,11 +303,15 @@ class Trainer:
         device: torch.device,
         ranks: Ranks,
     ) -> None:
+        precision: Any = resolve_precision(config.precision, device)
+        config = replace(config, precision=precision)
         self.config, self.folder, self.device, self.ranks = config, folder, device, ranks
         self.writer = _summary_writer() if config.tensorboard else None
         self.checkpoints = folder / "checkpoints"
         set_precision(config.precision, self.device)
         keep_freed_memory()
+        repeat_bits()
+        record = record_wanted(config, self.device)
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         step = 0 if resumed is None else resumed[1]["step"]
         self.data, self.plan = ranks.opened(
@@ -290,6 +327,7 @@ class Trainer:
         for name in config.freeze:
             model.get_submodule(name).requires_grad_(False)
         model = model.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        use(model, self._forms(model))
         self.part = parallelize(model, config.parallel, ranks.group, config.gradient_compression)
         self.model = self.part.model
         groups = parameter_groups(self.model, config)
@@ -317,6 +355,9 @@ class Trainer:
         )
         self.mean = torch.from_numpy(self.data.mean).to(self.device)
         self.input = TrainingInput(self.data.mean, self.data.colour, self.plan.image_size, config, self.device)
+        if self.input.kernel and config.channels_last:
+            self.input.layout = self.model.input_layout
+            self.input.dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self.variations = VariationTable(len(self.data.train), self.input.margin, config, config.seed)
         self.steps_per_epoch = self.train_loader.batches
         self.total_steps = config.epochs * self.steps_per_epoch
@@ -337,9 +378,38 @@ class Trainer:
             self._restore(*resumed)
         self.schedule.apply(self.optimizer)
         self.compiled = compile_wanted(config, self.plan, self.total_steps, self.device)
-        self.forward: Callable[[Tensor], Tensor] = (
-            torch.compile(self.part.forward) if self.compiled else self.part.forward
-        )
+        forward = torch.compile(self.part.forward) if self.compiled else self.part.forward
+        copies = config.precision == "bf16" and forward is self.model and self.optimizer.capturable
+        record = record and self.optimizer.capturable
+        self.update = TrainingStep(self.model, forward, self.optimizer, config.precision, record=record, copies=copies)
+
+    def _forms(self, model: AlexNet) -> Forms:
+        """How the network computes: as asked or as the run began, else as measured on this GPU; and kept for later."""
+        config, device = self.config, self.device
+        available = list(forms(model, device))
+        if config.forms:
+            chosen = from_table(Forms, config.forms, "--forms")
+            if chosen not in available:
+                print(
+                    f"note: --forms {chosen}: not to be had here; the bits will differ from those of a run that has it"
+                )
+                chosen = untuned(model, device)
+        elif device.type != "cuda" or not config.channels_last:
+            chosen = Forms()
+        elif config.parallel == "none" and record_wanted(config, device) and not config.compile:
+            images = config.epochs * len(self.data.train)
+            if config.max_steps is not None:
+                images = min(images, config.max_steps * config.batch_size)
+            worth = worth_measuring(self.plan, images, config.time_budget)
+            chosen = tuned(self.plan, config.batch_size, config.precision, device, config.tune, worth)
+        else:
+            chosen = untuned(model, device)
+        if config.parallel in ("tower", "hybrid"):
+            # A rank has its own rows of the weights.
+            chosen = replace(chosen, shared="apart", towers="in turn")
+        if device.type == "cuda":
+            self.config = replace(config, forms=asdict(chosen))
+        return chosen
 
     def _restore(self, path: Path, state: dict[str, Any]) -> None:
         theirs = state["metadata"]["network"]
@@ -368,9 +438,7 @@ class Trainer:
         before, now = state.get("parallel", {"strategy": "none", "ranks": 1}), self._parallel()
         if before == now:
             random = [state["random"], *state["random"].get("others", ())][self.ranks.rank]
-            torch.set_rng_state(random["cpu"])
-            if self.device.type == "cuda" and random["cuda"] is not None:
-                torch.cuda.set_rng_state(random["cuda"], self.device)
+            set_random_state(self.device, random)
         else:
             torch.manual_seed(rank_seed(self.config.seed, self.step, self.ranks.rank))
             was, is_now = (f"--parallel {each['strategy']} on {each['ranks']}" for each in (before, now))
@@ -402,10 +470,11 @@ class Trainer:
             }
             for (index, values), name in zip(optimizer["state"].items(), self._names(), strict=True)
         }
-        cuda = self.device.type == "cuda"
-        states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(self.device)] if cuda else [])]
-        everybody = self.ranks.gathered([state.tolist() for state in states])
-        random = [dict(zip(("cpu", "cuda"), [*map(torch.ByteTensor, each), None], strict=False)) for each in everybody]
+        mine = {kind: None if state is None else state.tolist() for kind, state in random_state(self.device).items()}
+        random = [
+            {kind: None if state is None else torch.tensor(state, dtype=torch.uint8) for kind, state in each.items()}
+            for each in self.ranks.gathered(mine)
+        ]
         return {
             "metadata": self.metadata(),
             "parallel": self._parallel(),
@@ -430,6 +499,7 @@ class Trainer:
             "classes": list(self.data.classes),
             "data_path": self.data.path,
             "step": self.step,
+            "precision": self.config.precision,
             "pixels": "RGB, 0..255, less the training images' mean image",
         }
 
@@ -514,15 +584,10 @@ class Trainer:
 
     def _update(self, batch: Batch) -> None:
         """One forward pass, backward pass and update."""
-        images = self.input(batch.images, self.variations.rows(batch.epoch, batch.samples))
-        images = images.contiguous(memory_format=self.memory_format)
-        with autocast(self.config.precision, self.device):
-            logits = self.forward(images)
-        loss = F.cross_entropy(logits.float(), batch.labels)
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.interval.add(loss.detach(), logits.detach(), batch.labels)
+        out = self.update.images if self.config.channels_last else None
+        images = self.input(batch.images, self.variations.rows(batch.epoch, batch.samples), out)
+        loss, correct = self.update(images.contiguous(memory_format=self.memory_format), batch.labels)
+        self.interval.add(loss, correct, len(batch.labels))
         self.step += 1
 
     def _check_finite(self) -> None:
@@ -649,6 +714,7 @@ class Trainer:
         if config.time_budget:
             limits += f", at most {duration(config.time_budget)} of training"
         mode = "compiled (the first update takes a minute or more)" if self.compiled else "eager"
+        mode += ", recorded as a CUDA graph" if self.update.record else ""
         if config.parallel != "none":
             held = sum(parameter.numel() for parameter in self.model.parameters())
             print(
@@ -731,5 +797,5 @@ def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise UsageError("--tensorboard needs the extra: pip install 'alexnet-fused[tensorboard]'") from None
+        raise UsageError(f"--tensorboard needs an extra: {extras.install('tensorboard')}") from None
     return SummaryWriter

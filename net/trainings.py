@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any] | int:
     """
     from . import checkpoint
     from .device import choose, describe
+    from .doors.checkpoint import RESUMED
     from .parallel.process_group import Ranks
     from .trainer import DivergedError, Trainer
 
@@ -30,7 +31,7 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any] | int:
     device = choose(config.device)
     row: dict[str, Any] = {"device": describe(device)}
     with open(folder / "log.txt", "a") as log, contextlib.redirect_stdout(log):
-        trainer = Trainer(config, folder, checkpoint.newest(folder / "checkpoints"), device, Ranks())
+        trainer = Trainer(config, folder, checkpoint.newest(folder / "checkpoints", RESUMED), device, Ranks())
         try:
             status = trainer.run()
         except DivergedError as error:
@@ -87,7 +88,7 @@ def side_by_side(
     start = processes.context("net.trainer", "torch._dynamo", "net.curve")
     threads = max(1, processes.available_cores() // workers)
     waiting = iter(enumerate(trainings))
-    running: dict[Any, tuple[int, ForkServerProcess]] = {}
+    running: dict[Any, tuple[int, BaseProcess]] = {}
     told = said = False
     with StopSignal() as stop:
         try:
@@ -95,7 +96,7 @@ def side_by_side(
                 while len(running) < workers and not stop.number and (task := next(waiting, None)) is not None:
                     number, (config, folder) = task
                     receiving, sending = start.Pipe(duplex=False)
-                    process = start.Process(target=_apart, args=(sending, config, folder, threads))
+                    process: BaseProcess = start.Process(target=_apart, args=(sending, config, folder, threads))
                     process.start()
                     # Only the process holds this end now: when it dies, reading ends.
                     sending.close()
@@ -133,7 +134,7 @@ def one_by_one(trainings: Sequence[tuple[TrainConfig, Path]]) -> Iterator[tuple[
             return
 
 
-def _received(connection: Any, process: ForkServerProcess, folder: Path, stopped: int | None) -> dict[str, Any] | int:
+def _received(connection: Any, process: BaseProcess, folder: Path, stopped: int | None) -> dict[str, Any] | int:
     """What a process sent before it ended.
 
     Raises:

@@ -31,6 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"KERNELS_TEST must be {allowed}; got {os.environ['KERNELS_TEST']!r}")
     if config.getoption("benchmark_only", False):
         return
+    # In the commands that tests start: a refusal is to be the only line on stderr, whatever PyTorch this is.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:kernels was not tried")
     if WHERE == "gpu":
         if not torch.cuda.is_available():
             raise pytest.UsageError("KERNELS_TEST=gpu needs a GPU, and PyTorch finds none")
@@ -53,6 +55,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         chosen = [item for item in items if item.get_closest_marker("gpu")]
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # Not before: the package reads TRITON_INTERPRET when it is imported.
+    from kernels import compiler
+
+    if item.get_closest_marker("compiles") and (obstacle := compiler.obstacle()) is not None:
+        pytest.skip(f"compiles, and there is {obstacle}")
 
 
 def pytest_ignore_collect(config: pytest.Config) -> bool | None:

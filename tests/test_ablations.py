@@ -21,6 +21,7 @@ from net.config import VARIANTS, AblationsConfig, AlexNetConfig, TrainConfig, ne
 from net.data import digits, synthetic
 from net.data.images import ImageData
 from net.data.processes import available_cores
+from net.doors.metrics import read_results
 from net.trainer import Trainer, architecture
 from tests.commands import Done, one_line, run_here
 
@@ -60,7 +61,7 @@ def flags(tiny: Path, folder: Path) -> list[object]:
 
 def results(folder: Path) -> list[dict[str, Any]]:
     """The rows but for what depends on the clock and the machine, in one order."""
-    _, rows = ablation_report.read(folder / "results.jsonl")
+    _, rows = read_results(folder / "results.jsonl")
     learned = ("ablation", "seed", "loss", "top1_error_percent", "updates")
     return sorted(({key: row[key] for key in learned} for row in rows), key=lambda row: (row["ablation"], row["seed"]))
 
@@ -189,7 +190,7 @@ def test_side_by_side_the_results_are_the_same(tiny: Path, tmp_path: Path, threa
     assert f"0 of them done before, {min(6, available_cores() + 1)} at a time" in together.stdout
     assert "6/6  " in together.stdout
     assert results(tmp_path / "together") == results(tmp_path / "alone")
-    _, rows = ablation_report.read(tmp_path / "together" / "results.jsonl")
+    _, rows = read_results(tmp_path / "together" / "results.jsonl")
     assert {row["device"] for row in rows} == {"CPU with 1 thread"}
 
     # The first of 1000 updates is soon done; then a signal to the command alone.
@@ -240,7 +241,7 @@ def test_what_cannot_be_done_costs_one_line(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     one_line(ablate(tiny, tmp_path / "file"), 1, "file is a file")
     assert not (tmp_path / "a").exists()
-    for number, content in enumerate((b"", b"5\n", b"\xff\n", b'{"loss": 1}\n', b'{"settings": {}}\n{"seed": 1}\n')):
+    for number, content in enumerate((b"", b"5\n", b"\xff\n", b'{"loss": 1}\n')):
         tiny.write_text(TINY)
         folder = tmp_path / str(number)
         folder.mkdir()

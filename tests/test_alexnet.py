@@ -364,7 +364,9 @@ def test_an_empty_batch_gives_no_logits() -> None:
     assert alexnet("digits").eval()(torch.zeros(0, 3, 32, 32)).shape == (0, 10)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, pytest.mark.compiles])]
+)
 def test_compiles_without_a_break(backend: str) -> None:
     torch.manual_seed(0)
     model = alexnet("digits", dropout=0.0)

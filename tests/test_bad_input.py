@@ -17,7 +17,8 @@ from tests.commands import one_line, run_here
 NETWORK = "NETWORK"
 COMMANDS: dict[str, tuple[str, ...]] = {
     "evaluate": ("net.evaluate", NETWORK),
-    "predict": ("net.predict", NETWORK, "image.png"),
+    # The network comes first: what is no image either is not looked at.
+    "predict": ("net.predict", NETWORK, __file__),
     "filters": ("net.figures", "filters", NETWORK),
     "predictions": ("net.figures", "predictions", NETWORK),
     "neighbours": ("net.figures", "neighbours", NETWORK),

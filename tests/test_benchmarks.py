@@ -92,6 +92,7 @@ def test_updates_need_instructions_for_their_dtype(monkeypatch: pytest.MonkeyPat
     assert columns["case"] == "update of paper"
 
 
+@pytest.mark.slow
 def test_one_task_from_its_command(tmp_path: Path) -> None:
     """Two rivals are timed and recorded as they were sampled; the kernel that needs a GPU says so."""
     written = tmp_path / "benchmark.json"

@@ -153,10 +153,36 @@ def test_the_newest_intact_one_is_taken_and_damage_is_said(tmp_path: Path, capsy
     assert checkpoint.newest(tmp_path / "nowhere") is None
 
 
+def test_a_run_that_prunes_meanwhile_has_newer_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The listed one is gone when it is opened, and what took its place is read."""
+    checkpoint.save(checkpoint.path_of(tmp_path, 3), {"step": 3})
+    load, pruned = checkpoint.load, []
+
+    def late(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
+        if not pruned:
+            pruned.append(path)
+            checkpoint.save(checkpoint.path_of(tmp_path, 4), {"step": 4})
+            checkpoint.prune(tmp_path, 1)
+        return load(path, needed)
+
+    monkeypatch.setattr(checkpoint, "load", late)
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found[1]["step"] == 4
+    assert capsys.readouterr().out == ""
+    # A link to nowhere stays listed, and is passed over.
+    (tmp_path / "step_00000009.pt").symlink_to("nowhere")
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found[1]["step"] == 4
+
+
 def test_pruning_keeps_the_newest(tmp_path: Path) -> None:
     for step in (1, 9, 10, 100):
         checkpoint.save(checkpoint.path_of(tmp_path, step), {"step": step})
-    (tmp_path / "step_00000007.pt.partial").write_bytes(b"")
+    (tmp_path / "step_00000007.pt.00.partial").write_bytes(b"")
     checkpoint.prune(tmp_path, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000010.pt", "step_00000100.pt"]
 

@@ -1,5 +1,6 @@
 """Flags, files and presets, and how mistakes are answered."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -84,7 +85,7 @@ def test_files_stand_between_presets_and_flags(tmp_path: Path) -> None:
         ("epoch = 3", "'epoch' is no flag; did you mean epochs?"),
         ('epochs = "3"', "epochs must be of type int; got '3'"),
         ("epochs = true", "epochs must be of type int; got True"),
-        ('precision = "fp8"', "precision must be one of fp32, tf32, bf16; got 'fp8'"),
+        ('precision = "fp8"', "precision must be one of auto, fp32, tf32, bf16; got 'fp8'"),
         ("lr_milestones = 3", "must be a list"),
         ('lr_milestones = ["a"]', "must be of type int"),
         ("architecture = 3", "must be of type dict"),
@@ -100,13 +101,13 @@ def test_mistakes_in_a_file_are_named(tmp_path: Path, content: str, says: str) -
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(UsageError, match="--config: cannot read nowhere"):
+    with pytest.raises(UsageError, match="--config: file nowhere does not exist"):
         resolve("--config", "nowhere")
 
 
 def test_a_file_of_other_bytes_is_named(tmp_path: Path) -> None:
     (tmp_path / "flags.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UsageError, match=r"flags\.toml is not TOML"):
+    with pytest.raises(UsageError, match=r"flags\.toml is no UTF-8 text"):
         resolve("--config", str(tmp_path / "flags.toml"))
 
 
@@ -124,7 +125,33 @@ def test_the_written_configuration_reads_back(tmp_path: Path) -> None:
     [
         ("train", ["--epochs", "x"], "argument --epochs: invalid int value: 'x'"),
         ("train", ["--network", "vgg"], "argument --network: invalid choice: 'vgg'"),
-        ("train", ["--epoch", "3"], "unrecognized arguments: --epoch 3"),
+        ("train", ["--epoch", "3"], "unrecognized arguments: --epoch 3; did you mean --epochs?"),
+        ("train", ["--data_path", "x"], "unrecognized arguments: --data_path x; did you mean --data-path?"),
+        ("train", ["--batchsize=5"], "unrecognized arguments: --batchsize=5; did you mean --batch-size?"),
+        ("train", ["5"], "unrecognized arguments: 5\n"),
+        ("train", ["--output-dir", ""], "--output-dir must be a text with no zero byte in it; got ''"),
+        ("train", ["--data-path", ""], "--data-path must be a text"),
+        ("train", ["--config", ""], "--config must be a text"),
+        ("train", ["--resume", ""], "--resume must be a text"),
+        ("evaluate", [""], "--checkpoints[0] must be a text"),
+        ("export", ["", "a.onnx"], "--checkpoint must be a text"),
+        ("prepare", ["a", ""], "--target must be a text"),
+        ("data.shapes", [""], "--folder must be a text"),
+        ("train", ["--architecture", "without=[[["], "without: '[[[' is no convolution"),
+        ("train", ["--architecture", "lrn=" + "[" * 5000], "network: lrn must be of type bool"),
+        ("train", ["--architecture", "lrn=" + "9" * 5000], "network: lrn must be of type bool"),
+        ("train", ["--architecture", "lrn_size=" + "9" * 50], "network: lrn_size must be less than 2**63"),
+        ("train", ["--epochs", "9" * 400], "--epochs must be less than 2**63; got 99"),
+        ("train", ["--epochs", "9" * 5000], "argument --epochs: invalid int value"),
+        ("train", ["--data-path", "synthetic:²"], "after 'synthetic:' comes a positive number"),
+        ("train", ["--data-path", "synthetic:" + "9" * 5000], "after 'synthetic:' comes a positive number"),
+        ("train", ["-j", "1000000000"], "--workers must be at most 1,024; got 1000000000"),
+        ("train", ["--image-size", "1000000000"], "--image-size must be at most 65,536; got 1000000000"),
+        ("train", ["--timeout", "1e308"], "--timeout must be at most 1,000,000; got 1e+308"),
+        ("evaluate", ["x", "-b", "1000000000"], "--batch-size must be at most 65,536; got 1000000000"),
+        ("prepare", ["a", "b", "-j", "1000000000"], "--workers must be at most 1,024; got 1000000000"),
+        ("train", ["--lr", "nan"], "--lr must be at least 0; got nan"),
+        ("train", ["--lr", "inf"], "--lr must be at least 0; got inf"),
         ("train", ["--epochs", "0"], "--epochs must be at least 1; got 0"),
         ("train", ["--architecture", "lrn"], "'lrn' is not NAME=VALUE"),
         ("train", ["--preset", "imagenet"], "--preset imagenet needs --data-path"),
@@ -133,9 +160,9 @@ def test_the_written_configuration_reads_back(tmp_path: Path) -> None:
         ("train", ["--momentum", "5"], "--momentum must be less than 1; got 5.0"),
         ("train", ["--architecture", "convolutions=3"], "network: convolutions must be a list; got 3"),
         ("train", ["--architecture", "image_channels=1"], "--architecture image_channels: it comes from the data"),
-        ("train", ["--device", "cpu:3"], "--device must be cpu, cuda or cuda:N; got 'cpu:3'"),
+        ("train", ["--device", "cpu:3"], "--device must be cpu, cuda, cuda:N or mps; got 'cpu:3'"),
         ("train", ["--architecture", "without=conv9"], "'conv9' is no convolution of digits"),
-        ("train", ["--device", "tpu"], "--device must be cpu, cuda or cuda:N; got 'tpu'"),
+        ("train", ["--device", "tpu"], "--device must be cpu, cuda, cuda:N or mps; got 'tpu'"),
         ("train", ["--device", "cuda:99"], "--device cuda:99: this machine has"),
         ("train", ["--batch-size", "2000"], "--batch-size 2000 is more than the 1442 training images"),
         ("train", ["--image-size", "8"], "window does not fit"),
@@ -152,6 +179,73 @@ def test_mistakes_cost_one_line_and_exit_with_2(
     monkeypatch.chdir(tmp_path)
     one_line(run_here(f"net.{module}", *arguments), 2, says)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "says"),
+    [
+        ("train", ["--data-path", "nowhere"], "--data-path nowhere does not exist"),
+        ("train", ["--init-from", "nowhere"], "--init-from nowhere does not exist"),
+        ("train", ["--data-path", ".", "--val-labels", "nowhere"], "--val-labels nowhere does not exist"),
+        ("train", ["--preset", "imagenet"], "--preset imagenet needs --data-path"),
+        ("evaluate", ["nowhere"], "error: nowhere does not exist"),
+        ("evaluate", [".", "--data-path", "nowhere"], "--data-path nowhere does not exist"),
+        ("predict", ["nowhere", "a.png"], "error: nowhere does not exist"),
+        ("predict", [".", "nowhere.png"], "nowhere.png cannot be read as an image: does not exist"),
+        ("prepare", ["nowhere", "store"], "nowhere does not exist"),
+        ("export", ["nowhere", "a.onnx"], "error: nowhere does not exist"),
+        ("figures", ["filters", "nowhere"], "error: nowhere does not exist"),
+        ("hashing", ["nowhere"], "error: nowhere does not exist"),
+        ("ablations", ["--data-path", "nowhere"], "--data-path nowhere does not exist"),
+    ],
+)
+def test_paths_come_before_pytorch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, arguments: list[str], says: str
+) -> None:
+    """Half a second instead of ten: nothing is imported, made or said before."""
+    monkeypatch.chdir(tmp_path)
+
+    def load(*modules: str) -> None:
+        raise AssertionError(f"imports {modules}")
+
+    monkeypatch.setattr(cli, "load", load)
+    done = run_here(f"net.{module}", *arguments)
+    assert done.returncode in (1, 2)
+    one_line(done, done.returncode, says)
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_that_no_configuration_can_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = os.fsdecode(b"im\xffages")
+    one_line(run_here("net.train", "--data-path", name), 2, "--data-path ", "im\\udcffages is no UTF-8; rename it")
+    # DEL is a character that TOML wants escaped, and JSON does not.
+    runs.write_config(tmp_path, TrainConfig(data_path='a\x7f\n\tb"\\é'))
+    assert runs.read_config(tmp_path)["data_path"] == str(tmp_path / 'a\x7f\n\tb"\\é')
+
+
+def test_ctrl_c_waits_for_an_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An exception out of one would leave half a library behind, and was once swallowed there."""
+    done, ended = [], []
+
+    def slow(name: str, package: str) -> None:
+        signal.raise_signal(signal.SIGINT)
+        done.append(name)
+
+    monkeypatch.setattr(cli.importlib, "import_module", slow)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with pytest.raises(SystemExit) as left:
+        cli.run(lambda: cli.load("one"))
+    assert left.value.code == 130
+    assert (done, ended) == ([".one"], [])
+    assert capsys.readouterr().err == "error: interrupted\n"
+    with pytest.raises(KeyboardInterrupt):
+        cli.load("one", "two")
+    assert ended == [130], "the second one ends the process"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_mistake_in_a_process_of_its_own() -> None:

@@ -181,3 +181,16 @@ def test_impossible_flags_are_refused_by_name(values: dict[str, object], says: s
 def test_multistep_without_milestones_follows_the_epochs() -> None:
     assert TrainConfig(lr_scheduler="multistep", epochs=20).lr_milestones == (12, 17)
     assert TrainConfig(lr_scheduler="multistep", epochs=1).lr_milestones == (1,)
+
+
+@pytest.mark.parametrize("name", ["fc.8", "forward", "config", "conv9", "fc", "", "fc8\n", "fc" + "9" * 5000])
+def test_names_that_a_network_cannot_have(name: str) -> None:
+    """A layer is an attribute of the network; what a file calls it must not take another's place."""
+    with pytest.raises(UsageError):
+        network("digits", output_name=name)
+
+
+def test_windows_that_would_only_be_padded() -> None:
+    assert network("digits", lrn_size=1025).lrn_size == 1025
+    with pytest.raises(UsageError, match="lrn_size must be at most 1,025; got 1048577"):
+        network("digits", lrn_size=2**20 + 1)

@@ -83,7 +83,9 @@ def distance(ours: list[Tensor], theirs: list[Tensor]) -> float:
     )
 
 
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize(
+    "compiled", [False, pytest.param(True, marks=[pytest.mark.slow, pytest.mark.compiles, pytest.mark.timeout(900)])]
+)
 def test_in_float64_nothing_but_rounding_differs(batches: list[tuple[Tensor, Tensor]], compiled: bool) -> None:
     model = network(torch.float64)
     ours, theirs = train(model, "auto", batches, compiled), train(model, "aten", batches)

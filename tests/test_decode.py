@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from net.data.decode import UnreadableImageError, decode
+from net.data.decode import decode
+from net.doors.image import UnreadableImageError
 from tests.pictures import picture
 
 
@@ -162,10 +163,10 @@ def test_damaged_files_say_why(tmp_path: Path) -> None:
 
 
 def test_no_file_and_floating_point_pixels(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableImageError, match="no regular file"):
+    with pytest.raises(UnreadableImageError, match="does not exist"):
         decode(tmp_path / "nowhere.jpg", 32)
     os.mkfifo(tmp_path / "pipe.jpg")
-    with pytest.raises(UnreadableImageError, match="no regular file"):
+    with pytest.raises(UnreadableImageError, match="is a pipe"):
         decode(tmp_path / "pipe.jpg", 32)
     Image.fromarray(np.random.default_rng(0).random((40, 40), np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(UnreadableImageError, match="floating-point pixels"):
@@ -189,3 +190,41 @@ def test_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     Image.new("RGB", (100, 100)).save(tmp_path / "a.png")
     with pytest.raises(UnreadableImageError, match="decompression bomb"):
         decode(tmp_path / "a.png", 32)
+
+
+@pytest.mark.parametrize("name", ["cat.jpg", "cat.eps"])
+def test_no_program_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Pillow opens files by their content, and gives PostScript to Ghostscript."""
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: started.append(1))
+    head = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\n%%EOF\n"
+    (tmp_path / name).write_bytes(head)
+    assert Image.open(tmp_path / name).format == "EPS"
+    with pytest.raises(UnreadableImageError, match="no image in a raster format"):
+        decode(tmp_path / name, 32)
+    assert started == []
+
+
+def test_every_raster_format_is_known(tmp_path: Path) -> None:
+    image = picture(0, 0, 32, 32)
+    for name in ("a.bmp", "a.gif", "a.ico", "a.pcx", "a.ppm", "a.sgi", "a.tga", "a.tif", "a.png", "a.webp", "a.jpg"):
+        image.save(tmp_path / name)
+        assert decode(tmp_path / name, 32).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_metadata_that_are_damaged_turn_nothing(tmp_path: Path, suffix: str) -> None:
+    image = picture(0, 0, 64, 64)
+    for name, extra in (("plain", {}), ("garbage", {"exif": b"Exif\0\0garbage"})):
+        image.save(tmp_path / f"{name}.{suffix}", **extra)
+    assert np.array_equal(decode(tmp_path / f"garbage.{suffix}", 64), decode(tmp_path / f"plain.{suffix}", 64))
+
+
+def test_integer_pixels_without_an_agreed_range(tmp_path: Path) -> None:
+    gray = np.asarray(gradient().convert("L"))
+    Image.fromarray(gray.astype(np.int32)).save(tmp_path / "i.tif")
+    with pytest.raises(UnreadableImageError, match="32-bit and signed pixels have no agreed range"):
+        decode(tmp_path / "i.tif", 32)
+    Image.fromarray(gray.astype(np.uint16)).save(tmp_path / "dark.png")
+    with pytest.raises(UnreadableImageError, match="none is above 255"):
+        decode(tmp_path / "dark.png", 32)

@@ -56,6 +56,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Done, Path]:
     return Done(done.returncode, done.stdout, done.stderr), output
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_parts_run_in_their_order(whole: tuple[Done, Path]) -> None:
     done, output = whole
@@ -71,6 +72,7 @@ def test_parts_run_in_their_order(whole: tuple[Done, Path]) -> None:
     assert f"{len(rows)} rows in {output}" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_what_the_parts_find(whole: tuple[Done, Path]) -> None:
     rows = records.read(whole[1])
@@ -83,6 +85,7 @@ def test_what_the_parts_find(whole: tuple[Done, Path]) -> None:
     assert list(whole[1].glob("trace-*.json.gz"))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_operators_of_an_update_are_found_in_their_layers(whole: tuple[Done, Path]) -> None:
     profile = [row for row in records.read(whole[1]) if row["suite"] == "profile"]
@@ -100,6 +103,7 @@ def test_operators_of_an_update_are_found_in_their_layers(whole: tuple[Done, Pat
     assert unknown < 0.2 * profile[-1]["us_per_step"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_end_is_a_summary(whole: tuple[Done, Path]) -> None:
     end = whole[0].stdout[whole[0].stdout.rindex("most expensive in the update of digits") :]
@@ -395,14 +399,10 @@ def test_steps_and_inference(toy: Run, monkeypatch: pytest.MonkeyPatch) -> None:
             toy.folder,
             {"suite": "ceilings", "case": case, "dtype": dtype, "median_us": 1, "gb_per_s": rate, "gflop_per_s": rate},
         )
-    built = steps.update_step
 
     def broken(*arguments: Any) -> object:
-        if next(count) == 1:
-            raise RuntimeError("out of memory")
-        return built(*arguments)
+        raise RuntimeError("out of memory")
 
-    count = itertools.count()
     monkeypatch.setattr(steps, "update_step", broken)
     rows = [*steps.rows(toy), *inference.rows(toy)]
     assert [row.get("status") for row in rows] == [None, "failed: RuntimeError: out of memory", None, None]

@@ -77,10 +77,10 @@ def test_an_image_folder_is_trained_on_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda images: (images / "val").rename(images / "test"), "has no folder val"),
+        (lambda images: (images / "val").rename(images / "holdout"), "has no folder val"),
         (lambda images: (images / "val" / "ellipse").mkdir(), "val/ellipse holds no files"),
         (lambda images: (images / "train" / "cross").rename(images / "cross"), "class 'cross' is in"),
-        (lambda images: [file.write_bytes(b"") for file in images.glob("train/*/*.jpg")], "no image in"),
+        (lambda images: [file.write_bytes(b"") for file in images.glob("train/*/*.jpg")], "no image for train in"),
     ],
 )
 def test_folders_that_cannot_be_used(tmp_path: Path, spoil, says: str) -> None:  # type: ignore[no-untyped-def]

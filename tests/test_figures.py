@@ -199,3 +199,13 @@ def test_the_committed_figures_are_small_and_listed() -> None:
     for path in figures:
         colours_of(path)
         assert f"figures/{path.name}" in listed
+
+
+def test_names_of_classes_are_text_and_no_formulas(tmp_path: Path) -> None:
+    """Between dollar signs matplotlib reads TeX, and raises where it is none."""
+    names = ["a$b^$", "cat\x1b[2J\nnewline"]
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    drawings.predictions(tmp_path / "a.png", "title $\\frac$", images, names, [[(name, 0.5) for name in names]] * 2)
+    drawings.neighbours(tmp_path / "b.png", "title", images, names, images[:, None], [[name] for name in names])
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    assert (tmp_path / "b.png").stat().st_size > 1000

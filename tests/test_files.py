@@ -1,13 +1,17 @@
 """Atomic writing, run folders, metrics and progress."""
 
+import contextlib
+import errno
+import fcntl
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from net import progress, runs
+from net import files, progress, runs
 from net.config import TrainConfig
 from net.errors import DataError, UsageError
 from net.files import atomic_write, locked
@@ -39,7 +43,9 @@ def test_the_name_is_taken_over_and_put_on_the_disk(tmp_path: Path, monkeypatch:
             file.write(b"new")
         assert reader.read() == b"old"
     assert path.read_bytes() == b"new"
-    assert synced == ["a.partial", tmp_path.name]
+    assert len(synced) == 2
+    assert re.fullmatch(r"a\.[0-9a-f]{12}\.partial", synced[0])
+    assert synced[1] == tmp_path.name
 
 
 def test_a_folder_is_for_one_process(tmp_path: Path) -> None:
@@ -72,6 +78,91 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     assert refused.value.filename == str(path)
     assert path.read_bytes() == b"old"
     assert [item.name for item in tmp_path.iterdir()] == ["a"]
+
+
+def test_two_writers_do_not_meet_and_no_planted_link_is_followed(tmp_path: Path) -> None:
+    path, victim = tmp_path / "a", tmp_path / "victim"
+    victim.write_bytes(b"untouched")
+    (tmp_path / "a.partial").symlink_to(victim)
+    with atomic_write(path) as one:
+        with atomic_write(path) as other:
+            other.write(b"other")
+        one.write(b"one")
+        assert path.read_bytes() == b"other"
+    assert path.read_bytes() == b"one"
+    assert victim.read_bytes() == b"untouched"
+
+
+def test_a_name_that_is_planted_is_not_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"untouched")
+    monkeypatch.setattr(files.secrets, "token_hex", lambda count: "00")
+    (tmp_path / "a.00.partial").symlink_to(victim)
+    with pytest.raises(FileExistsError), atomic_write(tmp_path / "a"):
+        pass
+    assert victim.read_bytes() == b"untouched"
+
+
+def test_whoever_holds_a_folder_removes_what_killed_writers_left(tmp_path: Path) -> None:
+    (tmp_path / "a.0123.partial").write_bytes(b"half")
+    (tmp_path / "victim").write_bytes(b"")
+    (tmp_path / "b.0123.partial").symlink_to(tmp_path / "victim")
+    os.mkfifo(tmp_path / "c.0123.partial")
+    with atomic_write(tmp_path / "d") as file:
+        file.write(b"d")
+        with locked(tmp_path):
+            names = {path.name for path in tmp_path.iterdir()}
+        assert {name for name in names if name[0] in "avbc"} == {"victim", "b.0123.partial", "c.0123.partial"}
+    assert (tmp_path / "d").read_bytes() == b"d", "a writer that lives keeps its file"
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_a_folder_that_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Some file systems know no such thing, which is no failure; an error of the disk is, and names the file."""
+    sync = os.fsync
+
+    def refused(handle: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{handle}"):
+            raise OSError(number, os.strerror(number))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", refused)
+    expected = pytest.raises(OSError, match="Input/output") if number == errno.EIO else contextlib.nullcontext()
+    with expected as failed, atomic_write(tmp_path / "a") as file:
+        file.write(b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert failed is None or failed.value.filename == str(tmp_path / "a")
+
+
+def test_a_run_that_is_refused_removes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two trainings into a new folder: the one that comes second must not remove it, empty as it still is."""
+    folder = tmp_path / "new"
+    with runs.claimed(folder, "digits"):
+        monkeypatch.setattr(Path, "exists", lambda path: path != folder)
+        with pytest.raises(DataError, match="in use"), runs.claimed(folder, "digits"):
+            pass
+        monkeypatch.undo()
+        assert folder.is_dir()
+    assert not folder.exists()
+
+
+def test_a_folder_that_was_removed_before_it_was_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, lock = tmp_path / "new", fcntl.flock
+    removed = []
+
+    def late(handle: int, how: int) -> None:
+        if not removed:
+            removed.append(folder)
+            folder.rmdir()
+        lock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with runs.claimed(folder, "digits"):
+        (folder / "config.toml").write_text("")
+    assert removed
+    assert (folder / "config.toml").exists()
 
 
 def test_run_folders_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

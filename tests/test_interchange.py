@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,10 +19,13 @@ from net.alexnet import AlexNet, alexnet
 from net.augmentation import ten_crops
 from net.config import VARIANTS, network
 from net.data import digits
+from net.data.decode import decode
+from net.data.sources import packed_size
 from net.errors import DataError
 from net.evaluation import probabilities
 from net.trained import open_trained
 from tests.commands import ROOT, Done, environment, one_line, run_here
+from tests.pictures import picture
 
 #: ONNX Runtime sums in another order than PyTorch: relative to the largest logit.
 CLOSE = 2e-5
@@ -285,7 +289,7 @@ def test_the_whole_caffe_network_is_the_variant(tmp_path: Path) -> None:
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     for size, expected in ((224, 227), (227, 227)):
         data = helper.make_tensor_value_info("data", TensorProto.FLOAT, [1, 3, size, size])
-        chain, rows = _walk(Path("bvlc.onnx"), helper.make_graph(nodes, "g", [data], []), tensors)
+        chain, rows = _walk(Path("bvlc.onnx"), helper.make_graph(nodes, "g", [data], []), nodes, tensors)
         assert rows == size
         found = chain.fitting(rows)
         assert found.image_size == expected
@@ -303,6 +307,177 @@ def test_the_whole_caffe_network_is_the_variant(tmp_path: Path) -> None:
         ):
             assert getattr(found, name) == pytest.approx(getattr(config, name))
         assert [layer.then for layer in found.convolutions] == [layer.then for layer in config.convolutions]
+
+
+def converted(path: Path, style: str) -> None:
+    """Write a file again as converters do: weights that are no initializers, half precision, products and sums."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    model = onnx.load(path)
+    graph = model.graph
+    weights = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
+    before: list[Any] = []
+    if style == "external":
+        onnx.save(model, path, save_as_external_data=True, location="beside.bin", size_threshold=1024)
+        return
+    if style == "constants":
+        before = [helper.make_node("Constant", [], [item.name], value=item) for item in graph.initializer]
+        del graph.initializer[:]
+    elif style == "identities":
+        for item in graph.initializer:
+            before.append(helper.make_node("Identity", [f"{item.name}/stored"], [item.name]))
+            item.name += "/stored"
+    elif style == "transposed":
+        name = "fc6_w_0"
+        graph.initializer.remove(next(item for item in graph.initializer if item.name == name))
+        graph.initializer.append(numpy_helper.from_array(weights[name].T.copy().reshape(-1), f"{name}/flat"))
+        sizes = numpy_helper.from_array(np.array(weights[name].T.shape), f"{name}/sizes")
+        graph.initializer.append(sizes)
+        before = [
+            helper.make_node("Reshape", [f"{name}/flat", f"{name}/sizes"], [f"{name}/columns"]),
+            helper.make_node("Transpose", [f"{name}/columns"], [name], perm=[1, 0]),
+        ]
+    elif style == "zero bias":
+        graph.initializer.remove(next(item for item in graph.initializer if item.name == "fc8_b_0"))
+        graph.initializer.append(numpy_helper.from_array(np.array([7]), "seven"))
+        before = [helper.make_node("ConstantOfShape", ["seven"], ["fc8_b_0"])]
+    elif style == "half":
+        for item in graph.initializer:
+            if item.data_type == TensorProto.FLOAT:
+                item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item).astype(np.float16), item.name))
+        before = [helper.make_node("Cast", ["data_0"], ["half"], to=TensorProto.FLOAT16)]
+        graph.node[0].input[0] = "half"
+        graph.node[-1].output[0] = "half_logits"
+        graph.node.append(helper.make_node("Cast", ["half_logits"], ["fc8_1"], to=TensorProto.FLOAT))
+    elif style == "products":
+        nodes = []
+        for node in graph.node:
+            if node.op_type == "Gemm":
+                data, weight, bias = node.input
+                nodes += [
+                    helper.make_node("Transpose", [weight], [f"{weight}/T"], perm=[1, 0]),
+                    helper.make_node("MatMul", [data, f"{weight}/T"], [f"{node.output[0]}/product"]),
+                    helper.make_node("Add", [bias, f"{node.output[0]}/product"], list(node.output)),
+                ]
+            else:
+                nodes.append(node)
+        del graph.node[:]
+        before = nodes
+    nodes = [*before, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
+
+
+STYLES = ("constants", "identities", "transposed", "zero bias", "half", "products", "external")
+
+
+@onnx_installed
+@pytest.mark.parametrize("style", STYLES)
+def test_what_converters_write(tmp_path: Path, style: str) -> None:
+    path = tmp_path / "bvlc.onnx"
+    caffe_graph(path)
+    converted(path, style)
+    model = open_trained(str(path), torch.device("cpu")).model
+    images = torch.randn(4, 3, 67, 67) * 60
+    expected = run_onnx(path, images.flip(1))
+    with torch.no_grad():
+        actual = model(images)
+    if style == "half":
+        # Activations in half precision have 11 bits.
+        assert (actual - expected).abs().max() < 0.01 * expected.abs().max()
+    else:
+        assert_same(actual, expected)
+
+
+@onnx_installed
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda tensor: setattr(tensor, "data_type", 99), "damaged or no ONNX file"),
+        (lambda tensor: setattr(tensor, "raw_data", tensor.raw_data[:-4]), "damaged or no ONNX file"),
+        (lambda tensor: tensor.dims.__setitem__(0, 2**40), "damaged or no ONNX file"),
+        (lambda tensor: tensor.dims.__setitem__(0, -1), "damaged or no ONNX file"),
+    ],
+    ids=["type", "short", "large", "negative"],
+)
+def test_tensors_that_are_not_what_they_say(tmp_path: Path, spoil: Any, says: str) -> None:
+    import onnx
+
+    path = tmp_path / "bvlc.onnx"
+    caffe_graph(path)
+    model = onnx.load(path)
+    spoil(model.graph.initializer[0])
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(DataError, match=rf"bvlc\.onnx.*{says}"):
+        weights.read(path)
+
+
+@onnx_installed
+@pytest.mark.parametrize("location", ["../secret.bin", "pipe", "/etc/passwd", "nowhere"])
+@pytest.mark.timeout(60)
+def test_data_beside_the_file(tmp_path: Path, location: str) -> None:
+    import onnx
+
+    (tmp_path / "secret.bin").write_bytes(bytes(10**6))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    os.mkfifo(folder / "pipe")
+    caffe_graph(folder / "bvlc.onnx")
+    model = onnx.load(folder / "bvlc.onnx")
+    tensor = model.graph.initializer[0]
+    onnx.external_data_helper.set_external_data(tensor, location)
+    tensor.ClearField("raw_data")
+    (folder / "bvlc.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(DataError, match=r"outside of the model's folder|is a pipe|does not exist"):
+        weights.read(folder / "bvlc.onnx")
+
+
+@onnx_installed
+@pytest.mark.parametrize("sizes", [[2**40], [2**20, 2**20], [-1], [2**62, 4]])
+@pytest.mark.timeout(60)
+def test_constants_larger_than_memory(tmp_path: Path, sizes: list[int]) -> None:
+    import onnx
+    from onnx import helper, numpy_helper
+
+    path = tmp_path / "bvlc.onnx"
+    caffe_graph(path)
+    model = onnx.load(path)
+    nodes = [helper.make_node("ConstantOfShape", ["sizes"], ["large"]), *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(sizes), "sizes"))
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(DataError, match=r"bvlc\.onnx: operator ConstantOfShape \(output large\)"):
+        weights.read(path)
+
+
+@onnx_installed
+def test_caffe_s_networks_are_asked_with_a_colour(tmp_path: Path) -> None:
+    """The mean image of their training is in no file; its colour is known, and given by a flag."""
+    caffe_graph(tmp_path / "bvlc.onnx")
+    picture(0, 0, 90, 80).save(tmp_path / "a.png")
+    answers = []
+    for colour in ((), ("--mean-rgb", 123, 117, 104), ("--mean-rgb", 0, 0, 0)):
+        done = run_here("net.predict", tmp_path / "bvlc.onnx", tmp_path / "a.png", "--json", *colour)
+        if not colour:
+            one_line(
+                Done(done.returncode, "", done.stderr.splitlines()[-1]), 1, "bvlc.onnx holds no mean image to subtract",
+                "--mean-rgb R G B", "were trained with 123 117 104",
+            )  # fmt: skip
+            continue
+        assert done.returncode == 0, done.stderr
+        answers.append([item["probability"] for item in json.loads(done.stdout)["predictions"][0]["top"]])
+    trained = open_trained(str(tmp_path / "bvlc.onnx"), torch.device("cpu"), (123.0, 117.0, 104.0))
+    pixels = torch.from_numpy(decode(tmp_path / "a.png", packed_size(67)))[None].float()
+    low = (packed_size(67) - 67) // 2
+    crop = (pixels - torch.tensor([123.0, 117.0, 104.0]))[:, low : low + 67, low : low + 67].permute(0, 3, 1, 2)
+    with torch.no_grad():
+        expected = trained.model(crop).softmax(1).topk(5).values[0].tolist()
+    assert answers[0] == pytest.approx(expected, rel=1e-4)
+    assert answers[1] != pytest.approx(expected, rel=1e-2)
 
 
 def _replace(nodes: list[Any], output: str, kind: str, **attributes: Any) -> None:
@@ -392,6 +567,7 @@ def test_torch_export_needs_nothing_of_this_package(tmp_path: Path) -> None:
         assert_same(torch.load(tmp_path / "logits.pt"), model(images))
 
 
+@pytest.mark.compiles
 @pytest.mark.slow
 def test_aotinductor_package(tmp_path: Path) -> None:
     model = lively()
@@ -438,7 +614,9 @@ def test_without_onnx_the_extra_is_named(tmp_path: Path) -> None:
         cwd=ROOT,
         env=environment(PYTHONPATH=f"{tmp_path}:{ROOT}"),
     )
-    one_line(Done(done.returncode, done.stdout, done.stderr), 2, "pip install 'alexnet-fused[onnx]'")
+    one_line(
+        Done(done.returncode, done.stdout, done.stderr), 2, f"ONNX files need an extra: pip install -e '{ROOT}[onnx]'"
+    )
 
 
 def test_one_convolution_reads_colours() -> None:

@@ -263,6 +263,7 @@ def test_refusals_name_the_argument(call, error: type[Exception], says: str) -> 
         call()
 
 
+@pytest.mark.compiles
 def test_compiles_without_a_break() -> None:
     def operator(input: Tensor, bias: Tensor) -> Tensor:
         return kernels.relu_local_response_norm(input, 5, 0.5, 0.75, 2.0, groups=2, bias=bias)

@@ -107,14 +107,24 @@ def test_what_cannot_be_predicted_costs_one_line(shapes_run: Path, tmp_path: Pat
     checkpoint.save(tmp_path / "silent.pt", state)
     features = tmp_path / "features.npy"
     for status, says, *arguments in (
-        (1, f"{text} cannot be read as an image: cannot identify", shapes_run, image, text, "--features", features),
-        (1, f"{tmp_path} cannot be read as an image: no regular file", shapes_run, tmp_path),
-        (1, "nowhere.png cannot be read as an image: no regular file", shapes_run, tmp_path / "nowhere.png"),
+        (
+            1,
+            f"{text} cannot be read as an image: no image in a raster format",
+            shapes_run,
+            image,
+            text,
+            "--features",
+            features,
+        ),
+        (1, f"{tmp_path} cannot be read as an image: is a folder", shapes_run, tmp_path),
+        (1, "nowhere.png cannot be read as an image: does not exist", shapes_run, tmp_path / "nowhere.png"),
         (1, "model.safetensors holds no mean image to subtract", shapes_run / "model.safetensors", image),
+        (2, "whole.pt holds the mean image of its training", whole, image, "--mean-rgb", 1, 2, 3),
+        (2, "--mean-rgb must be three numbers in 0..255; got 1.0 2.0 300.0", whole, image, "--mean-rgb", 1, 2, 300),
         (1, "nowhere does not exist", tmp_path / "nowhere", image),
         (1, "is damaged or none", text, image),
         (1, "names 3 classes and its network has 10", wrong, image),
-        (1, "silent.pt: what it says of its network cannot be used: 'classes'", tmp_path / "silent.pt", image),
+        (1, "silent.pt cannot be used: metadata: classes is missing", tmp_path / "silent.pt", image),
         (2, "which it reads whole", whole, image, "--ten-crops"),
         (2, "--features must end in .npy; got x.txt", shapes_run, image, "--features", "x.txt"),
         (2, "there is no folder", shapes_run, image, "--features", tmp_path / "no" / "x.npy"),

@@ -240,7 +240,7 @@ def test_closing_gaps_twice_gives_the_same(folder: Path, store: Path, tmp_path: 
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "file_checksum", fail)
+        patch.setattr(module, "read", fail)
         with pytest.raises(KeyboardInterrupt):
             prepare(folder, target, size=40, workers=2)
     assert not (target / "meta.json").exists()
@@ -296,7 +296,7 @@ def test_no_readable_image(tmp_path: Path) -> None:
     for split in ("train", "val"):
         (tmp_path / "images" / split / "a").mkdir(parents=True)
         (tmp_path / "images" / split / "a" / "1.jpg").write_bytes(b"junk")
-    with pytest.raises(DataError, match=r"no image in .*train can be read; train/a/1\.jpg: cannot identify"):
+    with pytest.raises(DataError, match=r"no image for train in .* can be read; train/a/1\.jpg: no image in a raster"):
         prepare(tmp_path / "images", tmp_path / "store", size=16, workers=1)
 
 

@@ -430,6 +430,7 @@ def test_figures_are_small_and_readable(drawn: Path) -> None:
     assert (folder / "of-another-command.png").exists()
 
 
+@pytest.mark.slow
 def test_the_same_records_make_the_same_bytes(drawn: Path) -> None:
     before = {path: path.read_bytes() for path in drawn.rglob("*") if path.is_file()}
     report.write(drawn, records.read(drawn / "reports" / "data"))
@@ -502,3 +503,24 @@ def test_help_needs_nothing_heavy() -> None:
 
 def test_committed_accuracy_is_that_of_the_results(drawn: Path) -> None:
     assert (drawn / "reports" / "accuracy.md").read_text() == (ROOT / "reports" / "accuracy.md").read_text()
+
+
+def test_a_record_cannot_write_html_or_lines_into_a_page(tmp_path: Path) -> None:
+    """Records come from other machines; what they say is shown, not obeyed."""
+    hostile = "<script>alert(1)</script>\n\n<img src=x onerror=alert(2)>\x1b[2J"
+    machine = {**GPU, "machine": f"NVIDIA {hostile}", "driver": hostile, "torch": f"2.11.0{hostile}"}
+    rows = [
+        kernel("triton", 50.0, machine=machine, kernel=hostile),
+        kernel("aten", 900.0, machine=machine),
+        row(f"update of {hostile}", 5.0, machine, suite="steps", implementation=f"auto, {hostile}", dtype=hostile),
+        row("conv1", 5.0, machine, suite="layers", implementation="triton", mode="forward", dtype="x", layer=hostile),
+    ]
+    write(tmp_path, "a.jsonl", rows)
+    found_rows = measured(tmp_path)
+    made = {**report.texts(found_rows), "README": report.first_screen(found_rows) + report.found(found_rows)}
+    assert any("&lt;script" in text for text in made.values())
+    for name, text in made.items():
+        left = re.sub(r"</?(details|summary)>", "", text)
+        assert "<" not in re.sub(r"<!--.*?-->", "", left), name
+        assert "\x1b" not in text, name
+        assert not any(line.startswith("&lt;img") for line in text.splitlines()), name

@@ -376,6 +376,7 @@ def test_the_traced_forms_are_the_same_formula(pooling: Pooling | None, format: 
         assert ours[1].stride() == input.stride()
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("format", [pytest.param(FORMATS[0], marks=pytest.mark.slow), FORMATS[1]], ids=str)
 def test_inductor_compiles_it_without_a_break(format: torch.memory_format) -> None:
     input, bias = inputs((2, 12, 11, 9), torch.float32, format)
@@ -393,6 +394,7 @@ def test_inductor_compiles_it_without_a_break(format: torch.memory_format) -> No
     assert_same(results(alone, larger, None), results(chain(False, None, PAPER_POOL), larger, None))
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_between_convolutions_inductor_makes_loops_over_channels(dtype: torch.dtype) -> None:
     """It has dimension 1 of what it writes there in four dimensions lie next to each other; once these were rows, and
@@ -422,7 +424,8 @@ def test_bfloat16_runs_where_pytorch_s_own_does_not() -> None:
     assert stage.run(input, bias, True, WINDOW, PAPER_POOL).dtype == torch.bfloat16
 
 
-def test_eager_calls_of_the_compiled_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.compiles
+def test_eager_calls_of_the_compiled_implementation() -> None:
     input, bias = inputs(dtype=torch.float32, format=torch.channels_last)
     with kernels.implementation("inductor"):
         ours = results(chain(True, WINDOW, PAPER_POOL), input, bias)
@@ -446,9 +449,12 @@ def test_eager_calls_of_the_compiled_implementation(monkeypatch: pytest.MonkeyPa
 def test_without_a_compiler_it_says_so_once_and_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     for cached in (inductor._compiled, inductor._say_once):
         cached.cache_clear()
-    monkeypatch.setattr(inductor.shutil, "which", lambda name: None)
+    monkeypatch.setattr(inductor.compiler, "obstacle", lambda: "no C++ compiler")
     input, bias = inputs()
-    with kernels.implementation("inductor"), pytest.warns(UserWarning, match=r"needs a C\+\+ compiler") as said:
+    with (
+        kernels.implementation("inductor"),
+        pytest.warns(UserWarning, match=r"running 'reference' instead of 'inductor': no C\+\+ compiler") as said,
+    ):
         ours = results(chain(True, WINDOW, PAPER_POOL), input, bias)
     assert len(said) == 1
     assert_same(ours, results(composed(True, WINDOW, PAPER_POOL), input, bias))

@@ -18,7 +18,7 @@ from PIL import Image
 from net import checkpoint, runs, weights
 from net.config import TrainConfig, network
 from net.files import locked
-from net.trainer import compile_wanted
+from net.trainer import StopSignal, compile_wanted
 from tests.commands import ROOT, Done, environment, one_line, run, run_here, start, wait_for
 
 #: A short run of fixed length: 44 updates, two epochs, the rate falls in between.
@@ -108,7 +108,11 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(whole: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+    ("number", "status"),
+    [
+        (signal.SIGTERM, 143),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in ((signal.SIGINT, 130), (signal.SIGHUP, 129))),
+    ],
 )
 def test_a_signal_saves_and_the_run_goes_on_with_the_same_bits(
     whole: Path, tmp_path: Path, number: signal.Signals, status: int
@@ -185,11 +189,9 @@ def test_resume_refusals(whole: Path, tmp_path: Path) -> None:
     one_line(run_here("net.train", "--resume", tmp_path / "nowhere"), 1, "nowhere does not exist")
     one_line(run_here("net.train", "--resume", tmp_path), 1, "holds no run")
     one_line(run_here("net.train", "--resume", whole, "--preset", "cifar10"), 2, "has the preset digits")
-    one_line(
-        run_here("net.train", "--resume", whole, "--architecture", "lrn=false"),
-        1,
-        "is of another network: it differs in lrn",
-    )
+    for flags in (("--network", "paper"), ("--architecture", "lrn=false"), ("--image-size", 28)):
+        done = run_here("net.train", "--resume", whole, *flags)
+        one_line(done, 2, f"{flags[0]} belongs to the start of a run; the one in {whole} keeps its own")
     one_line(run_here("net.train", *SHORT, "--output-dir", whole), 2, "holds a run already")
     folder = shutil.copytree(whole, tmp_path / "damaged")
     for path in checkpoint.checkpoints(folder / "checkpoints"):
@@ -274,6 +276,32 @@ def test_time_budget_ends_the_training(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "the time budget is used up" in done.stdout
     assert (tmp_path / "run" / "model.safetensors").exists()
+    done = run_here("net.train", "--resume", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert (
+        "note: its time budget of 2 s is used up, so nothing more is trained; to go on give --time-budget"
+        in done.stdout
+    )
+
+
+def test_signals_that_stop_and_those_that_are_ignored() -> None:
+    """A closed terminal saves too; nohup and a shell's background have their signals ignored, and that stays."""
+    before = {number: signal.getsignal(number) for number in StopSignal.NUMBERS}
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            with StopSignal() as stop:
+                signal.raise_signal(number)
+            assert stop.number == number
+            assert signal.getsignal(number) == before[number]
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+            with StopSignal() as stop:
+                signal.raise_signal(number)
+                assert stop.number is None
+            assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_the_schedule_ends_the_training(tmp_path: Path) -> None:
@@ -334,7 +362,7 @@ def test_tensorboard_is_written_or_asked_for(tmp_path: Path) -> None:
     try:
         import tensorboard  # noqa: F401
     except ImportError:
-        one_line(done, 2, "pip install 'alexnet-fused[tensorboard]'")
+        one_line(done, 2, f"pip install -e '{ROOT}[tensorboard]'")
         assert not (tmp_path / "run").exists(), "a second try must find no run there"
     else:
         assert done.returncode == 0, done.stderr
@@ -364,6 +392,7 @@ def test_the_first_line_comes_at_once(tmp_path: Path) -> None:
 class TestCompile:
     """When the network is compiled."""
 
+    @pytest.mark.compiles
     def test_long_runs_on_a_cpu_and_no_short_ones(self) -> None:
         cpu = torch.device("cpu")
         assert not compile_wanted(TrainConfig(preset="digits"), network("digits"), 440, cpu)
@@ -382,9 +411,10 @@ class TestCompile:
             "net.train", "--max-steps", 1, "--compile", "--output-dir", tmp_path / "run", PATH=str(tmp_path), CXX=""
         )
         assert done.returncode == 0, done.stderr
-        assert "torch.compile needs a C++ compiler" in done.stdout
+        assert "running eager, because torch.compile finds no C++ compiler (g++); install one" in done.stdout
         assert ", eager;" in done.stdout
 
+    @pytest.mark.compiles
     @pytest.mark.slow
     def test_a_compiled_run_goes_on_with_the_same_bits(self, tmp_path: Path) -> None:
         for name, steps in (("whole", 12), ("half", 6)):

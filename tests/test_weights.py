@@ -1,15 +1,21 @@
 """Weights from elsewhere, by any of the names they go by."""
 
+import dataclasses
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from net import checkpoint, weights
 from net.alexnet import AlexNet, alexnet
+from net.augmentation import centre_crop
+from net.config import VARIANTS
+from net.device import peak_memory_mib
 from net.errors import DataError
+from net.trained import open_trained
 
 #: torchvision's names, in the order of the layers.
 TORCHVISION = ("features.0", "features.3", "features.6", "features.8", "features.10")
@@ -96,6 +102,142 @@ def test_what_does_not_match_is_said_and_nothing_changes() -> None:
     assert len(report.loaded) == 14
     assert torch.equal(network.get_parameter("conv1.weight"), source["conv1.weight"])
     assert torch.equal(network.get_parameter("conv3.bias"), before["conv3.bias"])
+
+
+@pytest.mark.parametrize("part", ["module", "model", "_orig_mod", "net", "_fsdp_wrapped_module"])
+def test_what_a_network_was_wrapped_in_is_seen_through_wherever_it_stands(part: str) -> None:
+    """pytorch/examples wraps AlexNet's features alone: features.module.0.weight."""
+    for pattern in (f"{part}.{{}}.{{}}", f"{{}}.{part}.{{}}", f"{part}.{{}}.{part}.{{}}"):
+        renamed = {pattern.format(*name.split(".")): tensor for name, tensor in state().items()}
+        network = model()
+        weights.load_weights(network, renamed)
+        assert same(network, state())
+    collide = {**state(), f"conv1.{part}.weight": torch.zeros(1)}
+    with pytest.raises(DataError, match=r"two of the source's tensors mean conv1\.weight"):
+        weights.load_weights(model(), collide)
+
+
+WRAPPED = {
+    "plain": lambda tensors: tensors,
+    "training checkpoint": lambda tensors: {"epoch": 3, "arch": "alexnet", "state_dict": tensors, "best": 56.5},
+    "model_state_dict": lambda tensors: {"model_state_dict": tensors, "optimizer": {"param_groups": [{"lr": 0.1}]}},
+    "twice": lambda tensors: {"model": {"state_dict": tensors}},
+    "ordered": OrderedDict,
+    "parameters": lambda tensors: {name: nn.Parameter(tensor) for name, tensor in tensors.items()},
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("wrapped", WRAPPED.values(), ids=list(WRAPPED))
+def test_state_dicts_that_torch_save_wrote(tmp_path: Path, wrapped, legacy: bool) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "other.pth"
+    torch.save(wrapped(state()), path, _use_new_zipfile_serialization=not legacy)
+    network = model()
+    weights.load_weights(network, path)
+    assert same(network, state())
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ([1], "holds no state dict"),
+        ({"epoch": 3}, "holds no state dict"),
+        ({}, "holds no state dict"),
+        ({1: torch.zeros(3)}, "holds no state dict"),
+        (
+            {"conv1.weight": torch.full((3,), float("nan"))},
+            "conv1.weight holds weights that are infinite or not a number",
+        ),
+    ],
+    ids=str,
+)
+def test_files_of_torch_save_without_weights(tmp_path: Path, content: object, says: str) -> None:
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(DataError, match=rf"other\.pth.*{says}"):
+        weights.read(tmp_path / "other.pth")
+
+
+def test_a_whole_model_is_told_to_save_its_state_dict(tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2), tmp_path / "other.pth")
+    with pytest.raises(
+        DataError, match=r"it asks for torch\.nn\.modules\.linear\.Linear; of a model save its state_dict"
+    ):
+        weights.read(tmp_path / "other.pth")
+
+
+def torchvision_s() -> nn.Module:
+    """torchvision's AlexNet with 16 features where it has 4096."""
+
+    def convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, size, stride, 2 if size > 3 else 1), nn.ReLU()]
+
+    pool = nn.MaxPool2d(3, 2)
+    model = nn.Module()
+    model.features = nn.Sequential(
+        *convolution(3, 64, 11, 4), pool, *convolution(64, 192, 5), pool, *convolution(192, 384, 3),
+        *convolution(384, 256, 3), *convolution(256, 256, 3), pool,
+    )  # fmt: skip
+    hidden = [nn.Dropout(), nn.Linear(9216, 16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 16), nn.ReLU()]
+    model.classifier = nn.Sequential(*hidden, nn.Linear(16, 10))
+    return model.eval()
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_torchvision_s_weights_give_torchvision_s_logits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ending: str
+) -> None:
+    """Its pixels are in [0, 1], less a mean and divided by a deviation; ours in 0..255 less a mean."""
+    narrow = tuple(dataclasses.replace(layer, features=16) for layer in VARIANTS["one_weird_trick"].hidden)
+    monkeypatch.setitem(VARIANTS, "one_weird_trick", dataclasses.replace(VARIANTS["one_weird_trick"], hidden=narrow))
+    torch.manual_seed(0)
+    theirs = torchvision_s()
+    if ending == "pth":
+        # As pytorch/examples saves it.
+        names = {name.replace("features.", "features.module."): tensor for name, tensor in theirs.state_dict().items()}
+        torch.save({"state_dict": names, "arch": "alexnet", "epoch": 90}, tmp_path / "alexnet.pth")
+    else:
+        save_file(theirs.state_dict(), tmp_path / "alexnet.safetensors")
+    trained = open_trained(str(tmp_path / f"alexnet.{ending}"), torch.device("cpu"))
+    assert "torchvision's AlexNet" in capsys.readouterr().out
+    assert trained.mean is None
+    assert trained.mean_rgb == pytest.approx((123.675, 116.28, 103.53))
+    assert trained.network.classes == 10
+    pixels = torch.randint(0, 256, (2, 224, 224, 3), dtype=torch.uint8)
+    mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    normalised = (pixels.permute(0, 3, 1, 2) / 255 - mean) / deviation
+    ours = centre_crop(pixels, trained.colour_image(224), 224)[:, 0]
+    with torch.no_grad():
+        expected = theirs.classifier(theirs.features(normalised).flatten(1))
+        torch.testing.assert_close(trained.model(ours), expected, rtol=1e-4, atol=1e-5)
+    # A run that starts from them gets the same weights; a state dict is taken as it is.
+    network = alexnet("one_weird_trick", classes=10)
+    weights.load_weights(network, tmp_path / f"alexnet.{ending}")
+    assert torch.equal(network.get_parameter("conv1.weight"), trained.model.get_parameter("conv1.weight"))
+    weights.load_weights(network, theirs.state_dict())
+    assert torch.equal(network.get_parameter("conv1.weight"), theirs.features[0].weight)
+
+
+@pytest.mark.timeout(60)
+def test_a_small_file_that_names_millions_of_classes(tmp_path: Path) -> None:
+    """Compared by shape before a network of that size is made: it would take 6 GB."""
+    config = {**model().config.to_dict(), "classes": 6_000_000, "hidden": []}
+    content = {"model": {}, "metadata": {"network": config, "classes": None, "data_path": None}}
+    checkpoint.save(tmp_path / "a.pt", {**content, "mean_image": torch.zeros(2, 2, 3)})
+    weights.save(tmp_path / "a.safetensors", {"x": torch.zeros(1)}, content["metadata"])
+    for name in ("a.pt", "a.safetensors"):
+        before = peak_memory_mib(torch.device("cpu"))
+        with pytest.raises(DataError, match=f"{name}: weights do not fit variant digits"):
+            open_trained(str(tmp_path / name), torch.device("cpu"))
+        assert peak_memory_mib(torch.device("cpu")) < before + 200
+
+
+@pytest.mark.parametrize(
+    "text", ["5", "[]", "{", "[" * 100_000, '{"network": 5}', '{"network": {"classes": %s}}' % (9**400)]
+)
+def test_metadata_that_are_none(tmp_path: Path, text: str) -> None:
+    save_file({"conv1.weight": torch.zeros(3)}, tmp_path / "a.safetensors", {"alexnet": text})
+    with pytest.raises(DataError, match=r"a\.safetensors: what it says of its network cannot be used"):
+        open_trained(str(tmp_path / "a.safetensors"), torch.device("cpu"))
 
 
 def test_one_tensor_under_two_names_is_refused() -> None:

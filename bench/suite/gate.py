@@ -23,19 +23,19 @@ from .run import CHECKER, FIRST, Rows, Run, cores
 REPEATS = 20
 #: The tests that a GPU is for, and the core of them: every dtype, memory format and special value, and that an image's
 #: result does not depend on its batch.
-TESTS = ("tests/test_triton_stage.py", "tests/test_fuse.py")
-CORE = "half_types or every_dtype or special_values or nan_reaches or its_batch or layout"
+TESTS = ("tests/test_triton_stage.py", "tests/test_one_pass.py", "tests/test_fuse.py")
+CORE = "half_types or every_dtype or special_values or nan_reaches or its_batch or layout or one_pass"
 #: Two quick ones, in the interpreter, to see that they are run.
 TOY = "count_offsets_alike or flops_are_counted"
 #: Processes that share the tests: most of their time goes into compiling, which takes one core.
-PROCESSES = 8
+PROCESSES = 14
 #: Seconds that are left for the verdict when the tests are stopped.
 MARGIN = 3.0
 
 
 def rows(run: Run) -> Rows:
     """Two stages, forward and backward, repeated and held to float64; beside them the core of the kernels' tests."""
-    with_tests = Tests(run, TESTS[:1], TOY if run.toy else CORE)
+    with_tests = Tests(run, TESTS[:1] if run.toy else TESTS[:2], TOY if run.toy else CORE)
     try:
         yield repeated(run, CASES[:2], 3 if run.toy else REPEATS)
         run.say(f"waiting for the tests in {len(with_tests.commands)} processes")

@@ -28,20 +28,23 @@ PRINTED = 40
 def cells(run: Run) -> list[steps.Cell]:
     """This project's network, PyTorch's compiled one, and the one without normalization."""
     networks = [(run.network, run.ours), (run.network, "aten"), ("one_weird_trick", "aten")]
+    hows = {"aten": run.compiled, run.ours: run.best}
     return [
-        steps.Cell("update", network, implementation, run.compiled, run.dtype, run.images)
+        steps.Cell("update", network, implementation, hows[implementation], run.dtype, run.images)
         for network, implementation in (networks[:1] if run.toy else networks)
     ]
 
 
 def uncaptured(cell: steps.Cell) -> steps.Cell:
     """The same kernels, each launched by the host."""
-    return cell._replace(how="default" if cell.how == "reduce-overhead" else cell.how)
+    return cell._replace(how=cell.how.replace("recorded", "unrecorded"))
 
 
 def ahead(run: Run) -> Iterator[Job]:
+    yield from steps.stage_jobs(run)
     for cell in cells(run):
-        yield from (steps.compiling(run, each) for each in dict.fromkeys((uncaptured(cell), cell)))
+        if run.toy or cell.mode:
+            yield from (steps.compiling(run, each) for each in dict.fromkeys((uncaptured(cell), cell)))
 
 
 def rows(run: Run) -> Rows:

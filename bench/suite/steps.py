@@ -9,9 +9,19 @@ import torch
 from torch import Tensor
 
 import kernels
+from net.alexnet import AlexNet, Stage
+from net.forms import untuned, use
 
-from ..cases import failure, many_variants
-from ..network import TORCHVISION, build_any, describe_step, images_and_labels, inference_step, update_step
+from ..cases import DTYPES, failure, many_variants
+from ..network import (
+    TORCHVISION,
+    build_any,
+    describe_step,
+    images_and_labels,
+    inference_step,
+    training_step,
+    update_step,
+)
 from ..records import Row, time_columns
 from ..roofline import Work
 from ..timing import chained_seconds, wall_seconds
@@ -19,7 +29,12 @@ from .run import Job, Rows, Run
 
 
 class Cell(NamedTuple):
-    """What is measured: ``what`` is update or inference, ``how`` is eager or a mode of ``torch.compile``."""
+    """What is measured: ``what`` is update or inference.
+
+    ``how`` is eager or a mode of ``torch.compile``, with ``, recorded`` behind it where the whole update is recorded as
+    a CUDA graph, as net.train does; ``recorded`` alone is the eager network's, and ``unrecorded`` the same kernels
+    launched by the host.
+    """
 
     what: str
     network: str
@@ -32,6 +47,12 @@ class Cell(NamedTuple):
         return describe_step(self.what, self.network, self.implementation, self.how, self.dtype, self.images)
 
     @property
+    def mode(self) -> str:
+        """The mode of ``torch.compile``; empty where nothing is compiled."""
+        mode, _, _ = self.how.partition(", ")
+        return "" if mode in ("eager", "recorded", "unrecorded") else mode
+
+    @property
     def name(self) -> str:
         return f"{self.what} of {self.network}, {self.implementation}, {self.how}, {self.dtype}, {self.images}"
 
@@ -40,27 +61,62 @@ def cells(run: Run) -> list[Cell]:
     """Updates, in order of value."""
     network, ours, compiled, dtype, images = run.network, run.ours, run.compiled, run.dtype, run.images
     if run.toy:
-        return [Cell("update", network, name, compiled, dtype, images) for name in (ours, "aten")]
+        pairs = ((ours, run.best), ("aten", compiled))
+        return [Cell("update", network, name, how, dtype, images) for name, how in pairs]
     large = 1024
+    best = "max-autotune-no-cudagraphs, recorded"
     found = [
-        Cell("update", network, ours, compiled, dtype, images),
+        Cell("update", network, ours, "recorded", dtype, images),
+        Cell("update", network, ours, "recorded", dtype, large),
         Cell("update", network, "aten", compiled, dtype, images),
-        Cell("update", network, ours, compiled, dtype, large),
+    ]
+    torchvision = importlib.util.find_spec("torchvision") is not None
+    if torchvision:
+        found += [Cell("update", TORCHVISION, "aten", how, dtype, images) for how in (compiled, best)]
+    found += [
         Cell("update", network, "aten", compiled, dtype, large),
-        Cell("update", network, "aten", "eager", dtype, images),
+        Cell("update", network, ours, "recorded", "float32", images),
+    ]
+    if torchvision:
+        found += [Cell("update", TORCHVISION, "aten", how, dtype, large) for how in (compiled, best)]
+    found += [
         Cell("update", network, ours, "eager", dtype, images),
+        Cell("update", network, "aten", "eager", dtype, images),
+        Cell("update", network, ours, compiled, dtype, images),
+        Cell("update", network, "aten", compiled, "float32", images),
         Cell("update", "one_weird_trick", "aten", compiled, dtype, images),
     ]
-    if importlib.util.find_spec("torchvision"):
-        found += [Cell("update", TORCHVISION, "aten", compiled, dtype, count) for count in (images, large)]
-    found.append(Cell("update", network, ours, compiled, "float32", images))
-    found.append(Cell("update", network, "aten", "eager", dtype, large))
-    found.append(Cell("update", network, "aten", compiled, "float32", images))
     return found
 
 
 def ahead(run: Run) -> Iterator[Job]:
-    yield from (compiling(run, cell) for cell in cells(run) if run.toy or cell.how != "eager")
+    yield from stage_jobs(run)
+    yield from (compiling(run, cell) for cell in cells(run) if run.toy or cell.mode)
+
+
+def stage_jobs(run: Run) -> Iterator[Job]:
+    """Compile the kernels of the network's stages, a job for each: one after the other they take half a minute."""
+    model = build_any(run.network, torch.device("cpu"))
+    assert isinstance(model, AlexNet)
+    use(model, untuned(model, run.device))
+    shapes = {layer.name: layer.input_shape for layer in model.config.layers()}
+    for _, name in model.trunk:
+        if name is None:
+            continue
+        stage = model.get_submodule(name)
+        assert isinstance(stage, Stage)
+        if not {"lrn", "pool"} & set(stage.operations):
+            continue
+        channels, *size = shapes[name]
+        count = channels if stage.joint > 1 or stage.across_towers else channels // model.config.towers
+
+        def job(stage: Any = stage, shape: tuple[int, ...] = (run.images, count, *size)) -> None:
+            input = torch.randn(shape, device=run.device).to(DTYPES[run.dtype], memory_format=torch.channels_last)
+            bias = torch.zeros(shape[1], device=run.device, requires_grad=True)
+            with kernels.implementation(run.ours):
+                stage.run(input.requires_grad_(), bias).sum().backward()
+
+        yield f"kernels of {name}", job
 
 
 def rows(run: Run) -> Rows:
@@ -78,17 +134,20 @@ def compiling(run: Run, cell: Cell) -> Job:
     return cell.name, job
 
 
-def compiled(model: Any, how: str) -> Callable[[Tensor], Tensor]:
+def compiled(model: Any, mode: str) -> Callable[[Tensor], Tensor]:
     """A network, called eagerly or compiled from nothing but what is on disk."""
     torch._dynamo.reset()
-    return model if how == "eager" else torch.compile(model, mode=how, dynamic=False)
+    return torch.compile(model, mode=mode, dynamic=False) if mode else model
 
 
 def prepared(run: Run, cell: Cell) -> tuple[Callable[[], object], torch.nn.Module]:
     """The call that is measured, and its network."""
     model = build_any(cell.network, run.device).train(cell.what == "update")
-    forward = compiled(model, cell.how)
+    forward = compiled(model, cell.mode)
     images, labels = images_and_labels(cell.network, cell.images, run.device)
+    if cell.how.endswith("recorded"):
+        record = run.cuda and not cell.how.endswith("unrecorded")
+        return training_step(model, forward, images, labels, cell.dtype, record=record), model
     if cell.what == "update":
         return update_step(model, forward, images, labels, cell.dtype), model
     return inference_step(forward, images, cell.dtype), model
@@ -110,8 +169,8 @@ def measured(run: Run, cell: Cell) -> Row:
 
 def times(run: Run, cell: Cell) -> dict[str, Any]:
     """The columns that are measured of a cell."""
-    call, _ = prepared(run, cell)
     begin = time.perf_counter()
+    call, _ = prepared(run, cell)
     call()
     if not run.cuda:
         return {**time_columns(wall_seconds(call, run.samples, 1))}

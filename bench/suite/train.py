@@ -23,7 +23,7 @@ from .processes import Command
 from .run import Job, Rows, Run, cores
 
 #: Training and validation images, and updates; at toy sizes images, updates, and updates between lines of progress.
-IMAGES, VALIDATION, UPDATES = 8192, 128, 200
+IMAGES, VALIDATION, UPDATES = 8192, 128, 600
 TOY_IMAGES, TOY_UPDATES, TOY_LOG_EVERY = 16, 6, 2
 #: Pictures that differ; their files are written more than once, because only the bytes in the store count.
 PICTURES = 256
@@ -32,19 +32,15 @@ DTYPES = {precision: dtype for dtype, precision in PRECISIONS.items()}
 
 def ahead(run: Run) -> Iterator[Job]:
     yield "packed store", partial(store, run)
-    if not run.toy:
-        # As net.train compiles the network.
-        for dtype in PRECISIONS:
-            yield steps.compiling(run, steps.Cell("update", run.network, "auto", "default", dtype, run.images))
 
 
 def rows(run: Run) -> Rows:
-    """A row for training at the defaults, and one in bfloat16 if that is not the default."""
+    """A row for training at the defaults, and one in the other precision."""
     packed = store(run)
     row = trained(run, packed)
     yield row
-    if row.get("dtype") != "bfloat16" and not run.toy:
-        yield trained(run, packed, "--precision", "bf16")
+    if not run.toy:
+        yield trained(run, packed, "--precision", "fp32" if row.get("dtype") == "bfloat16" else "bf16")
 
 
 def store(run: Run) -> Path:
@@ -111,7 +107,7 @@ def trained(run: Run, packed: Path, *flags: str) -> Row:
 
 def alone(run: Run, dtype: str) -> Row:
     """The step alone at its best in the same dtype, as this run has measured it, or measured now."""
-    cell = steps.Cell("update", run.network, run.ours, run.compiled, dtype, run.images)
+    cell = steps.Cell("update", run.network, run.ours, run.best, dtype, run.images)
     wanted = cell.describe()[0]
     for row in run.rows():
         if "median_us" in row and all(row.get(key) == value for key, value in wanted.items()):

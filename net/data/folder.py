@@ -1,14 +1,13 @@
 """An image folder: which files it holds and which class each belongs to."""
 
-import csv
 import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..doors import labels as label_files
+from ..doors.store import SPLITS
 from ..errors import DataError
-
-SPLITS = ("train", "val")
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,29 @@ class Listing:
         return result.hexdigest()
 
 
+#: What the folder of the validation images may be called; "test" where there is no other.
+_VALIDATION = ("val", "validation", "valid")
+_TEST = "test"
+#: What lies beside images in a flat folder and is none.
+_NO_IMAGES = {".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".html", ".db", ".ini", ".zip", ".tar", ".gz"}
+
+
+def _validation(root: Path) -> Path | None:
+    """The folder of the validation images.
+
+    Raises:
+        DataError: there are several.
+    """
+    found = [root / name for name in _VALIDATION if (root / name).is_dir()]
+    if len(found) > 1:
+        raise DataError(f"{root} has the folders {' and '.join(path.name for path in found)}; keep one of them")
+    test = root / _TEST
+    return found[0] if found else test if test.is_dir() else None
+
+
 def is_image_folder(path: Path) -> bool:
     """Whether ``path`` has the folders of an image folder."""
-    return (path / "train").is_dir() or (path / "val").is_dir()
+    return (path / "train").is_dir() or _validation(path) is not None
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
@@ -41,106 +60,99 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _files_below(folder: Path, root: Path) -> list[str]:
-    """Every visible file in ``folder`` and the folders in it, relative to ``root``, sorted."""
+    """Every visible file in ``folder`` and the folders in it, relative to ``root``, sorted.
+
+    A folder that links lead to a second time is passed over: links may go round in a circle, or two ways to each of
+    many folders.
+    """
     found: list[str] = []
-    for entry in _visible(folder):
-        if entry.is_dir():
-            found += _files_below(Path(entry.path), root)
-        else:
+    seen = {_identity(folder.stat())}
+    waiting = [iter(_visible(folder))]
+    while waiting:
+        entry = next(waiting[-1], None)
+        if entry is None:
+            waiting.pop()
+        elif not entry.is_dir():
             found.append(os.path.relpath(entry.path, root))
+        elif (identity := _identity(entry.stat())) not in seen:
+            seen.add(identity)
+            waiting.append(iter(_visible(Path(entry.path))))
     return found
 
 
-def _by_class(root: Path, split: str) -> dict[str, list[str]]:
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _by_class(folder: Path, root: Path) -> dict[str, list[str]]:
     """The files of each class folder of a split."""
     classes = {}
-    for entry in _visible(root / split):
+    for entry in _visible(folder):
         if entry.is_dir():
+            try:
+                entry.name.encode()
+            except UnicodeEncodeError:
+                raise DataError(f"{entry.path}: a class's name must be UTF-8; rename the folder") from None
             classes[entry.name] = _files_below(Path(entry.path), root)
             if not classes[entry.name]:
                 raise DataError(f"{entry.path} holds no files; remove the folder or put the class's images in it")
     return classes
 
 
-def _file_and_class(line: str) -> tuple[str, ...]:
-    """A line of a label file, cut at its last tab or comma, or at its last space."""
-    separator = next((item for item in "\t," if item in line), None)
-    return tuple(part.strip() for part in line.rsplit(separator, 1))
-
-
-def _labelled(root: Path, classes: tuple[str, ...], label_file: Path) -> tuple[list[str], list[int]]:
-    """The files of a flat val folder and their labels from ``label_file``."""
-    numbers = {name: number for number, name in enumerate(classes)}
-    names = [entry.name for entry in _visible(root / "val") if entry.is_file()]
+def _labelled(root: Path, folder: Path, classes: tuple[str, ...], label_file: Path) -> tuple[list[str], list[int]]:
+    """The files of a flat validation folder and their labels from ``label_file``."""
+    names = [
+        os.path.relpath(root / file, folder)
+        for file in _files_below(folder, root)
+        if Path(file).suffix.lower() not in _NO_IMAGES
+    ]
+    if label_file.exists():
+        names = [name for name in names if not label_file.samefile(folder / name)]
     if not names:
-        raise DataError(f"{root / 'val'} holds no files")
-    try:
-        lines = [line.strip() for line in label_file.read_text("utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"label file {label_file} cannot be read: {error}") from None
-    if not lines:
-        raise DataError(f"label file {label_file} is empty")
-    pairs: list[tuple[str, ...]]
-    if lines[0].replace(" ", "").lower() == "imageid,predictionstring":
-        # ImageNet's LOC_val_solution.csv: image name without its ending, then the class and a box, perhaps repeated.
-        pairs = [(row[0], row[1].split()[0]) for row in csv.reader(lines[1:]) if len(row) > 1 and row[1].strip()]
-    elif len(lines) == len(names) and all(line in numbers for line in lines):
-        pairs = list(zip(names, lines, strict=True))
-    elif all(len(_file_and_class(line)) == 2 for line in lines):
-        pairs = [_file_and_class(line) for line in lines]
-    elif len(lines) == len(names):
-        pairs = list(zip(names, lines, strict=True))
-    else:
-        raise DataError(
-            f"label file {label_file} must hold lines of 'FILE CLASS' or one class for each of the {len(names)} files "
-            f"in {root / 'val'}; it has {len(lines)} lines"
-        )
-    truth = {}
-    for name, label in pairs:
-        if label not in numbers:
-            hint = "; write the names of the train folders, not numbers" if label.isdigit() else ""
-            raise DataError(f"label file {label_file}: {label!r} is no class of {root / 'train'}{hint}")
-        truth[name] = numbers[label]
-    labels = []
+        raise DataError(f"{folder} holds no files")
     for name in names:
-        number = truth.get(name, truth.get(Path(name).stem))
-        if number is None:
-            raise DataError(f"label file {label_file} says nothing of {root / 'val' / name}")
-        labels.append(number)
-    return [os.path.join("val", name) for name in names], labels
+        if len(Path(name).parts) > 1 and Path(name).parts[0] in classes:
+            raise DataError(f"{folder} has class folders ({name}); --val-labels is for one without")
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = [numbers[name] for name in label_files.read(label_file, folder, names, numbers)]
+    return [os.path.relpath(folder / name, root) for name in names], labels
 
 
 def scan(root: Path, label_file: Path | None = None) -> Listing:
     """List ``train/CLASS/*`` and ``val/CLASS/*``, or ``val/*`` with a label file. Hidden files are left out.
 
+    The folder ``val`` may be called ``validation`` or ``valid``, or ``test`` where there is none of these.
+
     Args:
         root: the image folder.
-        label_file: labels of a flat validation folder: lines of ``FILE CLASS``, ImageNet's ``LOC_val_solution.csv``,
-            or one class a line in the order of the file names. Classes are named as the folders in ``train``.
+        label_file: labels of a flat validation folder, see :func:`net.doors.labels.read`. Classes are named as the
+            folders in ``train``.
 
     Raises:
         DataError: a folder that is missing or empty, a class that only val has, or a label file that does not fit.
     """
     if not root.is_dir():
         raise DataError(f"{root} is no folder")
-    for split in SPLITS:
-        if not (root / split).is_dir():
+    folder = _validation(root)
+    for split, found in (("train", (root / "train").is_dir()), ("val", folder is not None)):
+        if not found:
             raise DataError(f"{root} has no folder {split}; an image folder holds train/CLASS/* and val/CLASS/*")
-    train = _by_class(root, "train")
+    assert folder is not None
+    train = _by_class(root / "train", root)
     if not train:
         raise DataError(f"{root / 'train'} has no class folders; images belong in train/CLASS/")
     classes = tuple(train)
     files = {"train": [file for name in classes for file in train[name]]}
     labels = {"train": [number for number, name in enumerate(classes) for _ in train[name]]}
     if label_file is not None:
-        files["val"], labels["val"] = _labelled(root, classes, label_file)
+        files["val"], labels["val"] = _labelled(root, folder, classes, label_file)
     else:
-        val = _by_class(root, "val")
+        val = _by_class(folder, root)
         if not val:
-            raise DataError(f"{root / 'val'} has no class folders; a flat folder needs --val-labels FILE")
+            raise DataError(f"{folder} has no class folders; a flat folder needs --val-labels FILE")
         for name in val:
             if name not in train:
-                raise DataError(f"class {name!r} is in {root / 'val'} and not in {root / 'train'}")
+                raise DataError(f"class {name!r} is in {folder} and not in {root / 'train'}")
         files["val"] = [file for name in classes for file in val.get(name, [])]
         labels["val"] = [number for number, name in enumerate(classes) for _ in val.get(name, [])]
     return Listing(root, classes, files, labels)

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..config import SHAPES, SYNTHETIC
+from ..printing import printable
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def short_name(path: str | None, classes: tuple[str, ...]) -> str:
         return "embedded digits"
     if classes == SHAPES:
         return "synthetic shapes"
-    return "synthetic noise" if path.partition(":")[0] == SYNTHETIC else Path(path).name
+    return "synthetic noise" if path.partition(":")[0] == SYNTHETIC else printable(Path(path).name)
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class ImageData:
         """What it is called in messages; rendered images are called synthetic."""
         if self.path is None:
             return "the embedded digits"
-        return f"{self.path} (synthetic shapes)" if self.classes == SHAPES else self.path
+        path = printable(self.path)
+        return f"{path} (synthetic shapes)" if self.classes == SHAPES else path
 
     @property
     def short_name(self) -> str:

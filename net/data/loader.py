@@ -2,8 +2,8 @@
 
 import itertools
 import queue
-import sys
 import threading
+from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,11 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..doors.files import free_host_memory
 from ..progress import Progress
 from .images import Split
 
 #: Batches read ahead, the one in use included.
 BUFFERS = 4
+#: Batches sent to a GPU ahead, the next one included.
+TRAVELLING = 2
 #: Images copied at a time when all of them are read into memory.
 _COPIED = 1024
 
@@ -207,20 +210,61 @@ class Loader:
         thread = threading.Thread(target=produce, name="loader", daemon=True)
         thread.start()
         try:
-            while (buffer := full.get()) is not None:
-                if isinstance(buffer, BaseException):
-                    raise buffer
-                count = len(buffer.samples)
-                images = buffer.images[:count].to(self.device, non_blocking=True)
-                labels = buffer.labels[:count].to(self.device, non_blocking=True)
-                if self.device.type == "cuda":
-                    buffer.copied = torch.cuda.Event()
-                    buffer.copied.record(torch.cuda.current_stream(self.device))
+            sent = _sent(full, self.device)
+            for buffer, images, labels in sent:
                 yield Batch(images, labels, buffer.samples, buffer.epoch)
                 free.put(buffer)
         finally:
             free.put(None)
             thread.join()
+
+
+def _sent(
+    full: "queue.SimpleQueue[_Buffer | BaseException | None]", device: torch.device
+) -> Iterator[tuple[_Buffer, Tensor, Tensor]]:
+    """The buffers that come, with their images and labels on the device.
+
+    To a GPU they travel on a stream of their own, and the next batch is on its way while one is in use.
+    """
+    if device.type != "cuda":
+        # To an Apple GPU a copy is waited for: nothing says when another kind is done and the buffer may be filled.
+        while (buffer := full.get()) is not None:
+            if isinstance(buffer, BaseException):
+                raise buffer
+            count = len(buffer.samples)
+            yield buffer, buffer.images[:count].to(device), buffer.labels[:count].to(device)
+        return
+    stream = torch.cuda.Stream(device)
+    travelling: deque[tuple[_Buffer, Tensor, Tensor]] = deque()
+    ended = False
+    while not ended or travelling:
+        while not ended and len(travelling) < TRAVELLING:
+            try:
+                # The first is waited for; others go along where they are ready.
+                buffer = full.get(block=not travelling)
+            except queue.Empty:
+                break
+            if isinstance(buffer, BaseException):
+                raise buffer
+            if buffer is None:
+                ended = True
+                break
+            count = len(buffer.samples)
+            with torch.cuda.stream(stream):
+                images = buffer.images[:count].to(device, non_blocking=True)
+                labels = buffer.labels[:count].to(device, non_blocking=True)
+                buffer.copied = torch.cuda.Event()
+                buffer.copied.record()
+            travelling.append((buffer, images, labels))
+        if not travelling:
+            return
+        buffer, images, labels = travelling.popleft()
+        assert buffer.copied is not None
+        current = torch.cuda.current_stream(device)
+        current.wait_event(buffer.copied)
+        for tensor in (images, labels):
+            tensor.record_stream(current)
+        yield buffer, images, labels
 
 
 def cache_that_fits(split: Split, wanted: Cache, device: torch.device) -> Cache:
@@ -229,7 +273,9 @@ def cache_that_fits(split: Split, wanted: Cache, device: torch.device) -> Cache:
         return wanted
     if device.type == "cpu":
         wanted = "host"
-    free = torch.cuda.mem_get_info(device)[0] if wanted == "device" else free_host_memory()
+    # Apple's GPUs share the host's.
+    cuda = device.type == "cuda" and wanted == "device"
+    free = torch.cuda.mem_get_info(device)[0] if cuda else free_host_memory()
     if split.images.nbytes <= 0.8 * free:
         return wanted
     print(
@@ -237,14 +283,3 @@ def cache_that_fits(split: Split, wanted: Cache, device: torch.device) -> Cache:
         "free; reading them from the store instead"
     )
     return "none"
-
-
-def free_host_memory() -> int:
-    """Bytes that this machine can give to a process without swapping."""
-    try:
-        with open("/proc/meminfo") as file:
-            (line,) = [line for line in file if line.startswith("MemAvailable:")]
-    except (OSError, ValueError):
-        # Not Linux: leave the judgement to the user.
-        return sys.maxsize
-    return int(line.split()[1]) * 1024

@@ -1,6 +1,7 @@
 """Pack an image folder into a store: decode in several processes, stream to disk, go on after an interruption."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -17,16 +18,22 @@ import torch
 from numpy.typing import NDArray
 
 from ..device import keep_freed_memory
+from ..doors.files import read
+from ..doors.image import UnreadableImageError
+from ..doors.store import CHUNK, FORMAT, META, SPLITS, read_arrays, read_meta
 from ..errors import DataError
-from ..files import atomic_write, locked
+from ..files import PARTIAL, atomic_write, locked
+from ..printing import printable
 from ..progress import Progress, duration
 from . import processes
-from .decode import UnreadableImageError, decode
-from .folder import SPLITS, Listing, scan
+from .decode import decode
+from .folder import Listing, scan
 from .images import ImageData, PixelStatistics
-from .store import CHUNK, FORMAT, META, checksum, file_checksum, is_store, open_store, read_meta, small_files
+from .store import checksum, is_store, open_store, small_files
 
 PROGRESS = "progress.npz"
+#: The arrays of the progress that each split has.
+_ARRAYS = ("done", "valid", "checksums")
 #: Seconds between snapshots of the progress: as much work an interruption can cost.
 SNAPSHOT_EVERY = 10.0
 
@@ -115,35 +122,43 @@ class _State:
             with open(folder / f"{split}_images.npy", "r+b") as file:
                 os.fsync(file.fileno())
         arrays: dict[str, Any] = {
-            "key": key,
-            "count": self.statistics.count,
+            "key": np.frombuffer(key.encode(), np.uint8),
+            "count": np.int64(self.statistics.count),
             "total": self.statistics.total,
             "gram": self.statistics.gram,
-            "skipped": json.dumps(self.skipped),
+            "skipped": np.frombuffer(json.dumps(self.skipped).encode(), np.uint8),
         }
-        for name in ("done", "valid", "checksums"):
+        for name in _ARRAYS:
             for split in SPLITS:
                 arrays[f"{name}_{split}"] = getattr(self, name)[split]
         with atomic_write(folder / PROGRESS) as file:
             np.savez(file, **arrays)
 
     @classmethod
-    def load(cls, folder: Path, key: str, size: int) -> "_State | None":
+    def load(cls, folder: Path, key: str, listing: Listing, size: int) -> "_State | None":
         """The snapshot of an interrupted run over the same files; None when there is none."""
+        fresh = cls.start(listing, size)
+        parts = {f"{name}_{split}": getattr(fresh, name)[split] for name in _ARRAYS for split in SPLITS}
+        expected: dict[str, tuple[type[np.generic], tuple[int, ...] | None]] = {
+            "key": (np.uint8, None),
+            "skipped": (np.uint8, None),
+            "count": (np.int64, ()),
+            "total": (np.int64, (size, size, 3)),
+            "gram": (np.int64, (3, 3)),
+            **{name: (part.dtype.type, part.shape) for name, part in parts.items()},
+        }
         try:
-            with np.load(folder / PROGRESS) as archive:
-                if str(archive["key"]) != key:
-                    return None
-                statistics = PixelStatistics(size)
-                statistics.count = int(archive["count"])
-                statistics.total, statistics.gram = archive["total"], archive["gram"]
-                parts = [
-                    {split: archive[f"{name}_{split}"] for split in SPLITS} for name in ("done", "valid", "checksums")
-                ]
-                skipped = [(file, reason) for file, reason in json.loads(str(archive["skipped"]))]
-        except (OSError, ValueError, KeyError, EOFError):
+            arrays = read_arrays(folder / PROGRESS, expected)
+            skipped = [(str(file), str(reason)) for file, reason in json.loads(arrays["skipped"].tobytes())]
+        except (DataError, ValueError, TypeError, RecursionError):
             return None
-        return cls(parts[0], parts[1], parts[2], statistics, skipped)
+        if arrays["key"].tobytes() != key.encode():
+            return None
+        statistics = PixelStatistics(size)
+        statistics.count = int(arrays["count"])
+        statistics.total, statistics.gram = arrays["total"], arrays["gram"]
+        done, valid, checksums = ({split: arrays[f"{name}_{split}"] for split in SPLITS} for name in _ARRAYS)
+        return cls(done, valid, checksums, statistics, skipped)
 
 
 def _header(path: Path, shape: tuple[int, ...]) -> int:
@@ -210,7 +225,9 @@ def _finish(listing: Listing, state: _State, target: Path, offsets: dict[str, in
         np.save(file, state.statistics.mean())
     with atomic_write(target / "skipped.txt") as file:
         for name, reason in sorted(state.skipped):
-            file.write(f"{name}\t{reason}\n".encode(errors="surrogateescape"))
+            # A name may hold a line end, which would forge a line; what is no UTF-8 stays the bytes it is.
+            line = f"{_on_one_line(name)}\t{_on_one_line(reason)}\n"
+            file.write(line.encode(errors="surrogateescape"))
     colour = state.statistics.colour()
     meta = {
         "format": FORMAT,
@@ -220,7 +237,7 @@ def _finish(listing: Listing, state: _State, target: Path, offsets: dict[str, in
         "classes": list(listing.classes),
         "colour": {"values": colour.values.tolist(), "vectors": colour.vectors.tolist()},
         "source": {"path": str(listing.root.resolve()), "sha256": listing.digest},
-        "sha256": {name: file_checksum(target / name) for name in small_files()},
+        "sha256": {name: hashlib.sha256(read(target / name, "store")).hexdigest() for name in small_files()},
     }
     with atomic_write(target / META) as file:
         file.write(json.dumps(meta, indent=1).encode())
@@ -228,6 +245,10 @@ def _finish(listing: Listing, state: _State, target: Path, offsets: dict[str, in
         os.truncate(target / f"{split}_images.npy", offsets[split] + counts[split] * size * size * 3)
     (target / PROGRESS).unlink(missing_ok=True)
     return counts
+
+
+def _on_one_line(text: str) -> str:
+    return "".join(printable(one) if ord(one) < 128 else one for one in text)
 
 
 def _existing(target: Path, listing: Listing, size: int) -> bool:
@@ -251,7 +272,9 @@ def _existing(target: Path, listing: Listing, size: int) -> bool:
     if target.is_dir():
         ours = {PROGRESS, "train_images.npy", "val_images.npy", "skipped.txt", *small_files()}
         for path in target.iterdir():
-            if path.name not in ours and not path.name.endswith(".partial"):
+            if path.name.endswith(PARTIAL):
+                continue
+            if path.name not in ours or path.is_symlink() or not path.is_file():
                 raise DataError(f"{target} is not empty ({path.name}); give an empty or a new folder")
     elif target.exists():
         raise DataError(f"{target} is a file; give a folder")
@@ -279,7 +302,6 @@ def prepare(
     listing = scan(source, val_labels)
     if not _existing(target, listing, size):
         _check_space(target, listing, size)
-        target.mkdir(parents=True, exist_ok=True)
         with locked(target):
             # Another process may have finished it since.
             if not _existing(target, listing, size):
@@ -292,7 +314,7 @@ def _pack_all(listing: Listing, target: Path, size: int, workers: int) -> None:
     """Do the work of :func:`prepare`."""
     total = sum(len(files) for files in listing.files.values())
     key = f"{listing.digest} {size}"
-    state = _State.load(target, key, size)
+    state = _State.load(target, key, listing, size)
     if state is None:
         if (target / PROGRESS).exists():
             print(f"{listing.root} or --size has changed since the interrupted run: starting again")
@@ -343,8 +365,9 @@ def _pack_all(listing: Listing, target: Path, size: int, workers: int) -> None:
             state.save(target, key)
     for split in SPLITS:
         if not state.valid[split].any():
-            file, reason = next((item for item in state.skipped if item[0].startswith(split)), ("", ""))
-            raise DataError(f"no image in {listing.root / split} can be read; {file}: {reason}")
+            files = set(listing.files[split])
+            file, reason = next(item for item in state.skipped if item[0] in files)
+            raise DataError(f"no image for {split} in {listing.root} can be read; {file}: {reason}")
     counts = _finish(listing, state, target, offsets, size)
     seconds = time.monotonic() - began
     present = set(np.array(listing.labels["train"])[state.valid["train"]])
@@ -358,8 +381,7 @@ def _pack_all(listing: Listing, target: Path, size: int, workers: int) -> None:
     if state.skipped:
         print(f"left out {len(state.skipped):,} files, listed with the reasons in {target / 'skipped.txt'}; the first:")
         for file, reason in sorted(state.skipped)[:5]:
-            # A name need not be text in the terminal's encoding.
-            print(f"  {os.fsencode(file).decode(errors='replace')}: {reason}")
+            print(f"  {printable(file)}: {printable(reason)}")
 
 
 def verify(target: Path) -> ImageData:

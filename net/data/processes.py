@@ -2,13 +2,16 @@
 
 import contextlib
 import multiprocessing
-import multiprocessing.forkserver as forkserver
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing.context import ForkServerContext
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    # Windows has the second only.
+    from multiprocessing.context import ForkServerContext, SpawnContext
 
 
 def available_cores() -> int:
@@ -16,12 +19,16 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def context(*modules: str) -> ForkServerContext:
+def context(*modules: str) -> "ForkServerContext | SpawnContext":
     """Where processes come from that ignore Ctrl-C, which reaches a whole group: who hands out the work stops it.
 
     Args:
-        modules: imported once for all of them.
+        modules: imported once for all of them. Where there is no fork, as on Windows, each imports what it needs.
     """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver
+
     result = multiprocessing.get_context("forkserver")
     result.set_forkserver_preload(list(modules))
     with _without_interrupts():

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..config import SHAPES, ShapesConfig
+from ..doors.store import SPLITS
 from ..progress import Progress
 from . import processes
-from .folder import SPLITS
 
 #: Red, green and blue's share of the luminance (ITU-R BT.601), by which a gray picture is made.
 LUMINANCE = np.array([0.299, 0.587, 0.114])

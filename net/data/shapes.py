@@ -3,7 +3,6 @@
 import os
 import shlex
 import shutil
-import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,20 +19,16 @@ DESCRIPTION = (
 )
 
 
-def _terminate(number: int, frame: object) -> None:
-    """SIGTERM ends a run as Ctrl-C does: what was begun is removed."""
-    raise SystemExit(128 + number)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Render as the command line says; returns the exit status."""
     config = cli.resolve(cli.given(ShapesConfig, "net.data.shapes", DESCRIPTION, arguments), ShapesConfig)
     folder = Path(config.folder).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} is there already; give an empty or a new folder")
+    cli.load("data.rendering")
     from .rendering import write_folder
 
-    signal.signal(signal.SIGTERM, _terminate)
+    cli.end_in_order()
     began = time.monotonic()
     # Rendered under another name, so that a folder is whole or not there.
     partial = folder.with_name(f"{folder.name}.{os.getpid()}{PARTIAL}")

@@ -13,7 +13,6 @@
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,16 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, UsageError
-from ..fields import typed
+from ..doors.store import CHUNK, META, SPLITS, mapped_images, read_array, read_meta
+from ..errors import DataError
 from ..progress import Progress
-from .folder import SPLITS
 from .images import ColourComponents, ImageData, Split
 
-FORMAT = 1
-META = "meta.json"
-#: Images that share a checksum.
-CHUNK = 64
 #: A store up to this size is checked whole when it is opened; of a larger one a few chunks are.
 CHECKED_WHOLE = 256 * 2**20
 _SAMPLED_CHUNKS = 16
@@ -43,11 +37,6 @@ def checksum(images: NDArray[np.uint8]) -> int:
     return int.from_bytes(hashlib.sha256(content).digest()[:8], "little")
 
 
-def file_checksum(path: Path) -> str:
-    """SHA-256 of a small file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def small_files() -> tuple[str, ...]:
     """The files whose checksums stand in ``meta.json``."""
     return ("mean_image.npy", *(f"{split}_{part}.npy" for split in SPLITS for part in ("labels", "checksums")))
@@ -56,33 +45,6 @@ def small_files() -> tuple[str, ...]:
 def is_store(path: Path) -> bool:
     """Whether ``path`` is a finished store."""
     return (path / META).is_file()
-
-
-def read_meta(path: Path) -> dict[str, Any]:
-    """What ``meta.json`` of the store says.
-
-    Raises:
-        DataError: it is missing, damaged, or of another format.
-    """
-    try:
-        meta: dict[str, Any] = json.loads((path / META).read_text())
-        if meta["format"] != FORMAT:
-            raise DataError(f"{path / META}: format {meta['format']} is not {FORMAT}; prepare the images again")
-        typed("image_size", meta["image_size"], int)
-        for split in SPLITS:
-            typed(f"counts of {split}", meta["counts"][split], int)
-        typed("classes", meta["classes"], tuple[str, ...])
-        if np.shape(meta["colour"]["values"]) != (3,) or np.shape(meta["colour"]["vectors"]) != (3, 3):
-            raise ValueError("colour must hold 3 values and 3x3 vectors")
-        for table in ("sha256", "source"):
-            typed(table, meta[table], dict)
-        typed("source's sha256", meta["source"]["sha256"], str)
-    except FileNotFoundError:
-        raise DataError(f"{path} is no finished store: it has no {META}; run python -m net.prepare again") from None
-    except (ValueError, KeyError, TypeError, UsageError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise DataError(f"{path / META} is damaged: {what}") from None
-    return meta
 
 
 def open_store(path: Path, *, whole: bool = False) -> ImageData:
@@ -97,16 +59,23 @@ def open_store(path: Path, *, whole: bool = False) -> ImageData:
         DataError: something is missing or not as ``meta.json`` says.
     """
     meta = read_meta(path)
-    for name in small_files():
-        if not (path / name).is_file():
-            raise DataError(f"{path / name} is missing; prepare the images again")
-        if file_checksum(path / name) != meta["sha256"].get(name):
-            raise DataError(f"{path / name} is damaged: its checksum is not the one in {META}")
-    size = meta["image_size"]
+    size, classes = meta["image_size"], tuple(meta["classes"])
+
+    def array(name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
+        return read_array(path / name, dtype, shape, meta["sha256"].get(name))
+
     splits = {}
     for split in SPLITS:
-        images = _mapped(path / f"{split}_images.npy", (meta["counts"][split], size, size, 3))
-        checksums = np.load(path / f"{split}_checksums.npy")
+        count = meta["counts"][split]
+        images = mapped_images(path / f"{split}_images.npy", (count, size, size, 3))
+        checksums = array(f"{split}_checksums.npy", np.uint64, (-(-count // CHUNK),))
+        labels = array(f"{split}_labels.npy", np.int64, (count,))
+        if labels.min() < 0 or labels.max() >= len(classes):
+            wrong = int(np.flatnonzero((labels < 0) | (labels >= len(classes)))[0])
+            raise DataError(
+                f"{path / f'{split}_labels.npy'}: image {wrong} has the label {labels[wrong]}; there are "
+                f"{len(classes)} classes"
+            )
         chunks: Sequence[int] = range(len(checksums))
         if not whole and images.nbytes > CHECKED_WHOLE:
             chunks = sorted({round(chunk) for chunk in np.linspace(0, len(checksums) - 1, _SAMPLED_CHUNKS)})
@@ -119,17 +88,9 @@ def open_store(path: Path, *, whole: bool = False) -> ImageData:
                         f"{min(rows.stop, len(images)) - 1} is wrong; prepare the images again"
                     )
                 progress.update(CHUNK)
-        splits[split] = Split(images, np.load(path / f"{split}_labels.npy"))
-    colour = ColourComponents(np.array(meta["colour"]["values"]), np.array(meta["colour"]["vectors"]))
-    mean = np.load(path / "mean_image.npy")
-    return ImageData(os.path.abspath(path), splits["train"], splits["val"], tuple(meta["classes"]), mean, colour)
-
-
-def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    try:
-        images: NDArray[np.uint8] = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} cannot be mapped: {error}") from None
-    if images.dtype != np.uint8 or images.shape != shape:
-        raise DataError(f"{path} holds {images.dtype} {images.shape}; {META} says uint8 {shape}")
-    return images
+        splits[split] = Split(images, labels)
+    colour = ColourComponents(np.array(meta["colour"]["values"], float), np.array(meta["colour"]["vectors"], float))
+    mean = array("mean_image.npy", np.float32, (size, size, 3))
+    if not ((mean >= 0) & (mean <= 255)).all():
+        raise DataError(f"{path / 'mean_image.npy'} holds values that are not in 0..255; prepare the images again")
+    return ImageData(os.path.abspath(path), splits["train"], splits["val"], classes, mean, colour)

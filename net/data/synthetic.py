@@ -3,9 +3,9 @@
 import numpy as np
 
 from ..config import SYNTHETIC
+from ..doors.files import free_host_memory
 from ..errors import UsageError
 from .images import ColourComponents, ImageData, Split
-from .loader import free_host_memory
 
 DEFAULT_COUNT = 1024
 
@@ -17,7 +17,8 @@ def parse(path: str) -> int | None:
     if not path.startswith(SYNTHETIC + ":"):
         return None
     count = path.removeprefix(SYNTHETIC + ":")
-    if not count.isdigit() or int(count) < 1:
+    # ASCII, because there are other digits that are none to int(), and no more of them than it converts.
+    if not (count.isascii() and count.isdigit() and len(count) < 16) or int(count) < 1:
         raise UsageError(f"--data-path {path}: after '{SYNTHETIC}:' comes a positive number of images")
     return int(count)
 

@@ -4,11 +4,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed._functional_collectives as functional
 from torch import Tensor
 
-# The name since PyTorch 2.13, and the one before.
-_all_gather: Any = getattr(functional, "all_gather_single_autograd", None) or functional.all_gather_tensor_autograd
+from kernels import private
+
+_all_gather = private.found(*private.RENAMED[0])
+_all_to_all = private.found("torch.distributed._functional_collectives:all_to_all_single_autograd")
+_Waiting = private.found("torch.distributed._functional_collectives:AsyncCollectiveTensor")
 
 
 def gather(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
@@ -22,7 +24,7 @@ def gather(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
         return gather(x.permute(0, 2, 3, 1), 3, group).permute(0, 3, 1, 2)
     result: Tensor = _all_gather(x.contiguous(), dim, group)
     # Eager calls may return a tensor that waits when it is used; autograd would keep that one for backward.
-    return result.wait() if isinstance(result, functional.AsyncCollectiveTensor) else result
+    return result.wait() if isinstance(result, _Waiting) else result
 
 
 def replicate(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
@@ -47,7 +49,7 @@ def transpose(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """
     ranks = group.size()
     share = x.shape[0] // ranks
-    blocks = functional.all_to_all_single_autograd(x.contiguous(), [share] * ranks, [share] * ranks, group)
+    blocks: Tensor = _all_to_all(x.contiguous(), [share] * ranks, [share] * ranks, group)
     return blocks.view(ranks, share, -1).transpose(0, 1).reshape(share, -1)
 
 

@@ -4,6 +4,8 @@ import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from kernels import private
+
 from ..alexnet import AlexNet
 from ..errors import UsageError
 from .part import Parallel, Share
@@ -25,7 +27,7 @@ def averaged(
     """
     if compression == "bf16" and dist.get_backend(group) != "nccl":
         raise UsageError("--gradient-compression bf16 needs NCCL, that is a GPU for each rank; give none here")
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(split))
+    private.leave_to_ranks(model, split)
     wrapped = DistributedDataParallel(model, process_group=group, gradient_as_bucket_view=True)
     if compression == "bf16":
         wrapped.register_comm_hook(group, bf16_compress_hook)

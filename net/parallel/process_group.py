@@ -15,7 +15,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore, Store, _set_pg_timeout
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+from kernels import private
 
 from ..config import TrainConfig
 from ..device import choose
@@ -181,7 +183,7 @@ class Processes(Ranks):
     def hurry(self, groups: Iterable[dist.ProcessGroup]) -> None:
         dist.barrier(self.control)
         for group in {self.group, self.control, *groups}:
-            _set_pg_timeout(_seconds(self.timeout), group)
+            private.set_group_timeout(group, self.timeout)
 
     def opened(self, open: Callable[[], Value], identity: Callable[[Value], Mapping[str, object]]) -> Value:
         opened: list[Value] = []
@@ -330,6 +332,8 @@ def join(launch: Launch, config: TrainConfig) -> tuple[Ranks, torch.device]:
     """
     name, shared = _device_name(config.device, launch, torch.cuda.device_count())
     device = choose(name)
+    if device.type == "mps" and config.parallel != "none":
+        raise UsageError(f"--device mps computes in one process, without --parallel {config.parallel}")
     if config.parallel == "none":
         return Ranks(), device
     return Processes(launch, _backend(device, shared), config), device

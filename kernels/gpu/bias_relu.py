@@ -1,0 +1,128 @@
+"""Bias and ReLU in one pass, and their gradients in one: what follows a convolution without normalization or pooling.
+
+Forward reads and writes ``n`` elements; backward reads the output and its gradient and writes the input's gradient,
+``3 n``, with the bias's gradient summed on the way. PyTorch's own operators take ``4 n`` and ``4 n``, and sum a
+bfloat16 gradient in a kernel that costs more than all the rest (an H100, ``reports/LOG.md``).
+"""
+
+import contextlib
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+#: Pixels and channels of a tile, and tiles that a program of the backward pass goes through.
+PIXELS, CHANNELS, TILES = 32, 64, 4
+#: Fused multiply-adds are more exact than two roundings; Triton's default for them changes with its versions.
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
+
+
+@triton.jit
+def forward_kernel(input, bias, output, pixels, channels, stride, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
+    """``max(input + bias, 0)`` of a tile; NaN propagates."""
+    pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)[:, None]
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    inside = (pixel < pixels) & (channel < channels)
+    value = tl.load(input + pixel * stride + channel, mask=inside).to(tl.float32)
+    value += tl.load(bias + channel, mask=channel < channels).to(tl.float32)
+    value = tl.where(value < 0, 0.0, value)
+    tl.store(output + pixel * channels + channel, value.to(output.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def backward_kernel(
+    gradient,
+    output,
+    result,
+    sums,
+    pixels,
+    channels,
+    stride,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    TILES: tl.constexpr,
+):
+    """The gradient where the output is not zero, and its sum over the program's pixels; NaN passes the gradient on."""
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    total = tl.zeros([PIXELS, CHANNELS], tl.float32)
+    for tile in range(TILES):
+        pixel = (tl.program_id(0).to(tl.int64) * TILES + tile) * PIXELS + tl.arange(0, PIXELS)[:, None]
+        inside = (pixel < pixels) & (channel < channels)
+        value = tl.load(gradient + pixel * stride + channel, mask=inside, other=0.0).to(tl.float32)
+        kept = tl.load(output + pixel * channels + channel, mask=inside, other=0.0).to(tl.float32)
+        value = tl.where(kept <= 0, 0.0, value)
+        tl.store(result + pixel * channels + channel, value.to(result.dtype.element_ty), mask=inside)
+        total += value
+    tl.store(sums + tl.program_id(0) * channels + channel, tl.sum(total, 0)[None, :], mask=channel < channels)
+
+
+def pixel_stride(tensor: Tensor) -> int | None:
+    """Elements from one pixel to the next where ``[N, C, H, W]`` lies pixel by pixel, channels together; None else.
+
+    A slice of the channels does.
+    """
+    if tensor.dim() != 4 or (tensor.shape[1] > 1 and tensor.stride(1) != 1):
+        return None
+    first, expected = None, 0
+    for axis in (3, 2, 0):
+        size, stride = tensor.shape[axis], tensor.stride(axis)
+        if size == 1:
+            continue
+        if first is None:
+            first = stride
+        elif stride != expected:
+            return None
+        expected = stride * size
+    return tensor.shape[1] if first is None else first
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def forward(input: Tensor, bias: Tensor) -> Tensor:
+    """``relu(input + bias)``.
+
+    Args:
+        input: ``[N, C, H, W]`` for which :func:`pixel_stride` is not None; any dtype but float64.
+        bias: ``[C]``, contiguous.
+
+    Returns:
+        In ``input``'s dtype, contiguous in channels_last memory format.
+    """
+    stride = pixel_stride(input)
+    assert stride is not None
+    output = torch.empty(input.shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+    channels = input.shape[1]
+    pixels = input.numel() // channels
+    grid = (triton.cdiv(pixels, PIXELS), triton.cdiv(channels, CHANNELS))
+    with _on(input.device):
+        forward_kernel[grid](input, bias, output, pixels, channels, stride, PIXELS, CHANNELS, **OPTIONS)
+    return output
+
+
+def backward(output_gradient: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of the input, in ``output``'s dtype and memory format, and of the bias, in float32.
+
+    The bias's is summed in an order that depends on the number of pixels alone.
+
+    Args:
+        output_gradient: of ``output``'s shape; copied where :func:`pixel_stride` is None.
+        output: what :func:`forward` returned.
+    """
+    stride = pixel_stride(output_gradient)
+    if stride is None:
+        output_gradient = output_gradient.contiguous(memory_format=torch.channels_last)
+        stride = output.shape[1]
+    channels = output.shape[1]
+    pixels = output.numel() // channels
+    result = torch.empty_like(output)
+    programs = triton.cdiv(pixels, PIXELS * TILES)
+    sums = torch.empty(programs, channels, dtype=torch.float32, device=output.device)
+    grid = (programs, triton.cdiv(channels, CHANNELS))
+    with _on(output.device):
+        backward_kernel[grid](
+            output_gradient, output, result, sums, pixels, channels, stride, PIXELS, CHANNELS, TILES, **OPTIONS
+        )
+    return result, sums.sum(0)

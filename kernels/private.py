@@ -1,0 +1,177 @@
+"""What this project uses of PyTorch and Triton that they keep to themselves or may still change, all of it.
+
+Everything else imports it from here, so that a version that has renamed something shows in one file and one test, which
+names what is missing. Where a version lacks something that is only a shortcut, the longer way is taken.
+"""
+
+import contextlib
+import datetime
+import functools
+import importlib
+import importlib.metadata
+import pkgutil
+import re
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+#: First and last minor version that the tests passed with; CONTRIBUTING.md has the table. Others run all the same.
+TRIED = {"torch": ((2, 11), (2, 15)), "triton": ((3, 6), (3, 9))}
+
+#: By its place, what is used and by whom. Of a package that is not installed nothing is looked for.
+NAMES = (
+    "torch._C._len_torch_dispatch_stack",  # kernels.cpu: whether anybody records operators
+    "torch._C._are_functorch_transforms_active",  # kernels.stage: whether a derivative may be asked for
+    "torch.autograd.forward_ad._current_level",
+    "torch.autograd.forward_ad._set_fwd_grad_enabled",  # kernels.threads
+    "torch.Tensor._is_view",
+    "torch._C._autograd._top_saved_tensors_default_hooks",  # kernels.tracing: activation checkpointing
+    "torch.nn.modules.module:_has_any_global_hook",
+    "torch._assert",  # kernels.fuse
+    "torch.fx._symbolic_trace:is_fx_symbolic_tracing",
+    "torch.jit._trace:is_tracing",
+    "torch.utils._pytree:tree_leaves",
+    "torch.utils._pytree:tree_map",
+    "torch._dynamo.config:patch",  # kernels.inductor
+    "torch._dynamo.config:recompile_limit",
+    "torch._dynamo.config:accumulated_recompile_limit",  # bench
+    "torch._foreach_mul_",  # net.recipe
+    "torch._foreach_add_",
+    "torch.optim.sgd:sgd",
+    "torch._inductor.aoti_compile_and_package",  # net.interchange
+    "torch.distributed._functional_collectives:all_to_all_single_autograd",  # net.parallel
+    "torch.distributed._functional_collectives:AsyncCollectiveTensor",
+    "torch.distributed.distributed_c10d:_set_pg_timeout",
+    "torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model",
+    "torch._C._autograd.DeviceType",  # bench
+    "torch.utils._python_dispatch:TorchDispatchMode",
+    "torch.cuda._sleep",
+    "torch._dynamo.reset",
+    "torch._functorch.config:patch",
+    "torch._functorch.config:donated_buffer",
+    "torch.testing._internal.distributed.fake_pg:FakeStore",
+    "triton.backends.compiler:GPUTarget",  # kernels.aot
+    "triton.compiler:ASTSource",
+)
+#: What may be called by either name.
+RENAMED = (
+    # The first since PyTorch 2.13.
+    (
+        "torch.distributed._functional_collectives:all_gather_single_autograd",
+        "torch.distributed._functional_collectives:all_gather_tensor_autograd",
+    ),
+)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@functools.cache
+def found(*names: str) -> Any:
+    """What the first of ``names`` that exists stands for: ``package.module:attribute``, or dots alone.
+
+    Raises:
+        ImportError: the installed version has none of them.
+    """
+    for name in names:
+        with contextlib.suppress(ImportError, AttributeError):
+            return pkgutil.resolve_name(name)
+    package = names[0].partition(".")[0]
+    raise ImportError(f"{package} {importlib.metadata.version(package)} has no {' or '.join(names)}; {_tried(package)}")
+
+
+def missing() -> list[str]:
+    """The names, of :data:`NAMES`, :data:`RENAMED` and of a module's hooks, that the installed versions do not have."""
+    installed = [package for package in TRIED if importlib.util.find_spec(package)]
+    names = [(name,) for name in NAMES] + list(RENAMED)
+    result = [f"torch.nn.Module.{name}" for name in _HOOKS if not hasattr(nn.Module(), name)]
+    for each in names:
+        if each[0].partition(".")[0] in installed:
+            try:
+                found(*each)
+            except ImportError:
+                result.append(" or ".join(each))
+    return result
+
+
+def _tried(package: str) -> str:
+    least, most = (".".join(map(str, version)) for version in TRIED[package])
+    return f"its tests passed with {package} {least} to {most}"
+
+
+@functools.cache
+def say_untried() -> None:
+    """Warn, once in a process, of a version that the tests have not run with."""
+    for package, (least, most) in TRIED.items():
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            version = importlib.metadata.version(package)
+            numbers = re.match(r"(\d+)\.(\d+)", version)
+            if numbers is not None and not least <= (int(numbers[1]), int(numbers[2])) <= most:
+                # Tests leave it out by its first words.
+                warnings.warn(f"kernels was not tried with {package} {version}: {_tried(package)}", stacklevel=3)
+
+
+def recorded() -> bool:
+    """Whether operators are recorded, or run otherwise than they are written, in this thread."""
+    with contextlib.suppress(ImportError):
+        return bool(found("torch._C._len_torch_dispatch_stack")() > 0)
+    return True
+
+
+def derivatives_beyond_autograd() -> bool:
+    """Whether forward mode or a transform of ``torch.func`` is on in this thread."""
+    with contextlib.suppress(AttributeError):
+        return bool(forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active())
+    return True
+
+
+def without_forward_mode() -> contextlib.AbstractContextManager[Any]:
+    """Forward mode's derivatives are not computed inside a ``with`` block."""
+    return found("torch.autograd.forward_ad._set_fwd_grad_enabled")(False)  # type: ignore[no-any-return]
+
+
+def is_view(tensor: Tensor) -> bool:
+    """Whether autograd knows ``tensor`` as a view of another."""
+    return tensor._is_view()
+
+
+def saved_tensor_hooks() -> Any:
+    """What is called now for every tensor that is kept for backward, such as activation checkpointing's."""
+    return found("torch._C._autograd._top_saved_tensors_default_hooks")(True)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a hook runs before or after the forward or backward of ``module``."""
+    return any(getattr(module, kind) for kind in _HOOKS)
+
+
+def tree_leaves(tree: Any) -> list[Any]:
+    """What nested lists, tuples and dictionaries hold."""
+    return found("torch.utils._pytree:tree_leaves")(tree)  # type: ignore[no-any-return]
+
+
+def tree_map(function: Any, tree: Any) -> Any:
+    """The same nesting with ``function`` of each leaf."""
+    return found("torch.utils._pytree:tree_map")(function, tree)
+
+
+def dynamo(**settings: Any) -> contextlib.AbstractContextManager[Any]:
+    """``torch.compile``'s own settings inside a ``with`` block."""
+    return found("torch._dynamo.config:patch")(**settings)  # type: ignore[no-any-return]
+
+
+def functorch(**settings: Any) -> contextlib.AbstractContextManager[Any]:
+    """Settings of the part of ``torch.compile`` that traces backward, inside a ``with`` block."""
+    return found("torch._functorch.config:patch")(**settings)  # type: ignore[no-any-return]
+
+
+def set_group_timeout(group: torch.distributed.ProcessGroup, seconds: float) -> None:
+    """How long messages in ``group`` are waited for from now on."""
+    found("torch.distributed.distributed_c10d:_set_pg_timeout")(datetime.timedelta(seconds=seconds), group)
+
+
+def leave_to_ranks(model: nn.Module, names: Iterable[str]) -> None:
+    """Have DistributedDataParallel leave the parameters ``names`` of ``model`` alone; call it before."""
+    found("torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model")(model, list(names))

@@ -1,0 +1,89 @@
+"""What every door does first: open regular files only, and none larger than its format or the memory allows."""
+
+import contextlib
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import DataError, MissingError
+
+#: A file that is read whole may take this part of the memory that is free.
+MEMORY_SHARE = 0.8
+
+
+def free_host_memory() -> int:
+    """Bytes that this machine can give to a process without swapping."""
+    try:
+        with open("/proc/meminfo") as file:
+            (line,) = [line for line in file if line.startswith("MemAvailable:")]
+    except (OSError, ValueError):
+        # Not Linux: leave the judgement to the user.
+        return sys.maxsize
+    return int(line.split()[1]) * 1024
+
+
+@contextlib.contextmanager
+def opened(path: Path, what: str, limit: int | None = None) -> Iterator[BinaryIO]:
+    """Open a file that a user gave.
+
+    Args:
+        path: the file; links to one are followed.
+        what: the format's name, for messages.
+        limit: bytes; None is a part of the memory that is free.
+
+    Raises:
+        MissingError: it does not exist. DataError: a pipe, a device or a folder, too large, or it cannot be read.
+    """
+    try:
+        # Asked before it is opened, because opening some devices does something; asked again of what was opened.
+        _check_regular(os.stat(path), path, what)
+        # A pipe that took the file's place since would wait for a writer.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(handle, "rb") as file:
+            status = os.fstat(handle)
+            _check_regular(status, path, what)
+            allowed = int(MEMORY_SHARE * free_host_memory()) if limit is None else limit
+            if status.st_size > allowed:
+                raise DataError(f"{what} {path} has {status.st_size:,} bytes; at most {allowed:,} are read")
+            yield file
+    except FileNotFoundError:
+        raise MissingError(f"{what} {path} does not exist") from None
+    except OSError as error:
+        if error.errno is None:
+            # A library's, about the content.
+            raise
+        raise DataError(f"{what} {path} cannot be read: {error.strerror}") from None
+
+
+def _check_regular(status: os.stat_result, path: Path, what: str) -> None:
+    if stat.S_ISREG(status.st_mode):
+        return
+    kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
+    raise DataError(f"{what} {path} is {kind}; give a regular file")
+
+
+def read(path: Path, what: str, limit: int | None = None) -> bytes:
+    """The content of a file; see :func:`opened`."""
+    with opened(path, what, limit) as file:
+        return file.read() if limit is None else file.read(limit)
+
+
+def read_text(path: Path, what: str, limit: int) -> str:
+    """The content of a UTF-8 text, with or without a byte order mark; see :func:`opened`.
+
+    Raises:
+        DataError: it is no UTF-8.
+    """
+    try:
+        return read(path, what, limit).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{what} {path} is no UTF-8 text: {error}") from None
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what a library says of a file."""
+    lines = str(error).split("\n")
+    return (lines[0].strip() or type(error).__name__)[:200]

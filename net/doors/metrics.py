@@ -1,0 +1,89 @@
+"""The logs of a run and of ablations: a JSON object a line. Nothing here imports torch."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, MissingError
+from .files import read
+
+#: A run of ninety epochs writes 20 MB.
+_LIMIT = 2**28
+_KINDS = ("train", "eval")
+_NUMBERS: tuple[str, ...] = (
+    "epoch",
+    "loss",
+    "top1_error_percent",
+    "top5_error_percent",
+    "lr",
+    "images_per_s",
+    "memory_mib",
+    "elapsed_s",
+)
+
+
+def _is_row(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and row.get("kind") in _KINDS
+        and type(row.get("step")) is int
+        and 0 <= row["step"] < 2**63
+        and all(row.get(name) is None or type(row[name]) in (int, float) for name in _NUMBERS)
+        and {"epoch", "loss", "top1_error_percent"} <= row.keys()
+    )
+
+
+def json_lines(path: Path, what: str, accepted: Callable[[Any], bool]) -> list[dict[str, Any]]:
+    """The objects of a file with one a line, those that are accepted.
+
+    A last line that was cut short is left out. So is any other that is damaged, which is said: what was logged before
+    and after it is as good as it was.
+
+    Raises:
+        DataError: the file is not there, is no regular file, or is too large.
+    """
+    lines = read(path, what, _LIMIT).split(b"\n")
+    rows, damaged = [], []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if accepted(row):
+            rows.append(row)
+        elif line.strip() and number < len(lines):
+            damaged.append(number)
+    if damaged:
+        first = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+        print(f"{path}: left out {len(damaged)} damaged lines: {first}")
+    return rows
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics log; none where there is no such file. See :func:`json_lines`."""
+    try:
+        return json_lines(path, "metrics", _is_row)
+    except MissingError:
+        return []
+
+
+def _is_result(row: Any) -> bool:
+    if not isinstance(row, dict):
+        return False
+    error, seed = row.get("top1_error_percent", 0), row.get("seed", 0)
+    return isinstance(row.get("settings"), dict) or (
+        isinstance(row.get("ablation"), str) and type(error) in (int, float) and type(seed) is int
+    )
+
+
+def read_results(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The settings and the rows of a results file of :mod:`net.ablations`. See :func:`json_lines`.
+
+    Raises:
+        DataError: it is none.
+    """
+    lines = json_lines(path, "results", _is_result)
+    if not lines or "settings" not in lines[0] or not all("ablation" in row for row in lines[1:]):
+        raise DataError(f"{path} holds no results of net.ablations")
+    return lines[0]["settings"], lines[1:]

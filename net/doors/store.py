@@ -1,0 +1,172 @@
+"""The packed store, opened: what ``meta.json`` says, and arrays that are what it says.
+
+The layout is in :mod:`net.data.store`, which puts the parts together.
+"""
+
+import hashlib
+import io
+import json
+import math
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from ..errors import DataError, MissingError, UsageError
+from ..fields import typed
+from .files import opened, read, read_text, reason
+
+FORMAT = 1
+META = "meta.json"
+#: Images that share a checksum.
+CHUNK = 64
+SPLITS = ("train", "val")
+#: Bytes of ``meta.json``; the names of 21,000 classes take one.
+_META_LIMIT = 16 * 2**20
+#: Rows of a packed image; more than any photograph has.
+_SIZE_LIMIT = 2**16
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """What ``meta.json`` of the store says.
+
+    Raises:
+        DataError: it is missing, damaged, or of another format.
+    """
+    try:
+        meta: dict[str, Any] = json.loads(read_text(path / META, "store", _META_LIMIT))
+        if not isinstance(meta, dict):
+            raise ValueError("no table")
+        if meta["format"] != FORMAT:
+            raise DataError(f"{path / META}: format {meta['format']!r} is not {FORMAT}; prepare the images again")
+        if not 1 <= typed("image_size", meta["image_size"], int) <= _SIZE_LIMIT:
+            raise ValueError(f"image_size must be 1 to {_SIZE_LIMIT:,}; got {meta['image_size']}")
+        for split in SPLITS:
+            if typed(f"counts of {split}", meta["counts"][split], int) < 1:
+                raise ValueError(f"counts of {split} must be at least 1; got {meta['counts'][split]}")
+        classes = typed("classes", meta["classes"], tuple[str, ...])
+        if not classes or len(set(classes)) < len(classes):
+            raise ValueError("classes must be names that differ")
+        for name, shape in (("values", (3,)), ("vectors", (3, 3))):
+            numbers = np.asarray(meta["colour"][name])
+            if numbers.shape != shape or numbers.dtype.kind not in "fi" or not np.isfinite(numbers).all():
+                raise ValueError("colour must hold 3 values and 3x3 vectors, all finite")
+        if min(meta["colour"]["values"]) < 0:
+            raise ValueError("colour's values must be at least 0")
+        for table in ("sha256", "source"):
+            typed(table, meta[table], dict)
+        typed("source's sha256", meta["source"]["sha256"], str)
+    except MissingError:
+        raise DataError(f"{path} is no finished store: it has no {META}; run python -m net.prepare again") from None
+    except (DataError, MemoryError):
+        raise
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, UsageError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else reason(error)
+        raise DataError(f"{path / META} is damaged: {what}") from None
+    return meta
+
+
+def _check_header(file: BinaryIO, dtype: type[np.generic], shape: tuple[int, ...]) -> int:
+    """Read the header of a ``.npy`` file, and compare it; returns the bytes of the array that follows.
+
+    Raises:
+        ValueError: it is damaged or says something else.
+    """
+    version = npy.read_magic(file)
+    read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
+    if read_header is None:
+        raise ValueError(f"its format is {version} and not (1, 0) or (2, 0)")
+    found, columns_first, kind = read_header(file)
+    if kind != np.dtype(dtype) or found != shape or (columns_first and len(shape) > 1):
+        raise ValueError(f"it holds {kind} {found}, and must hold {np.dtype(dtype)} {shape}")
+    return math.prod(shape) * np.dtype(dtype).itemsize
+
+
+def read_array(path: Path, dtype: type[np.generic], shape: tuple[int, ...], sha256: object) -> NDArray[Any]:
+    """A small array that ``meta.json`` has the checksum of.
+
+    Args:
+        path: the ``.npy`` file.
+        dtype, shape: what it must hold.
+        sha256: what its checksum must be.
+
+    Raises:
+        DataError: it is missing, damaged, or holds something else.
+    """
+    try:
+        content = read(path, "store")
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise DataError(f"{path} is damaged: its checksum is not the one in {META}")
+        file = io.BytesIO(content)
+        if _check_header(file, dtype, shape) != len(content) - file.tell():
+            raise ValueError("it is shorter or longer than its header says")
+        return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape).copy()
+    except MissingError:
+        raise DataError(f"{path} is missing; prepare the images again") from None
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:
+        raise DataError(f"{path} is damaged: {reason(error)}") from None
+
+
+def mapped_images(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Images mapped into memory.
+
+    Raises:
+        DataError: the file is missing, short, or holds something else than uint8 of this shape.
+    """
+    try:
+        # Mapped and not read, so that it may be larger than memory.
+        with opened(path, "store", limit=2**63) as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            needed = _check_header(file, np.uint8, shape)
+            offset = file.tell()
+            # An interruption may have left more, behind the images.
+            if size - offset < needed:
+                raise ValueError(f"it is cut short: {size - offset:,} of {needed:,} bytes of images")
+            return np.memmap(file, np.uint8, "r", offset, shape)
+    except MissingError:
+        raise DataError(f"{path} cannot be mapped: there is no such file; prepare the images again") from None
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:
+        raise DataError(f"{path} cannot be mapped: {reason(error)}") from None
+
+
+def read_arrays(path: Path, expected: Mapping[str, tuple[type[np.generic], tuple[int, ...] | None]]) -> dict[str, Any]:
+    """The arrays of a ``.npz`` file that ``numpy.savez`` wrote.
+
+    Args:
+        path: the file.
+        expected: dtype and shape of each; None is one dimension of any length.
+
+    Raises:
+        DataError: it is missing, damaged, or holds something else.
+    """
+    try:
+        with opened(path, "progress") as file, zipfile.ZipFile(file) as archive:
+            size = file.seek(0, 2)
+            members = {member.filename: member for member in archive.infolist()}
+            if sum(member.file_size for member in members.values()) > size:
+                raise ValueError("its members are larger than the file")
+            arrays = {}
+            for name, (dtype, shape) in expected.items():
+                content = archive.read(members[f"{name}.npy"])
+                part = io.BytesIO(content)
+                if shape is None:
+                    npy.read_magic(part)
+                    shape = (npy.read_array_header_1_0(part)[0][0],)
+                    part.seek(0)
+                if _check_header(part, dtype, shape) != len(content) - part.tell():
+                    raise ValueError(f"{name} is shorter or longer than its header says")
+                arrays[name] = np.frombuffer(content, dtype, offset=part.tell()).reshape(shape).copy()
+            return arrays
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:
+        raise DataError(f"{path} is damaged: {reason(error)}") from None
