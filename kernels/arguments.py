@@ -1,5 +1,6 @@
 """What the operators are asked to do, checked. A refusal names the argument, its value and what is allowed."""
 
+import math
 import operator
 from typing import NamedTuple
 
@@ -75,26 +76,45 @@ def check_input(input: Tensor, name: str, *, at_least: int, at_most: int | None 
         raise ValueError(f"{name}: input must have {allowed} dimensions; got shape {tuple(input.shape)}")
 
 
+# ``torch.compile(dynamic=True)`` makes symbols of numbers, and cannot say whether a symbol has ``__index__``. What is
+# counted to, or given to a function of ``math``, it takes for a constant from there on: no kernel serves every beta.
+
+
 def _integer(value: object, least: int) -> int | None:
     """``value`` as an integer of at least ``least``; None when it is none."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if isinstance(value, bool):
         return None
-    number = value if isinstance(value, int) else operator.index(value)
-    return number if number >= least else None
+    if not isinstance(value, int):
+        if not hasattr(value, "__index__"):
+            return None
+        value = operator.index(value)
+    if value < least:
+        return None
+    return len(range(value)) if torch.compiler.is_compiling() else value
+
+
+def _real(value: object) -> float | None:
+    """``value`` as a float; None when it is no number."""
+    if isinstance(value, bool) or not (isinstance(value, (int, float)) or hasattr(value, "__float__")):
+        return None
+    return math.copysign(value, value)
 
 
 def normalization(name: str, size: int, alpha: float, beta: float, k: float, groups: int) -> Normalization:
     """The normalization that ``name``, an operator or module, is asked for, before an input is known."""
-    found = {}
+    integers = []
     for argument, value in (("size", size), ("groups", groups)):
         number = _integer(value, 1)
         if number is None:
             raise ValueError(f"{name}: {argument} must be a positive integer; got {value!r}")
-        found[argument] = number
-    for argument, real in (("alpha", alpha), ("beta", beta), ("k", k)):
-        if isinstance(real, bool) or not hasattr(real, "__float__"):
-            raise TypeError(f"{name}: {argument} must be a number; got {real!r}")
-    return Normalization(found["size"], float(alpha), float(beta), float(k), found["groups"])
+        integers.append(number)
+    reals = []
+    for argument, number_given in (("alpha", alpha), ("beta", beta), ("k", k)):
+        real = _real(number_given)
+        if real is None:
+            raise TypeError(f"{name}: {argument} must be a number; got {number_given!r}")
+        reals.append(real)
+    return Normalization(integers[0], reals[0], reals[1], reals[2], integers[1])
 
 
 def check_normalization(

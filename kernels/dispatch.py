@@ -4,8 +4,11 @@ The choice is plain module state: ``torch.compile`` guards on it, so a compiled 
 """
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import torch
 
 ENVIRONMENT_VARIABLE = "KERNELS_IMPLEMENTATION"
 #: Triton reads this when a kernel is defined.
@@ -28,6 +31,10 @@ def _checked(name: str, source: str) -> str:
 _selected = _checked(os.environ.get(ENVIRONMENT_VARIABLE) or "auto", ENVIRONMENT_VARIABLE)
 
 
+#: Held by the thread that is inside :func:`implementation`.
+_switch = threading.RLock()
+
+
 def selected() -> str:
     """The name that is chosen now, one of :data:`IMPLEMENTATIONS`."""
     return _selected
@@ -37,17 +44,31 @@ def selected() -> str:
 def implementation(name: str) -> Iterator[None]:
     """Run the operators with the implementation ``name`` inside a ``with`` block.
 
+    The switch is the process's, so that the threads of autograd and of ``nn.DataParallel`` follow it. While a thread is
+    inside the block no other may enter one. A backward pass runs with the implementation of its forward pass.
+
     Args:
         name: one of :data:`IMPLEMENTATIONS`. The environment variable ``KERNELS_IMPLEMENTATION`` sets the same switch
             for a whole process.
 
     Raises:
         ValueError: ``name`` is none of these.
+        RuntimeError: another thread is inside a block.
     """
     global _selected
+    _checked(name, "name")
+    # In a compiled function the block has done its work when the function has been traced.
+    held = not torch.compiler.is_compiling()
+    if held and not _switch.acquire(blocking=False):
+        raise RuntimeError(
+            f"implementation({name!r}): another thread has chosen {_selected!r} for the process; enter the block once, "
+            "around the threads"
+        )
     before = _selected
-    _selected = _checked(name, "name")
+    _selected = name
     try:
         yield
     finally:
         _selected = before
+        if held:
+            _switch.release()

@@ -1,12 +1,16 @@
 """``fuse(model)``: these operators in a model that was written with PyTorch's own.
 
-The model is traced; in the trace the longest chains of ReLU, local response normalization and max pooling that an
-operator does in one pass are replaced, with the bias of the convolution in front, and what comes out becomes the
-``forward`` of a copy of the model. All else of the copy is the model's.
+Each module's forward is traced by itself, and the modules that it calls stay calls. In the trace the longest chains of
+ReLU, local response normalization and max pooling that an operator does in one pass are replaced, with the bias of the
+convolution in front. What comes out becomes the ``forward`` of a copy of the module, for as long as what was traced is
+as it was: when layers are replaced, hooked or added, the copy runs the module's own forward. All else of the copy is
+the module's.
 """
 
 import copy
+import functools
 import operator
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +22,11 @@ from . import modules, private
 from .local_response_norm import local_response_norm, relu_local_response_norm
 from .max_pool2d import max_pool2d, relu_max_pool2d
 from .relu_lrn_max_pool2d import relu_lrn_max_pool2d
-from .tracing import Tracer, is_new, is_patched, reason, trace, writes, written_after
+from .tracing import Layout, is_new, is_patched, leaves, reason, trace, writes, written_after
+
+# Bound here: torch.compile traces what calls them.
+_is_fx_tracing = private.found("torch.fx._symbolic_trace:is_fx_symbolic_tracing")
+_is_jit_tracing = private.found("torch.jit._trace:is_tracing")
 
 _OPERATORS: dict[tuple[str, ...], Callable[..., Tensor]] = {
     ("relu", "lrn", "pool"): relu_lrn_max_pool2d,
@@ -125,7 +133,8 @@ def _replace_chains(graph: fx.Graph, found: dict[str, nn.Module], prefix: str) -
         arguments = {name: value for node in chain for name, value in parts[node][1].items()}
         (source,) = head.all_input_nodes
         kept = source if "lrn" in kinds else chain[-1]
-        if kinds[0] == "relu" and written_after(kept, head, found):
+        theirs = source.op == "placeholder" and kept is source
+        if kinds[0] == "relu" and (theirs or written_after(kept, head, found)):
             # The operator keeps it for backward, and PyTorch's ReLU does not.
             del parts[head]
             continue
@@ -143,7 +152,10 @@ def _replace_chains(graph: fx.Graph, found: dict[str, nn.Module], prefix: str) -
             if "pool" in kinds:
                 # The operator of the whole chain has the paper's stride for a default.
                 arguments.setdefault("stride", None)
-            chain[-1].replace_all_uses_with(graph.call_function(_OPERATORS[kinds], (source,), arguments))
+            result = graph.call_function(_OPERATORS[kinds], (source,), arguments)
+            if kinds == ("relu", "pool") and leaves(chain[-1], found):
+                result = graph.call_function(_to_be_written_to, (result,))
+            chain[-1].replace_all_uses_with(result)
         names = [_name(node, prefix) for node in ([bias, *chain] if bias is not None else chain)]
         lines.append(f"{', '.join(names)} -> {_OPERATORS[kinds].__name__}")
         for node in reversed(chain):
@@ -152,25 +164,68 @@ def _replace_chains(graph: fx.Graph, found: dict[str, nn.Module], prefix: str) -
     return lines
 
 
+def _to_be_written_to(output: Tensor) -> Tensor:
+    """``output``, or a copy if it is kept for backward: others may write to it in place, as they can to PyTorch's."""
+    return output.clone() if output.requires_grad else output
+
+
 def _name(node: fx.Node, prefix: str) -> str:
     return prefix + str(getattr(node.target, "__name__", node.target))
+
+
+def _foreign() -> bool:
+    """Whether somebody traces who does not know these operators, or exports to a runtime that lacks them."""
+    return bool(_is_fx_tracing() or _is_jit_tracing() or torch.onnx.is_in_onnx_export())
 
 
 class _Fused(nn.Module):
     """What a module with a new forward is, before its own class. A copy, or what was pickled, is traced again."""
 
+    _fused_from: type[nn.Module]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # A slice of an ``nn.Sequential`` makes one of its class, and nobody has traced that.
+        _unfuse(self)
+        self.__init__(*args, **kwargs)  # type: ignore[misc]
+
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _blank, (type(self).__mro__[2],), self.__getstate__()
+        return _blank, (self._fused_from,), self.__getstate__()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         _rewrite(self, "")
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise NotImplementedError("fuse: torch.jit.script cannot take a fused model; script the one it was made of")
+
+
+class _FusedGraph(_Fused):
+    """The same of a module whose class is made by torch.fx, which has its own ways of copying."""
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _fused_again, (self._unfused(),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        return _fused_again(copy.deepcopy(self._unfused(), memo))
+
+    def _unfused(self) -> nn.Module:
+        """One of its own class with the same attributes, which are not copied."""
+        module = object.__new__(self._fused_from)
+        module.__dict__ = self.__dict__
+        return module
+
 
 def _class(own: type[nn.Module], **forward: Any) -> type[nn.Module]:
     metaclass: Any = type(own)
-    cls: type[nn.Module] = metaclass(f"Fused{own.__name__}", (_Fused, own), {"__module__": own.__module__, **forward})
+    base = _FusedGraph if issubclass(own, fx.GraphModule) else _Fused
+    members = {"__module__": own.__module__, "_fused_from": own, **forward}
+    cls: type[nn.Module] = metaclass(f"Fused{own.__name__}", (base, own), members)
     return cls
+
+
+def _unfuse(module: nn.Module) -> None:
+    """Gives ``module`` back to its own class."""
+    module.__class__ = getattr(type(module), "_fused_from", type(module))
 
 
 def _blank(own: type[nn.Module]) -> nn.Module:
@@ -179,16 +234,40 @@ def _blank(own: type[nn.Module]) -> nn.Module:
     return cls.__new__(cls)
 
 
+def _fused_again(module: nn.Module) -> nn.Module:
+    _rewrite(module, "")
+    return module
+
+
+def _forward(own: type[nn.Module], fused: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
+    """``fused`` for as long as it does what the forward of ``own`` does, and that one otherwise."""
+
+    @functools.wraps(own.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if _foreign():
+            return own.forward(self, *args, **kwargs)
+        if layout.is_that_of(self):
+            return fused(self, *args, **kwargs)
+        if not torch.compiler.is_compiling():
+            warnings.warn(
+                f"fuse: {own.__name__} has been changed and runs as it was written; fuse the model again", stacklevel=2
+            )
+        return own.forward(self, *args, **kwargs)
+
+    return forward
+
+
 def _rewrite(module: nn.Module, prefix: str) -> tuple[list[str], list[tuple[str, nn.Module]]]:
     """Gives ``module`` a new forward if it has a chain: a line for each, and the modules that the forward calls."""
+    _unfuse(module)
     graph = trace(module)
     found = dict(module.named_modules(remove_duplicate=False))
+    layout = Layout(module, graph)
     lines = _replace_chains(graph, found, prefix)
-    if lines and isinstance(module, fx.GraphModule):
-        module.graph, module._tracer_cls = graph, Tracer
-    elif lines:
-        own = type(module).__mro__[2] if isinstance(module, _Fused) else type(module)
-        module.__class__ = _class(own, forward=type(fx.GraphModule(module, graph)).forward)
+    if lines:
+        own = type(module)
+        fused = type(fx.GraphModule(module, graph)).forward
+        module.__class__ = _class(own, forward=_forward(own, fused, layout))
     return lines, [(str(node.target), found[str(node.target)]) for node in graph.nodes if node.op == "call_module"]
 
 
@@ -213,12 +292,19 @@ def _rewrite_all(module: nn.Module, path: str, replaced: list[str], untraced: li
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    """A copy with the same parameters and buffers, not copies of them."""
+    """A copy with the same parameters and buffers, not copies of them, in which nothing is fused yet."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         values = (*module._parameters.values(), *module._buffers.values(), *module.__dict__.values())
         memo |= {id(value): value for value in values if isinstance(value, Tensor)}
-    return copy.deepcopy(model, memo)
+    try:
+        twin = copy.deepcopy(model, memo)
+    except Exception as error:  # whatever the model's own code raises
+        raise ValueError(f"fuse: model cannot be copied: {error}") from error
+    for module in twin.modules():
+        _unfuse(module)
+    twin.__dict__.pop("replaced", None)
+    return twin
 
 
 def _compare(model: nn.Module, fused: nn.Module, inputs: tuple[Any, ...], chains: int) -> None:
@@ -266,10 +352,10 @@ def fuse(model: nn.Module, example_input: Tensor | tuple[Any, ...] | None = None
     """A copy of ``model``, with the same parameters, in which this package's operators run.
 
     Replaced are ReLU, local response normalization and max pooling, as modules or as functions, wherever one operator
-    does what up to three of them do in a row and nothing else reads what lies between; the bias of an ``nn.Conv2d`` or
-    ``F.conv2d`` right in front of a ReLU goes along. Their parameters carry over as they are: PyTorch divides alpha by
-    ``size`` too. A line for each chain is printed, and one for each module that could not be traced, where only the
-    modules below it were looked at::
+    does what up to three of them do in a row in the forward of one module and nothing else reads what lies between; the
+    bias of an ``nn.Conv2d`` or ``F.conv2d`` right in front of a ReLU goes along. Their parameters carry over as they
+    are: PyTorch divides alpha by ``size`` too. A line for each chain is printed, and one for each module that could not
+    be traced, where only the modules below it were looked at::
 
         fused: conv1.bias, relu1, norm1, pool1 -> relu_lrn_max_pool2d
 
@@ -280,15 +366,21 @@ def fuse(model: nn.Module, example_input: Tensor | tuple[Any, ...] | None = None
     both; the modules around them are copies, and ``train()`` or ``eval()`` of one leaves the other alone. Move both to
     another device, or the copy and use ``model`` no more.
 
-    Left as they are: modules with hooks or parametrizations, pooling with ``return_indices``, convolutions that pad
-    with anything but zeros, and a ReLU where an operation in place gets in the way. Layers are read once: what is
-    changed afterwards in one that was replaced, a stride or a hook, has no effect.
+    The copy can be treated as the model can: sliced, appended to, given another head, hooked anywhere, pruned, copied,
+    pickled, wrapped by DistributedDataParallel or FSDP. A module in which something has changed that its chains depend
+    on, such as a layer's hooks or stride, runs the forward of its own class from then on, and warns once; fuse the copy
+    again when the changes are done. So do modules under ``torch.fx``'s tracing, ``torch.jit.trace``, the ONNX exporters
+    and PyTorch's quantization, which get PyTorch's own operators. ``torch.jit.script`` is refused. As with any compiled
+    model, hooks that are added after ``torch.compile`` are not seen.
+
+    Left as they are: layers with hooks or parametrizations, pooling with ``return_indices``, convolutions that pad with
+    anything but zeros, chains that lie in several modules' forwards, and a ReLU where an operation in place gets in the
+    way.
 
     Tracing runs a forward once, on stand-ins for tensors. A forward that depends on their values, on ``training`` or on
     an argument's being None, or that switches gradients or autocast, is noticed and not traced. One that depends on
-    something else, such as Python's random numbers or ``isinstance(x, Tensor)``, is not; nor is a module that cannot be
-    traced and writes in place to what a fused ReLU and pooling give it, which makes ``backward`` fail. With
-    ``example_input`` the first is found out; the second is when a model is trained.
+    something else, such as Python's random numbers or ``isinstance(x, Tensor)``, is not, unless there is an
+    ``example_input``.
 
     The operators keep their input's dtype: under autocast what follows a convolution stays in the half type, where
     PyTorch's normalization goes back to float32. They take floating-point inputs only.
@@ -300,8 +392,9 @@ def fuse(model: nn.Module, example_input: Tensor | tuple[Any, ...] | None = None
 
     Raises:
         TypeError: ``model`` is no module.
-        ValueError: nothing in ``model`` can be replaced; it has parameters without a shape (run it once first) or is a
-            ``DistributedDataParallel``; the two do not agree on ``example_input``.
+        ValueError: nothing in ``model`` can be replaced; it has parameters without a shape (run it once first), is a
+            ``DistributedDataParallel`` or cannot be copied, like what FSDP has sharded; the two do not agree on
+            ``example_input``.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"fuse: model must be a torch.nn.Module; got {type(model).__name__}")

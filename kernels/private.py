@@ -30,7 +30,10 @@ NAMES = (
     "torch.autograd.forward_ad._set_fwd_grad_enabled",  # kernels.threads
     "torch.Tensor._is_view",
     "torch._C._autograd._top_saved_tensors_default_hooks",  # kernels.tracing: activation checkpointing
+    "torch.nn.modules.module:_has_any_global_hook",
     "torch._assert",  # kernels.fuse
+    "torch.fx._symbolic_trace:is_fx_symbolic_tracing",
+    "torch.jit._trace:is_tracing",
     "torch.utils._pytree:tree_leaves",
     "torch.utils._pytree:tree_map",
     "torch._dynamo.config:patch",  # kernels.inductor

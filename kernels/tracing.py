@@ -1,33 +1,37 @@
-"""Symbolic tracing that says no where :mod:`torch.fx` would record something else than the forward does, and what a
-trace tells about memory that is written to.
+"""Symbolic tracing that says no where :mod:`torch.fx` would record something else than the forward does, what a trace
+depends on, and what it tells about memory that is written to.
 
-A trace is one run of a forward on stand-ins for tensors. It does not see what depends on ``self.training`` or on an
-argument's being None, tensors that the forward makes by itself, what it keeps on ``self``, and ``with`` blocks. Here
-``training`` is read when the traced forward runs, and the rest is refused.
+A trace is one run of a module's forward on stand-ins for tensors; modules that it calls are recorded as calls. It does
+not see what depends on ``self.training`` or on an argument's being None, tensors that the forward makes by itself, what
+it keeps on ``self``, and ``with`` blocks. Here ``training`` is read when the traced forward runs, and the rest is
+refused.
 """
 
+import copy
 import inspect
 import math
 import operator
 import sys
 import traceback
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
-from . import dispatch, modules, private
+from . import dispatch, private
+
+# Bound here: torch.compile traces what calls it.
+_hooks_for_all = private.found("torch.nn.modules.module:_has_any_global_hook")
 
 _PACKAGE = __name__.rpartition(".")[0]
 
 
 def is_patched(module: nn.Module) -> bool:
     """Whether calling ``module`` does more, or something else, than its class says."""
-    return "forward" in module.__dict__ or private.has_hooks(module)
+    return module.__dict__.get("forward") is not None or private.has_hooks(module)
 
 
 def _in_python(root: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -64,25 +68,16 @@ for _function in _AUGMENTED:
 
 
 class Tracer(fx.Tracer):
-    """See the head of this file. Modules whose paths are in ``opaque`` are called and not traced."""
+    """See the head of this file."""
 
     proxy_buffer_attributes = True
 
-    def __init__(self, opaque: Iterable[str] = ()) -> None:
+    def __init__(self) -> None:
         super().__init__(autowrap_modules=(math, sys.modules[_PACKAGE]))  # type: ignore[arg-type]
-        self.opaque = opaque
         self.modes = _modes()
 
-    @property
-    def inside(self) -> str:
-        """Path of the module whose forward is being traced; empty for the root."""
-        path: str = next(reversed(self.module_stack.values()), ("",))[0]
-        return path
-
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = type(m).__module__ == modules.__name__
-        called = ours or module_qualified_name in self.opaque or is_patched(m)
-        return called or super().is_leaf_module(m, module_qualified_name)
+        return True
 
     def trace(self, root: nn.Module, concrete_args: None = None) -> fx.Graph:  # type: ignore[override]
         if "forward" in root.__dict__:
@@ -93,8 +88,7 @@ class Tracer(fx.Tracer):
             for path, (module, attributes) in before.items():
                 for name in {*attributes, *module.__dict__} - {"training"}:
                     if attributes.get(name, self) is not module.__dict__.get(name, self):
-                        self.module_stack[path] = (path, type(module))
-                        raise TraceError(f"forward sets self.{name}")
+                        raise TraceError(f"forward sets self.{f'{path}.{name}'.lstrip('.')}")
         finally:
             for module, attributes in before.values():
                 module.__dict__.clear()
@@ -128,24 +122,112 @@ class Tracer(fx.Tracer):
 
 
 def trace(module: nn.Module) -> fx.Graph:
-    """The forward of ``module``, with the modules below it traced where that is possible and called where it is not.
+    """The forward of ``module``, in which the modules below it are called.
 
     Raises:
-        Exception: what the forward of ``module`` itself raises when it is given stand-ins; :func:`reason` says where.
+        Exception: what the forward raises when it is given stand-ins; :func:`reason` says where.
     """
-    opaque: set[str] = set()
-    while True:
-        tracer = Tracer(opaque)
-        try:
-            return tracer.trace(module)
-        except Exception:  # Whatever a forward raises that is given stand-ins for tensors.
-            path = tracer.inside
-            while path in opaque:
-                # Called, and still wrong: because of where, and so because of what calls it.
-                path = path.rpartition(".")[0]
-            if not path:
-                raise
-            opaque.add(path)
+    return Tracer().trace(module)
+
+
+#: What every module has. ``training`` and parameters are read when a traced forward runs; hooks are asked for apart.
+_COMMON = {*nn.Module().__dict__, "_compiled_call_impl"}
+
+
+def _is_constant(value: object) -> bool:
+    """Whether ``value`` is compared with another by what is in it."""
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_constant, value))
+    return value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.dtype))
+
+
+class _Watched(NamedTuple):
+    """A module that a trace depends on."""
+
+    path: tuple[str, ...]
+    kind: type[nn.Module]
+    #: Whether it has to do what its class says and no more: what is fused depends on that.
+    bare: bool
+    #: Of a module that is called they are its own affair.
+    children: list[str] | None
+    constants: tuple[tuple[str, Any], ...]
+    objects: tuple[tuple[str, Any], ...]
+
+
+def _kind(module: nn.Module) -> type[nn.Module]:
+    """Its class, or the one that it had before it was fused."""
+    kind: type[nn.Module] = getattr(type(module), "_fused_from", type(module))
+    return kind
+
+
+def _children(module: nn.Module) -> list[str]:
+    return [name for name, child in module._modules.items() if child is not None]
+
+
+class Layout:
+    """What ``graph``, a trace of ``module``, depends on beside the values of tensors and ``training``.
+
+    That is what the forward may have read of ``module`` and of the modules that it names, and whether calling a layer
+    does more than its class says. Modules of the same class with the same attributes may take their places; hooks on
+    ``module`` itself run around its forward, whichever that is.
+    """
+
+    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
+        called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+        named = called | {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+        paths = {
+            ".".join(atoms[:end]) for path in named for atoms in [path.split(".")] for end in range(len(atoms) + 1)
+        }
+        self.watched = tuple(self._watch(path, module.get_submodule(path), path in called) for path in sorted(paths))
+
+    @staticmethod
+    def _watch(path: str, module: nn.Module, called: bool) -> _Watched:
+        kind = _kind(module)
+        classes = [cls for cls in reversed(kind.__mro__) if cls not in (object, nn.Module)]
+        defaults = {
+            name: value
+            for cls in classes
+            for name, value in vars(cls).items()
+            if not name.startswith("__") and _is_constant(value)
+        }
+        own = {name: value for name, value in module.__dict__.items() if name not in _COMMON}
+        if isinstance(module, fx.GraphModule):
+            # Its code reads none of them but by nodes of the graph; it changes some when it is looked at.
+            own = {}
+        attributes = {**defaults, **own}
+        return _Watched(
+            tuple(path.split(".")) if path else (),
+            kind,
+            bool(path) and isinstance(module, (nn.ReLU, *_MAKER_MODULES)) and not is_patched(module),
+            None if called else _children(module),
+            tuple((name, copy.deepcopy(value)) for name, value in attributes.items() if _is_constant(value)),
+            # Tensors are read when a traced forward runs.
+            tuple(
+                (name, value) for name, value in own.items() if not (_is_constant(value) or isinstance(value, Tensor))
+            ),
+        )
+
+    def is_that_of(self, root: nn.Module) -> bool:
+        """Whether ``root`` is still as it was traced; ``torch.compile`` traces this and guards on all of it."""
+        if _hooks_for_all():
+            return False
+        for path, kind, bare, children, constants, objects in self.watched:
+            module: Any = root
+            for name in path:
+                module = module._modules.get(name)
+                if module is None:
+                    return False
+            if not isinstance(module, kind) or (bare and (_kind(module) is not kind or is_patched(module))):
+                return False
+            if children is not None and _children(module) != children:
+                return False
+            for name, value in constants:
+                if getattr(module, name, None) != value:
+                    return False
+            for name, value in objects:
+                if getattr(module, name, None) is not value:
+                    return False
+        return True
 
 
 def reason(error: Exception) -> str:
@@ -192,9 +274,8 @@ def writes(node: fx.Node, found: dict[str, nn.Module]) -> bool:
     return node.op in ("call_function", "call_method") and bool(in_place)
 
 
-def written_after(node: fx.Node, moment: fx.Node, found: dict[str, nn.Module]) -> bool:
-    """Whether memory that may be ``node``'s is written to behind ``moment`` in the trace."""
-    order = {node: place for place, node in enumerate(node.graph.nodes)}
+def _sharing(node: fx.Node, found: dict[str, nn.Module]) -> set[fx.Node]:
+    """The nodes that may be in the same memory as ``node``."""
     shared: set[fx.Node] = set()
     todo = [node]
     while todo:
@@ -202,5 +283,23 @@ def written_after(node: fx.Node, moment: fx.Node, found: dict[str, nn.Module]) -
         if one not in shared:
             shared.add(one)
             todo += [*_bases(one, found), *(user for user in one.users if one in _bases(user, found))]
+    return shared
+
+
+def written_after(node: fx.Node, moment: fx.Node, found: dict[str, nn.Module]) -> bool:
+    """Whether memory that may be ``node``'s is written to behind ``moment`` in the trace."""
+    order = {node: place for place, node in enumerate(node.graph.nodes)}
     # What writes to one of them shares its memory.
-    return any(order[one] > order[moment] and writes(one, found) for one in shared)
+    return any(order[one] > order[moment] and writes(one, found) for one in _sharing(node, found))
+
+
+def leaves(node: fx.Node, found: dict[str, nn.Module]) -> bool:
+    """Whether memory that may be ``node``'s is given to code that is not in the trace: the caller's, or a module's."""
+
+    def is_seen(user: fx.Node) -> bool:
+        if user.op != "call_module":
+            return user.op != "output"
+        module = found[str(user.target)]
+        return type(module).__module__.startswith("torch.nn.") and not module._modules and not is_patched(module)
+
+    return not all(is_seen(user) for one in _sharing(node, found) for user in one.users)

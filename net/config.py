@@ -438,6 +438,7 @@ def network(variant: str, **fields: Any) -> AlexNetConfig:
 #: Limits far beyond what helps, so that a number with a digit too many is refused by name: threads and processes,
 #: images in a batch that is only looked at, rows of an image, seconds of waiting.
 MOST_WORKERS, MOST_IMAGES, MOST_ROWS, MOST_SECONDS = 1024, 2**16, 2**16, 10**6
+TIMEOUTS = ("timeout", "start_timeout", "progress_timeout")
 
 #: The ``--data-path`` of random images, perhaps with a number behind it: ``synthetic:2048``.
 SYNTHETIC = "synthetic"
@@ -580,6 +581,10 @@ class TrainConfig(RecipeConfig):
         "none", "send averaged gradients as bfloat16 (--parallel data, the convolutions of hybrid, pairs of towers)"
     )
     timeout: float = flag(20.0, "end the run when a process keeps the others waiting for so long", metavar="SECONDS")
+    start_timeout: float = flag(300.0, "wait so long for all processes to start", metavar="SECONDS")
+    progress_timeout: float = flag(
+        600.0, "end a process that packs, compiles or saves and reports no progress for so long", metavar="SECONDS"
+    )
     workers: int = flag(2, "threads that read images", short="j")
     cache: Literal["device", "host", "none"] = flag(
         "none", "keep the training images in the device's or the host's memory when they fit"
@@ -604,10 +609,10 @@ class TrainConfig(RecipeConfig):
         super().__post_init__()
         at_least(self, 1, "epochs", "batch_size", "workers", "keep", "eval_every", "log_every", called=flag_name)
         at_least(self, 0, "checkpoint_every", "seed", "time_budget", called=flag_name)
-        at_least(self, 1, "max_steps", "image_size", "timeout", called=flag_name)
+        at_least(self, 1, "max_steps", "image_size", *TIMEOUTS, called=flag_name)
         at_most(self, MOST_WORKERS, "workers", called=flag_name)
         at_most(self, MOST_ROWS, "image_size", called=flag_name)
-        at_most(self, MOST_SECONDS, "timeout", called=flag_name)
+        at_most(self, MOST_SECONDS, *TIMEOUTS, called=flag_name)
         if self.seed >= 2**63:
             raise UsageError(f"--seed must be less than 2**63; got {self.seed}")
         for name in ("new_head", "freeze"):

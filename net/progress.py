@@ -21,6 +21,9 @@ def duration(seconds: float) -> str:
 class Progress:
     """Counts ``total`` units of work, the first ``initial`` of which were done before."""
 
+    #: How often anything in this process was reported: what hangs reports nothing (:mod:`net.parallel.heartbeat`).
+    reports = 0
+
     def __init__(self, unit: str, total: int, initial: int = 0) -> None:
         self.unit, self.total, self.initial, self.done = unit, total, initial, initial
         self.start = self.printed = time.monotonic()
@@ -47,6 +50,7 @@ class Progress:
     def update(self, count: int) -> None:
         """``count`` more units are done."""
         self.done += count
+        Progress.reports += 1
         self.bar.update(count)
         now = time.monotonic()
         if self.bar.disable and now - self.printed >= LINE_EVERY:

@@ -65,8 +65,7 @@ def _train(
 
     ranks, device = join(launch, config)
     with ranks.watched():
-        folder = ranks.broadcast(folder)
-        assert folder is not None
+        folder = Path(ranks.broadcast(str(folder)))
         trainer = Trainer(config, folder, resumed, device, ranks)
         if ranks.first:
             runs.write_config(folder, trainer.config)

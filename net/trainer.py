@@ -470,7 +470,11 @@ class Trainer:
             }
             for (index, values), name in zip(optimizer["state"].items(), self._names(), strict=True)
         }
-        random = self.ranks.gathered(random_state(self.device))
+        mine = {kind: None if state is None else state.tolist() for kind, state in random_state(self.device).items()}
+        random = [
+            {kind: None if state is None else torch.tensor(state, dtype=torch.uint8) for kind, state in each.items()}
+            for each in self.ranks.gathered(mine)
+        ]
         return {
             "metadata": self.metadata(),
             "parallel": self._parallel(),

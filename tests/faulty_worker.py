@@ -1,12 +1,14 @@
-"""``net.train`` whose second rank dies (``die``) or hangs (``hang``) in update 5, once."""
+"""``net.train`` whose second rank dies (``die``), stops (``stop``) or hangs (``hang``) in update 5, once, or whose
+first rank hangs while it writes a checkpoint (``save``)."""
 
 import os
 import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from net import cli, train
+from net import checkpoint, cli, train
 from net.data.loader import Batch
 from net.trainer import Trainer
 
@@ -19,9 +21,19 @@ def faulty(self: Trainer, batch: Batch) -> None:
         if KIND == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         (Path(self.folder) / "hung").write_text(str(time.monotonic()))
+        if KIND == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
         time.sleep(300)
     update(self, batch)
 
 
-Trainer._update = faulty  # type: ignore[method-assign]
+def hanging(path: Path, state: Any) -> None:
+    (path.parents[1] / "hung").write_text(str(time.monotonic()))
+    time.sleep(300)
+
+
+if KIND == "save":
+    checkpoint.save = hanging
+else:
+    Trainer._update = faulty  # type: ignore[method-assign]
 cli.run(lambda: train.main(sys.argv[2:]))

@@ -18,7 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 from bench.messages import Count, expected
 from net import train
 from net.alexnet import alexnet
-from net.config import RecipeConfig
+from net.config import RecipeConfig, TrainConfig
 from net.errors import DataError
 from net.parallel.launch import Launch
 from net.parallel.process_group import Processes
@@ -26,7 +26,7 @@ from net.parallel.strategies import parallelize
 from net.recipe import PaperSGD, parameter_groups
 
 BATCH = 12
-STEPS = 20
+STEPS = 10
 #: Of the images.
 SEEDS = (1, 2, 3)
 #: Nine classes: ranks hold unequal numbers of them.
@@ -193,7 +193,7 @@ def main() -> None:
     assert dist.group.WORLD is not None
     found = equality(dist.group.WORLD)
     dist.destroy_process_group()
-    group = Processes(Launch(rank, ranks, rank, ranks), "gloo", 20)
+    group = Processes(Launch(rank, ranks, rank, ranks), "gloo", TrainConfig())
     found["unequal"] = unequal(group)
     group.close()
     if rank == 0:

@@ -4,13 +4,14 @@ import importlib.util
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
-from kernels import dispatch
+from kernels import dispatch, inductor, reference, stage
 
 
 def test_context_manager_restores_the_choice() -> None:
@@ -29,6 +30,47 @@ def test_unknown_name_is_refused() -> None:
         kernels.implementation("cudnn"),
     ):
         pass
+
+
+def test_a_second_thread_is_refused() -> None:
+    """It would change the first one's choice. Inside, it sees that choice, as autograd's threads do."""
+    found: list[object] = []
+
+    def other() -> None:
+        found.append(dispatch.selected())
+        try:
+            with kernels.implementation("reference"):
+                found.append(dispatch.selected())
+        except RuntimeError as error:
+            found.append(str(error))
+
+    def run() -> list[object]:
+        found.clear()
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        return found
+
+    with kernels.implementation("aten"), kernels.implementation("aten"):
+        seen, refused = run()
+        assert seen == dispatch.selected() == "aten"
+    assert "implementation('reference'): another thread has chosen 'aten' for the process" in str(refused)
+    assert run() == ["auto", "reference"]
+
+
+def test_backward_keeps_the_choice_of_its_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inductor, "forward", reference.forward)
+    input = torch.randn(1, 4, 5, 5, requires_grad=True)
+    with kernels.implementation("inductor"):
+        output = kernels.relu_max_pool2d(input, 3)
+    called: list[str] = []
+    for name, module in stage._IMPLEMENTATIONS.items():
+        monkeypatch.setattr(
+            module, "backward", lambda *arguments, name=name: called.append(name) or (torch.zeros(1, 4, 5, 5), None)
+        )
+    with kernels.implementation("reference"):
+        output.sum().backward()
+    assert called == ["inductor"]
 
 
 @pytest.mark.parametrize(("value", "says"), [("aten", "aten"), ("", "auto"), ("nonsense", "KERNELS_IMPLEMENTATION")])
@@ -58,6 +100,16 @@ def test_a_switch_traces_again() -> None:
         compiled(input)
     compiled(input)
     assert len(graphs) == 2
+
+
+def test_a_switch_inside_a_compiled_function() -> None:
+    def run(input: torch.Tensor) -> torch.Tensor:
+        with kernels.implementation("aten"):
+            return kernels.max_pool2d(input, 2)
+
+    input = torch.rand(1, 1, 4, 4)
+    assert torch.equal(torch.compile(run, fullgraph=True, backend="eager")(input), run(input))
+    assert dispatch.selected() == "auto"
 
 
 @pytest.mark.parametrize(

@@ -140,8 +140,8 @@ def test_the_other_package_of_this_name(tmp_path: Path, monkeypatch: pytest.Monk
     [
         ({"url": "file:///src/x.whl", "archive_info": {}}, "'alexnet-fused[onnx] @ file:///src/x.whl'"),
         (
-            {"url": "https://host/repo.git", "vcs_info": {"vcs": "git", "commit_id": "abc"}},
-            "'alexnet-fused[onnx] @ git+https://host/repo.git@abc'",
+            {"url": "git@host:repo.git", "vcs_info": {"vcs": "git", "commit_id": "abc"}},
+            "'alexnet-fused[onnx] @ git+git@host:repo.git@abc'",
         ),
         (None, "'alexnet-fused[onnx]'"),
         ({}, "'alexnet-fused[onnx]'"),

@@ -38,26 +38,26 @@ def formula(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("height", "width", "size"), [(40, 40, 33), (21, 30, 20), (17, 17, 17)])
+@pytest.mark.parametrize(("height", "width", "size"), [(13, 16, 12), (9, 9, 9)])
 def test_one_pass_input(height: int, width: int, size: int, dtype: torch.dtype) -> None:
     generator = np.random.default_rng(size)
-    images = generator.integers(0, 256, (3, height, width, 3), dtype=np.uint8)
+    images = generator.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
     mean = generator.uniform(0, 255, (height, width, 3)).astype(np.float32)
-    noise = generator.normal(0, 20, (3, 3)).astype(np.float32)
-    places = np.array([[0, 0, 0], [height - size, width - size, 1], [(height - size) // 2, 0, 1]], np.float32)
+    noise = generator.normal(0, 20, (2, 3)).astype(np.float32)
+    places = np.array([[0, 0, 0], [height - size, width - size, 1]], np.float32)
     sent = torch.from_numpy(np.concatenate([places, noise], 1)).to(DEVICE)
     given = (torch.from_numpy(images).to(DEVICE), torch.from_numpy(mean).to(DEVICE), sent[:, :3])
     half = BFLOAT16 if dtype == torch.bfloat16 else 2**-21
     for drawn, divisor in ((None, 1.0), (noise, 1.1)):
-        exact = formula(images, mean, places, np.zeros((3, 3)) if drawn is None else drawn, divisor, size)
+        exact = formula(images, mean, places, np.zeros((2, 3)) if drawn is None else drawn, divisor, size)
         colours = None if drawn is None else sent[:, 3:]
         pixels = training_input(*given, colours, divisor, size, dtype=dtype)
         assert pixels.dtype == dtype
         assert pixels.is_contiguous(memory_format=torch.channels_last)
         np.testing.assert_allclose(pixels.double().cpu(), exact, rtol=half, atol=256 * 2**-23)
-        for kernel, padding in ((11, 0), (11, 2), (7, 3)):
+        for kernel, padding in ((7, 0), (9, 2)):
             count = block_count((size + 2 * padding - kernel) // 4 + 1, kernel, 4)
-            out = torch.full((3, 48, count, count), torch.nan, dtype=dtype, device=DEVICE)
+            out = torch.full((2, 48, count, count), torch.nan, dtype=dtype, device=DEVICE)
             out = out.contiguous(memory_format=torch.channels_last)
             result = training_input(
                 *given, colours, divisor, size, block=4, blocks=count, padding=padding, dtype=dtype, out=out

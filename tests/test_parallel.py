@@ -1,6 +1,5 @@
 """Two processes on gloo against one: equality, messages, faults. Few starts of processes, many checks in each."""
 
-import itertools
 import json
 import os
 import socket
@@ -52,7 +51,7 @@ def found(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_equal_to_one_process_in_float64(found: dict[str, Any], strategy: str) -> None:
-    """20 updates: losses, weights, and the logits in evaluation."""
+    """Ten updates: losses, weights, and the logits in evaluation."""
     worst = found[strategy]["float64"]
     assert max(worst.values()) < 1e-10, worst
 
@@ -151,45 +150,31 @@ def test_a_rank_that_dies_is_named_and_the_restarted_run_ends_the_same(folder: P
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("error: rank 1 (process ")
-    assert "died" in lines[0]
+    assert lines[0].startswith(f"error: rank 1 on {socket.gethostname()} died;")
     assert "step_00000003.pt" in done.stdout
     weights = [(each / "model.safetensors").read_bytes() for each in (tmp_path / "run", folder / "run")]
     assert weights[0] == weights[1]
 
 
 @pytest.mark.slow
-def test_a_rank_that_hangs_ends_the_job_and_is_named(tmp_path: Path) -> None:
-    begin = time.monotonic()
-    done = torchrun("faulty_worker.py", "hang", *RUN, "--timeout", 3, "--output-dir", tmp_path / "run")
+@pytest.mark.parametrize(
+    ("fault", "flag", "line"),
+    [
+        ("hang", "--timeout", "rank 1 on {} did not answer for 10 s (--timeout);"),
+        ("stop", "--timeout", "rank 1 on {} did not answer for 10 s (--timeout);"),
+        ("save", "--progress-timeout", "rank 0 on {} reported no progress for 10 s (--progress-timeout);"),
+    ],
+)
+def test_a_rank_that_hangs_is_named_and_torchrun_ends_it(tmp_path: Path, fault: str, flag: str, line: str) -> None:
+    flags = (flag, 10, "--output-dir", tmp_path / "run")
+    done = torchrun("faulty_worker.py", fault, *RUN, *flags)
     hung = float((tmp_path / "run" / "hung").read_text())
+    # torchrun waits 30 s before it kills what is stopped.
+    assert time.monotonic() - hung < 10 + 60
     assert done.returncode == 1
-    assert time.monotonic() - begin - (hung - begin) < 30
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("error: rank 1 (process ")
-    assert "did not answer for 3 s (--timeout)" in lines[0]
-
-
-def test_a_rank_is_named_where_no_message_is_expected_for_long(tmp_path: Path) -> None:
-    """The first rank stops, then dies, while the other waits for it to open the images. The second takes longer than
-    the timeout to compile, the first waits for that without a message, neither is blamed, and the second hangs then.
-    At last the first hangs while it writes a checkpoint."""
-    command = [sys.executable, ROOT / "tests" / "quiet_worker.py", *RUN, "--timeout", 3]
-    command = [*map(str, command), "--output-dir", str(tmp_path / "run"), "--resume", "auto"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(OMP_NUM_THREADS="1"), timeout=280)
-    assert done.returncode == 1, done.stderr
-    processes, moments = zip(*((tmp_path / str(attempt)).read_text().split() for attempt in range(4)), strict=True)
-    # An attempt ends before the next one's fault, and the last one before now.
-    for before, after in itertools.pairwise([*map(float, moments), time.monotonic()]):
-        assert after - before < 30
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    silent = "did not answer for 3 s (--timeout)"
-    says = (silent, "died", silent, silent)
-    for line, rank, process, words in zip(lines, (0, 0, 1, 0), processes, says, strict=True):
-        assert line.startswith(f"error: rank {rank} (process {process} "), done.stderr
-        assert line.count("rank") == 1
-        assert words in line
+    assert lines[0].startswith(f"error: {line.format(socket.gethostname())}")
 
 
 @pytest.mark.parametrize(
@@ -222,6 +207,25 @@ def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
             monkeypatch.setenv(name, str(value))
         done = run_here("net.train", "--parallel", "data", "--output-dir", tmp_path / "run")
     one_line(done, 1, f"port {port} (MASTER_PORT) is in use")
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [("nowhere.invalid", "[Errno -"), ("localhost", "nobody answered within 1 s (--start-timeout)")],
+)
+def test_an_address_at_which_nobody_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str, says: str
+) -> None:
+    """A name that nobody has is refused at once."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    names = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_ADDR": address, "MASTER_PORT": port}
+    for name, value in names.items():
+        monkeypatch.setenv(name, str(value))
+    seconds = 1 if address == "localhost" else 300
+    done = run_here("net.train", "--parallel", "data", "--start-timeout", seconds, "--output-dir", tmp_path / "run")
+    one_line(done, 1, "rank 1 does not reach the others: ", f"(MASTER_ADDR {address}, MASTER_PORT {port})", says)
 
 
 def test_missing_nccl_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

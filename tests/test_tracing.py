@@ -126,20 +126,13 @@ def test_recorded(run: Callable[[Any, Tensor], Tensor]) -> None:
         assert torch.equal(traced(input), expected)
 
 
-@pytest.mark.parametrize("run", [in_no_grad, branches, counts, keeps, in_autocast])
-def test_a_module_below_that_is_refused_is_called(run: Callable[[Any, Tensor], Tensor]) -> None:
+@pytest.mark.parametrize("run", [in_no_grad, branches, counts, keeps, in_autocast, lambda self, x: self.below(x)])
+def test_a_module_below_is_called(run: Callable[[Any, Tensor], Tensor]) -> None:
     outer = nn.Sequential(Module(run), nn.ReLU())
     targets = [node.target for node in trace(outer).nodes if node.op == "call_module"]
     assert targets == ["0", "1"]
     assert outer[0].calls == 0
     assert not hasattr(outer[0].below, "kept")
-
-
-def test_hooks_make_a_module_one_that_is_called() -> None:
-    module = Module(lambda self, x: self.below(x))
-    assert [node.target for node in trace(module).nodes if node.op == "call_module"] == ["below.0", "below.1"]
-    module.below.register_forward_hook(lambda *_: None)
-    assert [node.target for node in trace(module).nodes if node.op == "call_module"] == ["below"]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

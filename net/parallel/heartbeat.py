@@ -1,12 +1,9 @@
 """How ranks know that the others live while nobody expects a message for minutes: images are packed, code compiled."""
 
-import collections
 import contextlib
 import json
 import math
 import os
-import signal
-import socket
 import sys
 import threading
 from typing import Any
@@ -15,33 +12,33 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store, _world
 
 from ..errors import RankError
-from .activity import Activity, activity
+from ..progress import Progress
 
 #: Seconds between beats; at a short timeout there are ten in it.
 INTERVAL = 1.0
 BEATS_IN_TIMEOUT = 10
-#: Beats that are missed before a process that is no longer there, or has failed, is told of; the rank itself, or the
-#: others for the same reason, may be about to.
-MISSED_BY_THE_ENDED = 3
-#: Seconds for the main thread to end by itself when a rank is lost, or to finish the checkpoint that it writes.
+#: Beats missed by which a rank counts as dead when there is another sign of it.
+SILENT = 3
+#: Seconds for the main thread to end by itself when a rank is lost.
 GRACE = 3.0
-#: What a rank leaves instead of its next beat: it is through, ends with an error, or does nothing and waits for nobody.
-LEFT, FAILED, STILL = "left", "failed", "still"
+#: What a rank leaves instead of its next beat: it is through, or ends with an error.
+LEFT, FAILED = "left", "failed"
+
+DIED, ENDED = "died", "ended with an error"
 
 
 class Heartbeat(threading.Thread):
-    """A thread that counts up a number in the processes' store, watches the other ranks' numbers, and ends the process
-    when one stands still for longer than the timeout.
+    """A thread that counts up a number in the processes' store and watches the other ranks' numbers. It ends its own
+    process, and no other, when
 
-    Missed beats are counted in this thread's own looks: clocks are never compared, and time in which this process
-    itself stood still counts against nobody.
+    - a rank's number stands still for longer than ``timeout``: it was stopped or killed, or its host is gone;
+    - a rank has failed;
+    - the main thread has neither sent a message nor reported progress (:class:`net.progress.Progress`) for longer than
+      ``progress_timeout``, although no rank has sent fewer messages, which it would be waiting for;
+    - the store is gone, which went with torchrun or the first host.
 
-    A process that is stopped, dead, or stuck where it cannot run Python is found so. One whose main thread alone hangs
-    finds itself, once it keeps the others from their work: for as long as the timeout it has neither computed, read nor
-    written, nor have its children, although every other rank had sent all the messages that this one has, and those are
-    idle too or ahead. (Not where the system does not tell that, :func:`net.parallel.activity.activity`; nor in an
-    endless loop, which looks like a long compilation: there only the timeout of a message finds it.) A disk that does
-    not answer for as long is taken for a hang too.
+    Time is counted in this thread's own looks: clocks are never compared, and time in which this process stood still
+    counts against nobody. Whoever reaches the store can write to it, so what it says names ranks and does nothing else.
 
     A single call that keeps Python's lock for longer than the timeout looks like a stopped process. Compiling the
     network on a CPU kept it for 0.7 s, saving and reading checkpoints for 0.04 s.
@@ -49,40 +46,39 @@ class Heartbeat(threading.Thread):
     Args:
         store: of the processes. The thread has a connection of its own: a client that waits for a key is locked.
         rank, ranks: this process, and how many there are.
-        timeout: seconds.
+        timeout, progress_timeout: seconds.
     """
 
-    def __init__(self, store: Store, rank: int, ranks: int, timeout: float) -> None:
+    def __init__(self, store: Store, rank: int, ranks: int, timeout: float, progress_timeout: float) -> None:
         super().__init__(name="heartbeat", daemon=True)
         self.store: Store = store.clone()  # type: ignore[attr-defined]  # missing in its stub
-        self.rank, self.ranks, self.timeout = rank, ranks, timeout
+        self.rank, self.ranks, self.timeout, self.progress_timeout = rank, ranks, timeout, progress_timeout
         self.interval = min(INTERVAL, timeout / BEATS_IN_TIMEOUT)
-        self.allowed = math.ceil(timeout / self.interval)
         self.beats = [""] * ranks
         self.missed = [0] * ranks
         #: How often this rank came to wait for the first one to pass.
         self.holds = 0
-        #: What was done up to each look, as far back as the timeout, and looks since this rank waited for another.
-        self.done: collections.deque[Activity] = collections.deque(maxlen=self.allowed + 1)
-        self.unhindered = 0
+        #: What the main thread had done at the last look, and looks since that changed.
+        self.done: tuple[dict[str, int], int] = {}, 0
+        self.idle = 0
+        #: Whether all ranks have been there.
+        self.met = False
         #: Set when this process leaves; when a rank is lost.
         self.over, self.lost = threading.Event(), threading.Event()
-        self.store.set(self._place(rank), f"{os.getpid()} {socket.gethostname()}")
-        self.store.set(self._key(rank), self._beat(0, False))
+        self._beat(0)
 
     def run(self) -> None:
-        number = 0
-        # Without the store, which went with torchrun or the first host, nothing can be told: messages will fail.
-        with contextlib.suppress(dist.DistError):
+        self.met, number = True, 0
+        try:
             while not self.over.wait(self.interval):
                 number += 1
-                idle = self._idle()
-                still = self._hangs() and idle
-                self.store.set(self._key(self.rank), STILL if still else self._beat(number, idle))
-                found = self._look()
-                if found is not None:
-                    self._end(*found)
+                self._beat(number)
+                verdict = self._look()
+                if verdict is not None:
+                    self._end(verdict)
                     return
+        except dist.DistError:
+            self._end(self.store_lost(), GRACE)
 
     def leave(self, last: str) -> None:
         """Stop, and tell the others why: ``LEFT`` or ``FAILED``."""
@@ -91,81 +87,64 @@ class Heartbeat(threading.Thread):
         self.over.set()
         self.join(GRACE)
         with contextlib.suppress(dist.DistError):
-            self.store.set(self._key(self.rank), last)
+            self._set(last)
 
-    def ended(self) -> tuple[list[int], list[int]]:
-        """The ranks on this machine whose processes are gone without a last word, and all ranks that failed."""
-        beats = self._read()
-        gone = [rank for rank, beat in enumerate(beats) if beat not in (LEFT, FAILED) and self._gone(rank)]
-        return gone, [rank for rank, beat in enumerate(beats) if beat == FAILED]
+    def blamed(self) -> tuple[list[int], str]:
+        """Which ranks are to blame for a message that failed or a signal to end, and what they did; call it some looks
+        later."""
+        for ranks, state in (
+            ([rank for rank, beat in enumerate(self.beats) if beat == FAILED], ENDED),
+            ([rank for rank, missed in enumerate(self.missed) if missed >= SILENT], DIED),
+            (self._behind(), self._unanswered()),
+        ):
+            if ranks:
+                return ranks, state
+        return [], ""
 
-    def verdict(self, missing: list[int], hang: bool, otherwise: str = "") -> RankError | SystemExit:
-        """End those of the ``missing`` ranks that ``hang`` on this machine.
-
-        Returns:
-            An error that names them, or says ``otherwise`` where none is missing, for the first who asks on any rank; a
-            silent end for all others, and where the first rank has told its own error.
-        """
-        beats = self._read()
-        failed = [rank for rank in missing if beats[rank] == FAILED]
-        if 0 in failed:
+    def verdict(self, ranks: list[int], state: str) -> RankError | SystemExit:
+        """An error that says what the ``ranks`` did, for the first who asks on any rank; a silent end for all others,
+        and where the first rank has told its own error."""
+        if (state == ENDED and 0 in ranks) or self.store.add("verdicts", 1) > 1:
             return SystemExit(1)
-        first = self.store.add("askers", 1) == 1
-        names = []
-        for rank in failed or missing:
-            process, host = self._where(rank)
-            names.append(f"rank {rank} (process {process} on {host})")
-            # Of ranks that are all missing, the first to ask must live to tell it.
-            if hang and host == socket.gethostname() and rank != self.rank and (first or self.rank not in missing):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
-        if not first:
-            return SystemExit(1)
-        if not names:
-            return RankError(otherwise)
-        state = f"did not answer for {self.timeout:g} s (--timeout) and was ended" if hang else "died"
-        if failed:
-            state = "ended with an error"
-        return RankError(f"{', '.join(names)} {state}; go on from the last checkpoint with --resume")
+        advice = "; go on from the last checkpoint with --resume" if self.met else ""
+        return RankError(f"{', '.join(map(self._described, ranks))} {state}{advice}")
 
-    def _look(self) -> tuple[list[int], bool] | None:
-        """Which ranks are lost, and whether they hang; None when all is well."""
-        beats = self._read()
+    def store_lost(self) -> RankError:
+        """For when nothing can be asked any more."""
+        return RankError(f"rank {self.rank} lost the processes' store: torchrun or the first host is gone")
+
+    def looks(self, count: int) -> float:
+        """Seconds that ``count`` looks take, on other ranks too."""
+        return (count + 2) * self.interval
+
+    def _unanswered(self) -> str:
+        return f"did not answer for {self.timeout:g} s (--timeout)"
+
+    def _look(self) -> RankError | SystemExit | None:
+        """Compare with the last look; None when all is well."""
+        beats = [beat.decode(errors="replace") for beat in self.store.multi_get(list(map(_key, range(self.ranks))))]
         for rank, (before, beat) in enumerate(zip(self.beats, beats, strict=True)):
             self.missed[rank] = self.missed[rank] + 1 if beat == before and beat != LEFT else 0
         self.beats = beats
-        still = [rank for rank, beat in enumerate(beats) if beat == STILL]
-        # One that stands still leaves it to the others to say so, if there are any.
-        if still and (self.rank not in still or all(beat in (STILL, LEFT) for beat in beats)):
-            return still, True
-        silent = [rank for rank, missed in enumerate(self.missed) if missed >= MISSED_BY_THE_ENDED]
-        if ended := [rank for rank in silent if beats[rank] == FAILED or self._gone(rank)]:
-            return ended, False
-        if max(self.missed) >= self.allowed:
+        failed = [rank for rank, beat in enumerate(beats) if beat == FAILED and self.missed[rank] >= SILENT]
+        if failed:
+            return self.verdict(failed, ENDED)
+        allowed = math.ceil(self.timeout / self.interval)
+        if max(self.missed) >= allowed:
             # Those that went silent together, with their host, reach the limit a look apart.
-            return [rank for rank, missed in enumerate(self.missed) if missed > self.allowed // 2], True
+            return self.verdict(
+                [rank for rank, missed in enumerate(self.missed) if missed > allowed // 2], self._unanswered()
+            )
+        done = self._sent(), Progress.reports
+        self.idle = 0 if done != self.done or self._behind() else self.idle + 1
+        self.done = done
+        if self.idle * self.interval > self.progress_timeout:
+            verdict = self.verdict(
+                [self.rank], f"reported no progress for {self.progress_timeout:g} s (--progress-timeout)"
+            )
+            self._set(FAILED)
+            return verdict
         return None
-
-    def _idle(self) -> bool:
-        """Whether this process, where that can be told, has done nothing for the timeout."""
-        now = activity()
-        if now is None:
-            return False
-        self.done.append(now)
-        full = len(self.done) > self.allowed
-        return full and now.idle_since(self.done[0], self.allowed * self.interval)
-
-    def _hangs(self) -> bool:
-        """Whether this process, if it is idle, keeps the others: for the timeout none of them owed it a message, and
-        now they have nothing to do either, or are ahead."""
-        ours = self._sent()
-        others = [json.loads(beat)[1:] for rank, beat in enumerate(self.beats) if beat[:1] == "[" and rank != self.rank]
-        behind = any(theirs.get(name, count) < count for theirs, _ in others for name, count in ours.items())
-        self.unhindered = 0 if behind else self.unhindered + 1
-        # What is not ahead and works may be waited for without a message: ranks take turns to compile for one cache.
-        return self.unhindered > self.allowed and all(
-            idle or any(theirs.get(name, count) > count for name, count in ours.items()) for theirs, idle in others
-        )
 
     def _sent(self) -> dict[str, int]:
         """How many messages of each group this rank has sent, or waits to send."""
@@ -173,43 +152,45 @@ class Heartbeat(threading.Thread):
         counts = {group.group_name: group._get_sequence_number_for_group() for group in groups}
         return counts | {"hold": self.holds}
 
-    def _beat(self, number: int, idle: bool) -> str:
-        return json.dumps([number, self._sent(), idle])
+    def _behind(self) -> list[int]:
+        """The ranks that have sent fewer messages than this one, which waits for them or soon will."""
+        ours = self._sent()
+        behind = []
+        for rank, beat in enumerate(self.beats):
+            with contextlib.suppress(ValueError, TypeError, AttributeError):
+                _, theirs = json.loads(beat)
+                if any(theirs.get(name, count) < count for name, count in ours.items()):
+                    behind.append(rank)
+        return [rank for rank in behind if rank != self.rank]
 
-    def _end(self, missing: list[int], hang: bool) -> None:
-        """End this process, whatever its main thread is at."""
-        verdict = self.verdict(missing, hang)
+    def _beat(self, number: int) -> None:
+        self._set(json.dumps([number, self._sent()]))
+
+    def _set(self, beat: str) -> None:
+        self.store.set(_key(self.rank), beat)
+
+    def _end(self, verdict: RankError | SystemExit, patience: float = 0.0) -> None:
+        """End this process, whatever its main thread is at, unless it leaves by itself within ``patience`` seconds."""
+        if self.over.wait(patience):
+            return
         if isinstance(verdict, RankError):
             print(f"error: {verdict}", file=sys.stderr, flush=True)
         self.lost.set()
         if not self.over.wait(GRACE):
             os._exit(1)
 
-    def _read(self) -> list[str]:
-        return [beat.decode() for beat in self.store.multi_get([self._key(rank) for rank in range(self.ranks)])]
+    def _described(self, rank: int) -> str:
+        """``rank``, and the host that it has said it is on."""
+        if not self.store.check([place(rank)]):
+            return f"rank {rank}"
+        host = self.store.get(place(rank)).decode(errors="replace")[:64]
+        return f"rank {rank} on {host if host.isprintable() else ascii(host)}"
 
-    def _where(self, rank: int) -> tuple[int, str]:
-        """The process and the host of ``rank``."""
-        process, _, host = self.store.get(self._place(rank)).decode().partition(" ")
-        return int(process), host
 
-    def _gone(self, rank: int) -> bool:
-        """Whether ``rank`` was a process of this machine and is none any more."""
-        process, host = self._where(rank)
-        if host != socket.gethostname():
-            return False
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
-        return False
+def _key(rank: int) -> str:
+    return f"beat {rank}"
 
-    @staticmethod
-    def _key(rank: int) -> str:
-        return f"beat {rank}"
 
-    @staticmethod
-    def _place(rank: int) -> str:
-        return f"process {rank}"
+def place(rank: int) -> str:
+    """Where ``rank`` leaves its host's name when it comes."""
+    return f"host {rank}"

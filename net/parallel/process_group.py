@@ -2,8 +2,10 @@
 
 import contextlib
 import datetime
+import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FrameType
@@ -11,26 +13,22 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from kernels import private
 
 from ..config import TrainConfig
 from ..device import choose
 from ..errors import DataError, RankError, UsageError
-from .heartbeat import FAILED, LEFT, Heartbeat
+from .heartbeat import DIED, ENDED, FAILED, LEFT, SILENT, Heartbeat, place
 from .launch import Launch
 
-#: Seconds that ranks wait where one of them may have long work of its own: packing images, compiling, saving. Only
-#: their heartbeats tell then who is lost.
+#: Seconds that a message may take where a rank may have long work of its own: packing images, compiling, saving. Only
+#: heartbeats tell then who is lost.
 PATIENCE = 24 * 3600.0
-#: Seconds for all processes to be there when the run begins.
-MEETING = 300.0
-#: Seconds in which every rank answers when one of them misses another.
-ROLL_CALL = 3.0
-#: Seconds between two looks for the first rank.
+#: Seconds between two looks for another rank.
 POLL = 0.1
 
 Value = TypeVar("Value")
@@ -62,18 +60,18 @@ class Ranks:
         return tensor
 
     def broadcast(self, value: Value) -> Value:
-        """The first rank's value."""
+        """The first rank's value, which travels as JSON."""
         return value
 
     def gathered(self, value: Value) -> list[Value]:
-        """Every rank's value."""
+        """Every rank's value; they travel as JSON."""
         return [value]
 
     def hold(self) -> None:
         """The other ranks wait here until the first one comes by, however long that takes."""
 
     def hurry(self, groups: Iterable[dist.ProcessGroup]) -> None:
-        """From now on a rank that keeps ``groups`` waiting for longer than the timeout is lost."""
+        """All ranks meet; from then on one that keeps ``groups`` waiting for longer than the timeout is lost."""
 
     def opened(self, open: Callable[[], Value], identity: Callable[[Value], Mapping[str, object]]) -> Value:
         """What ``open`` returns; the first rank opens before the others.
@@ -86,7 +84,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Turns an error of the messages between the ranks into one that names the rank that is lost, and ends it."""
+        """Turns an error of the messages between the ranks into one that names the rank that is lost."""
         yield
 
     def close(self) -> None:
@@ -99,7 +97,8 @@ class Processes(Ranks):
     Args:
         launch: which of them this is.
         backend: ``gloo`` or ``nccl``, for the network's messages.
-        timeout: seconds after which a rank that keeps the others waiting counts as lost.
+        config: has the seconds after which a rank that does not come, that keeps the others waiting, or that reports no
+            progress counts as lost.
 
     Raises:
         RankError: they do not meet.
@@ -108,26 +107,37 @@ class Processes(Ranks):
     #: How often this process has met others; each time has keys of its own in the store.
     meetings = 0
 
-    def __init__(self, launch: Launch, backend: str, timeout: float) -> None:
-        self.rank, self.ranks, self.timeout, self.backend = launch.rank, launch.ranks, timeout, backend
+    def __init__(self, launch: Launch, backend: str, config: TrainConfig) -> None:
+        self.rank, self.ranks, self.timeout, self.backend = launch.rank, launch.ranks, config.timeout, backend
         Processes.meetings += 1
         self.pending: tuple[Tensor, Any] | None = None
         try:
-            store, _, _ = next(rendezvous("env://", timeout=_seconds(MEETING)))
             # torchrun keeps its store when it starts the processes again.
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-            self.store = PrefixStore(f"attempt {attempt}, meeting {Processes.meetings}", store)
-            self.heartbeat = Heartbeat(self.store, self.rank, self.ranks, timeout)
+            prefix = f"attempt {attempt}, meeting {Processes.meetings}"
+            self.store = PrefixStore(prefix, _store(self.rank, config.start_timeout))
+            self.heartbeat = Heartbeat(self.store, self.rank, self.ranks, self.timeout, config.progress_timeout)
+            self._gather_at(self.store, config.start_timeout)
+            self.heartbeat.start()
             dist.init_process_group(
                 backend, store=self.store, rank=self.rank, world_size=self.ranks, timeout=_seconds(PATIENCE)
             )
             self.group = dist.group.WORLD
             #: For small messages between the hosts, beside those of the network.
             self.control = dist.new_group(backend="gloo", timeout=_seconds(PATIENCE))
-        except (dist.DistError, RuntimeError, ValueError) as error:
+        except (dist.DistError, RuntimeError, ValueError, OSError) as error:
             raise RankError(f"rank {self.rank} does not reach the others: {_meeting_place(error)}") from None
-        self.heartbeat.start()
         self.before = signal.signal(signal.SIGTERM, self._terminated)
+
+    def _gather_at(self, store: PrefixStore, seconds: float) -> None:
+        """Wait until every rank is there."""
+        store.set(place(self.rank), socket.gethostname())
+        end = time.monotonic() + seconds
+        while not store.check(list(map(place, range(self.ranks)))):
+            if time.monotonic() > end:
+                missing = [rank for rank in range(self.ranks) if not store.check([place(rank)])]
+                raise self.heartbeat.verdict(missing, f"did not come within {seconds:g} s (--start-timeout)")
+            time.sleep(POLL)
 
     def describe(self) -> str:
         return f"{self.ranks} processes ({self.backend})"
@@ -148,14 +158,16 @@ class Processes(Ranks):
         return total
 
     def broadcast(self, value: Value) -> Value:
-        values = [value]
-        dist.broadcast_object_list(values, 0, self.control)
-        return values[0]
+        return self.gathered(value)[0]
 
     def gathered(self, value: Value) -> list[Value]:
-        values: list[Any] = [None] * self.ranks
-        dist.all_gather_object(values, value, self.control)
-        return values
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = list(torch.zeros(self.ranks, 1, dtype=torch.int64))
+        dist.all_gather(sizes, torch.tensor([len(text)]), self.control)
+        longest = int(max(sizes))
+        texts = list(torch.zeros(self.ranks, longest, dtype=torch.uint8))
+        dist.all_gather(texts, F.pad(text, (0, longest - len(text))), self.control)
+        return [json.loads(text[:size].numpy().tobytes()) for text, size in zip(texts, sizes, strict=True)]
 
     def hold(self) -> None:
         self.heartbeat.holds += 1
@@ -169,6 +181,7 @@ class Processes(Ranks):
                 raise SystemExit(1)
 
     def hurry(self, groups: Iterable[dist.ProcessGroup]) -> None:
+        dist.barrier(self.control)
         for group in {self.group, self.control, *groups}:
             private.set_group_timeout(group, self.timeout)
 
@@ -185,11 +198,12 @@ class Processes(Ranks):
             refused = error
         if self.first:
             self.hold()
-        errors = self.gathered(refused)
-        everywhere = len(set(map(str, errors))) == 1
+        errors = self.gathered(None if refused is None else [isinstance(refused, UsageError), str(refused)])
+        everywhere = all(each == errors[0] for each in errors)
         for rank, each in enumerate(errors):
             if each is not None:
-                raise each if everywhere else type(each)(f"rank {rank}: {each}")
+                usage, said = each
+                raise (UsageError if usage else DataError)(said if everywhere else f"rank {rank}: {said}")
         all_seen = self.gathered(seen)
         for rank, theirs in enumerate(all_seen):
             for name, value in all_seen[0].items():
@@ -202,51 +216,42 @@ class Processes(Ranks):
         try:
             yield
         except BaseException as error:
-            verdict: BaseException | None = None
-            if isinstance(error, dist.DistError) or (
+            lost = isinstance(error, dist.DistError) or (
                 isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL"))
-            ):
-                verdict = self._lost(error)
+            )
+            verdict = self._lost(error) if lost else None
             self.heartbeat.leave(FAILED)
             if verdict is None:
                 raise
             raise verdict from None
 
-    def _lost(self, error: RuntimeError) -> BaseException:
-        """Call the roll, end the ranks that hang, and have one rank say who is missing."""
+    def _lost(self, error: BaseException) -> BaseException:
+        """Have one rank say who is missing."""
         # torchrun's, who may have seen it too: there is a line to be said first.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        first_line = str(error).splitlines()[0]
         try:
-            missing = self._missing()
-            hang = "timed out" in str(error).lower()
-            return self.heartbeat.verdict(missing, hang, f"rank {self.rank} lost its connection: {first_line}")
+            if self.heartbeat.lost.wait(self.heartbeat.looks(SILENT)):
+                return SystemExit(1)
+            ranks, state = self.heartbeat.blamed()
+            first_line = str(error).splitlines()[0]
+            return self.heartbeat.verdict(ranks or [self.rank], state or f"lost its connection: {first_line}")
         except dist.DistError:
-            return RankError(f"rank {self.rank} lost the processes' store: {_meeting_place(error)}")
+            return self.heartbeat.store_lost()
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:
-        """SIGTERM outside training: torchrun's when another process died, which is to be said first."""
-        if self.heartbeat.over.is_set() or self.heartbeat.lost.is_set():
+        """SIGTERM outside training. When another process ended it is torchrun's, and that is to be said first."""
+        if self.heartbeat.over.is_set() or self.heartbeat.lost.wait(self.heartbeat.looks(SILENT)):
+            return
+        ranks, state = self.heartbeat.blamed()
+        if state == ENDED:
+            # This process is about to find the same error, or to miss them, and says so then.
             return
         with contextlib.suppress(dist.DistError):
-            died, failed = self.heartbeat.ended()
-            if died:
-                raise self.heartbeat.verdict(died, hang=False)
-            if failed:
-                # This process is about to find the same error, or to miss them, and says so then.
-                return
+            if state == DIED:
+                raise self.heartbeat.verdict(ranks, state)
         self.heartbeat.leave(LEFT)
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
-
-    def _missing(self) -> list[int]:
-        self.store.set(f"present {self.rank}", "")
-        end = time.monotonic() + ROLL_CALL
-        missing = list(range(self.ranks))
-        while missing and time.monotonic() < end:
-            missing = [rank for rank in missing if not self.store.check([f"present {rank}"])]
-            time.sleep(0.05)
-        return missing
 
     def close(self) -> None:
         if self.pending is not None:
@@ -260,7 +265,32 @@ def _seconds(seconds: float) -> datetime.timedelta:
     return datetime.timedelta(seconds=seconds)
 
 
-def _meeting_place(error: Exception) -> str:
+def _store(rank: int, seconds: float) -> Store:
+    """The processes' store: torchrun's, or the first rank's own where torchrun has none."""
+    unset = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if unset:
+        raise ValueError(f"torchrun's variable {unset[0]} is missing")
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    # PyTorch would wait for a name that nobody has, and print a page of addresses when nobody answers.
+    socket.getaddrinfo(address, port)
+    own = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    end = time.monotonic() + seconds
+    while not own:
+        try:
+            socket.create_connection((address, port), timeout=seconds).close()
+            break
+        except OSError as error:
+            if time.monotonic() > end:
+                raise TimeoutError(f"nobody answered within {seconds:g} s (--start-timeout): {error}") from None
+            time.sleep(POLL)
+    timeout = _seconds(seconds)
+    store: Store = dist.TCPStore(  # type: ignore[attr-defined]
+        address, port, is_master=own, timeout=timeout, wait_for_workers=False, multi_tenant=True
+    )
+    return store
+
+
+def _meeting_place(error: BaseException) -> str:
     """Why the processes do not meet, with the address they were to meet at."""
     address, port = (os.environ.get(name, "unset") for name in ("MASTER_ADDR", "MASTER_PORT"))
     first = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -306,4 +336,4 @@ def join(launch: Launch, config: TrainConfig) -> tuple[Ranks, torch.device]:
         raise UsageError(f"--device mps computes in one process, without --parallel {config.parallel}")
     if config.parallel == "none":
         return Ranks(), device
-    return Processes(launch, _backend(device, shared), config.timeout), device
+    return Processes(launch, _backend(device, shared), config), device
