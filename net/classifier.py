@@ -41,9 +41,10 @@ class Classifier:
         self.device = choose(device)
         trained = open_trained(path, self.device)
         check_colours(trained)
-        if trained.mean is None:
+        mean = trained.mean_image()
+        if mean is None:
             raise DataError(f"{path} holds no mean image to subtract; give the run folder or a checkpoint")
-        self.path, self.model, self.mean = trained.path, trained.model, trained.mean
+        self.path, self.model, self.mean = trained.path, trained.model, mean
         self.classes = class_names(trained)
         self.precision = resolve_precision("auto", self.device, trained.precision)
 

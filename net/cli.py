@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import importlib
 import importlib.util
 import os
 import re
@@ -169,21 +168,6 @@ def first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _check_kernels() -> None:
-    """Refuse to go on beside the wrong package ``kernels``: its name is Hugging Face's too, and both may be installed.
-
-    Raises:
-        UsageError: an import would take another one.
-    """
-    found = importlib.util.find_spec("kernels")
-    place = None if found is None else found.origin
-    if place is None or "relu_lrn_max_pool2d" not in Path(place).read_text(encoding="utf-8"):
-        raise UsageError(
-            f"the package kernels that Python imports is {place or 'missing'}, and not alexnet-fused's; Hugging Face's "
-            "has the same name: give each an environment of its own"
-        )
-
-
 def check_exist(**paths: str | Sequence[str] | None) -> None:
     """Refuse paths where nothing is, before anything is imported that takes seconds.
 
@@ -233,14 +217,29 @@ def _terminate(number: int, frame: object) -> None:
 def end_in_order() -> None:
     """From here on SIGTERM and, but under nohup, SIGHUP end a command as Ctrl-C does: what is done is noted first."""
     for name in ("SIGTERM", "SIGHUP"):
-        # Windows has no SIGHUP.
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+        # Windows has the first only.
+        number = getattr(signal, name, signal.SIGTERM)
+        if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _terminate)
 
 
 #: What PyTorch says where memory is not enough, in exceptions that are no MemoryError.
 _OUT_OF_MEMORY = re.compile(r"out of memory|allocate memory|not enough memory|Storage size calculation overflowed")
+
+
+def _check_kernels() -> None:
+    """Refuse to go on beside the wrong package ``kernels``: its name is Hugging Face's too, and both may be installed.
+
+    Raises:
+        UsageError: an import would take another one.
+    """
+    found = importlib.util.find_spec("kernels")
+    place = None if found is None else found.origin
+    if place is None or "relu_lrn_max_pool2d" not in Path(place).read_text(encoding="utf-8"):
+        raise UsageError(
+            f"the package kernels that Python imports is {place or 'missing'}, and not alexnet-fused's; Hugging Face's "
+            "has the same name: give each an environment of its own"
+        )
 
 
 def run(command: Callable[[], int | None]) -> NoReturn:

@@ -875,8 +875,8 @@ class PrepareConfig:
     size: int = flag(256, "rows and columns of a packed image")
     val_labels: str | None = flag(
         None,
-        "label file of a flat val folder: lines of 'FILE CLASS', ImageNet's LOC_val_solution.csv, or one class a line "
-        "in the order of the file names",
+        "label file of a flat val folder: lines of 'FILE CLASS' or a table with such columns, ImageNet's "
+        "LOC_val_solution.csv, or one class a line in the order of the file names",
         metavar="FILE",
     )
     workers: int | None = flag(None, "processes; one a core by default", short="j")

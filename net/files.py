@@ -18,8 +18,6 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 #: Windows opens no folders: there they can be neither locked nor put on the disk.
 _OPENS_FOLDERS = fcntl is not None and hasattr(os, "O_DIRECTORY")
-#: Follow no link, leave nothing open in programs that are started, and on Windows change no byte.
-_EXTRA = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
 
 #: How the name of a file ends until it is whole.
 PARTIAL = ".partial"
@@ -35,14 +33,15 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """
     partial = path.with_name(f"{path.name}.{secrets.token_hex(6)}{PARTIAL}")
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _EXTRA
-        with open(os.open(partial, flags, 0o666), "wb") as file:
+        # "x" is O_EXCL, which follows no link either.
+        with open(partial, "xb") as file:
             # For as long as it is held, the file is not what somebody left.
             _try_lock(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
             if _OPENS_FOLDERS:
+                # While the lock is held: nobody takes it for what was left.
                 os.replace(partial, path)
         if not _OPENS_FOLDERS:
             # Windows renames no open file.
@@ -91,7 +90,11 @@ def remove_partials(folder: Path) -> None:
         with contextlib.suppress(OSError):
             if not stat.S_ISREG(path.lstat().st_mode):
                 continue
-            handle = os.open(path, os.O_WRONLY | os.O_NONBLOCK | _EXTRA)
+            if not _OPENS_FOLDERS:
+                # Windows removes no open file.
+                path.unlink()
+                continue
+            handle = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
             try:
                 if _try_lock(handle):
                     path.unlink(missing_ok=True)

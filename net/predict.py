@@ -27,7 +27,6 @@ def _predict(config: PredictConfig) -> dict[str, Any]:
 
     from .augmentation import centre_crop, ten_crops
     from .data.decode import decode
-    from .data.sources import packed_size
     from .device import choose, keep_freed_memory, resolve_precision, set_precision
     from .doors.image import UnreadableImageError
     from .evaluation import TOP, probabilities
@@ -43,11 +42,8 @@ def _predict(config: PredictConfig) -> dict[str, Any]:
     check_colours(trained)
     check_mean_rgb(config.mean_rgb, [trained])
     size = trained.network.image_size
-    if trained.mean is not None:
-        mean = trained.mean
-    elif trained.mean_rgb is not None:
-        mean = trained.colour_image(packed_size(size))
-    else:
+    mean = trained.mean_image()
+    if mean is None:
         raise DataError(
             f"{trained.path} holds no mean image to subtract; give the run folder or a checkpoint ({MEAN_RGB_HINT})"
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 from . import weights
 from .alexnet import AlexNet
 from .config import AlexNetConfig
+from .data.sources import packed_size
 from .doors.checkpoint import TRAINED
 from .errors import DataError, UsageError
 from .fields import from_table, typed
@@ -43,6 +44,13 @@ class Trained:
     def network(self) -> AlexNetConfig:
         """The architecture."""
         return self.model.config
+
+    def mean_image(self) -> Tensor | None:
+        """What is subtracted of stored images: ``mean``, or ``mean_rgb`` for images packed as for a run; None where
+        neither is known."""
+        if self.mean is None and self.mean_rgb is not None:
+            return self.colour_image(packed_size(self.network.image_size))
+        return self.mean
 
     def colour_image(self, size: int) -> Tensor:
         """``mean_rgb`` as a mean image, float32 ``[size, size, 3]`` on the network's device."""

@@ -73,8 +73,8 @@ class StopSignal:
         repeats: seconds after the first in which others are the same.
     """
 
-    # Windows has no SIGHUP.
-    NUMBERS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
+    #: Windows has no SIGHUP.
+    NUMBERS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
     def __init__(self, repeats: float = 0.0) -> None:
         self.number: int | None = None

@@ -85,12 +85,12 @@ LOADS = {"np.load", "torch.load", "onnx.load", "tomllib.load", "json.load", "pic
 #: Where something is opened outside of net/doors, and why it is nothing that a user gives.
 OPENED = {
     "net/ablations.py": "appends a result",
-    "net/cli.py": "/dev/null",
+    "net/cli.py": "/dev/null, and the package kernels",
     "net/data/digits.py": "the embedded digits",
     "net/data/prepare.py": "the store that is being written",
     "net/device.py": "/proc",
     "net/drawings.py": "a picture just drawn",
-    "net/extras.py": "what pip has noted of this package",
+    "net/extras.py": "what pip noted",
     "net/files.py": "what is being written, and folders",
     "net/printing.py": "/dev/null",
     "net/runs.py": "appends to the log",

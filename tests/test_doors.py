@@ -109,6 +109,7 @@ def damaged_states() -> dict[str, tuple[tuple[str, ...], Any]]:
         "schedule: finished must be of type bool": (("schedule", "finished"), 1.5),
         "interval: losses[0] must be of type Tensor": (("interval", "losses"), [0.5]),
         "random: cpu is no tensor of bytes": (("random", "cpu"), torch.zeros(3)),
+        "random: others[0]: cpu is missing": (("random", "others"), [{}]),
         "errors: loss is missing": (("errors",), {"images": 3}),
     }
 
@@ -136,8 +137,12 @@ def test_a_missing_member_is_named(tmp_path: Path) -> None:
         checkpoint.save(tmp_path / "a.pt", content)
         with pytest.raises(DataError, match=f"a.pt cannot be used: {name} is missing"):
             checkpoint_door.load(tmp_path / "a.pt", checkpoint_door.RESUMED)
-    checkpoint.save(tmp_path / "a.pt", state())
-    checkpoint_door.load(tmp_path / "a.pt", checkpoint_door.RESUMED)
+    whole = state()
+    # As before there were several processes.
+    del whole["random"]["others"], whole["parallel"]
+    for content in (state(), whole):
+        checkpoint.save(tmp_path / "a.pt", content)
+        checkpoint_door.load(tmp_path / "a.pt", checkpoint_door.RESUMED)
 
 
 def rezipped(path: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> None:

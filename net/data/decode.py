@@ -6,9 +6,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ..doors.image import UnreadableImageError, opened_image
+from ..doors.image import UnreadableImageError, opened_image, turned
 
 #: The formats in which what Pillow reads as 32-bit integers has 16 bits.
 _SIXTEEN_BITS = ("PNG", "PPM", "JPEG2000")
@@ -54,9 +54,9 @@ def upright(image: Image.Image) -> NDArray[np.uint8]:
     """An opened image's pixels, uint8 ``[H, W, 3]`` in RGB, its orientation tag obeyed.
 
     Raises:
-        UnreadableImageError: pixels whose range is not agreed on.
+        UnreadableImageError: pixels without an agreed range.
     """
-    return np.array(_rgb(ImageOps.exif_transpose(image), _bits(image)))
+    return np.array(_rgb(turned(image), _bits(image)))
 
 
 def decode(path: Path, size: int) -> NDArray[np.uint8]:

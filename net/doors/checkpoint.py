@@ -8,6 +8,7 @@ import hashlib
 import io
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -140,7 +141,10 @@ def _content(path: Path) -> Any:
                     raise ValueError("not a whole file of torch.save")
                 described = sum(values(head, _ALLOWED) for _ in range(_LEGACY_PICKLES))
             file.seek(0)
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                # About old kinds of storage, which say nothing to whoever only reads the file.
+                warnings.simplefilter("ignore")
+                content = torch.load(file, map_location="cpu", weights_only=True)
             _check_size(content, described)
         except (DataError, MemoryError):
             raise
@@ -223,7 +227,13 @@ def _optimizer_state(value: Any, name: str) -> None:
         _has(members, {}, f"{name}: {index}")
 
 
-_RANDOM = {"cpu": _bytes, "cuda": _optional(_bytes)}
+def _random(value: Any, name: str) -> None:
+    one = {"cpu": _bytes, "cuda": _optional(_bytes)}
+    _has(value, one, name)
+    # Of the other processes; a checkpoint of one process need not have it.
+    _has(value.get("others", []), [one], f"{name}: others")
+
+
 #: What the members of a checkpoint are. A use names those that it needs; others may be there.
 _SCHEMA: dict[str, Any] = {
     "metadata": {"network": dict, "classes": _optional([str]), "data_path": _optional(str)},
@@ -240,7 +250,7 @@ _SCHEMA: dict[str, Any] = {
         {"images": int, "loss": float, "top1_error_percent": float, "top5_error_percent": _optional(float)}
     ),
     "elapsed": float,
-    "random": {**_RANDOM, "others": [_RANDOM]},
+    "random": _random,
 }
 #: What a network needs that is only asked, and what a run needs that goes on.
 TRAINED = ("metadata", "mean_image", "model")

@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from ..errors import DataError, MissingError
 
+_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
 #: A file that is read whole may take this part of the memory that is free.
 MEMORY_SHARE = 0.8
 
@@ -41,7 +42,7 @@ def opened(path: Path, what: str, limit: int | None = None) -> Iterator[BinaryIO
         # Asked before it is opened, because opening some devices does something; asked again of what was opened.
         _check_regular(os.stat(path), path, what)
         # A pipe that took the file's place since would wait for a writer.
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = os.open(path, _FLAGS)
         with open(handle, "rb") as file:
             status = os.fstat(handle)
             _check_regular(status, path, what)

@@ -71,7 +71,7 @@ def opened_image(path: Path, size: int) -> Iterator[Image.Image]:
             with opened(path, "image", _LIMIT) as file, Image.open(file, formats=_formats()) as image:
                 image.draft(None, (size, size))
                 image.load()
-                yield _upright(image)
+                yield turned(image)
     except (UnreadableImageError, MemoryError):
         raise
     except DataError as error:
@@ -83,7 +83,7 @@ def opened_image(path: Path, size: int) -> Iterator[Image.Image]:
         raise UnreadableImageError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def turned(image: Image.Image) -> Image.Image:
     """``image`` turned as its metadata say; as it is stored where they cannot be read."""
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
@@ -92,6 +92,6 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
     if turn is None:
         return image
-    turned = image.transpose(turn)
-    turned.format = image.format
-    return turned
+    result = image.transpose(turn)
+    result.format = image.format
+    return result
