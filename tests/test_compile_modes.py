@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 import kernels
 from net.alexnet import alexnet
-from net.device import has_cpp_compiler
 
 NUMBERS = (5, 1e-3, 0.75, 2.0)
 OPERATORS: dict[str, tuple[Callable[..., Tensor], tuple[Any, ...]]] = {
@@ -92,7 +91,7 @@ def test_networks(network: Callable[[], nn.Module], shapes: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not has_cpp_compiler(), reason="Inductor needs a C++ compiler")
+@pytest.mark.compiles
 @pytest.mark.parametrize("shapes", SHAPES)
 @pytest.mark.parametrize("mode", MODES)
 def test_modes(mode: str, shapes: str) -> None:
