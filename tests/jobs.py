@@ -168,7 +168,7 @@ JOBS = (
     Job(is_busy_before_its_first_update),
     Job(agrees, 3),
     Job(comes_late),
-    Job(never_comes, 3, start_timeout=3),
+    Job(never_comes, 3, start_timeout=15),
 )
 
 

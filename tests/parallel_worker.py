@@ -26,7 +26,7 @@ from net.parallel.strategies import parallelize
 from net.recipe import PaperSGD, parameter_groups
 
 BATCH = 12
-STEPS = 10
+STEPS = 6
 #: Of the images.
 SEEDS = (1, 2, 3)
 #: Nine classes: ranks hold unequal numbers of them.

@@ -81,6 +81,7 @@ def test_tensors_that_are_not_aligned_take_narrow_accesses(tmp_path: Path) -> No
         assert "load 16 bytes" not in row["accesses"]
 
 
+@pytest.mark.slow
 def test_a_launch_compiles_the_same() -> None:
     """Triton's own way from a call's arguments to machine code, on a stand-in for a GPU, ends at the same code."""
     code = """
@@ -135,6 +136,7 @@ def test_launches_are_those_of_the_target() -> None:
     assert triton_stage.LANES == 32
 
 
+@pytest.mark.slow
 def test_more_columns_than_32_bits_count_can_be_built() -> None:
     """Of all images together: numbers of columns are divided in 64 bits then."""
     code = """

@@ -66,6 +66,7 @@ def test_steps_take_turns(monkeypatch: pytest.MonkeyPatch, seconds: float, round
     assert str(found["broken", "auto", "eager"]) == "no such thing"
 
 
+@pytest.mark.slow
 def test_variants_are_made_ahead() -> None:
     """By processes whose failure nobody else would notice; one that fails keeps nobody waiting."""
     said: list[str] = []

@@ -60,6 +60,7 @@ def test_it_is_the_compiler_that_cxx_names(tmp_path: Path, monkeypatch: pytest.M
     assert f"no C++ compiler ({tmp_path}/nowhere)" in (compiler.obstacle.__wrapped__() or "")
 
 
+@pytest.mark.slow
 def test_without_python_s_headers_a_run_says_so_in_a_line_and_is_eager(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import sysconfig\nreal = sysconfig.get_path\n"

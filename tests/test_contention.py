@@ -68,6 +68,7 @@ def test_busy_processes_end_with_a_benchmark_that_is_killed() -> None:
                 os.kill(loop, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_user_s_program_imports_nothing_else_and_has_nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
     tree = ast.parse(Path(user_program.__file__).read_text())
     imported = [name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names]

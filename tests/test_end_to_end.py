@@ -35,11 +35,11 @@ def test_images_to_an_evaluated_network(tmp_path: Path) -> None:
     done = run("net.prepare", images, tmp_path / "store", "--size", 32)
     assert done.returncode == 0, done.stderr
     assert "packed 240 training and 30 validation images" in done.stdout
-    arguments = ["--data-path", tmp_path / "store", *TRAIN, "--checkpoint-every", 3, "--log-every", 4]
+    arguments = ["--data-path", tmp_path / "store", *TRAIN, "--checkpoint-every", 12, "--log-every", 8]
     whole = run("net.train", *arguments, "--output-dir", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     process = start("net.train", *arguments, "--output-dir", tmp_path / "killed")
-    wait_for(process, "step 20/96")
+    wait_for(process, "step 24/96")
     time.sleep(0.2)
     process.kill()
     process.communicate()

@@ -237,7 +237,7 @@ GPU = torch.device("cuda", 0)
 def test_one_process_on_a_gpu_records(monkeypatch: pytest.MonkeyPatch) -> None:
     from net.trainer import compile_wanted, record_wanted
 
-    monkeypatch.setattr("net.trainer.has_cpp_compiler", lambda: True)
+    monkeypatch.setattr("net.trainer.compiler.obstacle", lambda: None)
     plan = network("paper")
     assert record_wanted(TrainConfig(), GPU)
     assert not record_wanted(TrainConfig(), CPU)

@@ -36,7 +36,7 @@ EXPECTED: dict[str, tuple[list[int | None], str]] = {
     "is_busy_before_its_first_update": ([0, 0], ""),
     "agrees": ([0, 0, 0], ""),
     "comes_late": ([0, 0], ""),
-    "never_comes": ([1, 1, None], "rank 2 did not come within 3 s (--start-timeout)"),
+    "never_comes": ([1, 1, None], "rank 2 did not come within 15 s (--start-timeout)"),
 }
 
 

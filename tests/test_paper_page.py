@@ -5,8 +5,9 @@ import math
 import re
 
 from net.ablation_cases import ABLATIONS
-from net.ablation_report import change_of, read
+from net.ablation_report import change_of
 from net.config import VARIANTS, AblationsConfig
+from net.doors.metrics import read_results
 from net.published import PUBLISHED
 from tests.commands import ROOT
 
@@ -61,7 +62,7 @@ def test_the_network_s_size() -> None:
 
 def test_what_each_part_is_worth_is_the_record_s() -> None:
     (record,) = (ROOT / "reports" / "data" / "ablations").glob("*.jsonl")
-    settings, rows = read(record)
+    settings, rows = read_results(record)
     assert (settings["data"], settings["epochs"]) == ("the embedded digits", 6)
     lines = PAGE[PAGE.index("## What each part") : PAGE.index("## CIFAR-10")].splitlines()
     for ablation in ABLATIONS:

@@ -186,6 +186,7 @@ def test_only_what_was_asked_for_is_measured(monkeypatch: pytest.MonkeyPatch, tm
     assert len(started) == 2
 
 
+@pytest.mark.slow
 def test_the_order_of_a_batch_changes_losses_by_rounding_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = digits.load()
     train = Split(whole.train.images[::12], whole.train.labels[::12])
@@ -204,6 +205,7 @@ def test_the_order_of_a_batch_changes_losses_by_rounding_alone(monkeypatch: pyte
     assert double["validation_images"] == 20
 
 
+@pytest.mark.slow
 def test_peak_memory_is_not_that_of_the_process_that_started_this_one() -> None:
     held = np.ones(2**27)
     code = "import torch; from net.device import peak_memory_mib; print(peak_memory_mib(torch.device('cpu')))"

@@ -211,7 +211,7 @@ def test_a_gpu_s_updates(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capture
     rows = [row for row in profile.rows(run) if row["case"] == "update of paper" and "triton" in row["implementation"]]
     # The profiler has seen kernels before the first capture.
     assert traced[:2] == ["paper-triton-uncaptured", "paper-triton"]
-    assert calls[:3] == ["default"] * 3
+    assert calls[:3] == ["unrecorded"] * 3
     total = rows.pop()
     assert (total["kernel"], total["captured"], total["updates"]) == ("sum", captured, 10 if captured else 1)
     assert total["us_per_step"] == pytest.approx(2.0 * len(LAYERS))
