@@ -102,6 +102,12 @@ def test_a_call_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_memory_beyond_what_is_returned() -> None:
+    """In a process whose C library gives freed memory back: a training in this one has told it not to."""
+    code = "from tests.test_contention import beyond; beyond()"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, env=environment())
+
+
+def beyond() -> None:
     """Another thread's too; in pages, and the allocator keeps some of them."""
 
     def call() -> torch.Tensor:
