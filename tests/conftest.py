@@ -6,6 +6,7 @@ the kernels' tests run what the kernels are compiled to for an H200, in an emula
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,9 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"KERNELS_TEST must be {allowed}; got {os.environ['KERNELS_TEST']!r}")
     if config.getoption("benchmark_only", False):
         return
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # As in a shell's background: programs that the tests start would never see it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # In the commands that tests start: a refusal is to be the only line on stderr, whatever PyTorch this is.
     os.environ.setdefault("PYTHONWARNINGS", "ignore:kernels was not tried")
     if WHERE == "gpu":
