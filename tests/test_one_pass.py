@@ -11,8 +11,13 @@ import kernels  # noqa: E402
 from kernels.gpu.bias_relu import pixel_stride  # noqa: E402
 from kernels.gpu.input import training_input  # noqa: E402
 from kernels.gpu.update import suits, update_  # noqa: E402
+from net.alexnet import alexnet  # noqa: E402
 from net.blocks import block_count, blocks  # noqa: E402
-from net.recipe import PaperSGD  # noqa: E402
+from net.config import TrainConfig  # noqa: E402
+from net.device import repeat_bits  # noqa: E402
+from net.forms import forms, use  # noqa: E402
+from net.recipe import PaperSGD, Schedule, parameter_groups  # noqa: E402
+from net.step import TrainingStep  # noqa: E402
 from tests.test_recipe import RATES, paper_rule  # noqa: E402
 from tests.tolerances import TOLERANCES  # noqa: E402
 
@@ -189,3 +194,28 @@ def test_one_pass_bias_and_relu_of_any_layout(implementation: str) -> None:
             assert torch.equal(kernels.bias_relu(input), torch.relu(input))
     with pytest.raises(ValueError, match="bias_relu: bias must have shape"):
         kernels.bias_relu(contiguous, bias[:5])
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="a CUDA graph needs a GPU")
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_one_pass_recorded_updates_have_the_bits_of_others(precision: str) -> None:
+    """In every form, dropout included: recorded, unrecorded, and recorded again; copies are the weights rounded."""
+    repeat_bits()
+    labels = torch.arange(8, device=DEVICE) % 10
+    for form in forms(alexnet("paper", image_size=67, hidden=()), DEVICE):
+        results = []
+        for record in (True, False, True):
+            torch.manual_seed(0)
+            model = alexnet("paper", image_size=67, classes=10).to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            use(model, form)
+            optimizer = PaperSGD(parameter_groups(model.train(), TrainConfig()))
+            Schedule(TrainConfig()).apply(optimizer)
+            step = TrainingStep(model, model, optimizer, precision, record=record, copies=precision == "bf16")
+            images = torch.randn(8, 3, 67, 67, device=DEVICE).contiguous(memory_format=torch.channels_last) * 60
+            losses = [step(images, labels)[0] for _ in range(8)]
+            assert (step.graph is not None) is record
+            for parameter, copy in step.copied.values():
+                assert torch.equal(copy, parameter.to(torch.bfloat16))
+            results.append([*losses, *(parameter.detach() for parameter in model.parameters())])
+        for other in results[1:]:
+            assert all(map(torch.equal, other, results[0])), form
