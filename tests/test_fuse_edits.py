@@ -407,7 +407,7 @@ RANDOM = given(PLANS, st.lists(st.tuples(st.integers(0, 12), st.integers(0, 1000
 
 
 @RANDOM
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 def test_random_models_and_edits(plan: Any, edits: list[tuple[int, int]], seed: int) -> None:
     check_random(plan, edits, seed)
 

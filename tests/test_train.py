@@ -82,6 +82,7 @@ def test_lines_of_progress_and_metrics(whole: Path) -> None:
     assert "epoch 1: the rate falls from 0.01 to 0.001" in output
 
 
+@pytest.mark.slow  # A killed and resumed run ends with these bits too.
 def test_the_same_command_gives_the_same_bits(whole: Path, tmp_path: Path) -> None:
     assert run("net.train", *SHORT, "--output-dir", tmp_path / "again").returncode == 0
     assert final(tmp_path / "again") == final(whole)
@@ -177,6 +178,7 @@ def test_a_finished_run_says_so_again_and_can_go_on(whole: Path, tmp_path: Path)
     assert runs.read_config(folder)["max_steps"] == 50
 
 
+@pytest.mark.slow
 def test_resume_from_an_older_checkpoint_needs_its_own_folder(whole: Path, tmp_path: Path) -> None:
     older = whole / "checkpoints" / "step_00000040.pt"
     one_line(run("net.train", "--resume", older), 2, "is not its run's newest checkpoint")
