@@ -18,7 +18,7 @@ has = $(1) -c 'import re, sys, tomllib, importlib.metadata as m, importlib.util 
 	sys.exit(not all(map(u.find_spec, "$(2)".split())) or numbers(m.version("torch")) < numbers(least))' 2>/dev/null
 RUN_MODULES := torch numpy pandas tabulate matplotlib PIL safetensors tqdm $(if $(filter Linux,$(shell uname -s)),triton)
 TEST_MODULES := $(RUN_MODULES) pytest pytest_benchmark pytest_timeout hypothesis xdist onnx onnxruntime
-# The tests run in so many processes, each with a thread of its own: more threads than cores only wait for each other.
+# The tests run in so many processes; most of them keep one core busy.
 JOBS := 2
 SHARED := -n $(JOBS) --dist worksteal
 LINT_MODULES := $(RUN_MODULES) ruff mypy pytest
@@ -50,10 +50,10 @@ train:
 	@$(call find_python,$(RUN_MODULES),.); $$python -m net.train $(ARGS)
 
 test:
-	@$(call find_python,$(TEST_MODULES),.[test]); OMP_NUM_THREADS=1 $$python -m pytest $(SHARED) $(ARGS)
+	@$(call find_python,$(TEST_MODULES),.[test]); $$python -m pytest $(SHARED) $(ARGS)
 
 test-all:
-	@$(call find_python,$(TEST_MODULES),.[test]); OMP_NUM_THREADS=1 $$python -m pytest $(SHARED) -m "slow or not slow" $(ARGS)
+	@$(call find_python,$(TEST_MODULES),.[test]); $$python -m pytest $(SHARED) -m "slow or not slow" $(ARGS)
 
 lint:
 	@$(call find_python,$(LINT_MODULES),.[test]); \

@@ -73,6 +73,7 @@ def test_warps_of_a_scheduler() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_tensors_that_are_not_aligned_take_narrow_accesses(tmp_path: Path) -> None:
     rows = built(tmp_path, "--target", "sm_90", "--misaligned", *PAPER)
     for row in rows.values():

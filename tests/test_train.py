@@ -306,6 +306,7 @@ def test_signals_that_stop_and_those_that_are_ignored() -> None:
             signal.signal(number, handler)
 
 
+@pytest.mark.slow  # The schedules themselves are in tests/test_recipe.py.
 def test_the_schedule_ends_the_training(tmp_path: Path) -> None:
     """At a rate of zero nothing improves: three falls, and the next stall is the end."""
     done = run_here(
