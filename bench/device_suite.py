@@ -178,7 +178,7 @@ class Suite:
         """Start the processes that compile."""
         if limit < FEWEST:
             return []
-        # Each starts compilers of its own: twelve on 16 cores take twice as long for the first jobs as six.
+        # Each starts compilers of its own, so a few of them keep the cores busy.
         count = max(1, min(6, available_cores() * 3 // 8))
         print(f"--- compiling in {count} processes: at most {limit:.0f} s", flush=True)
         return [self.start("ahead", limit, TORCHINDUCTOR_COMPILE_THREADS="2") for _ in range(count)]

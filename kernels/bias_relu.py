@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import dispatch, private
+from . import private, stage
 from .arguments import check_bias, check_input
 
 if importlib.util.find_spec("triton") is not None:
@@ -50,7 +50,8 @@ def bias_relu(input: Tensor, bias: Tensor | None = None) -> Tensor:
         ``input``'s shape, dtype and memory format.
 
     Raises:
-        TypeError, ValueError: an argument that is not allowed, by its name.
+        TypeError, ValueError: an argument that is not allowed, by its name; or the implementation ``triton`` where it
+            cannot run.
     """
     name = "bias_relu"
     check_input(input, name, at_least=2)
@@ -64,12 +65,7 @@ def bias_relu(input: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _kernel_suits(input: Tensor) -> bool:
-    if kernel is None or torch.compiler.is_compiling() or input.dtype == torch.float64 or input.numel() == 0:
-        return False
-    chosen = dispatch.selected()
-    if not (chosen == "triton" or (chosen == "auto" and input.device.type == "cuda")):
-        return False
-    if input.device.type != "cuda" and not dispatch.INTERPRETED:
+    if input.numel() == 0 or torch.compiler.is_compiling() or stage.named(input, None) != "triton":
         return False
     # Forward mode and functorch's transforms go through PyTorch's operators.
     if private.derivatives_beyond_autograd():

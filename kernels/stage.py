@@ -125,12 +125,16 @@ class _EagerStage(_Stage):
 
 def _implementation(input: Tensor, normalization: Normalization | None) -> str:
     """What runs on ``input``, by its name in ``_IMPLEMENTATIONS``, or ``aten``."""
-    name = _named(input, normalization)
+    name = named(input, normalization)
     return "cpu" if name == "reference" and cpu.suits(input) else name
 
 
-def _named(input: Tensor, normalization: Normalization | None) -> str:
-    """The same by the name that users know."""
+def named(input: Tensor, normalization: Normalization | None) -> str:
+    """The implementation that runs on ``input``, by the name that users know.
+
+    Raises:
+        ValueError: ``triton`` is chosen and cannot run on it.
+    """
     name = dispatch.selected()
     if name == "auto":
         # The formulas were written for these devices and tried there; on Apple's GPU PyTorch's operators have kernels.

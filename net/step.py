@@ -1,8 +1,8 @@
 """One update of a network: forward pass, loss, backward pass and optimizer; on a GPU as one CUDA graph.
 
 An update of the paper's network is some 170 kernels, which a Python program takes longer to launch than a GPU takes to
-run. The first updates run as they are written; then one is recorded, and from there on its replay is one launch. The
-bits are the same either way.
+run. The first updates run as they are written; then one is recorded, and from there on its replay is one launch of the
+same kernels.
 
 In bfloat16 the optimizer writes each weight's rounded copy with the weight, and the network reads the copies: no weight
 is cast in the forward pass, and no gradient in the backward pass. The float32 weights stay the module's parameters.
@@ -20,7 +20,7 @@ from .recipe import PaperSGD
 
 #: Updates before one is recorded: what is set up at a first call must not be recorded.
 UNRECORDED = 3
-#: Updates that a GPU may be behind the program: a signal or a checkpoint waits for no more of them.
+#: Updates that may be queued on the GPU; a signal or a checkpoint waits for no more.
 QUEUED = 2
 
 
@@ -153,7 +153,7 @@ class TrainingStep:
             self._versions = versions
 
     def _wait(self) -> None:
-        """Keep no more than :data:`QUEUED` updates between the program and the GPU."""
+        """Wait until no more than :data:`QUEUED` updates are queued."""
         event = torch.cuda.Event()
         event.record()
         self._queue.append(event)

@@ -5,12 +5,14 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+
+import kernels
 
 from .alexnet import AlexNet
 from .config import AlexNetConfig, RecipeConfig
@@ -33,40 +35,24 @@ GAIN = 0.02
 #: Updates of a sample, and samples.
 UPDATES, SAMPLES = 10, 5
 
-Form = TypeVar("Form", bound=Hashable)
-
-
-def choose(start: Form, rivals: Sequence[Sequence[Form]], seconds: Callable[[Form], float]) -> Form:
-    """The fastest of some forms, one slot after the other.
-
-    Args:
-        start: what is used if nothing is better by more than :data:`GAIN`.
-        rivals: for each slot what makes its forms out of the best so far; called in turn.
-        seconds: measures a form; it is asked once for each.
-    """
-    best, least = start, seconds(start)
-    for slot in rivals:
-        for form in slot:
-            if form != best and (taken := seconds(form)) < least * (1 - GAIN):
-                best, least = form, taken
-    return best
-
 
 def slot_by_slot(available: Iterable[Forms], start: Forms, seconds: Callable[[Forms], float]) -> Forms:
-    """:func:`choose` among ``available``: of each slot the forms that differ from the best so far in it alone."""
-    all_forms = list(available)
-    best = start
-    known: dict[Forms, float] = {}
+    """The fastest forms, one field after the other.
 
-    def once(form: Forms) -> float:
-        if form not in known:
-            known[form] = seconds(form)
-        return known[form]
-
+    Args:
+        available: the forms to choose from.
+        start: what is used unless another is faster by more than :data:`GAIN`.
+        seconds: measures a form; it is asked once for each that differs in one field from the best so far.
+    """
+    candidates = list(available)
+    best, least = start, seconds(start)
+    tried = {start}
     for slot in fields(Forms):
-        rest = [item.name for item in fields(Forms) if item.name != slot.name]
-        rivals = [form for form in all_forms if all(getattr(form, name) == getattr(best, name) for name in rest)]
-        best = choose(best, [rivals], once)
+        for form in candidates:
+            if form not in tried and form == replace(best, **{slot.name: getattr(form, slot.name)}):
+                tried.add(form)
+                if (taken := seconds(form)) < least * (1 - GAIN):
+                    best, least = form, taken
     return best
 
 
@@ -82,7 +68,8 @@ def key(plan: AlexNetConfig, batch: int, precision: str, device: torch.device) -
 
     code = hashlib.sha256()
     folder = Path(__file__).parent
-    for path in (*(folder / name for name in ("alexnet.py", "blocks.py", "forms.py", "step.py")),):
+    sources = [folder / name for name in ("alexnet.py", "blocks.py", "forms.py", "recipe.py", "step.py")]
+    for path in (*sources, *sorted(Path(kernels.__file__).parent.rglob("*.py"))):
         code.update(path.read_bytes())
     properties = torch.cuda.get_device_properties(device)
     parts: Mapping[str, Any] = {
@@ -119,9 +106,7 @@ def remember(name: str, entry: dict[str, Any]) -> None:
         with atomic_write(path) as file:
             file.write(json.dumps({**entries, name: entry}, indent=1).encode())
     except OSError as error:
-        print(
-            f"note: the forms that were chosen cannot be kept in {path} ({error.strerror}); the next run measures anew"
-        )
+        print(f"note: the chosen forms cannot be kept in {path} ({error.strerror}); the next run measures again")
 
 
 def milliseconds(plan: AlexNetConfig, batch: int, precision: str, device: torch.device, form: Forms) -> float:

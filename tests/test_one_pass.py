@@ -219,3 +219,11 @@ def test_one_pass_recorded_updates_have_the_bits_of_others(precision: str) -> No
             results.append([*losses, *(parameter.detach() for parameter in model.parameters())])
         for other in results[1:]:
             assert all(map(torch.equal, other, results[0])), form
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="a GPU can run it")
+def test_one_pass_bias_and_relu_refuses_what_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the other operators do: an explicit choice is never replaced without a word."""
+    monkeypatch.setattr(kernels.dispatch, "INTERPRETED", False)
+    with kernels.implementation("triton"), pytest.raises(ValueError, match="'triton' needs a tensor on a GPU"):
+        kernels.bias_relu(torch.ones(1, 4, 2, 2), torch.ones(4))

@@ -182,9 +182,9 @@ def test_what_auto_runs(kind: str, runs: str, monkeypatch: pytest.MonkeyPatch) -
         dtype = torch.float32
 
     monkeypatch.setattr(dispatch, "_selected", "auto")
-    assert stage._named(Somewhere(), None) == runs  # type: ignore[arg-type]
+    assert stage.named(Somewhere(), None) == runs  # type: ignore[arg-type]
     monkeypatch.delitem(stage._IMPLEMENTATIONS, "triton")
-    assert stage._named(Somewhere(), None) == ("reference" if runs == "triton" else runs)  # type: ignore[arg-type]
+    assert stage.named(Somewhere(), None) == ("reference" if runs == "triton" else runs)  # type: ignore[arg-type]
 
 
 def test_what_apple_gpus_have_kernels_for() -> None:
