@@ -44,8 +44,10 @@ def _driver() -> str:
 
 def _kernels_code() -> str:
     """What tells the Triton kernels of one state of the code from those of another."""
-    code = b"".join(path.read_bytes() for path in sorted((ROOT / "kernels").glob("triton_*.py")))
-    return hashlib.sha256(code + (ROOT / "kernels" / "registers.py").read_bytes()).hexdigest()[:10]
+    sources = (
+        ROOT / "kernels" / "gpu" / f"{name}.py" for name in ("backward", "config", "forward", "functions", "launch")
+    )
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:10]
 
 
 def commit() -> str:

@@ -23,9 +23,11 @@ import torch
 import triton
 from torch import Tensor
 
-from . import private, triton_stage
+from . import private
 from .arguments import Normalization, Pooling
-from .triton_forward import forward_kernel
+from .gpu import config, ops
+from .gpu.forward import forward_kernel
+from .gpu.launch import backward_launch, forward_launch
 
 #: AMD's are MI300 and MI350; nobody has run the kernels on one.
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950")
@@ -58,13 +60,13 @@ CASES = (
 @contextlib.contextmanager
 def launched_for(target: str) -> Iterator[None]:
     """Launches made inside a ``with`` block are those of a PyTorch for the target: its lanes, and its kinds of NaN."""
-    before = triton_stage.AMD, triton_stage.LANES
-    triton_stage.AMD = not target.startswith("sm_")
-    triton_stage.LANES = 64 if triton_stage.AMD else 32
+    before = config.AMD, config.LANES
+    config.AMD = not target.startswith("sm_")
+    config.LANES = 64 if config.AMD else 32
     try:
         yield
     finally:
-        triton_stage.AMD, triton_stage.LANES = before
+        config.AMD, config.LANES = before
 
 
 def launches(case: Case, dtype: torch.dtype, format: torch.memory_format) -> Iterator[tuple[str, Any, int]]:
@@ -72,15 +74,15 @@ def launches(case: Case, dtype: torch.dtype, format: torch.memory_format) -> Ite
     input = torch.empty(case.shape, dtype=dtype, device="meta", memory_format=format)
     bias = torch.empty(case.shape[1], device="meta") if case.activation else None
     parts = (case.activation, case.normalization, case.pooling)
-    output, offsets = triton_stage._outputs(input, case.pooling, True)
+    output, offsets = ops.outputs(input, case.pooling, True)
     nothing = output.new_empty(0, dtype=torch.uint8)
     size = input.numel() * input.element_size()
     out_size = output.numel() * output.element_size()
     saved = offsets.numel() * offsets.element_size()
-    yield "forward", triton_stage.forward_launch(input, bias, *parts, True, output, offsets), size + out_size + saved
-    yield "inference", triton_stage.forward_launch(input, bias, *parts, False, output, nothing), size + out_size
+    yield "forward", forward_launch(input, bias, *parts, True, output, offsets), size + out_size + saved
+    yield "inference", forward_launch(input, bias, *parts, False, output, nothing), size + out_size
     masked = case.normalization is None and case.activation
-    launch, _ = triton_stage.backward_launch(
+    launch, _ = backward_launch(
         torch.empty_like(output),
         input if case.normalization else None,
         bias if case.normalization else None,

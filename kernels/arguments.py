@@ -14,7 +14,7 @@ Pair = int | tuple[int, int]
 
 
 class Normalization(NamedTuple):
-    """Local response normalization; see :mod:`kernels.local_response_norm`."""
+    """Local response normalization; see :mod:`kernels.functional`."""
 
     size: int
     alpha: float
@@ -34,7 +34,7 @@ class Normalization(NamedTuple):
 
 
 class Pooling(NamedTuple):
-    """Max pooling, each pair as (rows, columns); see :mod:`kernels.max_pool2d`."""
+    """Max pooling, each pair as (rows, columns); see :mod:`kernels.functional`."""
 
     kernel_size: tuple[int, int]
     stride: tuple[int, int]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import private, stage
+from . import autograd, private
 from .arguments import check_bias, check_input
 
 if importlib.util.find_spec("triton") is not None:
@@ -65,7 +65,7 @@ def bias_relu(input: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _kernel_suits(input: Tensor) -> bool:
-    if input.numel() == 0 or torch.compiler.is_compiling() or stage.named(input, None) != "triton":
+    if input.numel() == 0 or torch.compiler.is_compiling() or autograd.named(input, None) != "triton":
         return False
     # Forward mode and functorch's transforms go through PyTorch's operators.
     if private.derivatives_beyond_autograd():

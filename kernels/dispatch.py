@@ -11,8 +11,6 @@ from contextlib import contextmanager
 import torch
 
 ENVIRONMENT_VARIABLE = "KERNELS_IMPLEMENTATION"
-#: Triton reads this when a kernel is defined.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 #: ``auto`` takes what serves best: ``triton`` on a GPU; on a CPU the formula traced into the graph under
 #: ``torch.compile``, and ``reference`` in eager calls, which wait for no compiler; ``aten`` on an Apple GPU. That is

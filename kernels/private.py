@@ -25,11 +25,11 @@ TRIED = {"torch": ((2, 11), (2, 15)), "triton": ((3, 6), (3, 9))}
 #: By its place, what is used and by whom. Of a package that is not installed nothing is looked for.
 NAMES = (
     "torch._C._len_torch_dispatch_stack",  # kernels.cpu: whether anybody records operators
-    "torch._C._are_functorch_transforms_active",  # kernels.stage: whether a derivative may be asked for
+    "torch._C._are_functorch_transforms_active",  # kernels.autograd: whether a derivative may be asked for
     "torch.autograd.forward_ad._current_level",
     "torch.autograd.forward_ad._set_fwd_grad_enabled",  # kernels.threads
     "torch.Tensor._is_view",
-    "torch._C._autograd._top_saved_tensors_default_hooks",  # kernels.tracing: activation checkpointing
+    "torch._C._autograd._top_saved_tensors_default_hooks",  # kernels.fuse: activation checkpointing
     "torch.nn.modules.module:_has_any_global_hook",
     "torch._assert",  # kernels.fuse
     "torch.fx._symbolic_trace:is_fx_symbolic_tracing",

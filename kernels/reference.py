@@ -5,7 +5,7 @@ is done in float64 for float64 and in float32 for everything else, and rounded o
 before rounding. What is written here differentiates again, so it also serves the gradients of gradients of every other
 implementation.
 
-The formulas stand at the heads of :mod:`kernels.local_response_norm` and :mod:`kernels.max_pool2d`.
+The formulas stand at the head of :mod:`kernels.functional`.
 """
 
 from collections.abc import Callable, Sequence

@@ -24,8 +24,9 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels import aot, triton_stage
-from kernels.triton_stage import Launch
+from kernels import aot
+from kernels.gpu.forward import forward_kernel
+from kernels.gpu.launch import Launch
 from tests.emulated_memory import BITS, Array, EmulationError, Memory, Shared
 
 #: What kernels are compiled for: an H200, or what ``KERNELS_TEST=ptx:TARGET`` names.
@@ -621,13 +622,13 @@ def execute(
 
 
 def run(launch: Launch, device: torch.device) -> None:
-    """:meth:`kernels.triton_stage.Launch.run` for tensors on a CPU: compiles for :data:`TARGET` and executes that."""
+    """:meth:`kernels.gpu.launch.Launch.run` for tensors on a CPU: compiles for :data:`TARGET` and executes that."""
     source = aot.source(launch)
     target = aot._target(TARGET)
     compiled = triton.compile(source, target=target, options=launch.options(target.arch // 10))
     tensors = {name: value for name, value in launch.arguments.items() if isinstance(value, Tensor)}
     parameters = [launch.arguments[name] for name in launch.kernel.arg_names if source.signature[name] != "constexpr"]
     addresses = [value.data_ptr() if isinstance(value, Tensor) else value for value in parameters]
-    written = ("output", "offsets") if launch.kernel is triton_stage.forward_kernel else ("gradient", "sums")
+    written = ("output", "offsets") if launch.kernel is forward_kernel else ("gradient", "sums")
     # The last two are of Triton's own memory, which these kernels have none of.
     execute(compiled.asm["ptx"], [*addresses, 0, 0], tensors, written, launch.grid[0], compiled.metadata.shared)

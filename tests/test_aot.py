@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from kernels import aot, triton_stage
+from kernels import aot
 from kernels.aot import warps
+from kernels.gpu import config
 from tests.commands import ROOT, environment, one_line, run
 
 PAPER = ("--case", "stage 2", "--dtype", "bfloat16", "--memory-format", "channels_last")
@@ -134,7 +135,7 @@ def test_launches_are_those_of_the_target() -> None:
             ((_, launch, _), *_) = aot.launches(aot.CASES[1], torch.bfloat16, torch.channels_last)
         made[target] = launch.constants["L"]
     assert made == {"sm_90": 32, "gfx950": 64}
-    assert triton_stage.LANES == 32
+    assert config.LANES == 32
 
 
 @pytest.mark.slow

@@ -22,7 +22,8 @@ from bench.suite.processes import Command
 from bench.suite.rows import add_row, read_rows
 from bench.suite.run import Run, record
 from bench.suite.summary import summary
-from kernels import aot, triton_stage
+from kernels import aot
+from kernels.gpu import config
 from tests.commands import ROOT, Done, environment
 
 Row = dict[str, Any]
@@ -379,7 +380,7 @@ def test_a_strategy_and_a_choice_that_fail_cost_the_others_nothing(toy: Run, mon
         return {"case": "update of one rank", "implementation": strategy, "median_us": 1.0}
 
     def check(prepared: cases.Prepared, *arguments: object) -> None:
-        if triton_stage.SEGMENT_ROWS == 5:
+        if config.SEGMENT_ROWS == 5:
             raise cases.WrongResultError("output differs")
 
     monkeypatch.setattr(ranks, "alone", alone)
@@ -423,7 +424,7 @@ def test_choices_are_what_is_launched() -> None:
         return launch.options(9)["maxnreg"], launch.arguments["segment_rows"]
 
     before = launched()
-    with choices.chosen(dict.fromkeys(triton_stage.REGISTERS, 80), 3):
+    with choices.chosen(dict.fromkeys(config.REGISTERS, 80), 3):
         assert launched() == (80, 3)
     assert launched() == before != (80, 3)
 

@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
-from kernels import dispatch, inductor, reference, stage
+from kernels import autograd, dispatch, inductor, reference
 
 
 def test_context_manager_restores_the_choice() -> None:
@@ -64,7 +64,7 @@ def test_backward_keeps_the_choice_of_its_forward(monkeypatch: pytest.MonkeyPatc
     with kernels.implementation("inductor"):
         output = kernels.relu_max_pool2d(input, 3)
     called: list[str] = []
-    for name, module in stage._IMPLEMENTATIONS.items():
+    for name, module in autograd._IMPLEMENTATIONS.items():
         monkeypatch.setattr(
             module, "backward", lambda *arguments, name=name: called.append(name) or (torch.zeros(1, 4, 5, 5), None)
         )

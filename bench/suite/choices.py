@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kernels import triton_stage
+from kernels.gpu import config
 
 from ..cases import CASES, MODES, Case, check, failure, inputs, prepare
 from ..records import time_columns
@@ -22,17 +22,17 @@ SEGMENTS = (3, 4, 5, 6, 8, 12, 27)
 @contextlib.contextmanager
 def chosen(registers: dict[Any, Any], rows: int) -> Iterator[None]:
     """The Triton kernels' caps on registers, where they have one, and the rows of their segments."""
-    before = triton_stage.REGISTERS, triton_stage.SEGMENT_ROWS
-    triton_stage.REGISTERS, triton_stage.SEGMENT_ROWS = registers, rows
+    before = config.REGISTERS, config.SEGMENT_ROWS
+    config.REGISTERS, config.SEGMENT_ROWS = registers, rows
     try:
         yield
     finally:
-        triton_stage.REGISTERS, triton_stage.SEGMENT_ROWS = before
+        config.REGISTERS, config.SEGMENT_ROWS = before
 
 
 def tried() -> dict[str, tuple[dict[Any, Any], int]]:
     """Caps and rows of each choice."""
-    today, rows_today = triton_stage.REGISTERS, triton_stage.SEGMENT_ROWS
+    today, rows_today = config.REGISTERS, config.SEGMENT_ROWS
     caps = {f"{cap or 'any'} registers": (dict.fromkeys(today, cap), rows_today) for cap in CAPS}
     return caps | {f"{rows} rows": (today, rows) for rows in SEGMENTS}
 

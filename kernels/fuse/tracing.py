@@ -21,12 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
-from . import dispatch, private
+from .. import dispatch, private
 
 # Bound here: torch.compile traces what calls it.
 _hooks_for_all = private.found("torch.nn.modules.module:_has_any_global_hook")
 
-_PACKAGE = __name__.rpartition(".")[0]
+#: This project's package of operators.
+_PACKAGE = dispatch.__name__.rpartition(".")[0]
 
 
 def is_patched(module: nn.Module) -> bool:
@@ -232,7 +233,7 @@ class Layout:
 
 def reason(error: Exception) -> str:
     """One line: what ``error`` says, and the last line of a model's code on the way to it."""
-    own = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    own = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(own)]
     said = str(error).partition("\n")[0]
     return f"{said} ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else said

@@ -18,10 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from . import modules, private
-from .local_response_norm import local_response_norm, relu_local_response_norm
-from .max_pool2d import max_pool2d, relu_max_pool2d
-from .relu_lrn_max_pool2d import relu_lrn_max_pool2d
+from .. import modules, private
+from ..functional import (
+    local_response_norm,
+    max_pool2d,
+    relu_local_response_norm,
+    relu_lrn_max_pool2d,
+    relu_max_pool2d,
+)
 from .tracing import Layout, is_new, is_patched, leaves, reason, trace, writes, written_after
 
 # Bound here: torch.compile traces what calls them.

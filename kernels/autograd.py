@@ -17,13 +17,14 @@ from torch import Tensor
 
 from . import aten, cpu, dispatch, inductor, private, reference
 from .arguments import Normalization, Pooling
+from .gpu.config import INTERPRETED
 
 _IMPLEMENTATIONS = {"reference": reference, "cpu": cpu, "inductor": inductor}
 if importlib.util.find_spec("triton") is not None:
     # Triton exists for Linux only.
-    from . import triton_stage
+    from .gpu import ops
 
-    _IMPLEMENTATIONS["triton"] = triton_stage
+    _IMPLEMENTATIONS["triton"] = ops
 
 
 def _differentiating(*tensors: Tensor | None) -> bool:
@@ -150,7 +151,7 @@ def named(input: Tensor, normalization: Normalization | None) -> str:
         if normalization is not None and (normalization.alpha < 0 or normalization.k < 0 or normalization.beta == 0):
             # The kernels' powers are of what is positive, by way of its logarithm.
             return "reference"
-        if input.device.type != "cuda" and not dispatch.INTERPRETED:
+        if input.device.type != "cuda" and not INTERPRETED:
             raise ValueError(
                 f"the implementation 'triton' needs a tensor on a GPU, or TRITON_INTERPRET=1; got one on {input.device}"
             )

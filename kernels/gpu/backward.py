@@ -1,13 +1,13 @@
-"""The Triton kernel of the chain backward; see :mod:`kernels.triton_stage`.
+"""The Triton kernel of the chain backward; see :mod:`kernels.gpu.launch`.
 
-Programs, units and lanes are as in :mod:`kernels.triton_forward`. A unit computes columns of tiles of ``TILE_ROWS`` by
+Programs, units and lanes are as in :mod:`kernels.gpu.forward`. A unit computes columns of tiles of ``TILE_ROWS`` by
 ``TILE_COLUMNS`` input pixels, and walks down the rows of its segment of the image.
 """
 
 import triton
 import triton.language as tl
 
-from .registers import (
+from .functions import (
     SIZES,
     activations,
     equal,
@@ -576,7 +576,7 @@ def backward_kernel(
                     PADDING_COLUMNS, DILATION_ROWS, DILATION_COLUMNS, OVER_ROWS, OVER_COLUMNS,
                 )  # fmt: skip
         row += TILE_ROWS
-        # This always holds while there are steps, which the compiler does not know: see ``triton_forward.py``.
+        # This always holds while there are steps, which the compiler does not know: see ``forward.py``.
         more = row < rows
         next_row = out_row + 1 if TILED else (row + PADDING_ROWS) // STRIDE_ROWS
         if NORMALIZE:

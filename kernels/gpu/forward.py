@@ -1,4 +1,4 @@
-"""The Triton kernel of the chain forward; see :mod:`kernels.triton_stage`.
+"""The Triton kernel of the chain forward; see :mod:`kernels.gpu.launch`.
 
 A program is one warp. Its lanes are ``UNITS`` units of ``G`` lanes; the lanes of a unit share pixels and hold ``V``
 channels each. A unit computes an output column, and walks down the rows of its segment of the image. Parts of the chain
@@ -8,7 +8,7 @@ that are missing are left out when the kernel is compiled.
 import triton
 import triton.language as tl
 
-from .registers import (
+from .functions import (
     SIZES,
     activations,
     floats,
