@@ -27,7 +27,7 @@ from . import private
 from .arguments import Normalization, Pooling
 from .gpu import config, ops
 from .gpu.forward import forward_kernel
-from .gpu.launch import backward_launch, forward_launch
+from .gpu.launch import Launch, backward_launch, forward_launch
 
 #: AMD's are MI300 and MI350; nobody has run the kernels on one.
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950")
@@ -69,7 +69,7 @@ def launched_for(target: str) -> Iterator[None]:
         config.AMD, config.LANES = before
 
 
-def launches(case: Case, dtype: torch.dtype, format: torch.memory_format) -> Iterator[tuple[str, Any, int]]:
+def launches(case: Case, dtype: torch.dtype, format: torch.memory_format) -> Iterator[tuple[str, Launch, int]]:
     """(mode, launch, bytes that must move) of a case's kernels, from the launcher itself and tensors without memory."""
     input = torch.empty(case.shape, dtype=dtype, device="meta", memory_format=format)
     bias = torch.empty(case.shape[1], device="meta") if case.activation else None
@@ -95,35 +95,38 @@ def launches(case: Case, dtype: torch.dtype, format: torch.memory_format) -> Ite
     yield "backward", launch, (2 if case.normalization else 1) * size + (2 if masked else 1) * out_size + saved
 
 
-def source(launch: Any, aligned: bool = True) -> Any:
+def source(launch: Launch, aligned: bool = True) -> Any:
     """What Triton compiles for a launch: integers of one and multiples of 16 are known to it, as at a launch.
 
     Args:
         launch: the launch.
-        aligned: whether it is made use of that tensors begin at multiples of 16 bytes, as those without memory do.
+        aligned: whether Triton is told that tensors begin at multiples of 16 bytes, as those without memory do.
     """
-    names = launch.kernel.arg_names
-    signature: dict[str, str] = {}
-    constants: dict[str, Any] = dict(launch.constants)
+    signature: dict[str, Any] = {"C": "constexpr"}
+    constants: dict[Any, Any] = {"C": launch.config}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    for position, name in enumerate(names):
-        value = launch.constants.get(name, launch.arguments.get(name))
-        if name in launch.constants:
-            signature[name] = "constexpr"
-        elif isinstance(value, Tensor):
-            signature[name] = "*" + _POINTERS[value.dtype]
+
+    def kind(value: Any, place: tuple[int, ...], specialize: bool) -> Any:
+        """The type of the argument at ``place``; a tuple of types for a tuple."""
+        if isinstance(value, tuple):
+            return type(value)(*(kind(each, (*place, index), specialize) for index, each in enumerate(value)))
+        if isinstance(value, Tensor):
             if aligned and value.data_ptr() % 16 == 0:
-                attributes[(position,)] = [["tt.divisibility", 16]]
-        elif isinstance(value, float):
-            signature[name] = "fp32"
-        elif launch.kernel.params[position].do_not_specialize:
-            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-        elif value == 1:
-            signature[name], constants[name] = "constexpr", 1
-        else:
-            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0:
-                attributes[(position,)] = [["tt.divisibility", 16]]
+                attributes[place] = [["tt.divisibility", 16]]
+            return "*" + _POINTERS[value.dtype]
+        if isinstance(value, float):
+            return "fp32"
+        if specialize and value == 1:
+            constants[place] = 1
+            return "constexpr"
+        if specialize and value % 16 == 0:
+            attributes[place] = [["tt.divisibility", 16]]
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+    for place, name in enumerate(launch.kernel.arg_names):
+        if name != "C":
+            specialize = not launch.kernel.params[place].do_not_specialize
+            signature[name] = kind(launch.arguments[name], (place,), specialize)
     return private.found("triton.compiler:ASTSource")(
         fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes
     )
@@ -233,13 +236,18 @@ def _amd(compiled: Any) -> dict[str, Any]:
     }
 
 
-def _compile(launch: Any, target: str, aligned: bool) -> Any:
+def _compile(launch: Launch, target: str, aligned: bool) -> Any:
     arch = _target(target)
     capability = arch.arch // 10 if arch.backend == "cuda" else None
     return triton.compile(source(launch, aligned), target=arch, options=launch.options(capability))
 
 
-def build(launch: Any, target: str, aligned: bool = True) -> dict[str, Any]:
+def unaligned(launch: Launch) -> Launch:
+    """The launch for tensors that do not begin at multiples of 16 bytes."""
+    return launch._replace(config=launch.config._replace(words=0, offset_words=0))
+
+
+def build(launch: Launch, target: str, aligned: bool = True) -> dict[str, Any]:
     """Compile a launch for a target and read its machine code.
 
     Returns:
@@ -249,13 +257,11 @@ def build(launch: Any, target: str, aligned: bool = True) -> dict[str, Any]:
         backward.
     """
     if not aligned:
-        words = {name: 0 for name in ("WORDS", "OFFSET_WORDS") if name in launch.constants}
-        launch = launch._replace(constants={**launch.constants, **words})
+        launch = unaligned(launch)
     compiled = _compile(launch, target, aligned)
     found = _nvidia(compiled) if "cubin" in compiled.asm else _amd(compiled)
-    constants = launch.constants
-    pixels = constants.get("TILE_ROWS", 1) * constants.get("TILE_COLUMNS", 1)
-    return {**found, "elements_a_step": constants["V"] * pixels}
+    c = launch.config
+    return {**found, "elements_a_step": c.vector * c.tile_rows * c.tile_columns}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,12 +23,12 @@ class Normalization(NamedTuple):
     groups: int
 
     @property
-    def behind(self) -> int:
+    def before(self) -> int:
         """Channels of the window before its own; for an even ``size`` one more than after it."""
         return self.size // 2
 
     @property
-    def ahead(self) -> int:
+    def after(self) -> int:
         """Channels of the window after its own."""
         return (self.size - 1) // 2
 

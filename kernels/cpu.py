@@ -133,7 +133,7 @@ class _Normalization:
     ) -> None:
         self.layout, self.bias, self.relu, self.normalization = layout, bias, relu, normalization
         self._buffers, self._dtype = buffers, dtype
-        behind, ahead, step = normalization.behind, normalization.ahead, layout.step
+        behind, ahead, step = normalization.before, normalization.after, layout.step
         # Each buffer is used flat, and as a view without its gaps.
         self.a, self.a_channels = self._buffer("a")
         self.s, self.s_channels = self._buffer("s")
@@ -223,7 +223,7 @@ class _Normalization:
     @functools.cached_property
     def sum_shares(self) -> _WindowSum:
         # The channels whose windows hold a channel lie the other way round.
-        behind, ahead = self.normalization.behind, self.normalization.ahead
+        behind, ahead = self.normalization.before, self.normalization.after
         return _WindowSum(self._buffer("share")[0], self.u, self.t, self.layout.step, ahead, behind)
 
 
@@ -334,7 +334,7 @@ class _Thread:
         """For ``[images, groups, channels, pixels]``."""
         bias, relu, normalization = self.parts
         assert normalization is not None
-        gap = max(normalization.behind, normalization.ahead)
+        gap = max(normalization.before, normalization.after)
         channels_last = piece.stride(2) == 1 and piece.shape[2] > 1
         layout = _Layout(*piece.shape, gap, channels_last)  # type: ignore[call-arg]
         if layout not in self.ready:

@@ -135,7 +135,7 @@ def window_sum(values: Tensor, behind: int, ahead: int) -> Tensor:
 def scale(a: Tensor, normalization: Normalization, square: Callable[[Tensor], Tensor] = lambda a: a * a) -> Tensor:
     """``s``: what ``a`` is divided by, before the power."""
     size, alpha, _, k, _ = normalization
-    total = window_sum(square(a), normalization.behind, normalization.ahead)
+    total = window_sum(square(a), normalization.before, normalization.after)
     return total * (alpha / size) + k
 
 
@@ -159,7 +159,7 @@ def normalize_backward(db: Tensor, a: Tensor, normalization: Normalization) -> T
     s = scale(a, normalization, torch.square)
     direct = db * negative_power(s, beta)
     # The channels whose windows hold channel j lie the other way round: ``ahead`` behind it, ``behind`` ahead of it.
-    total = window_sum(direct * a / s, normalization.ahead, normalization.behind)
+    total = window_sum(direct * a / s, normalization.after, normalization.before)
     return direct - (2 * alpha * beta / size) * a * total
 
 
@@ -168,7 +168,7 @@ def normalize_tangent(da: Tensor, a: Tensor, normalization: Normalization) -> Te
     size, alpha, beta, _, _ = normalization
     s = scale(a, normalization)
     power = negative_power(s, beta)
-    total = window_sum(a * da, normalization.behind, normalization.ahead)
+    total = window_sum(a * da, normalization.before, normalization.after)
     return da * power - (2 * alpha * beta / size) * a * power / s * total
 
 

@@ -621,13 +621,23 @@ def execute(
         Machine(code, parameters, programs, grid, memory, shared).run()
 
 
+def _parameters(launch: Launch, signature: Mapping[str, Any]) -> list[Any]:
+    """The run-time arguments in the compiled kernel's order: tuples flat, and without what it was compiled for."""
+    found = []
+    for name in launch.kernel.arg_names[:-1]:
+        values, kinds = launch.arguments[name], signature[name]
+        pairs = zip(values, kinds, strict=True) if isinstance(values, tuple) else [(values, kinds)]
+        found += [value for value, kind in pairs if kind != "constexpr"]
+    return found
+
+
 def run(launch: Launch, device: torch.device) -> None:
     """:meth:`kernels.gpu.launch.Launch.run` for tensors on a CPU: compiles for :data:`TARGET` and executes that."""
     source = aot.source(launch)
     target = aot._target(TARGET)
     compiled = triton.compile(source, target=target, options=launch.options(target.arch // 10))
     tensors = {name: value for name, value in launch.arguments.items() if isinstance(value, Tensor)}
-    parameters = [launch.arguments[name] for name in launch.kernel.arg_names if source.signature[name] != "constexpr"]
+    parameters = _parameters(launch, source.signature)
     addresses = [value.data_ptr() if isinstance(value, Tensor) else value for value in parameters]
     written = ("output", "offsets") if launch.kernel is forward_kernel else ("gradient", "sums")
     # The last two are of Triton's own memory, which these kernels have none of.

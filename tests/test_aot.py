@@ -98,7 +98,7 @@ class Device:
 
 driver.set_active(Device())
 for mode, launch, _ in aot.launches(aot.CASES[1], torch.bfloat16, torch.channels_last):
-    arguments = {**launch.arguments, **launch.constants, **launch.options(9)}
+    arguments = {**launch.arguments, "C": launch.config, **launch.options(9)}
     called = launch.kernel.run(grid=launch.grid, warmup=True, **arguments)
     # Whole files may differ in the folders that their sources were compiled from.
     built, called = (aot._cuobjdump(one, "-sass") for one in (aot._compile(launch, "sm_90", True), called))
@@ -133,7 +133,7 @@ def test_launches_are_those_of_the_target() -> None:
     for target in ("sm_90", "gfx950"):
         with aot.launched_for(target):
             ((_, launch, _), *_) = aot.launches(aot.CASES[1], torch.bfloat16, torch.channels_last)
-        made[target] = launch.constants["L"]
+        made[target] = launch.config.lanes
     assert made == {"sm_90": 32, "gfx950": 64}
     assert config.LANES == 32
 

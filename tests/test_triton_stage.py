@@ -284,7 +284,7 @@ def test_windows_reach_no_further_than_the_group() -> None:
         torch.empty(1, 8, 2, 2, device="meta"), None, True, Normalization(1001, 1.0, 0.75, 1.0, 2), None, False,
         torch.empty(1, 8, 2, 2, device="meta"), torch.empty(0, dtype=torch.uint8, device="meta"),
     )  # fmt: skip
-    assert (launch.constants["BEHIND"], launch.constants["AHEAD"]) == (3, 3)
+    assert (launch.config.before, launch.config.after) == (3, 3)
     for format in FORMATS:
         input, bias = inputs((1, 16, 3, 3), torch.float32, format)
         parts = (True, WINDOW._replace(size=31, groups=2), None)

@@ -1,15 +1,14 @@
 """The Triton kernel of the chain forward; see :mod:`kernels.gpu.launch`.
 
-A program is one warp. Its lanes are ``UNITS`` units of ``G`` lanes; the lanes of a unit share pixels and hold ``V``
-channels each. A unit computes an output column, and walks down the rows of its segment of the image. Parts of the chain
-that are missing are left out when the kernel is compiled.
+A program is one warp. Its lanes form ``C.units`` units of ``C.unit_lanes`` lanes; the lanes of a unit work on the same
+pixels and hold ``C.vector`` channels each. A unit computes one output column, walking down the rows of its segment of
+the image. Parts that a chain lacks are left out at compile time.
 """
 
 import triton
 import triton.language as tl
 
 from .functions import (
-    SIZES,
     activations,
     floats,
     inside_image,
@@ -24,55 +23,38 @@ from .functions import (
 
 
 @triton.jit
-def normalized(
-    values,
-    biases,
-    position,
-    alpha,
-    beta,
-    k,
-    scale,
-    V: tl.constexpr,
-    G: tl.constexpr,
-    BIAS: tl.constexpr,
-    RELU: tl.constexpr,
-    BEHIND: tl.constexpr,
-    AHEAD: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    THREE_QUARTERS: tl.constexpr,
-    FOLD: tl.constexpr,
-    SQUARED: tl.constexpr,
-    SPARE: tl.constexpr,
-):
-    """Bias, ReLU and normalization of a pixel's channels; ``BEHIND`` and ``AHEAD`` are of the window.
+def normalized(values, biases, position, alpha, beta, k, scale, C: tl.constexpr):
+    """Bias, ReLU and normalization of a pixel's channels.
 
-    With ``FOLD`` too large by one factor, as ``k`` is that over ``alpha``; with ``SQUARED`` the squares of that, times
-    ``scale``.
+    With ``C.fold`` the result lacks the factor ``alpha ** -beta``, and ``k`` is the chain's ``k / alpha``. With
+    ``C.squared`` it is squared, and multiplied by ``scale``.
     """
-    BEFORE: tl.constexpr = BEHIND if V == 1 else 0
-    AFTER: tl.constexpr = AHEAD if V == 1 else 0
-    values = activations(values, biases, BEFORE + V + AFTER, BIAS, RELU)
+    V: tl.constexpr = C.vector
+    BEFORE: tl.constexpr = C.load_before
+    COUNT: tl.constexpr = C.load_before + C.vector + C.load_after
+    SIZE: tl.constexpr = C.before + C.after + 1
+    values = activations(values, biases, COUNT, C)
     result = ()
-    if NORMALIZE:
-        if FOLD:
-            all_values = with_neighbours(values, position // V, G, V, BEHIND, AHEAD, SPARE)
-            scales = sums_of_squares(all_values, k, V, BEHIND + AHEAD + 1)
+    if C.normalize:
+        if C.fold:
+            all_values = with_neighbours(values, position // V, C.before, C.after, C.spare, C)
+            scales = sums_of_squares(all_values, k, V, SIZE)
         else:
             squares = ()
-            for number in tl.static_range(BEFORE + V + AFTER):
+            for number in tl.static_range(COUNT):
                 squares = squares + (values[number] * values[number],)
-            squares = with_neighbours(squares, position // V, G, V, BEHIND, AHEAD, SPARE)
-            scales = window_sums(squares, alpha, k, V, BEHIND + AHEAD + 1)
+            squares = with_neighbours(squares, position // V, C.before, C.after, C.spare, C)
+            scales = window_sums(squares, alpha, k, V, SIZE)
         for number in tl.static_range(V):
             value = values[BEFORE + number]
-            if SQUARED:
-                # Squares of what is wanted have its order, and take one special function each: the largest of many
-                # needs the other. A ratio that is at most 1, and ``scale``, keep them among float32's normal numbers.
+            if C.squared:
+                # The square has the same order and takes one special function; the second is needed only for the
+                # maximum. A ratio of at most 1, and ``scale``, keep it among float32's normal numbers.
                 root = tl.rsqrt(scales[number])
                 ratio = value * root
                 value = ratio * (ratio * (root * scale))
             else:
-                value = value * negative_power(scales[number], beta, THREE_QUARTERS)
+                value = value * negative_power(scales[number], beta, C.three_quarters)
             result = result + (value,)
     else:
         result = values
@@ -81,72 +63,45 @@ def normalized(
 
 @triton.jit
 def beats(value, best):
-    """Whether ``value`` takes the place of the largest of those before it."""
-    # The last of several that are not a number, the first of several that are equal: PyTorch's choice.
+    """Whether ``value`` replaces ``best``, the maximum of the elements before it."""
+    # PyTorch's choice: the first of equal values, the last NaN.
     return (value > best) | (value != value)
 
 
 @triton.jit
-def larger_of(
-    best,
-    taken,
-    value,
-    inside,
-    ELEMENT: tl.constexpr,
-    FIRST: tl.constexpr,
-    KEYS: tl.constexpr,
-    CANONICAL: tl.constexpr,
-    SAVE: tl.constexpr,
-    INSIDE: tl.constexpr,
-):
-    """A window's largest value and its element, once another ``ELEMENT`` of its row is looked at."""
-    if KEYS:
+def larger_of(best, index, value, inside, ELEMENT: tl.constexpr, FIRST: tl.constexpr, C: tl.constexpr):
+    """A row's maximum and its argmax index after one more ``ELEMENT`` of it; the row's indices begin at ``FIRST``."""
+    if C.keys:
         key = value.to(tl.int32, bitcast=True)
-        if not CANONICAL:
-            # Not a number may have a sign, and is the largest nevertheless.
+        if not C.canonical:
+            # A NaN may have a sign, and beats everything all the same.
             key = key & 0x7FFFFFFF
-        if SAVE:
+        if C.save:
             # A subtraction and a maximum are one instruction.
             key = (key | 15) - ELEMENT
-        if not INSIDE:
+        if not C.inside:
             key = tl.where(inside, key, -(2**30))
-        return key if ELEMENT == 0 else tl.maximum(best, key), taken
-    elif INSIDE and ELEMENT == 0:
-        return value, taken
+        return key if ELEMENT == 0 else tl.maximum(best, key), index
+    elif C.inside and ELEMENT == 0:
+        return value, index
     else:
         larger = beats(value, best)
-        if not INSIDE:
+        if not C.inside:
             larger = larger & inside
-        return tl.where(larger, value, best), tl.where(larger, FIRST + ELEMENT, taken)
+        return tl.where(larger, value, best), tl.where(larger, FIRST + ELEMENT, index)
 
 
 @triton.jit
-def load_row(
-    there,
-    row,
-    first_column,
-    rows,
-    columns,
-    pixel_stride: tl.constexpr,
-    channel_stride,
-    position,
-    group,
-    mask,
-    V: tl.constexpr,
-    BEFORE: tl.constexpr,
-    AFTER: tl.constexpr,
-    INSIDE: tl.constexpr,
-    WORDS: tl.constexpr,
-    PIXELS: tl.constexpr,
-    DILATION_COLUMNS: tl.constexpr,
-):
-    """What is loaded for ``PIXELS`` pixels of a row, one after the other."""
+def load_row(pointer, row, first_column, sizes, channel_stride, position, mask, C: tl.constexpr):
+    """What is loaded of the pixels in one row of a window, one after the other."""
+    PIXELS: tl.constexpr = C.kernel_columns
     loaded = ()
     for number in tl.static_range(PIXELS):
-        column = first_column + number * DILATION_COLUMNS
+        column = first_column + number * C.dilation_columns
         loaded = loaded + load_channels(
-            there + number * DILATION_COLUMNS * pixel_stride, channel_stride, position, group,
-            mask if INSIDE else mask & inside_image(row, column, rows, columns), V, BEFORE, AFTER, True, WORDS,
+            pointer + number * C.dilation_columns * C.pixel_stride, channel_stride, position, sizes.group,
+            mask if C.inside else mask & inside_image(row, column, sizes.rows, sizes.columns), C.vector, C.load_before,
+            C.load_after, C.words,
         )  # fmt: skip
     return loaded
 
@@ -156,8 +111,7 @@ def row_maxima(
     loaded,
     row,
     first_column,
-    rows,
-    columns,
+    sizes,
     biases,
     position,
     alpha,
@@ -165,157 +119,115 @@ def row_maxima(
     k,
     scale,
     FROM: tl.constexpr,
-    EACH: tl.constexpr,
     FIRST: tl.constexpr,
-    V: tl.constexpr,
-    G: tl.constexpr,
-    BIAS: tl.constexpr,
-    RELU: tl.constexpr,
-    BEHIND: tl.constexpr,
-    AHEAD: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    THREE_QUARTERS: tl.constexpr,
-    FOLD: tl.constexpr,
-    SQUARED: tl.constexpr,
-    SPARE: tl.constexpr,
-    KEYS: tl.constexpr,
-    CANONICAL: tl.constexpr,
-    SAVE: tl.constexpr,
-    INSIDE: tl.constexpr,
-    WORDS: tl.constexpr,
-    KERNEL_COLUMNS: tl.constexpr,
-    DILATION_COLUMNS: tl.constexpr,
+    C: tl.constexpr,
 ):
-    """The largest values in a row of a window, and the numbers of their elements from ``FIRST``.
+    """The maxima of one row of a window, and their argmax indices, which begin at ``FIRST``.
 
-    The row's pixels are ``EACH`` of the values ``loaded``, from number ``FROM`` on.
+    The row's first pixel is at ``loaded[FROM]``.
     """
+    V: tl.constexpr = C.vector
+    PIXELS: tl.constexpr = C.kernel_columns
+    EACH: tl.constexpr = C.words if C.words > 0 else C.load_before + C.vector + C.load_after
     best = ()
-    taken = ()
+    indices = ()
     for _ in tl.static_range(V):
-        if KEYS:
+        if C.keys:
             best = best + (tl.full(position.shape, -(2**30), tl.int32),)
         else:
             best = best + (tl.full(position.shape, -float("inf"), tl.float32),)
-        taken = taken + (tl.full(position.shape, FIRST, tl.int32),)
-    for offset in tl.static_range(KERNEL_COLUMNS):
-        column = first_column + offset * DILATION_COLUMNS
-        inside = inside_image(row, column, rows, columns)
+        indices = indices + (tl.full(position.shape, FIRST, tl.int32),)
+    for offset in tl.static_range(PIXELS):
+        column = first_column + offset * C.dilation_columns
+        inside = inside_image(row, column, sizes.rows, sizes.columns)
         values = normalized(
-            floats(loaded, FROM + offset * EACH, EACH, WORDS), biases, position, alpha, beta, k, scale, V, G, BIAS,
-            RELU, BEHIND, AHEAD, NORMALIZE, THREE_QUARTERS, FOLD, SQUARED, SPARE,
-        )  # fmt: skip
+            floats(loaded, FROM + offset * EACH, EACH, C.words), biases, position, alpha, beta, k, scale, C
+        )
         new_best = ()
-        new_taken = ()
-        for index in tl.static_range(V):
-            one_best, one_taken = larger_of(
-                best[index], taken[index], values[index], inside, offset, FIRST, KEYS, CANONICAL, SAVE, INSIDE
-            )
+        new_indices = ()
+        for number in tl.static_range(V):
+            one_best, one_index = larger_of(best[number], indices[number], values[number], inside, offset, FIRST, C)
             new_best = new_best + (one_best,)
-            new_taken = new_taken + (one_taken,)
+            new_indices = new_indices + (one_index,)
         best = new_best
-        taken = new_taken
-    return best, taken
+        indices = new_indices
+    return best, indices
 
 
 @triton.jit
-def first_element(
-    row, column, KERNEL_COLUMNS: tl.constexpr, DILATION_ROWS: tl.constexpr, DILATION_COLUMNS: tl.constexpr
-):
-    """The first element that is no padding: the largest of a window of nothing but minus infinity."""
-    first = tl.maximum((DILATION_ROWS - 1 - row) // DILATION_ROWS, 0) * KERNEL_COLUMNS
-    return first + tl.maximum((DILATION_COLUMNS - 1 - column) // DILATION_COLUMNS, 0)
+def first_index(row, column, C: tl.constexpr):
+    """The first element that is no padding: the argmax index of a window of nothing but minus infinity."""
+    first = tl.maximum((C.dilation_rows - 1 - row) // C.dilation_rows, 0) * C.kernel_columns
+    return first + tl.maximum((C.dilation_columns - 1 - column) // C.dilation_columns, 0)
 
 
 @triton.jit
 def window_maxima(
     loaded,
     carried_best,
-    carried_taken,
+    carried_indices,
     row,
     column,
-    rows,
-    columns,
+    sizes,
     biases,
     position,
     alpha,
     beta,
     k,
     scale,
-    V: tl.constexpr,
-    G: tl.constexpr,
-    BIAS: tl.constexpr,
-    RELU: tl.constexpr,
-    BEHIND: tl.constexpr,
-    AHEAD: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    THREE_QUARTERS: tl.constexpr,
-    FOLD: tl.constexpr,
-    SQUARED: tl.constexpr,
-    SPARE: tl.constexpr,
-    POOL: tl.constexpr,
-    KEYS: tl.constexpr,
-    CANONICAL: tl.constexpr,
-    SAVE: tl.constexpr,
-    INSIDE: tl.constexpr,
-    WORDS: tl.constexpr,
-    CARRIED: tl.constexpr,
-    KERNEL_ROWS: tl.constexpr,
-    KERNEL_COLUMNS: tl.constexpr,
-    STRIDE_ROWS: tl.constexpr,
-    DILATION_ROWS: tl.constexpr,
-    DILATION_COLUMNS: tl.constexpr,
+    C: tl.constexpr,
 ):
-    """A window's largest values and their elements, from the maxima of the rows above and the rows that are loaded.
+    """A window's maxima and argmax indices, from those of the rows that were carried over and the rows just loaded.
 
-    Also those of the rows that the window has in common with the next one.
+    Also returns those of the rows that the next window shares.
     """
-    EACH: tl.constexpr = WORDS if WORDS > 0 else V if V > 1 else BEHIND + V + AHEAD
+    V: tl.constexpr = C.vector
+    CARRIED: tl.constexpr = C.carried
+    KERNEL_ROWS: tl.constexpr = C.kernel_rows
+    EACH: tl.constexpr = C.words if C.words > 0 else C.load_before + C.vector + C.load_after
     rows_best = carried_best
-    rows_taken = carried_taken
+    rows_indices = carried_indices
     for number in tl.static_range(CARRIED, KERNEL_ROWS):
-        new_best, new_taken = row_maxima(
-            loaded, row + number * DILATION_ROWS, column, rows, columns, biases, position, alpha, beta, k, scale,
-            (number - CARRIED) * KERNEL_COLUMNS * EACH, EACH, number * KERNEL_COLUMNS, V, G, BIAS, RELU, BEHIND, AHEAD,
-            NORMALIZE, THREE_QUARTERS, FOLD, SQUARED, SPARE, KEYS, CANONICAL, SAVE, INSIDE, WORDS, KERNEL_COLUMNS,
-            DILATION_COLUMNS,
+        new_best, new_indices = row_maxima(
+            loaded, row + number * C.dilation_rows, column, sizes, biases, position, alpha, beta, k, scale,
+            (number - CARRIED) * C.kernel_columns * EACH, number * C.kernel_columns, C,
         )  # fmt: skip
         rows_best = rows_best + new_best
-        rows_taken = rows_taken + new_taken
+        rows_indices = rows_indices + new_indices
     next_best = ()
-    next_taken = ()
+    next_indices = ()
     for number in tl.static_range(CARRIED * V):
-        one_best = rows_best[STRIDE_ROWS * V + number]
-        one_taken = rows_taken[STRIDE_ROWS * V + number]
+        one_best = rows_best[C.stride_rows * V + number]
+        one_index = rows_indices[C.stride_rows * V + number]
         next_best = next_best + (one_best,)
-        next_taken = next_taken + (one_taken - STRIDE_ROWS * KERNEL_COLUMNS,)
-    first = first_element(row, column, KERNEL_COLUMNS, DILATION_ROWS, DILATION_COLUMNS)
+        next_indices = next_indices + (one_index - C.stride_rows * C.kernel_columns,)
+    first = first_index(row, column, C)
     best = ()
-    taken = ()
-    for index in tl.static_range(V):
-        largest = rows_best[index]
-        element = rows_taken[index]
-        if KEYS:
+    indices = ()
+    for channel in tl.static_range(V):
+        largest = rows_best[channel]
+        index = rows_indices[channel]
+        if C.keys:
             for number in tl.static_range(1, KERNEL_ROWS):
-                below = rows_best[number * V + index]
-                if SAVE:
-                    below -= number * KERNEL_COLUMNS
+                below = rows_best[number * V + channel]
+                if C.save:
+                    below -= number * C.kernel_columns
                 largest = tl.maximum(largest, below)
-            if SAVE:
-                element = 15 - (largest & 15)
+            if C.save:
+                index = 15 - (largest & 15)
                 largest = largest & -16
             largest = largest.to(tl.float32, bitcast=True)
         else:
-            if POOL and not INSIDE:
-                element = tl.where((largest > -float("inf")) | (largest != largest), element, first)
+            if C.pool and not C.inside:
+                index = tl.where((largest > -float("inf")) | (largest != largest), index, first)
             for number in tl.static_range(1, KERNEL_ROWS):
-                value = rows_best[number * V + index]
+                value = rows_best[number * V + channel]
                 larger = beats(value, largest)
                 largest = tl.where(larger, value, largest)
-                element = tl.where(larger, rows_taken[number * V + index], element)
+                index = tl.where(larger, rows_indices[number * V + channel], index)
         best = best + (largest,)
-        taken = taken + (element,)
-    return best, taken, next_best, next_taken
+        indices = indices + (index,)
+    return best, indices, next_best, next_indices
 
 
 @triton.jit
@@ -323,95 +235,64 @@ def window_maxima_by_loop(
     input,
     row,
     column,
-    rows,
-    columns,
+    sizes,
     row_stride,
-    pixel_stride: tl.constexpr,
     channel_stride,
     biases,
     position,
-    group,
     mask,
     alpha,
     beta,
     k,
     scale,
-    V: tl.constexpr,
-    G: tl.constexpr,
-    BIAS: tl.constexpr,
-    RELU: tl.constexpr,
-    BEHIND: tl.constexpr,
-    AHEAD: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    THREE_QUARTERS: tl.constexpr,
-    FOLD: tl.constexpr,
-    SQUARED: tl.constexpr,
-    SPARE: tl.constexpr,
-    WORDS: tl.constexpr,
-    KERNEL_ROWS: tl.constexpr,
-    KERNEL_COLUMNS: tl.constexpr,
-    DILATION_ROWS: tl.constexpr,
-    DILATION_COLUMNS: tl.constexpr,
+    C: tl.constexpr,
 ):
-    """A window's largest values and their elements, loaded one by one."""
-    BEFORE: tl.constexpr = BEHIND if V == 1 else 0
-    AFTER: tl.constexpr = AHEAD if V == 1 else 0
-    first = first_element(row, column, KERNEL_COLUMNS, DILATION_ROWS, DILATION_COLUMNS)
+    """A window's maxima and argmax indices, its elements loaded one by one."""
+    V: tl.constexpr = C.vector
+    COUNT: tl.constexpr = C.load_before + C.vector + C.load_after
+    first = first_index(row, column, C)
     best = ()
-    taken = ()
+    indices = ()
     for _ in tl.static_range(V):
         best = best + (tl.full(position.shape, -float("inf"), tl.float32),)
-        taken = taken + (first,)
-    for element in tl.range(0, KERNEL_ROWS * KERNEL_COLUMNS):
-        down = element // KERNEL_COLUMNS * DILATION_ROWS
-        right = element % KERNEL_COLUMNS * DILATION_COLUMNS
-        inside = mask & inside_image(row + down, column + right, rows, columns)
+        indices = indices + (first,)
+    for element in tl.range(0, C.kernel_rows * C.kernel_columns):
+        down = element // C.kernel_columns * C.dilation_rows
+        right = element % C.kernel_columns * C.dilation_columns
+        inside = mask & inside_image(row + down, column + right, sizes.rows, sizes.columns)
         values = load_channels(
-            input + down * row_stride + right.to(tl.int64) * pixel_stride, channel_stride, position, group, inside, V,
-            BEFORE, AFTER, True, WORDS,
+            input + down * row_stride + right.to(tl.int64) * C.pixel_stride, channel_stride, position, sizes.group,
+            inside, V, C.load_before, C.load_after, C.words,
         )  # fmt: skip
-        values = normalized(
-            floats(values, 0, BEFORE + V + AFTER, WORDS), biases, position, alpha, beta, k, scale, V, G, BIAS, RELU,
-            BEHIND, AHEAD, NORMALIZE, THREE_QUARTERS, FOLD, SQUARED, SPARE,
-        )  # fmt: skip
+        values = normalized(floats(values, 0, COUNT, C.words), biases, position, alpha, beta, k, scale, C)
         new_best = ()
-        new_taken = ()
-        for index in tl.static_range(V):
-            larger = inside & beats(values[index], best[index])
-            new_best = new_best + (tl.where(larger, values[index], best[index]),)
-            new_taken = new_taken + (tl.where(larger, element, taken[index]),)
+        new_indices = ()
+        for number in tl.static_range(V):
+            larger = inside & beats(values[number], best[number])
+            new_best = new_best + (tl.where(larger, values[number], best[number]),)
+            new_indices = new_indices + (tl.where(larger, element, indices[number]),)
         best = new_best
-        taken = new_taken
-    return best, taken
+        indices = new_indices
+    return best, indices
 
 
 @triton.jit
-def store_window(
-    output,
-    offsets,
-    best,
-    taken,
-    factor,
-    mask,
-    V: tl.constexpr,
-    FOLD: tl.constexpr,
-    SQUARED: tl.constexpr,
-    SAVE: tl.constexpr,
-):
-    """Store a window's largest values, and their elements if they are wanted."""
-    if FOLD:
-        # Here factor, square and scale are taken back.
+def store_window(output, offsets, best, indices, factor, mask, C: tl.constexpr):
+    """Store a window's maxima, and their argmax indices if they are wanted."""
+    V: tl.constexpr = C.vector
+    if C.fold:
+        # Undo the square, the scale and the missing factor.
         folded = best
         best = ()
         for number in tl.static_range(V):
-            value = tl.sqrt(folded[number]) if SQUARED else folded[number]
+            value = tl.sqrt(folded[number]) if C.squared else folded[number]
             best = best + (value * factor,)
     store_channels(output, best, mask, V)
-    if SAVE:
-        store_channels(offsets, taken, mask, V)
+    if C.save:
+        store_channels(offsets, indices, mask, V)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=["strips", "segments", "segment_rows", "sizes"])
 def forward_kernel(
     input,
     bias,
@@ -420,131 +301,83 @@ def forward_kernel(
     strips,
     segments,
     segment_rows,
-    rows,
-    columns,
-    out_rows,
-    out_columns,
-    channels,
-    group,
-    image_stride,
-    row_stride,
-    pixel_stride: tl.constexpr,
-    channel_stride,
-    out_image_stride,
-    out_row_stride,
-    out_pixel_stride: tl.constexpr,
-    out_channel_stride,
+    sizes,
+    strides,
+    out_strides,
     alpha,
     factor,
     beta,
     k,
     scale,
-    CHANNEL_BLOCKS: tl.constexpr,
-    L: tl.constexpr,
-    G: tl.constexpr,
-    UNITS: tl.constexpr,
-    V: tl.constexpr,
-    BIAS: tl.constexpr,
-    RELU: tl.constexpr,
-    BEHIND: tl.constexpr,
-    AHEAD: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    THREE_QUARTERS: tl.constexpr,
-    FOLD: tl.constexpr,
-    SQUARED: tl.constexpr,
-    SPARE: tl.constexpr,
-    POOL: tl.constexpr,
-    SAVE: tl.constexpr,
-    KEYS: tl.constexpr,
-    CANONICAL: tl.constexpr,
-    INSIDE: tl.constexpr,
-    WORDS: tl.constexpr,
-    CARRIED: tl.constexpr,
-    UNROLLED: tl.constexpr,
-    KERNEL_ROWS: tl.constexpr,
-    KERNEL_COLUMNS: tl.constexpr,
-    STRIDE_ROWS: tl.constexpr,
-    STRIDE_COLUMNS: tl.constexpr,
-    PADDING_ROWS: tl.constexpr,
-    PADDING_COLUMNS: tl.constexpr,
-    DILATION_ROWS: tl.constexpr,
-    DILATION_COLUMNS: tl.constexpr,
+    C: tl.constexpr,
 ):
-    image, out_column, segment, channel, position, mask = unit_of_lane(
-        strips, segments, out_columns, channels, group, CHANNEL_BLOCKS, L, G, UNITS, V
-    )
+    image, out_column, segment, channel, position, mask = unit_of_lane(strips, segments, sizes.out_columns, sizes, C)
     out_row = segment * segment_rows
-    steps = tl.minimum(segment_rows, out_rows - out_row)
-    row = out_row * STRIDE_ROWS - PADDING_ROWS
-    column = out_column * STRIDE_COLUMNS - PADDING_COLUMNS
-    # Whatever Triton takes them for, from here on they are 64 bits wide.
-    row_stride = tl.zeros((), tl.int64) + row_stride
-    channel_stride = tl.zeros((), tl.int64) + channel_stride
-    out_row_stride = tl.zeros((), tl.int64) + out_row_stride
-    input += image * image_stride + row * row_stride + column.to(tl.int64) * pixel_stride
+    steps = tl.minimum(segment_rows, sizes.out_rows - out_row)
+    row = out_row * C.stride_rows - C.padding_rows
+    column = out_column * C.stride_columns - C.padding_columns
+    # Promote strides to int64.
+    row_stride = tl.zeros((), tl.int64) + strides.row
+    channel_stride = tl.zeros((), tl.int64) + strides.channel
+    out_row_stride = tl.zeros((), tl.int64) + out_strides.row
+    input += image * strides.image + row * row_stride + column.to(tl.int64) * C.pixel_stride
     input += channel.to(tl.int64) * channel_stride
-    place = image * out_image_stride + out_row * out_row_stride + out_column.to(tl.int64) * out_pixel_stride
-    place += channel.to(tl.int64) * out_channel_stride
+    place = image * out_strides.image + out_row * out_row_stride + out_column.to(tl.int64) * C.out_pixel_stride
+    place += channel.to(tl.int64) * out_strides.channel
     output += place
-    if SAVE:
+    if C.save:
         offsets += place
-    BEFORE: tl.constexpr = BEHIND if V == 1 else 0
-    AFTER: tl.constexpr = AHEAD if V == 1 else 0
-    COUNT: tl.constexpr = BEFORE + V + AFTER
+    V: tl.constexpr = C.vector
+    CARRIED: tl.constexpr = C.carried
+    KERNEL_ROWS: tl.constexpr = C.kernel_rows
+    COUNT: tl.constexpr = C.load_before + C.vector + C.load_after
     biases = ()
-    if BIAS:
-        biases = floats(load_channels(bias + channel, 1, position, group, mask, V, BEFORE, AFTER, True, 0), 0, COUNT, 0)
-    EACH: tl.constexpr = WORDS if WORDS > 0 else COUNT
+    if C.bias:
+        loaded_bias = load_channels(bias + channel, 1, position, sizes.group, mask, V, C.load_before, C.load_after, 0)
+        biases = floats(loaded_bias, 0, COUNT, 0)
     carried_best = ()
-    carried_taken = ()
-    if UNROLLED:
+    carried_indices = ()
+    if C.unrolled:
         for number in tl.static_range(CARRIED):
             row_loaded = load_row(
-                input + number * row_stride, row + number, column, rows, columns, pixel_stride, channel_stride,
-                position, group, mask, V, BEFORE, AFTER, INSIDE, WORDS, KERNEL_COLUMNS, DILATION_COLUMNS,
-            )  # fmt: skip
-            row_best, row_taken = row_maxima(
-                row_loaded, row + number, column, rows, columns, biases, position, alpha, beta, k, scale, 0, EACH,
-                number * KERNEL_COLUMNS, V, G, BIAS, RELU, BEHIND, AHEAD, NORMALIZE, THREE_QUARTERS, FOLD, SQUARED,
-                SPARE, KEYS, CANONICAL, SAVE, INSIDE, WORDS, KERNEL_COLUMNS, DILATION_COLUMNS,
+                input + number * row_stride, row + number, column, sizes, channel_stride, position, mask, C
+            )
+            row_best, row_indices = row_maxima(
+                row_loaded, row + number, column, sizes, biases, position, alpha, beta, k, scale, 0,
+                number * C.kernel_columns, C,
             )  # fmt: skip
             carried_best = carried_best + row_best
-            carried_taken = carried_taken + row_taken
-    # Rows are loaded a step before they are used: their way from memory is longer than the other warps' arithmetic.
-    # In registers they would leave room for fewer warps.
+            carried_indices = carried_indices + row_indices
+    # Rows are loaded one step ahead, because load latency exceeds what the other warps can hide; into shared memory,
+    # because in registers they would leave room for fewer warps.
     for _ in tl.range(0, steps, num_stages=2):
-        if UNROLLED:
+        if C.unrolled:
             loaded = ()
             for number in tl.static_range(CARRIED, KERNEL_ROWS):
                 loaded = loaded + load_row(
-                    input + number * DILATION_ROWS * row_stride, row + number * DILATION_ROWS, column, rows, columns,
-                    pixel_stride, channel_stride, position, group, mask, V, BEFORE, AFTER, INSIDE, WORDS,
-                    KERNEL_COLUMNS, DILATION_COLUMNS,
+                    input + number * C.dilation_rows * row_stride, row + number * C.dilation_rows, column, sizes,
+                    channel_stride, position, mask, C,
                 )  # fmt: skip
-            # A window begins in the image or before it. But what is behind a condition, Triton puts behind the loads
-            # for the next step; otherwise it puts them last, and the next step begins by waiting for them. Without
-            # elements to save it would take 24 registers more.
-            here = row < rows if SAVE else True
+            # Always true: a window begins in the image or before it. But Triton schedules what follows a condition
+            # after the loads for the next step; without one it puts those loads last, and the next step begins by
+            # waiting for them. Without argmax indices the condition would cost 24 registers.
+            here = row < sizes.rows if C.save else True
             if here:
-                best, taken, carried_best, carried_taken = window_maxima(
-                    loaded, carried_best, carried_taken, row, column, rows, columns, biases, position, alpha, beta, k,
-                    scale, V, G, BIAS, RELU, BEHIND, AHEAD, NORMALIZE, THREE_QUARTERS, FOLD, SQUARED, SPARE, POOL, KEYS,
-                    CANONICAL, SAVE, INSIDE, WORDS, CARRIED, KERNEL_ROWS, KERNEL_COLUMNS, STRIDE_ROWS, DILATION_ROWS,
-                    DILATION_COLUMNS,
+                best, indices, carried_best, carried_indices = window_maxima(
+                    loaded, carried_best, carried_indices, row, column, sizes, biases, position, alpha, beta, k, scale,
+                    C,
                 )  # fmt: skip
-                store_window(output, offsets, best, taken, factor, mask, V, FOLD, SQUARED, SAVE)
+                store_window(output, offsets, best, indices, factor, mask, C)
         else:
-            best, taken = window_maxima_by_loop(
-                input, row, column, rows, columns, row_stride, pixel_stride, channel_stride, biases, position, group,
-                mask, alpha, beta, k, scale, V, G, BIAS, RELU, BEHIND, AHEAD, NORMALIZE, THREE_QUARTERS, FOLD, SQUARED,
-                SPARE, WORDS, KERNEL_ROWS, KERNEL_COLUMNS, DILATION_ROWS, DILATION_COLUMNS,
-            )  # fmt: skip
-            store_window(output, offsets, best, taken, factor, mask, V, FOLD, SQUARED, SAVE)
-        row += STRIDE_ROWS
-        # This always holds while there are steps, which the compiler does not know. If it knew where every step is, it
-        # would keep an address in registers for each access, which would leave room for fewer warps.
-        more = row < rows
-        input += tl.where(more, STRIDE_ROWS * row_stride, 0)
+            best, indices = window_maxima_by_loop(
+                input, row, column, sizes, row_stride, channel_stride, biases, position, mask, alpha, beta, k, scale, C
+            )
+            store_window(output, offsets, best, indices, factor, mask, C)
+        row += C.stride_rows
+        # Always true while there are steps left, which the compiler does not know. If it did, it would keep an address
+        # in registers for each access, which would leave room for fewer warps.
+        more = row < sizes.rows
+        input += tl.where(more, C.stride_rows * row_stride, 0)
         output += tl.where(more, out_row_stride, 0)
-        if SAVE:
+        if C.save:
             offsets += tl.where(more, out_row_stride, 0)

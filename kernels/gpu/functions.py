@@ -1,78 +1,58 @@
-"""Device functions that the Triton kernels share: lanes and their work, channels in registers, window sums, powers.
+"""Device functions of the chain's kernels: lanes and their work, channels in registers, window sums, powers.
 
-A lane holds ``V`` neighbouring channels of a pixel as a tuple of ``V`` values. With ``V`` of 8 and channels_last memory
-they come from one load of 8 channels, 16 bytes in half types, taken apart in registers, and what a window needs of the
-channels before and after comes from the neighbouring lanes. With ``V`` of 1 each channel comes from a load of its own,
-for any memory format and number of channels.
+A lane holds ``C.vector`` neighbouring channels of a pixel, as a tuple of that many values. With a vector of 8 and
+channels_last memory they come from one load of 8 channels (16 bytes in half types), which is unpacked in registers;
+what a channel window needs beyond them comes from the neighbouring lanes. With a vector of 1 each channel is loaded by
+itself, which suits any memory format and number of channels.
 
-Arithmetic is in float32. The approximate reciprocal square root, square root, logarithm and exponential of the GPU are
-each within two units in the last place.
+Arithmetic is float32. The GPU's approximate reciprocal square root, square root, logarithm and exponential are each
+within two units in the last place.
+
+``C`` is a :class:`kernels.gpu.config.Config`. Under Triton 3.6 its fields are plain numbers inside a kernel: what
+``tl.static_range`` counts to must be bound to a ``tl.constexpr`` first.
 """
 
 import triton
 import triton.language as tl
 
-#: Sizes that kernels are compiled for once, whatever they are. Strides tell which accesses are aligned; those between a
-#: row's pixels, in channels_last memory the number of channels, are compiled for.
-SIZES = [
-    "strips",
-    "segments",
-    "segment_rows",
-    "rows",
-    "columns",
-    "out_rows",
-    "out_columns",
-    "channels",
-    "group",
-]
-
 
 @triton.jit
-def unit_of_lane(
-    strips,
-    segments,
-    columns,
-    channels,
-    group,
-    CHANNEL_BLOCKS: tl.constexpr,
-    L: tl.constexpr,
-    G: tl.constexpr,
-    UNITS: tl.constexpr,
-    V: tl.constexpr,
-):
-    """Each lane's image and strip of columns in it, segment of rows, first channel, its place in its group, and mask.
+def unit_of_lane(strips, segments, columns, sizes, C: tl.constexpr):
+    """Which work each lane does.
 
-    The mask is set where there is work to do.
+    Returns:
+        its image, strip (a column of windows or tiles), segment of rows, first channel, that channel's index in its
+        group, and a mask of the lanes that have work.
     """
     program = tl.program_id(0)
     # Neighbouring programs read neighbouring channels of the same pixels.
-    segment = program // CHANNEL_BLOCKS % segments
-    lane = tl.arange(0, L)
-    block = program // CHANNEL_BLOCKS // segments
-    # A division of 64 bits takes ten times the instructions of one of 32.
+    segment = program // C.channel_blocks % segments
+    lane = tl.arange(0, C.lanes)
+    block = program // C.channel_blocks // segments
+    # A 64-bit division takes ten times the instructions of a 32-bit one.
     if strips.dtype == tl.int64:
-        strip = block.to(tl.int64) * UNITS + lane // G
+        strip = block.to(tl.int64) * C.units + lane // C.unit_lanes
     else:
-        strip = block.to(tl.uint32) * UNITS + (lane // G).to(tl.uint32)
+        strip = block.to(tl.uint32) * C.units + (lane // C.unit_lanes).to(tl.uint32)
         strips = strips.to(tl.uint32)
         columns = columns.to(tl.uint32)
-    channel = (program % CHANNEL_BLOCKS * G + lane % G) * V
-    mask = (lane < G * UNITS) & (strip < strips) & (channel < channels)
-    # Lanes without work do another's and do not store it.
-    if V == 1:
-        channel = tl.minimum(channel, channels - 1)
-        position = channel % group
+    channel = (program % C.channel_blocks * C.unit_lanes + lane % C.unit_lanes) * C.vector
+    mask = (lane < C.unit_lanes * C.units) & (strip < strips) & (channel < sizes.channels)
+    # Idle lanes repeat another lane's work and do not store it.
+    if C.vector == 1:
+        channel = tl.minimum(channel, sizes.channels - 1)
+        position = channel % sizes.group
     else:
-        # With a normalization a unit's lanes are those of a group; without nobody asks.
-        position = lane % G * V
+        # With a normalization, the lanes of a unit are those of a channel group; without, the index is not used.
+        position = lane % C.unit_lanes * C.vector
     strip = tl.minimum(strip, strips - 1)
     return (strip // columns).to(tl.int64), (strip % columns).to(tl.int32), segment, channel, position, mask
 
 
 @triton.jit
 def inside_rows(row, column, rows):
-    """Whether a row lies inside the image; it is one for all lanes, which the interpreter's masks must not be."""
-    # What is negative is larger than any size as an unsigned number.
+    """Whether ``row``, a scalar, lies inside the image, for each lane: the interpreter has no scalar masks."""
+    # As an unsigned number a negative one is larger than any size.
     return (column * 0 + row).to(tl.uint32) < rows.to(tl.uint32)
 
 
@@ -89,7 +69,7 @@ def inside_image(row, column, rows, columns):
 
 
 @triton.jit
-def apart(vectors):
+def unpack(vectors):
     """``[A, 8]`` as eight ``[A]``, in order."""
     even, odd = tl.split(tl.reshape(vectors, (vectors.shape[0], 4, 2)))
     even0, even1 = tl.split(tl.reshape(even, (vectors.shape[0], 2, 2)))
@@ -102,8 +82,8 @@ def apart(vectors):
 
 
 @triton.jit
-def together(values):
-    """The inverse of :func:`apart`."""
+def pack(values):
+    """The inverse of :func:`unpack`."""
     shape: tl.constexpr = (values[0].shape[0], 4)
     even = tl.reshape(tl.join(tl.join(values[0], values[4]), tl.join(values[2], values[6])), shape)
     odd = tl.reshape(tl.join(tl.join(values[1], values[5]), tl.join(values[3], values[7])), shape)
@@ -120,18 +100,18 @@ def load_channels(
     V: tl.constexpr,
     BEFORE: tl.constexpr,
     AFTER: tl.constexpr,
-    MASKED: tl.constexpr,
     WORDS: tl.constexpr,
 ):
-    """``V`` channels from each ``pointer``, ``step`` apart; with ``V`` of 1 also those before and after.
+    """Load ``V`` channels from each ``pointer``, ``step`` elements apart; with ``V`` of 1 also those around it.
 
-    Zero outside the group, in which the first channel has the place ``position``, and where the mask is not set. They
-    are as they lie in memory, for :func:`floats` or :func:`equal` to take apart where they are used: ``WORDS`` are
-    32 bits, which are aligned, of several channels each.
+    Returns:
+        a tuple for :func:`floats` or :func:`equal` to unpack where it is used: ``WORDS`` aligned 32-bit words of
+        several channels each, or, with ``WORDS`` of 0, ``BEFORE + V + AFTER`` channels. Zeros outside the group, where
+        the first channel has index ``position`` of ``group``, and in lanes whose mask is not set.
     """
     if WORDS > 0:
         words = pointer.to(tl.pointer_type(tl.int32), bitcast=True)[:, None] + tl.arange(0, WORDS)[None, :]
-        loaded = tl.load(words, mask=mask[:, None], other=0) if MASKED else tl.load(words)
+        loaded = tl.load(words, mask=mask[:, None], other=0)
         if WORDS == 2:
             return tl.split(loaded)
         else:
@@ -141,10 +121,7 @@ def load_channels(
             return w0, w1, w2, w3
     elif V == 8:
         places = pointer[:, None] + tl.arange(0, 8)[None, :]
-        if MASKED:
-            return apart(tl.load(places, mask=mask[:, None], other=0))
-        else:
-            return apart(tl.load(places))
+        return unpack(tl.load(places, mask=mask[:, None], other=0))
     else:
         values = (tl.load(pointer, mask=mask, other=0),)
         for number in tl.static_range(1, BEFORE + 1):
@@ -156,10 +133,10 @@ def load_channels(
 
 @triton.jit
 def floats(loaded, FIRST: tl.constexpr, COUNT: tl.constexpr, WORDS: tl.constexpr):
-    """``COUNT`` channels in float32, of those that were loaded from number ``FIRST`` of ``loaded`` on."""
+    """``COUNT`` channels in float32, of what was loaded, from ``loaded[FIRST]`` on."""
     result = ()
     if WORDS > 0:
-        # bfloat16: the upper half of a float32, an instruction for each number.
+        # bfloat16 is the upper half of a float32: one instruction a channel.
         for number in tl.static_range(WORDS):
             pair = loaded[FIRST + number]
             result = result + ((pair << 16).to(tl.float32, bitcast=True), (pair & -65536).to(tl.float32, bitcast=True))
@@ -171,15 +148,14 @@ def floats(loaded, FIRST: tl.constexpr, COUNT: tl.constexpr, WORDS: tl.constexpr
 
 @triton.jit
 def equal(loaded, number, FIRST: tl.constexpr, COUNT: tl.constexpr, WORDS: tl.constexpr):
-    """Which of ``COUNT`` integers that were loaded, from number ``FIRST`` of ``loaded`` on, are ``number``.
+    """Which of ``COUNT`` loaded integers, from ``loaded[FIRST]`` on, equal ``number``.
 
-    Where several lie in a word they are bytes, and they and ``number``, which is known when a kernel is compiled, are
-    less than 128.
+    Packed in words they are bytes; then they and ``number``, which must be known at compile time, are below 128.
     """
     result = ()
     if WORDS > 0:
         for word in tl.static_range(WORDS):
-            # The highest bit of a byte is left where there was nothing else: a test of one bit is one instruction.
+            # A byte keeps its highest bit where the difference is zero: testing one bit is one instruction.
             bits = 0x80808080 - (loaded[FIRST + word].to(tl.uint32, bitcast=True) ^ (number * 0x01010101))
             for byte in tl.static_range(COUNT // WORDS):
                 result = result + ((bits & (0x80 << (8 * byte))) != 0,)
@@ -194,34 +170,32 @@ def store_channels(pointer, values, mask, V: tl.constexpr):
     """Store ``V`` channels, rounded to the tensor's type."""
     if V == 8:
         places = pointer[:, None] + tl.arange(0, 8)[None, :]
-        tl.store(places, together(values).to(pointer.dtype.element_ty), mask=mask[:, None])
+        tl.store(places, pack(values).to(pointer.dtype.element_ty), mask=mask[:, None])
     else:
         tl.store(pointer, values[0].to(pointer.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def with_neighbours(
-    values, vector, vectors, V: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, SPARE: tl.constexpr
-):
-    """``values`` of a lane's channels with those of its neighbours' last and first channels; zero outside the group.
+def with_neighbours(values, vector, BEFORE: tl.constexpr, AFTER: tl.constexpr, SPARE: tl.constexpr, C: tl.constexpr):
+    """A lane's ``values``, the last ``BEFORE`` of the lane before it and the first ``AFTER`` of the lane after it.
 
-    With ``V`` of 1 they are there already.
+    Zeros outside the channel group. With a vector of 1 the neighbours have been loaded already.
 
     Args:
-        values: a tuple of ``V`` tensors, one for each channel.
-        vector: each lane's place among the ``vectors`` lanes of its group.
-        SPARE: the last lane has no work and holds zeros, which stand for what is outside.
+        values: a tuple, one for each channel.
+        vector: each lane's index among the ``C.unit_lanes`` lanes of its group.
+        SPARE: whether the last lane is idle and its values are zeros: it then serves as what lies outside the group.
     """
-    if V == 8:
+    if C.vector == 8:
         lane = tl.arange(0, vector.shape[0])
         last: tl.constexpr = vector.shape[0] - 1
         lower = tl.where(vector > 0, lane - 1, last if SPARE else lane)
-        upper = tl.minimum(tl.where(vector < vectors - 1, lane + 1, last if SPARE else lane), last)
+        upper = tl.minimum(tl.where(vector < C.unit_lanes - 1, lane + 1, last if SPARE else lane), last)
         result = values
-        # Masks of bits: with two more of the seven predicates held from step to step, the assembler puts one
-        # instruction behind the other instead of mixing those of eight channels.
+        # Bit masks, not conditions: with two more of the seven predicates live across iterations, the assembler
+        # serializes the instructions of the eight channels instead of interleaving them.
         lowest = -tl.minimum(vector, 1)
-        highest = -tl.minimum(vectors - 1 - vector, 1)
+        highest = -tl.minimum(C.unit_lanes - 1 - vector, 1)
         for number in tl.static_range(BEFORE):
             before = tl.gather(values[7 - number], lower, 0)
             if not SPARE:
@@ -238,15 +212,15 @@ def with_neighbours(
 
 
 @triton.jit
-def activations(values, biases, COUNT: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr):
-    """``relu(value + bias)`` of ``COUNT`` channels in float32."""
+def activations(values, biases, COUNT: tl.constexpr, C: tl.constexpr):
+    """``relu(value + bias)`` of ``COUNT`` channels in float32, as far as the chain has them."""
     result = ()
     for number in tl.static_range(COUNT):
         value = values[number]
-        if BIAS:
+        if C.bias:
             value += biases[number]
-        if RELU:
-            # Not a number stays.
+        if C.relu:
+            # NaN propagates.
             value = tl.where(value <= 0, 0.0, value)
         result = result + (value,)
     return result
@@ -257,7 +231,7 @@ def window_sums(values, factor, addend, COUNT: tl.constexpr, SIZE: tl.constexpr)
     """``addend + factor * sum`` of each of ``COUNT`` windows of ``SIZE`` neighbours."""
     result = ()
     if SIZE == 5 and COUNT % 2 == 0:
-        # Two neighbouring windows have four of their five values in common.
+        # Two neighbouring windows share four of their five values.
         for number in tl.static_range(0, COUNT, 2):
             common = (values[number + 1] + values[number + 2]) + (values[number + 3] + values[number + 4])
             common = addend + factor * common
@@ -273,10 +247,10 @@ def window_sums(values, factor, addend, COUNT: tl.constexpr, SIZE: tl.constexpr)
 
 @triton.jit
 def sums_of_squares(values, addend, COUNT: tl.constexpr, SIZE: tl.constexpr):
-    """``addend`` and the squares of each of ``COUNT`` windows of ``SIZE`` neighbours."""
+    """``addend`` plus the squares of each of ``COUNT`` windows of ``SIZE`` neighbours."""
     result = ()
     if SIZE == 5 and COUNT % 2 == 0:
-        # As above, and a pair of squares with half of the addend is in two such sums.
+        # As in window_sums; and a pair of squares with half of the addend is in two such sums.
         half = 0.5 * addend
         for number in tl.static_range(0, COUNT, 2):
             low = values[number + 1] * values[number + 1] + (values[number + 2] * values[number + 2] + half)
