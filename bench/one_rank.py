@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from kernels import private
-from net.config import VARIANTS
+from net.model.config import VARIANTS
 from net.parallel.strategies import STRATEGIES, parallelize
 
 from .network import build, images_and_labels, update_step

@@ -13,13 +13,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from net.alexnet import AlexNet
-from net.config import RecipeConfig, network
+from net.common.device import keep_freed_memory, set_precision
 from net.data import digits
 from net.data.images import ImageData, Split
-from net.device import keep_freed_memory, set_precision
+from net.model.alexnet import AlexNet
+from net.model.config import network
 from net.parallel.strategies import parallelize
-from net.recipe import PaperSGD, Schedule, parameter_groups
+from net.training.config import RecipeConfig
+from net.training.recipe import PaperSGD, Schedule, parameter_groups
 
 LOSSES_CASE = "update of a network in parallel, losses"
 VARIANT, BATCH = "digits", 32

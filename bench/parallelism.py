@@ -21,14 +21,15 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from kernels import private
-from net.alexnet import AlexNet
-from net.cli import spin_briefly
-from net.config import VARIANTS, TrainConfig, network
+from net.common.cli import spin_briefly
+from net.common.device import keep_freed_memory, peak_memory_mib, set_precision
+from net.common.progress import duration
 from net.data.processes import available_cores
-from net.device import keep_freed_memory, peak_memory_mib, set_precision
+from net.model.alexnet import AlexNet
+from net.model.config import VARIANTS, network
 from net.parallel.strategies import parallelize
-from net.progress import duration
-from net.recipe import PaperSGD, parameter_groups
+from net.training.config import TrainConfig
+from net.training.recipe import PaperSGD, parameter_groups
 
 from .environment import ROOT
 from .messages import SENT, Count, expected

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 import kernels
-from net import interchange
-from net.alexnet import AlexNet
+from net.model import interchange
+from net.model.alexnet import AlexNet
 
 from .cases import WrongResultError
 from .installed import package

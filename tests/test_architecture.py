@@ -59,8 +59,8 @@ def test_the_direction_is_checked_at_all(tmp_path: Path) -> None:
     "module",
     [
         "net.config",
-        "net.cli",
-        "net.runs",
+        "net.common.cli",
+        "net.training.runs",
         "net.train",
         "net.evaluate",
         "net.prepare",
@@ -85,18 +85,18 @@ LOADS = {"np.load", "torch.load", "onnx.load", "tomllib.load", "json.load", "pic
 #: Where something is opened outside of net/doors, and why it is nothing that a user gives.
 OPENED = {
     "net/ablations.py": "appends a result",
-    "net/cli.py": "/dev/null, and the package kernels",
+    "net/common/cli.py": "/dev/null, and the package kernels",
     "net/data/digits.py": "the embedded digits",
     "net/data/prepare.py": "the store that is being written",
-    "net/device.py": "/proc",
-    "net/drawings.py": "a picture just drawn",
-    "net/extras.py": "what pip noted",
-    "net/files.py": "what is being written, and folders",
-    "net/printing.py": "/dev/null",
-    "net/runs.py": "appends to the log",
+    "net/common/device.py": "/proc",
+    "net/analysis/drawings.py": "a picture just drawn",
+    "net/common/extras.py": "what pip noted",
+    "net/common/files.py": "what is being written, and folders",
+    "net/common/printing.py": "/dev/null",
+    "net/training/runs.py": "appends to the log",
     "net/train.py": "/dev/null",
-    "net/trainings.py": "appends to the log",
-    "net/tuning.py": "this program's own sources",
+    "net/training/concurrent.py": "appends to the log",
+    "net/training/tuning.py": "this program's own sources",
 }
 
 

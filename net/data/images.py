@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..config import SHAPES, SYNTHETIC
-from ..printing import printable
+from ..common.printing import printable
+from .config import SHAPES, SYNTHETIC
 
 
 @dataclass(frozen=True)

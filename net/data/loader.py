@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..common.progress import Progress
 from ..doors.files import free_host_memory
-from ..progress import Progress
 from .images import Split
 
 #: Batches read ahead, the one in use included.

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..config import SHAPES, ShapesConfig
+from ..common.progress import Progress
 from ..doors.store import SPLITS
-from ..progress import Progress
 from . import processes
+from .config import SHAPES, ShapesConfig
 
 #: Red, green and blue's share of the luminance (ITU-R BT.601), by which a gray picture is made.
 LUMINANCE = np.array([0.299, 0.587, 0.114])

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from ..config import SYNTHETIC
+from ..common.errors import UsageError
 from ..doors.files import free_host_memory
-from ..errors import UsageError
+from .config import SYNTHETIC
 from .images import ColourComponents, ImageData, Split
 
 DEFAULT_COUNT = 1024

@@ -11,8 +11,8 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store, _world
 
-from ..errors import RankError
-from ..progress import Progress
+from ..common.errors import RankError
+from ..common.progress import Progress
 
 #: Seconds between beats; at a short timeout there are ten in it.
 INTERVAL = 1.0
@@ -33,8 +33,8 @@ class Heartbeat(threading.Thread):
 
     - a rank's number stands still for longer than ``timeout``: it was stopped or killed, or its host is gone;
     - a rank has failed;
-    - the main thread has neither sent a message nor reported progress (:class:`net.progress.Progress`) for longer than
-      ``progress_timeout``, although no rank has sent fewer messages, which it would be waiting for;
+    - the main thread has neither sent a message nor reported progress (:class:`net.common.progress.Progress`) for
+      longer than ``progress_timeout``, although no rank has sent fewer messages, which it would be waiting for;
     - the store is gone, which went with torchrun or the first host.
 
     Time is counted in this thread's own looks: clocks are never compared, and time in which this process stood still

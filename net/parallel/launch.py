@@ -3,8 +3,8 @@
 import os
 from dataclasses import dataclass
 
-from ..config import TrainConfig
-from ..errors import UsageError
+from ..common.errors import UsageError
+from ..training.config import TrainConfig
 
 
 @dataclass(frozen=True)

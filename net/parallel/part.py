@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..alexnet import AlexNet
+from ..model.alexnet import AlexNet
 from .shards import Shard
 
 

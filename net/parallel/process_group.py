@@ -19,9 +19,9 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from kernels import private
 
-from ..config import TrainConfig
-from ..device import choose
-from ..errors import DataError, RankError, UsageError
+from ..common.device import choose
+from ..common.errors import DataError, RankError, UsageError
+from ..training.config import TrainConfig
 from .heartbeat import DIED, ENDED, FAILED, LEFT, SILENT, Heartbeat, place
 from .launch import Launch
 
