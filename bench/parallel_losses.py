@@ -57,7 +57,7 @@ def learn(strategy: str, dtype: str, device: torch.device, epochs: int | None = 
     data = digits.load()
     images, labels = _tensors(data.train, data, dtype, device)
     generator = np.random.default_rng(1)
-    share = BATCH // part.training.ranks
+    share = BATCH // part.training.replicas
     mine = slice(part.training.rank * share, (part.training.rank + 1) * share)
     losses: list[float] = []
     for epoch in range(epochs):

@@ -122,7 +122,7 @@ def measure(strategy: str, variant: str, batch: int, updates: int, device: torch
     recipe = TrainConfig()
     optimizer = PaperSGD(parameter_groups(part.model, recipe), recipe.lr, recipe.momentum, recipe.weight_decay)
     generator = torch.Generator().manual_seed(1)
-    share = batch // part.training.ranks
+    share = batch // part.training.replicas
     mine = slice(part.training.rank * share, (part.training.rank + 1) * share)
     whole = 60 * torch.randn(batch, 3, config.image_size, config.image_size, generator=generator)
     images = whole[mine].to(device).contiguous(memory_format=torch.channels_last)

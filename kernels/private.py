@@ -42,7 +42,7 @@ NAMES = (
     "torch._foreach_mul_",  # net.training.recipe
     "torch._foreach_add_",
     "torch.optim.sgd:sgd",
-    "torch._inductor.aoti_compile_and_package",  # net.model.interchange
+    "torch._inductor.aoti_compile_and_package",  # net.model.export
     "torch.distributed._functional_collectives:all_to_all_single_autograd",  # net.parallel
     "torch.distributed._functional_collectives:AsyncCollectiveTensor",
     "torch.distributed.distributed_c10d:_set_pg_timeout",

@@ -94,7 +94,7 @@ def baseline(config: AblationsConfig) -> "tuple[TrainConfig, ImageData]":
         UsageError: flags in ``--baseline`` that do not belong there. DataError: no such images.
     """
     from .data.sources import open_data
-    from .training.trainer import open_run_data
+    from .training.setup import open_run_data
 
     flags: dict[str, Any] = {}
     if config.baseline is not None:
@@ -122,7 +122,7 @@ def baseline(config: AblationsConfig) -> "tuple[TrainConfig, ImageData]":
 
 def ablated(ablation: Ablation, config: TrainConfig, data: "ImageData") -> TrainConfig | str:
     """The training without a part, or why it would show nothing."""
-    from .training.trainer import architecture
+    from .training.setup import architecture
 
     network = architecture(config, data)
     if "colour_noise" in ablation.recipe and data.colour.values[1] <= 1e-9 * data.colour.values[0]:

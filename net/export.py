@@ -39,13 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = Path(config.output)
     check_writable("OUTPUT", config.output)
     cli.check_exist(positional=config.checkpoint)
-    cli.load("model.interchange", "analysis.trained")
+    cli.load("model.export", "analysis.trained")
 
     import torch
 
     from .analysis.trained import open_trained
     from .common.device import choose, describe
-    from .model import interchange
+    from .model import export
 
     device = choose(config.device)
     trained = open_trained(config.checkpoint, device)
@@ -59,9 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if config.format == "aoti":
         print(f"compiling for {describe(device)}, a minute or so", flush=True)
     write = {
-        "onnx": interchange.onnx_bytes,
-        "torch-export": interchange.torch_export_bytes,
-        "aoti": interchange.aoti_bytes,
+        "onnx": export.onnx_bytes,
+        "torch-export": export.torch_export_bytes,
+        "aoti": export.aoti_bytes,
     }[config.format]
     # torch.export saves other memory formats with a warning.
     content = write(trained.model.to(memory_format=torch.contiguous_format), metadata)  # type: ignore[call-overload]

@@ -151,12 +151,12 @@ def filters(config: FiltersConfig) -> Path:
 
 def predictions(config: PredictionsConfig) -> Path:
     """Figure 4, left: eight validation images and the five most probable labels."""
-    import numpy as np
     import torch
 
     from .analysis import drawings
     from .analysis.features import open_its_data
     from .analysis.trained import open_trained
+    from .common import seeds
     from .common.device import choose, keep_freed_memory
     from .data.augmentation import centre_crop
     from .training.evaluation import TOP, probabilities
@@ -165,7 +165,7 @@ def predictions(config: PredictionsConfig) -> Path:
     keep_freed_memory()
     trained = open_trained(config.checkpoint, device)
     data, mean = open_its_data(trained, config.data_path, device)
-    generator = np.random.default_rng(config.seed)
+    generator = seeds.sample(config.seed)
     drawn = generator.choice(len(data.val), min(SHOWN, len(data.val)), replace=False)
     images = data.val.images[drawn]
     with torch.no_grad():
@@ -193,6 +193,7 @@ def neighbours(config: NeighboursConfig) -> Path:
     from .analysis.features import features_of, open_its_data
     from .analysis.retrieval import nearest
     from .analysis.trained import open_trained
+    from .common import seeds
     from .common.device import choose, keep_freed_memory
     from .common.progress import Progress
     from .data.images import Split
@@ -203,7 +204,7 @@ def neighbours(config: NeighboursConfig) -> Path:
     data, mean = open_its_data(trained, config.data_path, device)
     if len(data.train) < NEIGHBOURS:
         raise DataError(f"{data.name} has {len(data.train)} training images; the figure shows {NEIGHBOURS} neighbours")
-    generator = np.random.default_rng(config.seed)
+    generator = seeds.sample(config.seed)
     drawn = generator.choice(len(data.val), min(COUNTED, len(data.val)), replace=False)
     asked = Split(data.val.images[drawn], data.val.labels[drawn])
     with Progress("images", len(asked) + len(data.train)) as progress:

@@ -50,13 +50,13 @@ class HashingConfig:
 
 def _hash(config: HashingConfig) -> dict[str, Any]:
     """What is measured, as it is written to the JSON file."""
-    import numpy as np
     import torch
 
     from .analysis.autoencoder import learn
     from .analysis.features import features_of, open_its_data
     from .analysis.retrieval import nearest, nearest_codes, packed, recall
     from .analysis.trained import open_trained
+    from .common import seeds
     from .common.device import choose, describe, keep_freed_memory
     from .common.progress import Progress
     from .data.images import Split
@@ -68,7 +68,7 @@ def _hash(config: HashingConfig) -> dict[str, Any]:
     data, mean = open_its_data(trained, config.data_path, device)
     if len(data.train) < LOOKED_AT[-1]:
         raise DataError(f"{data.name} has {len(data.train)} training images; at least {LOOKED_AT[-1]} are searched")
-    drawn = np.random.default_rng(config.seed).permutation(len(data.val))[: config.queries]
+    drawn = seeds.sample(config.seed).permutation(len(data.val))[: config.queries]
     asked = Split(data.val.images[drawn], data.val.labels[drawn])
     print(f"{len(asked):,} validation images against {len(data.train):,} training images of {data.name}", flush=True)
     with Progress("images", len(asked) + len(data.train)) as progress:
@@ -87,7 +87,7 @@ def _hash(config: HashingConfig) -> dict[str, Any]:
         model, error = learn(
             vectors.to(device), config.bits, epochs=config.epochs, seed=config.seed, progress=progress.update
         )
-    planes = torch.randn(width, config.bits, generator=torch.Generator().manual_seed(config.seed))
+    planes = torch.randn(width, config.bits, generator=seeds.planes(config.seed))
     centre = vectors.mean(0)
     codes = {
         "autoencoder": [packed(model.bits(part.to(device))) for part in (queries, vectors)],

@@ -16,8 +16,7 @@ from .training.config import TrainConfig
 
 DESCRIPTION = (
     "Train an AlexNet. Without flags: the embedded digits, in about a minute. With --preset imagenet --data-path "
-    "FOLDER: the paper's run. Defaults in parentheses are the imagenet preset's; digits and cifar10 change some of "
-    "them, and the run folder's config.toml says what was used."
+    "FOLDER: the paper's run. Defaults are in parentheses, those of digits unless --preset says otherwise."
 )
 
 #: Flags that decide what a run is, with what they are where its configuration does not say.
@@ -64,14 +63,14 @@ def _train(
     from .parallel.process_group import join
     from .training.trainer import Trainer
 
-    ranks, device = join(launch, config)
-    with ranks.watched():
-        folder = Path(ranks.broadcast(str(folder)))
-        trainer = Trainer(config, folder, resumed, device, ranks)
-        if ranks.first:
+    world, device = join(launch, config)
+    with world.watched():
+        folder = Path(world.broadcast(str(folder)))
+        trainer = Trainer(config, folder, resumed, device, world)
+        if world.first:
             runs.write_config(folder, trainer.config)
         status = trainer.run()
-        ranks.close()
+        world.close()
     return status
 
 

@@ -62,7 +62,7 @@ assert kernels.__version__ == importlib.metadata.version("alexnet-fused")
 for package in (kernels, net):
     assert importlib.resources.files(package).joinpath("py.typed").is_file(), package
 print(kernels.max_pool2d(torch.ones(1, 1, 3, 3), 3).item())
-from net import extras
+from net.common import extras
 print(extras.install("onnx"))
 """
     imported, one, extra = output(tmp_path, python, "-c", code).splitlines()

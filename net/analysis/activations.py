@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from ..common import seeds
 from ..data.augmentation import centre_crop
 from ..data.images import ImageData
 from ..data.loader import Loader
@@ -80,7 +81,7 @@ def train(
         batch_size, seed, device: of the training.
         progress: called after each update.
     """
-    torch.manual_seed(seed)
+    seeds.weights(seed)
     plan = network("cifar10", activation=activation, classes=len(data.classes))
     model = AlexNet(plan).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = PaperSGD(parameter_groups(model, RecipeConfig(weight_decay=0.0)), rate, 0.9, 0.0)

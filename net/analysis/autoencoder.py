@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..common import seeds
+
 #: Vectors in an update.
 BATCH = 128
 RATE = 1e-3
@@ -71,7 +73,7 @@ def learn(
         The auto-encoder, ready to be asked, and the share of the vectors' variance that its decoded codes miss in the
         last epoch.
     """
-    torch.manual_seed(seed)
+    seeds.weights(seed)
     mean = vectors.mean(0)
     scale = (vectors - mean).square().mean().sqrt().clamp_min(1e-12)
     model = CodeAutoEncoder(vectors.shape[1], bits, mean, scale).to(vectors.device)

@@ -1,6 +1,7 @@
 """Command lines from dataclasses: flags, TOML files, presets, and errors of one line."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -13,9 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from ..data.config import SYNTHETIC
 from ..doors.config import read_toml, toml
-from ..training.config import PRESETS, RECIPES, RecipeConfig, TrainConfig
 from .errors import DataError, RankError, UsageError
 from .fields import flag_name, near, typed, unwrapped
 from .printing import prepare_streams, printable
@@ -23,6 +22,10 @@ from .printing import prepare_streams, printable
 Config = TypeVar("Config")
 #: The package whose commands these are.
 PACKAGE = __package__.rpartition(".")[0]
+#: The ``--data-path`` of random images, perhaps with their number: ``synthetic:2048``.
+SYNTHETIC = "synthetic"
+#: Columns of ``--help`` that a flag and its metavar may take.
+FLAG_COLUMNS = 34
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,20 +54,52 @@ def _key_value(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def parser(config: type[Any], program: str, description: str) -> argparse.ArgumentParser:
-    """A parser whose result holds only what the command line gave."""
+class Grouped(argparse.HelpFormatter):
+    """Help of a command with many flags: one line each where it fits, ``--[no-]crop`` for a flag and its opposite."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=FLAG_COLUMNS)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return action.option_strings[0].replace("--", "--[no-]", 1)
+        if action.nargs != 0 and len(action.option_strings) > 1:
+            return f"{', '.join(action.option_strings)} {self._format_args(action, (action.dest.upper()))}"
+        return super()._format_action_invocation(action)
+
+
+def parser(
+    config: type[Any], program: str, description: str, defaults: Mapping[str, Any] | None = None
+) -> argparse.ArgumentParser:
+    """A parser whose result holds only what the command line gave.
+
+    Args:
+        config: the dataclass of the command.
+        program: what follows ``python -m``.
+        description: what ``--help`` begins with.
+        defaults: values that take the place of the dataclass's own in ``--help``.
+    """
+    headings: tuple[str, ...] = getattr(config, "GROUPS", ())
+    grouped = bool(headings)
     result = Parser(
-        prog=f"python -m {program}", description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False
+        prog=f"python -m {program}",
+        usage=f"python -m {program} [flags]" if grouped else None,
+        description=description,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        formatter_class=Grouped if grouped else argparse.HelpFormatter,
     )
+    groups = {heading: result.add_argument_group(heading) for heading in headings}
     hints = typing.get_type_hints(config)
-    recipe = {item.name for item in dataclasses.fields(RecipeConfig)}
-    recipe_flags = result.add_argument_group("training recipe") if issubclass(config, TrainConfig) else result
     for item in dataclasses.fields(config):
         options = item.metadata
         annotation = unwrapped(hints[item.name])
         keywords: dict[str, Any] = {"help": options["help"].replace("%", "%%")}
-        default = item.default
-        if default not in (None, (), "", dataclasses.MISSING) and not isinstance(default, bool):
+        default = (defaults or {}).get(item.name, item.default)
+        if isinstance(default, bool):
+            if grouped:
+                keywords["help"] += f" ({'on' if default else 'off'})"
+        elif default not in (None, (), "", dataclasses.MISSING):
             keywords["help"] += f" ({default})"
         if options.get("metavar"):
             keywords["metavar"] = options["metavar"]
@@ -84,18 +119,18 @@ def parser(config: type[Any], program: str, description: str) -> argparse.Argume
             result.add_argument(item.name, **keywords)
         else:
             names = [f"-{options['short']}"] if "short" in options else []
-            group = recipe_flags if item.name in recipe else result
-            group.add_argument(*names, flag_name(item.name), dest=item.name, **keywords)
+            place = groups[options["group"]] if "group" in options else result
+            place.add_argument(*names, flag_name(item.name), dest=item.name, **keywords)
     return result
 
 
 def resolve(given: Mapping[str, Any], config: type[Config], saved: Mapping[str, Any] | None = None) -> Config:
-    """Defaults, then the preset's, the recipe's, the file's and the command line's values, later ones winning.
+    """Defaults, then those of a preset, the file's and the command line's values, later ones winning.
 
     Args:
         given: what the command line gave.
         config: the dataclass of the command.
-        saved: the flags of a run that goes on; they take the place of preset and recipe.
+        saved: the flags of a run that goes on; they take the place of ``config.defaults``.
 
     Raises:
         UsageError: a value that is not allowed.
@@ -105,16 +140,13 @@ def resolve(given: Mapping[str, Any], config: type[Config], saved: Mapping[str, 
         given = {**read_toml(given["config"], config), **given}
     if saved is not None:
         return config(**{**saved, **given})
-    defaults: dict[str, Any] = {}
-    if issubclass(config, TrainConfig):
-        defaults = dict(PRESETS[given.get("preset", "digits")])
-        # A recipe's values are the point of asking for it, so one that is asked for wins over the preset's.
-        recipe = given.get("recipe", defaults["recipe"])
-        defaults = {**defaults, **RECIPES[recipe]} if "recipe" in given else {**RECIPES[recipe], **defaults}
-        if "epochs" in given or "max_steps" in given:
-            # Somebody who says how long to train means it.
-            defaults.pop("time_budget", None)
-    return config(**{**defaults, **given})
+    return config(**{**_defaults(config, given), **given})
+
+
+def _defaults(config: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that a preset gives the flags of a command that has presets."""
+    defaults = getattr(config, "defaults", None)
+    return {} if defaults is None else defaults(given)
 
 
 def given(config: type[Any], program: str, description: str, arguments: Sequence[str] | None) -> dict[str, Any]:
@@ -123,7 +155,15 @@ def given(config: type[Any], program: str, description: str, arguments: Sequence
     Raises:
         UsageError: an empty text, say, which would mean the current folder.
     """
-    values = vars(parser(config, program, description).parse_args(arguments))
+    defaults = None
+    if hasattr(config, "defaults"):
+        # --help shows the defaults of the preset that is given beside it.
+        early = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS, exit_on_error=False)
+        for name in ("preset", "recipe"):
+            early.add_argument(f"--{name}", choices=typing.get_args(typing.get_type_hints(config)[name]))
+        with contextlib.suppress(argparse.ArgumentError, SystemExit):
+            defaults = _defaults(config, vars(early.parse_known_args(arguments)[0]))
+    values = vars(parser(config, program, description, defaults).parse_args(arguments))
     for item in dataclasses.fields(config):
         if item.metadata.get("key_values") and item.name in values:
             values[item.name] = dict(values[item.name])

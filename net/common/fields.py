@@ -31,7 +31,8 @@ def flag(default: Any, help: str, **options: Any) -> Any:
         default: its value when neither flag, configuration file nor preset gives one.
         help: the line ``--help`` prints.
         options: ``short`` (a one-letter flag), ``metavar``, ``positional``, ``nargs`` (of a tuple; ``"*"`` allows
-            none), ``optional_value`` (what the flag means without a value), ``key_values`` (NAME=VALUE items).
+            none), ``optional_value`` (what the flag means without a value), ``key_values`` (NAME=VALUE items),
+            ``group`` (its heading in ``--help``).
     """
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata={"help": help, **options})

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..common import seeds
 from ..model.blocks import BlockLayout
 from ..training.config import RecipeConfig
 from .images import ColourComponents
@@ -55,8 +56,7 @@ class VariationTable:
         return Variations(table.top[samples], table.left[samples], table.reflect[samples], table.colour[samples])
 
     def _draw(self, epoch: int) -> Variations:
-        # The third number keeps these draws apart from the loader's permutation, which comes from the first two.
-        generator = np.random.default_rng([self.seed, epoch, 1])
+        generator = seeds.augmentation(self.seed, epoch)
         crops = generator.integers(0, self.margin, (2, self.count), endpoint=True)
         reflect = generator.random(self.count) < 0.5
         colour = generator.standard_normal((self.count, 3), np.float32) * np.float32(self.recipe.colour_noise)

@@ -106,7 +106,7 @@ def read_state(path: Path, needed: tuple[str, ...] = ("model",)) -> tuple[Path, 
     if path.is_dir():
         path, state = checkpoint.of_run(path)
     elif path.suffix == ".onnx":
-        from .interchange import read_onnx
+        from .onnx_import import read_onnx
 
         state = dict(zip(("model", "metadata"), read_onnx(path), strict=True))
     elif path.suffix == ".safetensors":
@@ -179,7 +179,7 @@ def load_weights(
     it (``conv1_w_0``) are understood; convolutions have the usual grouped layout in all of them. Of a state dict only
     names and shapes are compared: torchvision's weights expect pixels in [0, 1] less a mean and divided by a deviation,
     which :func:`from_normalized` changes, and Caffe's expect blue, green, red, which
-    :func:`net.model.interchange.from_bgr` changes. Of a file :func:`read` has done so.
+    :func:`net.model.onnx_import.from_bgr` changes. Of a file :func:`read` has done so.
 
     Args:
         model: the network; parameters keep their dtype and device.

@@ -57,7 +57,7 @@ class Heartbeat(threading.Thread):
         self.beats = [""] * ranks
         self.missed = [0] * ranks
         #: How often this rank came to wait for the first one to pass.
-        self.holds = 0
+        self.waits = 0
         #: What the main thread had done at the last look, and looks since that changed.
         self.done: tuple[dict[str, int], int] = {}, 0
         self.idle = 0
@@ -150,7 +150,7 @@ class Heartbeat(threading.Thread):
         """How many messages of each group this rank has sent, or waits to send."""
         groups: list[Any] = list(_world.pg_map)
         counts = {group.group_name: group._get_sequence_number_for_group() for group in groups}
-        return counts | {"hold": self.holds}
+        return counts | {"hold": self.waits}
 
     def _behind(self) -> list[int]:
         """The ranks that have sent fewer messages than this one, which waits for them or soon will."""

@@ -14,7 +14,7 @@ class Share:
     """Which slice of each batch a rank sees; ``group`` holds the ranks that see the others."""
 
     rank: int = 0
-    ranks: int = 1
+    replicas: int = 1
     group: dist.ProcessGroup | None = None
 
     def total(self, tensor: Tensor) -> Tensor:

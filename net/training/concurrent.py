@@ -22,7 +22,7 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any] | int:
     """
     from ..common.device import choose, describe
     from ..doors.checkpoint import RESUMED
-    from ..parallel.process_group import Ranks
+    from ..parallel.process_group import World
     from . import checkpoint
     from .trainer import DivergedError, Trainer
 
@@ -31,7 +31,7 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any] | int:
     device = choose(config.device)
     row: dict[str, Any] = {"device": describe(device)}
     with open(folder / "log.txt", "a") as log, contextlib.redirect_stdout(log):
-        trainer = Trainer(config, folder, checkpoint.newest(folder / "checkpoints", RESUMED), device, Ranks())
+        trainer = Trainer(config, folder, checkpoint.newest(folder / "checkpoints", RESUMED), device, World())
         try:
             status = trainer.run()
         except DivergedError as error:
@@ -81,7 +81,7 @@ def side_by_side(
     Raises:
         DataError: a process died. Whatever stopped a training; the others are stopped then, and go on another time.
     """
-    from .trainer import StopSignal
+    from .signals import StopSignal
 
     # The others are what a training imports on its way, seconds each time: PyTorch for an optimizer's first update, the
     # trainer for the curve at the end.

@@ -1,7 +1,9 @@
 """What ``python -m net.train`` is asked to do: the recipe, presets and every flag. Free of torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 from ..common.errors import UsageError
 from ..common.fields import (
@@ -18,36 +20,48 @@ from ..model.config import VARIANTS
 
 TIMEOUTS = ("timeout", "start_timeout", "progress_timeout")
 
+#: The groups of flags in ``--help``.
+GROUPS = (
+    "data",
+    "model",
+    "optimisation",
+    "augmentation",
+    "precision and speed",
+    "logging and checkpoints",
+    "several processes (torchrun)",
+)
+_data, _model, _optimisation, _augmentation, _speed, _run, _parallel = (partial(flag, group=group) for group in GROUPS)
+
 
 @dataclass(frozen=True)
 class RecipeConfig:
     """How the network learns (section 5) and how its images are varied (section 4.1)."""
 
-    lr: float = flag(0.01, "learning rate at the start")
-    momentum: float = flag(0.9, "momentum")
-    weight_decay: float = flag(5e-4, "weight decay; multiplied by the rate, applied to weights and not to biases")
-    bias_lr_multiplier: float = flag(1.0, "rate of the biases relative to the weights' (the 2012 program: 2)")
-    lr_scheduler: Literal["plateau", "multistep"] = flag(
-        "plateau", "divide the rate when the validation error stalls (the paper), or at the epochs of --lr-milestones"
+    lr: float = _optimisation(0.01, "initial learning rate", metavar="X")
+    momentum: float = _optimisation(0.9, "momentum", metavar="X")
+    weight_decay: float = _optimisation(5e-4, "weight decay, for weights and not for biases", metavar="X")
+    bias_lr_multiplier: float = _optimisation(
+        1.0, "learning rate of biases over that of weights (2012 program: 2)", metavar="X"
     )
-    lr_milestones: tuple[int, ...] = flag(
-        (), "epochs at which multistep divides the rate; 60 and 85 % of --epochs by default", metavar="EPOCH"
+    conv_lr_multiplier: float = _optimisation(
+        1.0, "the same of convolutions over dense layers (Krizhevsky 2014, for large batches)", metavar="X"
     )
-    gamma: float = flag(0.1, "factor of each division of the rate")
-    patience: int = flag(5, "evaluations without improvement that count as a stall")
-    reductions: int = flag(3, "divisions of the rate; the next stall ends the training")
-    crop: bool = flag(True, "random crops when the images are larger than the network's input; else the central one")
-    reflect: bool = flag(True, "random horizontal reflections")
-    colour_noise: float = flag(0.1, "standard deviation of the PCA colour noise's three factors; 0 for none")
-    colour_scale: Literal["stddev", "eigenvalue"] = flag(
-        "stddev",
-        "scale a factor by the component's standard deviation in gray levels (the 2012 program) or by its variance, on "
-        "pixels in [0, 1] (the paper as printed)",
+    lr_scheduler: Literal["plateau", "multistep"] = _optimisation(
+        "plateau", "lower it when the validation error stalls (the paper), or at --lr-milestones"
     )
-    conv_lr_multiplier: float = flag(
-        1.0, "rate of the convolutions relative to the dense layers' (Krizhevsky 2014, for larger batches)"
+    lr_milestones: tuple[int, ...] = _optimisation(
+        (), "epochs at which multistep lowers it; 60 and 85 % of --epochs by default", metavar="EPOCH"
     )
-    colour_rescale: bool = flag(False, "divide the image by 1 + colour noise, as the 2012 program does")
+    gamma: float = _optimisation(0.1, "factor by which it is lowered", metavar="X")
+    patience: int = _optimisation(5, "plateau: evaluations without improvement that count as a stall", metavar="N")
+    reductions: int = _optimisation(3, "plateau: how often it is lowered; the next stall ends training", metavar="N")
+    crop: bool = _augmentation(True, "random crops, where images are larger than the network's input; else the center")
+    reflect: bool = _augmentation(True, "random horizontal reflections")
+    colour_noise: float = _augmentation(0.1, "standard deviation of the PCA colour noise; 0 for none", metavar="X")
+    colour_scale: Literal["stddev", "eigenvalue"] = _augmentation(
+        "stddev", "unit of that noise: the component's standard deviation (the 2012 program) or variance (the paper)"
+    )
+    colour_rescale: bool = _augmentation(False, "divide the image by 1 + colour noise, as the 2012 program does")
 
     def __post_init__(self) -> None:
         at_least(self, 0, "lr", "momentum", "weight_decay", "colour_noise", called=flag_name)
@@ -95,81 +109,88 @@ PRESETS: dict[str, dict[str, Any]] = {
 class TrainConfig(RecipeConfig):
     """What ``python -m net.train`` is asked to do."""
 
-    preset: Literal["digits", "cifar10", "imagenet"] = flag("digits", "defaults for everything below")
-    config: str | None = flag(None, "TOML file of flags, without the dashes; flags given here win", metavar="FILE.toml")
-    data_path: str | None = flag(
+    GROUPS: ClassVar = GROUPS
+
+    preset: Literal["digits", "cifar10", "imagenet"] = flag(
+        "digits", "data set and defaults of all that follows; --preset NAME --help shows them"
+    )
+    config: str | None = flag(None, "TOML file of flags; those on the command line win", metavar="FILE.toml")
+    data_path: str | None = _data(
         None,
         "image folder (train/CLASS/*, val/CLASS/*), packed store, CIFAR-10 archive or its folder, or synthetic[:COUNT]"
         " for random images; the digits preset brings its own",
         metavar="PATH",
     )
-    store: str | None = flag(None, "where an image folder is packed (PATH.packed)", metavar="DIR")
-    val_labels: str | None = flag(None, "label file of a flat validation folder; see net.prepare", metavar="FILE")
-    network: Literal[tuple(VARIANTS)] = flag("paper", "architecture")  # type: ignore[valid-type]
-    architecture: dict[str, Any] = flag(
+    store: str | None = _data(None, "where an image folder is packed; PATH.packed by default", metavar="DIR")
+    val_labels: str | None = _data(None, "label file of a flat validation folder; see net.prepare", metavar="FILE")
+    workers: int = _data(2, "threads that read images", short="j", metavar="N")
+    cache: Literal["device", "host", "none"] = _data(
+        "none", "keep training images in the device's or the host's memory when they fit"
+    )
+    network: Literal[tuple(VARIANTS)] = _model("paper", "architecture")  # type: ignore[valid-type]
+    architecture: dict[str, Any] = _model(  # noqa: RUF009 - a default factory
         {}, "fields of the architecture, such as lrn=false dropout=0.3 activation=tanh", key_values=True
     )
-    image_size: int | None = flag(None, "rows and columns of the network's input; the architecture's own by default")
-    recipe: Literal[tuple(RECIPES)] = flag("paper", "training recipe")  # type: ignore[valid-type]
-    epochs: int = flag(90, "passes over the training images; the schedule may end sooner")
-    max_steps: int | None = flag(None, "stop after so many updates")
-    time_budget: float | None = flag(None, "stop training after so many seconds; 0 for no limit", metavar="SECONDS")
-    batch_size: int = flag(128, "images in an update", short="b")
-    precision: Literal["auto", "fp32", "tf32", "bf16"] = flag(
-        "auto",
-        "fp32 (TF32 off), tf32, or bf16 (compute; weights, update and loss stay fp32); auto is bf16 on GPUs that have"
-        " it, else fp32",
+    image_size: int | None = _model(
+        None, "rows and columns of the input; the architecture's own by default", metavar="N"
     )
-    channels_last: bool = flag(True, "keep activations in channels_last memory format")
-    compile: bool | None = flag(
+    init_from: str | None = _model(
+        None, "start from these weights (run folder, checkpoint, state dict, .safetensors, .onnx)", metavar="PATH"
+    )
+    new_head: bool = _model(False, "with --init-from: initialise the last layer, for other classes (transfer)")
+    freeze: tuple[str, ...] = _model((), "with --init-from: layers that stay fixed, such as conv1", metavar="LAYER")
+    recipe: Literal[tuple(RECIPES)] = _optimisation(  # type: ignore[valid-type]
+        "paper", "named defaults of optimisation and augmentation"
+    )
+    epochs: int = _optimisation(90, "passes over the training images; the schedule may end sooner", metavar="N")
+    max_steps: int | None = _optimisation(None, "stop after so many updates", metavar="N")
+    time_budget: float | None = _optimisation(
+        None, "stop after so many seconds of training; 0 for no limit", metavar="SECONDS"
+    )
+    batch_size: int = _optimisation(128, "images in an update", short="b", metavar="N")
+    seed: int = _optimisation(0, "of weights, order, augmentation and dropout", metavar="N")
+    device: str | None = _speed(None, DEVICES)
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = _speed(
+        "auto", "fp32 (TF32 off), tf32, or bf16 with fp32 weights and loss; auto: bf16 on GPUs that have it, else fp32"
+    )
+    channels_last: bool = _speed(True, "channels_last memory format")
+    compile: bool | None = _speed(
+        None, "torch.compile; by default in long runs on a CPU, and on several GPUs unless --time-budget is under 300"
+    )
+    cuda_graph: bool | None = _speed(
+        None, "replay updates from a CUDA graph; by default where one process trains on a GPU"
+    )
+    tune: Literal["auto", "off", "again"] = _speed(
+        "auto", "measure the network's forms on a GPU: once a machine and for long runs only (auto), now (again), never"
+    )
+    forms: dict[str, Any] = _speed(  # noqa: RUF009 - a default factory
+        {}, "forms to use, such as first=blocks shared=together; the measured ones by default", key_values=True
+    )
+    output_dir: str | None = _run(None, "run folder; runs/PRESET-NNN by default", metavar="DIR")
+    resume: str | None = _run(
         None,
-        "torch.compile the network; by default in long runs on a CPU, and of several processes on CUDA unless"
-        " --time-budget is under five minutes",
+        "go on from a checkpoint or run folder; without PATH from the newest run",
+        optional_value="auto",
+        metavar="PATH",
     )
-    cuda_graph: bool | None = flag(
-        None, "record the update as a CUDA graph and replay it; by default where one process trains on a GPU"
-    )
-    tune: Literal["auto", "off", "again"] = flag(
-        "auto", "measure the network's forms on a GPU: auto once for a machine and before long runs only, again, or off"
-    )
-    forms: dict[str, Any] = flag(
-        {},
-        "how the network computes, such as first=blocks shared=together; what was measured by default",
-        key_values=True,
-    )
-    device: str | None = flag(None, DEVICES)
-    parallel: Literal["none", "data", "tower", "hybrid"] = flag(
+    checkpoint_every: int = _run(0, "updates between checkpoints, besides one an epoch", metavar="STEPS")
+    keep: int = _run(3, "newest checkpoints to keep", metavar="N")
+    eval_every: int = _run(1, "epochs between evaluations", metavar="EPOCHS")
+    log_every: int = _run(20, "updates between lines of progress", metavar="STEPS")
+    tensorboard: bool = _run(False, "write TensorBoard events too (needs the extra tensorboard)")
+    parallel: Literal["none", "data", "tower", "hybrid"] = _parallel(
         "none",
-        "what torchrun's processes share: slices of the batch (data), the paper's towers (tower), or slices for the "
-        " convolutions and neurons of the dense layers (hybrid)",
+        "split the batch (data), the paper's two towers (tower), or the batch for the convolutions and the neurons for"
+        " the dense layers (hybrid)",
     )
-    gradient_compression: Literal["none", "bf16"] = flag(
-        "none", "send averaged gradients as bfloat16 (--parallel data, the convolutions of hybrid, pairs of towers)"
+    gradient_compression: Literal["none", "bf16"] = _parallel(
+        "none", "reduce gradients as bfloat16 (data, hybrid's convolutions, several pairs of towers)"
     )
-    timeout: float = flag(20.0, "end the run when a process keeps the others waiting for so long", metavar="SECONDS")
-    start_timeout: float = flag(300.0, "wait so long for all processes to start", metavar="SECONDS")
-    progress_timeout: float = flag(
-        600.0, "end a process that packs, compiles or saves and reports no progress for so long", metavar="SECONDS"
+    timeout: float = _parallel(20.0, "end the run when a process does not answer for so long", metavar="SECONDS")
+    start_timeout: float = _parallel(300.0, "wait so long for all processes to start", metavar="SECONDS")
+    progress_timeout: float = _parallel(
+        600.0, "end the run when a process packs, compiles or saves without progress for so long", metavar="SECONDS"
     )
-    workers: int = flag(2, "threads that read images", short="j")
-    cache: Literal["device", "host", "none"] = flag(
-        "none", "keep the training images in the device's or the host's memory when they fit"
-    )
-    seed: int = flag(0, "of weights, order, crops, reflections, colour and dropout")
-    resume: str | None = flag(
-        None, "go on from a checkpoint, or from the newest intact one (auto)", optional_value="auto", metavar="PATH"
-    )
-    init_from: str | None = flag(
-        None, "start from these weights (run folder, checkpoint, state dict, .safetensors or .onnx)", metavar="PATH"
-    )
-    new_head: bool = flag(False, "with --init-from: start the last layer anew, for other classes (transfer)")
-    freeze: tuple[str, ...] = flag((), "with --init-from: layers that stay as they are, such as conv1", metavar="LAYER")
-    checkpoint_every: int = flag(0, "updates between checkpoints besides the one of every epoch", metavar="STEPS")
-    keep: int = flag(3, "newest checkpoints that are kept")
-    output_dir: str | None = flag(None, "run folder; runs/PRESET-NNN by default", metavar="DIR")
-    eval_every: int = flag(1, "epochs between evaluations", metavar="EPOCHS")
-    log_every: int = flag(20, "updates between lines of progress", metavar="STEPS")
-    tensorboard: bool = flag(False, "write TensorBoard events too (needs the extra tensorboard)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,3 +208,14 @@ class TrainConfig(RecipeConfig):
         if self.lr_scheduler == "multistep" and not self.lr_milestones:
             milestones = sorted({max(1, round(0.6 * self.epochs)), max(1, round(0.85 * self.epochs))})
             object.__setattr__(self, "lr_milestones", tuple(milestones))
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What the preset and the recipe of ``given`` say; a recipe that is asked for wins over the preset's values."""
+        defaults = dict(PRESETS[given.get("preset", "digits")])
+        recipe = RECIPES[given.get("recipe", defaults["recipe"])]
+        defaults = {**defaults, **recipe} if "recipe" in given else {**recipe, **defaults}
+        if "epochs" in given or "max_steps" in given:
+            # Somebody who says how long to train means it.
+            defaults.pop("time_budget", None)
+        return defaults

@@ -106,3 +106,11 @@ def evaluate(
             (sums[:, :3] / sums[:, 3:]).tolist(), sums[:, 3].tolist(), strict=True
         )
     ]
+
+
+def accuracies(errors: Errors) -> str:
+    """Top-1 and top-5 accuracy in words."""
+    text = f"top-1 {100 - errors.top1_error_percent:.2f} %"
+    if errors.top5_error_percent is not None:
+        text += f"  top-5 {100 - errors.top5_error_percent:.2f} %"
+    return text

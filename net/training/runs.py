@@ -21,10 +21,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..common.cli import SYNTHETIC
 from ..common.errors import DataError, UsageError
 from ..common.fields import flag_name
 from ..common.files import atomic_write, locked, remove_partials
-from ..data.config import SYNTHETIC
 from ..doors import metrics
 from ..doors.config import read_toml
 from .config import TrainConfig

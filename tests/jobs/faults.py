@@ -57,54 +57,54 @@ class Job:
             group.close()
 
 
-def trains(ranks: Processes, steps: int = 3) -> None:
+def trains(world: Processes, steps: int = 3) -> None:
     """Updates as short as they can be."""
-    ranks.hurry([])
+    world.enforce_timeout([])
     for _ in range(steps):
-        assert float(ranks.sum(torch.ones(1))) == ranks.ranks
+        assert float(world.sum(torch.ones(1))) == world.size
 
 
-def end(ranks: Processes, how: Callable[[], object], rank: int = 1) -> None:
-    trains(ranks)
-    if ranks.rank == rank:
+def end(world: Processes, how: Callable[[], object], rank: int = 1) -> None:
+    trains(world)
+    if world.rank == rank:
         how()
-    trains(ranks)
+    trains(world)
 
 
-def is_killed(ranks: Processes) -> None:
-    end(ranks, lambda: os.kill(PID(), signal.SIGKILL))
+def is_killed(world: Processes) -> None:
+    end(world, lambda: os.kill(PID(), signal.SIGKILL))
 
 
-def is_stopped(ranks: Processes) -> None:
-    end(ranks, lambda: os.kill(PID(), signal.SIGSTOP))
+def is_stopped(world: Processes) -> None:
+    end(world, lambda: os.kill(PID(), signal.SIGSTOP))
 
 
-def hangs(ranks: Processes) -> None:
-    end(ranks, lambda: time.sleep(LIMIT))
+def hangs(world: Processes) -> None:
+    end(world, lambda: time.sleep(LIMIT))
 
 
-def fails(ranks: Processes) -> None:
+def fails(world: Processes) -> None:
     def fail() -> None:
         raise DataError("of its own")
 
-    end(ranks, fail)
+    end(world, fail)
 
 
-def loses_the_store(ranks: Processes) -> None:
+def loses_the_store(world: Processes) -> None:
     """The first rank's own, with its life."""
-    end(ranks, lambda: os.kill(PID(), signal.SIGKILL), rank=0)
+    end(world, lambda: os.kill(PID(), signal.SIGKILL), rank=0)
 
 
-def opens(ranks: Processes, open: Callable[[], Any]) -> None:
-    assert ranks.opened(lambda: open() if ranks.first else None, lambda _: {}) is None
-    trains(ranks)
+def opens(world: Processes, open: Callable[[], Any]) -> None:
+    assert world.opened(lambda: open() if world.first else None, lambda _: {}) is None
+    trains(world)
 
 
-def hangs_while_it_packs(ranks: Processes) -> None:
-    opens(ranks, lambda: time.sleep(LIMIT))
+def hangs_while_it_packs(world: Processes) -> None:
+    opens(world, lambda: time.sleep(LIMIT))
 
 
-def packs(ranks: Processes) -> None:
+def packs(world: Processes) -> None:
     """For longer than it may do nothing."""
 
     def pack() -> None:
@@ -113,39 +113,39 @@ def packs(ranks: Processes) -> None:
                 time.sleep(0.5)
                 progress.update(1)
 
-    opens(ranks, pack)
+    opens(world, pack)
 
 
-def is_killed_while_the_first_packs(ranks: Processes) -> None:
-    if not ranks.first:
+def is_killed_while_the_first_packs(world: Processes) -> None:
+    if not world.first:
         os.kill(PID(), signal.SIGKILL)
-    opens(ranks, lambda: time.sleep(LIMIT))
+    opens(world, lambda: time.sleep(LIMIT))
 
 
-def is_terminated(ranks: Processes) -> None:
-    opens(ranks, lambda: time.sleep(LIMIT))
+def is_terminated(world: Processes) -> None:
+    opens(world, lambda: time.sleep(LIMIT))
 
 
-def is_busy_before_its_first_update(ranks: Processes) -> None:
-    if ranks.rank == 1:
+def is_busy_before_its_first_update(world: Processes) -> None:
+    if world.rank == 1:
         time.sleep(1.5 * TIMEOUT)
-    trains(ranks)
+    trains(world)
 
 
-def agrees(ranks: Processes) -> None:
+def agrees(world: Processes) -> None:
     """Values of different lengths travel, from each rank and from the first one."""
-    value = ["é" * ranks.rank, None, {"rank": ranks.rank}]
-    expected = [["é" * rank, None, {"rank": rank}] for rank in range(ranks.ranks)]
-    assert ranks.gathered(value) == expected
-    assert ranks.broadcast(value) == expected[0]
-    trains(ranks)
+    value = ["é" * world.rank, None, {"rank": world.rank}]
+    expected = [["é" * rank, None, {"rank": rank}] for rank in range(world.size)]
+    assert world.gathered(value) == expected
+    assert world.broadcast(value) == expected[0]
+    trains(world)
 
 
-def comes_late(ranks: Processes) -> None:
-    trains(ranks)
+def comes_late(world: Processes) -> None:
+    trains(world)
 
 
-def never_comes(ranks: Processes) -> None:
+def never_comes(world: Processes) -> None:
     raise AssertionError
 
 

@@ -53,7 +53,7 @@ def learn(
     recipe = RecipeConfig()
     optimizer = PaperSGD(parameter_groups(part.model, recipe), recipe.lr, recipe.momentum, recipe.weight_decay)
     generator = torch.Generator().manual_seed(seed)
-    share = BATCH // part.training.ranks
+    share = BATCH // part.training.replicas
     mine = slice(part.training.rank * share, (part.training.rank + 1) * share)
     losses: list[float] = []
     gradients: dict[str, Tensor] = {}

@@ -81,7 +81,7 @@ def test_who_is_to_blame(pair: tuple[Heartbeat, Heartbeat]) -> None:
     ours, theirs = pair
     looks(ours, 1, theirs)
     assert ours.blamed() == ([], "")
-    ours.holds += 1
+    ours.waits += 1
     assert ours.blamed() == ([1], UNANSWERED)
     assert theirs.blamed() == ([], "")
     looks(ours, SILENT)
@@ -112,10 +112,10 @@ def test_a_rank_without_progress_ends_itself(pair: tuple[Heartbeat, Heartbeat]) 
     assert idle(15) == ["None"] * 15
     Progress.reports += 1
     assert idle(20) == ["None"] * 20
-    ours.holds += 1
+    ours.waits += 1
     # It waits for the other one, which has not come; then both are there, and time counts.
     assert idle(60) == ["None"] * 60
-    theirs.holds += 1
+    theirs.waits += 1
     *before, last = idle(21)
     assert before == ["None"] * 20
     assert last.startswith("rank 0 on alpha reported no progress for 0.1 s (--progress-timeout)")
@@ -127,7 +127,7 @@ def test_what_anybody_writes_into_the_store_does_no_more_than_be_read(
     pair: tuple[Heartbeat, Heartbeat], junk: str
 ) -> None:
     ours, theirs = pair
-    ours.holds += 1
+    ours.waits += 1
     theirs.store.set("beat 1", junk.encode(errors="surrogateescape"))
     assert looks(ours, 5) == ["None"] * 5
     theirs.store.set(place(1), "\x1b[31mhost\nerror: forged")
@@ -136,6 +136,6 @@ def test_what_anybody_writes_into_the_store_does_no_more_than_be_read(
 
 def test_beats_tell_how_many_messages_were_sent(pair: tuple[Heartbeat, Heartbeat]) -> None:
     ours, _ = pair
-    ours.holds = 3
+    ours.waits = 3
     ours._beat(5)
     assert json.loads(ours.store.get("beat 0")) == [5, {"hold": 3}]

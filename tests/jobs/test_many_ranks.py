@@ -50,7 +50,7 @@ def _update(strategy: str, rank: int) -> list[tuple[str, int, int]]:
         part = parallelize(alexnet("digits"), strategy, group)
         assert isinstance(part.forward, DistributedDataParallel)
         part.forward.register_comm_hook(group, _averaged)
-        assert (part.training.rank, part.training.ranks) == (rank, RANKS)
+        assert (part.training.rank, part.training.replicas) == (rank, RANKS)
         images = torch.randn(BATCH // RANKS, 3, 32, 32)
         labels = torch.randint(plan.classes, (BATCH // RANKS,))
         # The buckets of gradients are those of the order that the first update found.
@@ -109,4 +109,4 @@ def test_two_hosts_and_then_one(tmp_path: Path) -> None:
         printed = [process.communicate(timeout=250)[0] for process in processes]
         assert [process.returncode for process in processes] == [0] * hosts, printed
         assert "".join(printed).count(f"trained {steps} updates") == 1
-    assert "this run went on --parallel hybrid on 2 and goes on --parallel hybrid on 1" in "".join(printed)
+    assert "this run was --parallel hybrid on 2 and is now --parallel hybrid on 1" in "".join(printed)

@@ -29,7 +29,7 @@ RUN = ("--parallel", "tower", "--max-steps", 8, "--checkpoint-every", 3, "--log-
 def torchrun(script: str, *arguments: object, restarts: int = 0) -> Done:
     """``script`` in two processes with one thread each, to their end."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [f"--max-restarts={restarts}", str(ROOT / "tests" / script), *map(str, arguments)]
+    command += [f"--max-restarts={restarts}", str(ROOT / "tests" / "jobs" / script), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(OMP_NUM_THREADS="1"), timeout=280)
     return Done(done.returncode, done.stdout, done.stderr)
 
@@ -132,8 +132,8 @@ def test_checkpoints_have_the_one_device_layout_and_go_on_in_one_process(folder:
     more = ("--resume", six, "--max-steps", 8, "--parallel", "none", "--output-dir", tmp_path / "one")
     done = run_here("net.train", *more)
     assert done.returncode == 0, done.stderr
-    assert "goes on --parallel none on 1: the images, their order, crops and colours stay the same" in done.stdout
-    assert "will not be bit-equal" in done.stdout
+    assert "is now --parallel none on 1: images, order, crops and colours stay the same" in done.stdout
+    assert "resuming is not bit-exact" in done.stdout
     one = checkpoint.newest(tmp_path / "one" / "checkpoints")
     assert one is not None
     # Other masks in two of eight updates, the same images.
@@ -238,7 +238,7 @@ def test_missing_nccl_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "local_ranks", "count", "expected"),
+    ("name", "local_world_size", "count", "expected"),
     [
         (None, 2, 2, ("cuda:1", False)),
         ("cuda", 2, 1, ("cuda:0", True)),
@@ -248,9 +248,9 @@ def test_missing_nccl_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_each_rank_gets_a_device(
-    name: str | None, local_ranks: int, count: int, expected: tuple[str | None, bool]
+    name: str | None, local_world_size: int, count: int, expected: tuple[str | None, bool]
 ) -> None:
-    assert process_group._device_name(name, Launch(1, local_ranks, 1, local_ranks), count) == expected
+    assert process_group._device_name(name, Launch(1, local_world_size, 1, local_world_size), count) == expected
 
 
 @pytest.mark.parametrize(

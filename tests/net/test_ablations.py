@@ -25,7 +25,8 @@ from net.data.processes import available_cores
 from net.doors.metrics import read_results
 from net.model.config import VARIANTS, AlexNetConfig, network
 from net.training.config import TrainConfig
-from net.training.trainer import Trainer, architecture
+from net.training.setup import architecture
+from net.training.trainer import Trainer
 from tests.commands import Done, one_line, run_here
 
 TINY = """

@@ -236,9 +236,9 @@ GPU = torch.device("cuda", 0)
 
 
 def test_one_process_on_a_gpu_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    from net.training.trainer import compile_wanted, record_wanted
+    from net.training.setup import compile_wanted, record_wanted
 
-    monkeypatch.setattr("net.training.trainer.compiler.obstacle", lambda: None)
+    monkeypatch.setattr("net.training.setup.compiler.obstacle", lambda: None)
     plan = network("paper")
     assert record_wanted(TrainConfig(), GPU)
     assert not record_wanted(TrainConfig(), CPU)

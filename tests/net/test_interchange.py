@@ -20,7 +20,7 @@ from net.data import digits
 from net.data.augmentation import ten_crops
 from net.data.decode import decode
 from net.data.sources import packed_size
-from net.model import interchange, weights
+from net.model import onnx_import, weights
 from net.model.alexnet import AlexNet, alexnet
 from net.model.config import VARIANTS, network
 from net.training import checkpoint
@@ -249,7 +249,7 @@ def test_caffe_s_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str], padd
         # The same from a state dict in Caffe's order. The weights' memory format is another one, in which a processor
         # may sum in another order.
         other = AlexNet(config).eval()
-        weights.load_weights(other, interchange.from_bgr(tensors))
+        weights.load_weights(other, onnx_import.from_bgr(tensors))
         for name, parameter in model.named_parameters():
             assert torch.equal(other.get_parameter(name), parameter), name
         assert_same(other(images), model(images))
@@ -260,7 +260,7 @@ def test_the_whole_caffe_network_is_the_variant(tmp_path: Path) -> None:
     """The published file: 224x224 images, its last pooling padded so that fc6 reads 6x6 maps."""
     from onnx import TensorProto, helper
 
-    from net.model.interchange import _walk
+    from net.model.onnx_import import _walk
 
     config = VARIANTS["caffe"]
     model = alexnet("caffe").to("meta")
@@ -622,7 +622,7 @@ def test_without_onnx_the_extra_is_named(tmp_path: Path) -> None:
 
 def test_one_convolution_reads_colours() -> None:
     state = {"conv1.weight": torch.arange(6.0).view(2, 3, 1, 1), "conv1.bias": torch.zeros(2)}
-    assert interchange.from_bgr(state)["conv1.weight"].flatten().tolist() == [2, 1, 0, 5, 4, 3]
-    assert torch.equal(interchange.from_bgr(interchange.from_bgr(state))["conv1.weight"], state["conv1.weight"])
+    assert onnx_import.from_bgr(state)["conv1.weight"].flatten().tolist() == [2, 1, 0, 5, 4, 3]
+    assert torch.equal(onnx_import.from_bgr(onnx_import.from_bgr(state))["conv1.weight"], state["conv1.weight"])
     with pytest.raises(DataError, match="one convolution must read three colours; got none"):
-        interchange.from_bgr({"conv1.weight": torch.zeros(2, 1, 3, 3)})
+        onnx_import.from_bgr({"conv1.weight": torch.zeros(2, 1, 3, 3)})

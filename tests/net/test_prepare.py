@@ -129,7 +129,8 @@ if __name__ == "__main__":
     module._State.take = slowly
     module.SNAPSHOT_EVERY = float(sys.argv[3])
     sys.argv = ["prepare", sys.argv[1], sys.argv[2], "--size", "40", "-j", "1"]
-    from net import cli, prepare
+    from net import prepare
+    from net.common import cli
     cli.run(prepare.main)
 """
 

@@ -100,7 +100,7 @@ def test_class_names_of_somebody_else_s_network(tmp_path: Path) -> None:
 def test_closed_streams(tmp_path: Path, closed: str) -> None:
     """A command ends as it would, and no file that it opens takes the place of a stream."""
     code = (
-        "import sys; from net import cli; from net.common.progress import Progress\n"
+        "import sys; from net.common import cli; from net.common.progress import Progress\n"
         "def command():\n"
         "    with open(sys.argv[1], 'w') as file, Progress('images', 2) as progress:\n"
         "        assert file.fileno() > 2\n"

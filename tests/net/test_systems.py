@@ -21,7 +21,7 @@ from net.parallel.launch import Launch
 from net.parallel.process_group import join
 from net.training.config import TrainConfig
 from net.training.evaluation import sum_dtype
-from net.training.trainer import compile_wanted
+from net.training.setup import compile_wanted
 from tests.commands import environment
 
 #: Takes away what a system lacks, before anything of this project is imported.

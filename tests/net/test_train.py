@@ -20,7 +20,8 @@ from net.model import weights
 from net.model.config import network
 from net.training import checkpoint, runs
 from net.training.config import TrainConfig
-from net.training.trainer import StopSignal, compile_wanted
+from net.training.setup import compile_wanted
+from net.training.signals import StopSignal
 from tests.commands import ROOT, Done, environment, one_line, run, run_here, start, wait_for
 
 #: A short run of fixed length: 44 updates, two epochs, the rate falls in between.
@@ -73,7 +74,7 @@ def test_lines_of_progress_and_metrics(whole: Path) -> None:
     output = (whole / "stdout.txt").read_text().splitlines()
     progress = [line for line in output if line.startswith("step ")]
     assert len(progress) == 8
-    for word in ("step 40/44", "epoch 1.82", "loss ", "top-1 ", "rate 0.001", "images/s", "MiB", "ETA 0:00:0"):
+    for word in ("step 40/44", "epoch 1.82", "loss ", "top-1 ", "lr 0.001", "images/s", "MiB", "ETA 0:00:0"):
         assert word in progress[-1]
     rows = runs.read_metrics(whole)
     assert [row["step"] for row in rows if row["kind"] == "train"] == [5, 10, 15, 20, 25, 30, 35, 40]
@@ -81,7 +82,7 @@ def test_lines_of_progress_and_metrics(whole: Path) -> None:
     assert rows[-1]["top1_error_percent"] < rows[0]["top1_error_percent"]
     assert rows[0]["memory_mib"] > 50
     assert len((whole / "metrics.csv").read_text().splitlines()) == len(rows) + 1
-    assert "epoch 1: the rate falls from 0.01 to 0.001" in output
+    assert "epoch 1: learning rate: 0.01 -> 0.001" in output
 
 
 @pytest.mark.slow  # A killed and resumed run ends with these bits too.
@@ -342,7 +343,7 @@ def test_other_ways_of_training(tmp_path: Path, flags: tuple[object, ...]) -> No
 
 def test_threads_sleep_soon() -> None:
     """See net.common.cli.spin_briefly; whoever has chosen already keeps the choice."""
-    code = "import os; from net import cli; cli.spin_briefly(); print(os.environ.get('GOMP_SPINCOUNT'))"
+    code = "import os; from net.common import cli; cli.spin_briefly(); print(os.environ.get('GOMP_SPINCOUNT'))"
     clean = {name: value for name, value in environment().items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     for given, said in (({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**clean, **given})

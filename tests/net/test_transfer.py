@@ -7,7 +7,7 @@ import torch
 
 from net.model import weights
 from net.model.alexnet import alexnet
-from net.parallel.process_group import Ranks
+from net.parallel.process_group import World
 from net.training import checkpoint, runs
 from net.training.config import TrainConfig
 from net.training.trainer import Trainer
@@ -106,7 +106,7 @@ def test_frozen_layers_get_no_gradient(shapes_run: Path, tmp_path: Path) -> None
         network="digits", image_size=28, batch_size=24, init_from=str(shapes_run / "model.safetensors"),
         new_head=True, freeze=FROZEN,
     )  # fmt: skip
-    trainer = Trainer(config, tmp_path, None, torch.device("cpu"), Ranks())
+    trainer = Trainer(config, tmp_path, None, torch.device("cpu"), World())
     loss = trainer.model(torch.zeros(2, 3, 28, 28)).square().sum()
     loss.backward()
     for name, parameter in trainer.model.named_parameters():
