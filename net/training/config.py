@@ -55,7 +55,7 @@ class RecipeConfig:
     gamma: float = _optimisation(0.1, "factor by which it is lowered", metavar="X")
     patience: int = _optimisation(5, "plateau: evaluations without improvement that count as a stall", metavar="N")
     reductions: int = _optimisation(3, "plateau: how often it is lowered; the next stall ends training", metavar="N")
-    crop: bool = _augmentation(True, "random crops, where images are larger than the network's input; else the center")
+    crop: bool = _augmentation(True, "random crops, where images are larger than the network's input; else the centre")
     reflect: bool = _augmentation(True, "random horizontal reflections")
     colour_noise: float = _augmentation(0.1, "standard deviation of the PCA colour noise; 0 for none", metavar="X")
     colour_scale: Literal["stddev", "eigenvalue"] = _augmentation(
