@@ -6,9 +6,9 @@
 from typing import NoReturn
 
 from . import private
-from .bias_relu import bias_relu
 from .dispatch import IMPLEMENTATIONS, implementation
 from .functional import (
+    bias_relu,
     local_response_norm,
     max_pool2d,
     relu_local_response_norm,

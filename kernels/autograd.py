@@ -1,34 +1,25 @@
 """The chain bias, ReLU, local response normalization, max pooling as one differentiable function.
 
-The public operators check their arguments and call :func:`run` with the parts they have. Here stands what all of them
-share: which implementation runs, what is kept for the backward pass, and the rules for gradients of gradients, forward
-mode and ``vmap``.
+The public operators check their arguments and call :func:`run` with the parts they have. Here is what all of them
+share: what is kept for the backward pass, and the rules for gradients of gradients, forward mode and ``vmap``.
+:mod:`kernels.dispatch` chooses what computes.
 
-Kept for backward: the input where there is a normalization, whose sums are computed again; the output where ReLU and
-pooling stand without one; and a small integer for each pooling window, the number of the element that was largest.
-Nothing is kept, and no such numbers are computed, where no gradient is asked for.
+Kept for backward: the input where there is a normalization, whose sums are computed again; the output where there are
+ReLU and pooling without one; and the argmax index of each pooling window, a small integer. Nothing is kept, and no
+indices are computed, where no gradient is asked for.
 """
 
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import aten, cpu, dispatch, inductor, private, reference
+from . import aten, dispatch, private, reference
 from .arguments import Normalization, Pooling
-from .gpu.config import INTERPRETED
-
-_IMPLEMENTATIONS = {"reference": reference, "cpu": cpu, "inductor": inductor}
-if importlib.util.find_spec("triton") is not None:
-    # Triton exists for Linux only.
-    from .gpu import ops
-
-    _IMPLEMENTATIONS["triton"] = ops
 
 
 def _differentiating(*tensors: Tensor | None) -> bool:
-    """Whether a derivative may be asked for; only then the offsets of the maxima are needed."""
+    """Whether a derivative may be asked for; only then argmax indices are needed."""
     if any(tensor is not None and tensor.requires_grad for tensor in tensors) and torch.is_grad_enabled():
         return True
     if torch.compiler.is_compiling():
@@ -48,7 +39,7 @@ class _Stage(torch.autograd.Function):
         pooling: Pooling | None,
         implementation: str,
     ) -> tuple[Tensor, Tensor]:
-        results: tuple[Tensor, Tensor] = _IMPLEMENTATIONS[implementation].forward(
+        results: tuple[Tensor, Tensor] = dispatch.MODULES[implementation].forward(
             input, bias, relu, normalization, pooling, True
         )
         return results
@@ -75,9 +66,8 @@ class _Stage(torch.autograd.Function):
         if output_gradient is None:
             return (None,) * 6
         input, bias, output, offsets = ctx.saved_tensors
-        # Gradients of gradients need formulas that are differentiable themselves.
-        implementation = "reference" if torch.is_grad_enabled() else ctx.implementation
-        gradient, bias_sum = _IMPLEMENTATIONS[implementation].backward(
+        implementation = dispatch.choose_backward(ctx.implementation)
+        gradient, bias_sum = dispatch.MODULES[implementation].backward(
             output_gradient, input, bias, output, offsets, ctx.size,
             ctx.relu, ctx.normalization, ctx.pooling, ctx.dtype, ctx.format, ctx.needs_input_grad[1],
         )  # fmt: skip
@@ -124,43 +114,6 @@ class _EagerStage(_Stage):
         return (output, offset.unflatten(0, examples.shape[:2])), (0, 0)
 
 
-def _implementation(input: Tensor, normalization: Normalization | None) -> str:
-    """What runs on ``input``, by its name in ``_IMPLEMENTATIONS``, or ``aten``."""
-    name = named(input, normalization)
-    return "cpu" if name == "reference" and cpu.suits(input) else name
-
-
-def named(input: Tensor, normalization: Normalization | None) -> str:
-    """The implementation that runs on ``input``, by the name that users know.
-
-    Raises:
-        ValueError: ``triton`` is chosen and cannot run on it.
-    """
-    name = dispatch.selected()
-    if name == "auto":
-        # The formulas were written for these devices and tried there; on Apple's GPU PyTorch's operators have kernels.
-        name = {"cuda": "triton", "mps": "aten"}.get(input.device.type, "reference")
-        if name not in _IMPLEMENTATIONS and name != "aten":
-            name = "reference"
-    if name == "triton":
-        if "triton" not in _IMPLEMENTATIONS:
-            raise ValueError("the implementation 'triton' needs the package triton, which is not installed")
-        if input.dtype == torch.float64:
-            # A GPU's roots are approximate, and nobody is in a hurry in float64.
-            return "reference"
-        if normalization is not None and (normalization.alpha < 0 or normalization.k < 0 or normalization.beta == 0):
-            # The kernels' powers are of what is positive, by way of its logarithm.
-            return "reference"
-        if input.device.type != "cuda" and not INTERPRETED:
-            raise ValueError(
-                f"the implementation 'triton' needs a tensor on a GPU, or TRITON_INTERPRET=1; got one on {input.device}"
-            )
-    if name == "inductor" and torch.compiler.is_compiling():
-        # Traced into the caller's graph, where Inductor fuses it with what stands around it.
-        return "reference"
-    return name
-
-
 def run(
     input: Tensor,
     bias: Tensor | None,
@@ -180,12 +133,12 @@ def run(
         A new tensor in ``input``'s dtype and memory format.
     """
     assert normalization is not None or pooling is not None, "nothing would be kept to mask a ReLU's gradient with"
-    implementation = _implementation(input, normalization)
-    if input.numel() == 0 or implementation == "aten":
+    implementation = dispatch.choose(input, normalization)
+    if implementation == "aten":
         return aten.forward(input, bias, relu, normalization, pooling)
     if not _differentiating(input, bias):
         output: Tensor
-        output, _ = _IMPLEMENTATIONS[implementation].forward(input, bias, relu, normalization, pooling, False)
+        output, _ = dispatch.MODULES[implementation].forward(input, bias, relu, normalization, pooling, False)
         return output
     function = _Stage if torch.compiler.is_compiling() else _EagerStage
     output, _ = function.apply(input, bias, relu, normalization, pooling, implementation)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import private, reference, threads
@@ -227,12 +228,20 @@ class _Normalization:
         return _WindowSum(self._buffer("share")[0], self.u, self.t, self.layout.step, ahead, behind)
 
 
+def _counts_in_float32(pooling: Pooling, size: Sequence[int]) -> bool:
+    """Whether float32 holds every index and difference that comes up, for maps of ``size`` and their windows."""
+    rows, columns = (
+        size[axis] + 2 * pooling.padding[axis] + pooling.dilation[axis] * pooling.kernel_size[axis] for axis in (0, 1)
+    )
+    return rows * columns < 2**22
+
+
 class _Pool:
     """Max pooling of some images ``[images, channels, rows, columns]``, channels last and in the compute type, with
     buffers that are used again for the next images.
 
-    PyTorch numbers a window's elements in the map, and we in the window. To go from one to the other takes the
-    element's row, a quotient that is computed in float32 and half a unit from the next whole number.
+    PyTorch counts the elements of a whole map, and we those of the window. To go from one index to the other takes the
+    element's row, a quotient that is computed in float32 and half a unit away from the next whole number.
     """
 
     def __init__(self, pooling: Pooling, shape: Sequence[int], dtype: torch.dtype) -> None:
@@ -240,17 +249,18 @@ class _Pool:
         self.pooling, self.dtype = pooling, dtype
         windows = [pooling.output_size(size, axis) for axis, size in enumerate(self.size)]
         self.shape = (images, channels, *windows)
-        # Otherwise the plain formulas, which are right for all of them.
-        self.fits = pooling.dilation == (1, 1) and reference.counts_in_float32(pooling, self.size)
-        if self.fits:
+        # Otherwise the plain formula, which counts in int64.
+        self.counts_in_float32 = _counts_in_float32(pooling, self.size)
+        if self.counts_in_float32:
             rows, columns = (
                 torch.arange(windows[axis], dtype=torch.float32) * pooling.stride[axis] - pooling.padding[axis]
                 for axis in (0, 1)
             )
-            # Of a window's first element, which may lie in the padding: its number in the map, and what it would be
-            # if the map were as wide as the window.
-            self.first = (rows[:, None] * self.size[1] + columns)[None, None]
-            self.first_in_window = (rows[:, None] * pooling.kernel_size[1] + columns)[None, None]
+            # Where a window begins, which may be in the padding: its first element's row, column and index in the map,
+            # and what that index would be if the map were as wide as the window.
+            self.first_row, self.first_column = rows[None, None, :, None], columns[None, None, None, :]
+            self.first = self.first_row * self.size[1] + self.first_column
+            self.first_in_window = self.first_row * pooling.kernel_size[1] + self.first_column
             self.half = {columns: torch.tensor(0.5 / columns) for columns in (self.size[1], pooling.kernel_size[1])}
 
     def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -273,39 +283,52 @@ class _Pool:
         return self._empty((*self.shape[:2], *self.size), self.dtype)
 
     def forward(self, values: Tensor, output: Tensor, offsets: Tensor | None) -> None:
-        """Write the maxima, and their numbers in the windows where they are wanted."""
-        if not self.fits or offsets is None:
-            by_pixel = reference.channels_behind(values, 1)
-            maxima, numbers = reference.pool(by_pixel, self.pooling, offsets is not None)
-            output.copy_(reference.channels_second(maxima))
-            if offsets is not None:
-                offsets.copy_(reference.channels_second(numbers))
+        """Write the maxima, and their argmax indices in the windows where they are wanted."""
+        if offsets is None:
+            output.copy_(F.max_pool2d(values, *self.pooling))
+            return
+        if not self.counts_in_float32:
+            maxima, indices = reference.pool(reference.channels_last(values, 1), self.pooling, True)
+            output.copy_(reference.channels_first(maxima))
+            offsets.copy_(reference.channels_first(indices))
             return
         torch.ops.aten.max_pool2d_with_indices.out(values, *self.pooling, out=self.output, indices=self.indices)
         output.copy_(self.output)
         element, row = self.numbers
         element.copy_(self.indices)
         self._row(element, self.size[1], row)
-        element.sub_(row, alpha=self.size[1] - self.pooling.kernel_size[1])
-        offsets.copy_(element.sub_(self.first_in_window))
+        width, dilation = self.pooling.kernel_size[1], self.pooling.dilation
+        if dilation == (1, 1):
+            element.sub_(row, alpha=self.size[1] - width).sub_(self.first_in_window)
+        else:
+            # Both quotients are whole numbers.
+            element.sub_(row, alpha=self.size[1]).sub_(self.first_column).div_(dilation[1])
+            element.add_(row.sub_(self.first_row).div_(dilation[0]), alpha=width)
+        offsets.copy_(element)
 
     def _row(self, element: Tensor, columns: int, into: Tensor) -> None:
         """Write ``element // columns``."""
         torch.add(self.half[columns], element, alpha=1 / columns, out=into).floor_()
 
-    def backward(self, output_gradient: Tensor, offsets: Tensor) -> Tensor:
-        """The gradient of ``values``, until the next images."""
-        if not self.fits:
-            incoming, numbers = (reference.channels_behind(each, 1) for each in (output_gradient, offsets))
-            incoming = reference.cast(incoming, self.dtype)
+    def backward(self, output_gradient: Tensor, output: Tensor | None, offsets: Tensor) -> Tensor:
+        """The gradient of ``values``, until the next images; that of a ReLU before it if its ``output`` is given."""
+        incoming = self.output.copy_(output_gradient)
+        if output is not None:
+            # Without a normalization, the maximum is zero only where the ReLU's input was not positive.
+            incoming.masked_fill_(output <= 0, 0)
+        if not self.counts_in_float32:
+            by_pixel, indices = (reference.channels_last(each, 1) for each in (incoming, offsets))
             size = (self.size[0], self.size[1])
-            return reference.channels_second(reference.pool_backward(incoming, numbers, size, self.pooling))
+            return reference.channels_first(reference.pool_backward(by_pixel, indices, size, self.pooling))
         element, row = self.numbers
         element.copy_(offsets)
-        self._row(element, self.pooling.kernel_size[1], row)
-        element.add_(row, alpha=self.size[1] - self.pooling.kernel_size[1])
+        width, dilation = self.pooling.kernel_size[1], self.pooling.dilation
+        self._row(element, width, row)
+        if dilation[1] > 1:
+            element.mul_(dilation[1])
+        # row * dilation[0] * columns + column * dilation[1], the element's column being element - row * width.
+        element.add_(row, alpha=dilation[0] * self.size[1] - dilation[1] * width)
         self.indices.copy_(element.add_(self.first))
-        incoming = self.output.copy_(output_gradient)
         torch.ops.aten.max_pool2d_with_indices_backward.grad_input(
             incoming, self.values, *self.pooling, self.indices, grad_input=self.values
         )
@@ -329,6 +352,21 @@ class _Thread:
         if shape[0] not in self.pools:
             self.pools[shape[0]] = _Pool(pooling, shape, self.dtype)
         return self.pools[shape[0]]
+
+    def activation(self, images: Tensor, pool: _Pool) -> Tensor:
+        """Bias and ReLU of ``[images, channels, rows, columns]``, channels last and in the compute type.
+
+        Without either they are ``images`` themselves if these are so already.
+        """
+        bias, relu, _ = self.parts
+        plain = images.dtype == self.dtype and images.is_contiguous(memory_format=torch.channels_last)
+        if bias is None and not relu and plain:
+            return images
+        if bias is None:
+            pool.values.copy_(images)
+        else:
+            torch.add(images, bias.view(-1, 1, 1), out=pool.values)
+        return pool.values.relu_() if relu else pool.values
 
     def normalization(self, piece: Tensor) -> _Normalization:
         """For ``[images, groups, channels, pixels]``."""
@@ -402,27 +440,26 @@ def forward(
     compute = reference.compute_dtype(input.dtype)
     groups = 1 if normalization is None else normalization.groups
 
-    def plain(thread: _Thread, part: Tensor, into: Tensor, numbers: Tensor | None) -> None:
-        values, found = reference.forward(part, bias, relu, None, pooling, save)
-        into.copy_(values)
-        if numbers is not None:
-            numbers.copy_(found)
+    def pool_alone(thread: _Thread, part: Tensor, into: Tensor, indices: Tensor | None) -> None:
+        assert pooling is not None
+        pool = thread.pool(pooling, part.shape)
+        pool.forward(thread.activation(part, pool), into, indices)
 
     def normalize(thread: _Thread, part: Tensor, into: Tensor) -> None:
         for piece, written in _pieces(part, into):
             thread.normalization(piece).forward(piece, written)
 
-    def normalize_and_pool(thread: _Thread, part: Tensor, into: Tensor, numbers: Tensor | None) -> None:
+    def normalize_and_pool(thread: _Thread, part: Tensor, into: Tensor, indices: Tensor | None) -> None:
         assert pooling is not None
         pool = thread.pool(pooling, (len(part), *input.shape[1:]))
         normalize(thread, part, _pixels(pool.values, groups))
-        pool.forward(pool.values, into, numbers)
+        pool.forward(pool.values, into, indices)
 
     def make() -> _Thread:
         return _Thread(compute, _bias(bias, compute, groups), relu, normalization)
 
     if normalization is None:
-        _each(make, plain, input, output, offsets)
+        _each(make, pool_alone, input, output, offsets)
     elif pooling is None:
         _each(make, normalize, _pixels(input, groups), _pixels(output, groups))
     else:
@@ -458,17 +495,16 @@ def backward(
     # Of each image by itself, and then in the order of the images.
     sums = torch.empty(shape[0], groups, shape[1] // groups, dtype=compute) if bias_wanted else None
 
-    def plain(
+    def pool_alone(
         thread: _Thread,
         into: Tensor,
         incoming: Tensor,
         output: Tensor | None,
-        numbers: Tensor | None,
+        indices: Tensor,
         total: Tensor | None,
     ) -> None:
-        partial, _ = reference.backward(
-            incoming, None, None, output, numbers, size, relu, None, pooling, compute, torch.channels_last, False
-        )
+        assert pooling is not None
+        partial = thread.pool(pooling, (len(incoming), *shape[1:])).backward(incoming, output, indices)
         into.copy_(partial)
         if total is not None:
             torch.sum(partial, (2, 3), out=total[:, 0])
@@ -482,17 +518,17 @@ def backward(
                 total.add_(finished.sum(-1))
 
     def normalize_and_pool(
-        thread: _Thread, into: Tensor, incoming: Tensor, part: Tensor, numbers: Tensor, total: Tensor | None
+        thread: _Thread, into: Tensor, incoming: Tensor, part: Tensor, indices: Tensor, total: Tensor | None
     ) -> None:
         assert pooling is not None
         pool = thread.pool(pooling, (len(part), *shape[1:]))
-        normalize(thread, into, _pixels(pool.backward(incoming, numbers), groups), part, total)
+        normalize(thread, into, _pixels(pool.backward(incoming, None, indices), groups), part, total)
 
     def make() -> _Thread:
         return _Thread(compute, _bias(bias, compute, groups), relu, normalization)
 
     if normalization is None:
-        _each(make, plain, gradient, output_gradient, output, offsets, sums)
+        _each(make, pool_alone, gradient, output_gradient, output, offsets, sums)
     else:
         assert input is not None
         into, part = _pixels(gradient, groups), _pixels(input, groups)

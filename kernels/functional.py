@@ -38,9 +38,10 @@ The ``w`` bytes of argmax indices are written only where a gradient is wanted. I
 and rounded once; ``relu_lrn_max_pool2d`` takes the maximum of the float32 values, before rounding.
 """
 
+import torch.nn.functional as F
 from torch import Tensor
 
-from . import autograd
+from . import autograd, dispatch
 from .arguments import Pair, check_bias, check_input, check_normalization, check_pooling
 
 
@@ -208,3 +209,34 @@ def relu_lrn_max_pool2d(
     normalization = check_normalization(input, name, size, alpha, beta, k, groups)
     pooling = check_pooling(input, name, kernel_size, stride, padding, dilation, ceil_mode)
     return autograd.run(input, bias, True, normalization, pooling)
+
+
+def bias_relu(input: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``relu(input + bias)``, the bias one for each channel.
+
+    On a GPU, eagerly and in channels_last memory format, one pass forward and one backward; elsewhere PyTorch's
+    operators, which ``torch.compile`` fuses. Gradients are PyTorch's: none where the sum is at most zero.
+
+    Args:
+        input: ``[N, C, ...]``, a convolution's output; float64, float32, float16 or bfloat16.
+        bias: ``[C]``, the bias of the convolution before; ``None`` adds nothing.
+
+    Returns:
+        ``input``'s shape, dtype and memory format.
+
+    Raises:
+        TypeError, ValueError: an argument that is not allowed, by its name; or the implementation ``triton`` where it
+            cannot run.
+    """
+    name = "bias_relu"
+    check_input(input, name, at_least=2)
+    check_bias(input, bias, 1, name)
+    if bias is None:
+        return F.relu(input)
+    if dispatch.runs_bias_relu_kernel(input):
+        # Triton exists for Linux only.
+        from .gpu.bias_relu import BiasReLU
+
+        result: Tensor = BiasReLU.apply(input, bias)
+        return result
+    return F.relu(input + bias.to(input.dtype).reshape(-1, *[1] * (input.dim() - 2)))

@@ -12,7 +12,7 @@ from torch._inductor.utils import run_and_get_code
 from torch.autograd import forward_ad
 
 import kernels
-from kernels import aten, autograd, cpu, inductor, reference
+from kernels import aten, autograd, cpu, dispatch
 from kernels.arguments import Normalization, Pooling
 from tests.tolerances import TOLERANCES
 
@@ -180,7 +180,7 @@ def test_large_windows(kernel: int) -> None:
 )
 def test_large_numbers(size: tuple[int, int], pooling: Pooling, counting: torch.dtype) -> None:
     """Elements are numbered in float32 only where it is exact."""
-    assert reference._counting(pooling, size) == counting
+    assert cpu._counts_in_float32(pooling, size) == (counting == torch.float32)
     input = inputs((1, 1, *size))[0]
     assert_same(results(chain(False, None, pooling), input, None), results(composed(False, None, pooling), input, None))
 
@@ -447,9 +447,8 @@ def test_eager_calls_of_the_compiled_implementation() -> None:
 
 
 def test_without_a_compiler_it_says_so_once_and_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    for cached in (inductor._compiled, inductor._say_once):
-        cached.cache_clear()
-    monkeypatch.setattr(inductor.compiler, "obstacle", lambda: "no C++ compiler")
+    dispatch._say_once.cache_clear()
+    monkeypatch.setattr(dispatch.compiler, "obstacle", lambda: "no C++ compiler")
     input, bias = inputs()
     with (
         kernels.implementation("inductor"),
@@ -458,8 +457,7 @@ def test_without_a_compiler_it_says_so_once_and_runs(monkeypatch: pytest.MonkeyP
         ours = results(chain(True, WINDOW, PAPER_POOL), input, bias)
     assert len(said) == 1
     assert_same(ours, results(composed(True, WINDOW, PAPER_POOL), input, bias))
-    for cached in (inductor._compiled, inductor._say_once):
-        cached.cache_clear()
+    dispatch._say_once.cache_clear()
 
 
 def test_exported_it_is_the_same() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import kernels
-from kernels import autograd, reference
+from kernels import autograd, dispatch, reference
 from kernels.arguments import Normalization, Pooling
 from kernels.gpu import config, ops
 from kernels.gpu.launch import Launch, forward_launch
@@ -52,7 +52,7 @@ def triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
         monkeypatch.setattr(Launch, "run", emulator.run)
         # On tensors of a CPU, that is.
-        monkeypatch.setattr(autograd, "INTERPRETED", True)
+        monkeypatch.setattr(dispatch, "INTERPRETED", True)
     with kernels.implementation("triton"):
         yield
 
@@ -548,7 +548,7 @@ def test_float64_takes_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_cpu_tensor_needs_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autograd, "INTERPRETED", False)
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
     with pytest.raises(ValueError, match="needs a tensor on a GPU, or TRITON_INTERPRET=1; got one on cpu"):
         kernels.max_pool2d(torch.ones(1, 2, 4, 4), 2)
 
