@@ -1,9 +1,9 @@
-"""Compile the kernels for GPUs that are not there: ``python -m kernels.aot``.
+"""Compile the kernels ahead of time, for GPUs that need not be there: ``python -m kernels.aot``.
 
-Every kernel of the paper's stages, in the configurations that are launched for them, for each target; printed and
-written as JSON: registers, the warps that they leave room for, bytes of local memory (spills) and shared memory, how
-wide the accesses to global memory are, special-function and all instructions for each element that a thread computes
-(of the output forward, of the input backward), and the bytes that must move at least.
+Every kernel of the paper's stages, in the configurations that are launched for them, for each target. Printed and
+written as JSON: registers, the warps they leave room for, bytes of local memory (spills) and shared memory, the widths
+of accesses to global memory, special-function and all instructions per element that a thread computes (of the output
+forward, of the input backward), and the fewest bytes that must move.
 """
 
 import argparse
@@ -48,7 +48,7 @@ class Case(NamedTuple):
     activation: bool = True
 
 
-#: A tower's maps behind conv1, conv2 and conv5; normalization alone is for other networks.
+#: A tower's maps after conv1, conv2 and conv5; normalization alone is for other networks.
 CASES = (
     Case("stage 1", (BATCH, 48, 55, 55), PAPER_NORMALIZATION, PAPER_POOLING),
     Case("stage 2", (BATCH, 128, 27, 27), PAPER_NORMALIZATION, PAPER_POOLING),
@@ -59,7 +59,7 @@ CASES = (
 
 @contextlib.contextmanager
 def launched_for(target: str) -> Iterator[None]:
-    """Launches made inside a ``with`` block are those of a PyTorch for the target: its lanes, and its kinds of NaN."""
+    """Launches made inside a ``with`` block are those that PyTorch makes on the target: its lanes, its kinds of NaN."""
     before = config.AMD, config.LANES
     config.AMD = not target.startswith("sm_")
     config.LANES = 64 if config.AMD else 32
@@ -70,7 +70,7 @@ def launched_for(target: str) -> Iterator[None]:
 
 
 def launches(case: Case, dtype: torch.dtype, format: torch.memory_format) -> Iterator[tuple[str, Launch, int]]:
-    """(mode, launch, bytes that must move) of a case's kernels, from the launcher itself and tensors without memory."""
+    """(mode, launch, bytes that must move) of a case's kernels, made by the launcher itself from meta tensors."""
     input = torch.empty(case.shape, dtype=dtype, device="meta", memory_format=format)
     bias = torch.empty(case.shape[1], device="meta") if case.activation else None
     parts = (case.activation, case.normalization, case.pooling)
@@ -96,11 +96,11 @@ def launches(case: Case, dtype: torch.dtype, format: torch.memory_format) -> Ite
 
 
 def source(launch: Launch, aligned: bool = True) -> Any:
-    """What Triton compiles for a launch: integers of one and multiples of 16 are known to it, as at a launch.
+    """What Triton compiles for a launch, specialized on integers of 1 and multiples of 16 as when it launches.
 
     Args:
         launch: the launch.
-        aligned: whether Triton is told that tensors begin at multiples of 16 bytes, as those without memory do.
+        aligned: whether tensors that begin at multiples of 16 bytes, as meta tensors do, are specialized on.
     """
     signature: dict[str, Any] = {"C": "constexpr"}
     constants: dict[Any, Any] = {"C": launch.config}
@@ -164,9 +164,9 @@ def _cuobjdump(compiled: Any, option: str) -> str:
 
 
 def warps(registers: int) -> int:
-    """Programs of one warp that a scheduler of NVIDIA's holds at once, by registers a thread alone.
+    """Programs of one warp that an NVIDIA scheduler holds at once, limited by registers per thread alone.
 
-    A scheduler has 16384 registers and hands them out to a warp's 32 lanes in steps of eight; a multiprocessor holds 32
+    A scheduler has 16384 registers and allocates them to a warp's 32 lanes in steps of eight; a multiprocessor holds 32
     programs on its four schedulers (compute capability 8.0, 9.0 and 10.0).
     """
     return min(8, 16384 // (32 * 8 * -(-registers // 8)))
@@ -177,7 +177,7 @@ def _nvidia(compiled: Any) -> dict[str, Any]:
     usage, code = _cuobjdump(compiled, "--dump-resource-usage"), _cuobjdump(compiled, "-sass")
     numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", usage)}
     lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);", code)
-    # Behind the last EXIT stand a branch to itself and NOPs: they only fill the file up.
+    # After the last EXIT there are a branch to itself and NOPs, which are padding.
     placed = [(int(address, 16), name, operands) for address, name, operands in lines if name != "NOP"]
     instructions = [name for _, name, _ in placed]
     loop: list[str] = []
@@ -264,8 +264,8 @@ def build(launch: Launch, target: str, aligned: bool = True) -> dict[str, Any]:
     return {**found, "elements_a_step": c.vector * c.tile_rows * c.tile_columns}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Build as the command line says; returns the exit status."""
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m kernels.aot", description=__doc__.splitlines()[0])
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS), help="GPUs to build for")
     parser.add_argument("--case", nargs="+", choices=[case.name for case in CASES], help="stages to build")
@@ -273,7 +273,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--memory-format", nargs="+", choices=FORMATS, default=list(FORMATS), help="of both")
     parser.add_argument("--misaligned", action="store_true", help="tensors that do not begin at multiples of 16 bytes")
     parser.add_argument("--output", metavar="FILE.json", help="where the rows are written as JSON")
-    wanted = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build as the command line says; returns the exit status."""
+    wanted = parser().parse_args(arguments)
     if not isinstance(forward_kernel, triton.JITFunction):
         print("error: TRITON_INTERPRET=1 leaves nothing to compile; unset it", file=sys.stderr)
         return 2

@@ -19,7 +19,7 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md")), ROOT / "CONTRIBU
 
 def commands(page: Path) -> list[list[str]]:
     """The words of each command in the indented lines and shell blocks of a page; comments are left out."""
-    text = page.read_text().replace("\\\n", " ")
+    text = re.sub(r"```python\n.*?```", "", page.read_text(), flags=re.DOTALL).replace("\\\n", " ")
     lines = re.findall(r"^ {4}(\S.*)$", text, re.MULTILINE)
     for block in re.findall(r"```(?:sh|bash|console)?\n(.*?)```", text, re.DOTALL):
         lines += block.splitlines()

@@ -14,6 +14,7 @@ from kernels import aot
 from kernels.aot import warps
 from kernels.gpu import config
 from tests.commands import ROOT, environment, one_line, run
+from tests.test_readmes import commands
 
 PAPER = ("--case", "stage 2", "--dtype", "bfloat16", "--memory-format", "channels_last")
 
@@ -158,3 +159,17 @@ for mode, launch, _ in aot.launches(case, torch.bfloat16, torch.channels_last):
 def test_the_interpreter_has_nothing_to_compile() -> None:
     done = run("kernels.aot", "--target", "sm_90", **{**os.environ, "TRITON_INTERPRET": "1"})
     one_line(done, 2, "TRITON_INTERPRET=1 leaves nothing to compile")
+
+
+def test_commands_of_the_readme() -> None:
+    """Flags of ``kernels.aot`` are parsed, and the tests that are named exist."""
+    found = set()
+    for command in commands(ROOT / "kernels" / "README.md"):
+        at = command.index("-m") + 1
+        module, arguments = command[at], command[at + 1 :]
+        found.add(module)
+        if module == "kernels.aot":
+            assert set(aot.parser().parse_args(arguments).target) <= set(aot.TARGETS)
+        elif module == "pytest":
+            assert [path for path in arguments if not (ROOT / path).exists()] == []
+    assert found == {"kernels.aot", "pytest"}
