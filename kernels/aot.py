@@ -251,7 +251,7 @@ def build(launch: Launch, target: str, aligned: bool = True) -> dict[str, Any]:
     """Compile a launch for a target and read its machine code.
 
     Returns:
-        registers a thread, the warps that a scheduler holds with so many (None on AMD's), bytes of local and shared
+        registers per thread, the warps that a scheduler then holds (None for AMD), bytes of local and shared
         memory, accesses to global memory by width, special functions and all instructions in the code, those of the
         longest loop, and the elements that a thread computes in a turn of it: of the output forward, of the input
         backward.

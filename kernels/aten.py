@@ -1,4 +1,4 @@
-"""The chain of PyTorch's own operators: the rival of every measurement, and what empty tensors take."""
+"""The chain as PyTorch's own operators: the baseline of every measurement, and what empty tensors run."""
 
 import torch
 import torch.nn.functional as F

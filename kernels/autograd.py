@@ -81,7 +81,7 @@ class _EagerStage(_Stage):
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
         output, offsets = _Stage.forward(*arguments)
-        # Autograd lets nobody write in place to a view that a Function has made.
+        # Autograd forbids in-place writes to a view that a Function returned.
         return output.data if private.is_view(output) else output, offsets
 
     @staticmethod

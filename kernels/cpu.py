@@ -1,13 +1,12 @@
-"""The formulas of :mod:`kernels.reference` for eager calls on a CPU: image by image, in pieces that fit a core's cache.
+"""The chain for eager calls on a CPU: image by image, in pieces that fit a core's cache.
 
-A worker thread takes an image, or several small ones, from the input to the output, so that a call is one parallel
-region. PyTorch's own loops meet at a barrier after every operator. There a thread spins while the one it waits for has
-no core to run on, and where a machine is shared that costs more than the arithmetic.
+A worker thread takes an image, or several small ones, from input to output, so that a call is one parallel region.
+PyTorch's own loops meet at a barrier after every operator. There a thread spins while the one it waits for has no core
+to run on, which on a shared machine costs more than the arithmetic.
 
-A piece lies in memory as the input does, channels first or channels last, with a gap of zeros after each group of
-channels. A channel's neighbours are then a fixed number of elements away, and almost every operator is one pass over a
-flat buffer, which a thread reuses for all of its pieces. Results depend neither on the number of threads nor on an
-image's place in the batch.
+A piece has the memory format of the input, with a gap of zeros after each group of channels. A channel's neighbours are
+then a fixed number of elements away, and almost every operator is one pass over a flat buffer, which a thread reuses
+for all its pieces. Results depend neither on the number of threads nor on an image's position in the batch.
 """
 
 import collections
@@ -23,16 +22,16 @@ from torch import Tensor
 from . import private, reference, threads
 from .arguments import Normalization, Pooling
 
-#: Elements of a piece. Smaller ones cost time in Python, larger ones need more scratch memory than the input has.
+#: Elements of a piece. Smaller ones cost time in Python, larger ones need more scratch memory than the input.
 _PIECE = 2**18
-#: PyTorch leaves what is no multiple of its vectors to scalar functions, of which ``pow`` rounds differently.
+#: PyTorch computes what is no multiple of its vectors with scalar functions, whose ``pow`` rounds differently.
 _VECTOR = 64
 
 
 def suits(tensor: Tensor) -> bool:
     """Whether calls on ``tensor`` run here: it is a plain one on a CPU, and no operator is traced or recorded.
 
-    What traces and records knows only its own thread.
+    Tracers and recorders see only their own thread.
     """
     return (
         tensor.device.type == "cpu"
@@ -44,7 +43,7 @@ def suits(tensor: Tensor) -> bool:
 
 
 class _Layout(NamedTuple):
-    """How a piece lies in a flat buffer: ``images`` x ``groups`` x ``channels`` (of a group) x ``pixels``."""
+    """A piece's layout in a flat buffer: ``images`` x ``groups`` x ``channels`` (of a group) x ``pixels``."""
 
     images: int
     groups: int
@@ -78,19 +77,19 @@ class _Layout(NamedTuple):
 
 
 class _WindowSum:
-    """Of each channel the sum over those from ``behind`` before it to ``ahead`` after it: from buffer to buffer.
+    """For each channel the sum over those from ``before`` before it to ``after`` after it, from buffer to buffer.
 
     Views are made once, because making one takes as long as adding some thousand numbers.
     """
 
-    def __init__(self, values: Tensor, spare: Tensor, into: Tensor, step: int, behind: int, ahead: int) -> None:
-        size = behind + ahead + 1
+    def __init__(self, values: Tensor, spare: Tensor, into: Tensor, step: int, before: int, after: int) -> None:
+        size = before + after + 1
         length = len(values) - (size - 1) * step
 
         def at(channel: int, source: Tensor) -> Tensor:
             return source.narrow(0, channel * step, length)
 
-        self.total = into.narrow(0, behind * step, length)
+        self.total = into.narrow(0, before * step, length)
         if size < 4:
             self.begin = [(at(0, values), at(min(1, size - 1), values), self.total)] if size > 1 else []
             self.more = []
@@ -134,13 +133,13 @@ class _Normalization:
     ) -> None:
         self.layout, self.bias, self.relu, self.normalization = layout, bias, relu, normalization
         self._buffers, self._dtype = buffers, dtype
-        behind, ahead, step = normalization.before, normalization.after, layout.step
+        before, after, step = normalization.before, normalization.after, layout.step
         # Each buffer is used flat, and as a view without its gaps.
         self.a, self.a_channels = self._buffer("a")
         self.s, self.s_channels = self._buffer("s")
         self.t, self.t_channels = self._buffer("t")
         self.u, _ = self._buffer("u")
-        self.sum_squares = _WindowSum(self.t, self.u, self.s, step, behind, ahead)
+        self.sum_squares = _WindowSum(self.t, self.u, self.s, step, before, after)
         self.share_of_k = self.a.new_tensor(normalization.k / normalization.size)
 
     def _buffer(self, name: str) -> tuple[Tensor, Tensor]:
@@ -151,20 +150,20 @@ class _Normalization:
         return flat, self.layout.view(flat)
 
     def zero_gaps(self) -> None:
-        """What is squared, or summed over windows, must be zero in the gaps, which another layout has elsewhere."""
+        """What is squared or summed must be zero in the gaps, and those of another layout are elsewhere."""
         for name in ("a", "share"):
             if name in self._buffers:
                 self._buffers[name].zero_()
 
     def scale(self, input: Tensor) -> None:
-        """The activation to ``a``, and what it is divided by, before the power, to ``s``; by way of ``t`` and ``u``."""
+        """Write the activation to ``a`` and the base of the power to ``s``; ``t`` and ``u`` are scratch memory."""
         if self.bias is None:
             self.a_channels.copy_(input)
         else:
             torch.add(input, self.bias, out=self.a_channels)
         if self.relu:
             self.a.relu_()
-        # Of as many as a window has channels the sum of k / size is k.
+        # Summed over a window, k / size is k.
         scaled = self.normalization.alpha / self.normalization.size
         torch.addcmul(self.share_of_k, self.a, self.a, value=scaled, out=self.t)
         self.sum_squares()
@@ -173,7 +172,7 @@ class _Normalization:
         """Write the normalized activation to ``output``; both are ``[images, groups, channels, pixels]``."""
         self.scale(input)
         if self.normalization.beta == 0.75:
-            # s**-0.75 = q / rsqrt(q) with q = rsqrt(s). Multiplied in this order, 0 comes of an infinite s.
+            # s**-0.75 = q / rsqrt(q) with q = rsqrt(s). In this order an infinite s gives 0.
             torch.mul(self.a, self.s.rsqrt_(), out=self.t)
             self.s.rsqrt_()
             if output.dtype == self._dtype:
@@ -223,9 +222,9 @@ class _Normalization:
 
     @functools.cached_property
     def sum_shares(self) -> _WindowSum:
-        # The channels whose windows hold a channel lie the other way round.
-        behind, ahead = self.normalization.before, self.normalization.after
-        return _WindowSum(self._buffer("share")[0], self.u, self.t, self.layout.step, ahead, behind)
+        # Over the channels whose windows hold a channel: the window the other way round.
+        before, after = self.normalization.before, self.normalization.after
+        return _WindowSum(self._buffer("share")[0], self.u, self.t, self.layout.step, after, before)
 
 
 def _counts_in_float32(pooling: Pooling, size: Sequence[int]) -> bool:
@@ -336,7 +335,7 @@ class _Pool:
 
 
 class _Thread:
-    """A thread's memory, and what it has made ready for each layout of a piece."""
+    """A thread's buffers, and what it has prepared for each layout of a piece."""
 
     def __init__(
         self, dtype: torch.dtype, bias: Tensor | None, relu: bool, normalization: Normalization | None
@@ -390,7 +389,7 @@ def _pixels(tensor: Tensor, groups: int) -> Tensor:
 
 
 def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors ``[images, groups, channels, pixels]`` in pieces of so many pixels as are taken at once."""
+    """Splits tensors ``[images, groups, channels, pixels]`` along the pixels into pieces."""
     count = -(-tensors[0].numel() // _PIECE)
     if count == 1:
         return iter((tensors,))
@@ -399,9 +398,9 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _each(make: Callable[[], _Thread], work: Callable[..., None], input: Tensor, *others: Tensor | None) -> None:
-    """Call ``work`` on all threads, with what it makes for its thread, for every image of tensors of so many images.
+    """Call ``work`` for every image of the tensors, spread over the threads, each of which has called ``make`` first.
 
-    Small images are taken several at a time. All views are made here and at once: a thread that holds Python's lock for
+    Small images are taken several at a time. All views are made here in advance: a thread that holds Python's lock for
     many short operators makes the others sleep.
     """
     count = max(1, _PIECE // math.prod(input.shape[1:]))
@@ -492,7 +491,7 @@ def backward(
     compute = reference.compute_dtype(dtype)
     groups = 1 if normalization is None else normalization.groups
     gradient = torch.empty(shape, dtype=dtype, memory_format=format)
-    # Of each image by itself, and then in the order of the images.
+    # For each image, then over the images in order.
     sums = torch.empty(shape[0], groups, shape[1] // groups, dtype=compute) if bias_wanted else None
 
     def pool_alone(

@@ -53,7 +53,7 @@ def local_response_norm(
     Args:
         input: ``[N, C, ...]``, three or more dimensions; float64, float32, float16 or bfloat16. The half types are
             computed in float32 and rounded once.
-        size: channels in the window: ``size // 2`` behind a channel, ``(size - 1) // 2`` ahead of it, and itself.
+        size: channels in the window: ``size // 2`` before a channel, itself, and ``(size - 1) // 2`` after it.
         alpha: scale of the mean square; divided by ``size``, so the paper's 1e-4 is ``5e-4`` here.
         beta: exponent.
         k: additive constant; the paper's is 2.

@@ -1,10 +1,10 @@
-"""``fuse(model)``: these operators in a model that was written with PyTorch's own.
+"""``fuse(model)``: this package's operators in a model written with PyTorch's own.
 
-Each module's forward is traced by itself, and the modules that it calls stay calls. In the trace the longest chains of
-ReLU, local response normalization and max pooling that an operator does in one pass are replaced, with the bias of the
-convolution in front. What comes out becomes the ``forward`` of a copy of the module, for as long as what was traced is
-as it was: when layers are replaced, hooked or added, the copy runs the module's own forward. All else of the copy is
-the module's.
+The forward of each module is traced by itself; calls of other modules stay calls. In the trace, the longest chains of
+ReLU, local response normalization and max pooling that one operator computes are replaced, along with the bias of the
+convolution before them. The result becomes the ``forward`` of a copy of the module, as long as what was traced has not
+changed: when layers are replaced, hooked or added, the copy runs the module's own forward. Everything else of the copy
+is the module's.
 """
 
 import copy
@@ -45,7 +45,7 @@ _CALLS: dict[Any, str] = {
     F.local_response_norm: "lrn",
     **dict.fromkeys((F.max_pool2d, torch.max_pool2d), "pool"),
 }
-#: Arguments behind ``input``, in PyTorch's order; the modules' attributes have the same names.
+#: Arguments after ``input``, in PyTorch's order; the modules' attributes have the same names.
 _ARGUMENTS = {
     "relu": ("inplace",),
     "lrn": ("size", "alpha", "beta", "k"),
@@ -61,7 +61,7 @@ def _arguments(node: fx.Node, kind: str) -> dict[str, Any]:
 
 
 def _part(node: fx.Node, found: dict[str, nn.Module]) -> tuple[str, dict[str, Any]] | None:
-    """Which part of a chain ``node`` is, and its arguments; None if it is none or has to stay."""
+    """Which part of a chain ``node`` is, and its arguments; None if it is none or must not be replaced."""
     kind, arguments = None, {}
     if node.op == "call_module":
         module = found[str(node.target)]
@@ -77,7 +77,7 @@ def _part(node: fx.Node, found: dict[str, nn.Module]) -> tuple[str, dict[str, An
         return None
     if kind == "relu":
         (source,) = node.all_input_nodes
-        # What else reads the memory of its input has to find the ReLU's values there.
+        # Other readers of its input's memory must find the ReLU's values there.
         unseen = is_new(source, found) and len(source.users) == 1
         return (kind, {}) if unseen or not writes(node, found) else None
     if arguments.pop("return_indices", False):
@@ -90,7 +90,7 @@ def _part(node: fx.Node, found: dict[str, nn.Module]) -> tuple[str, dict[str, An
 
 
 def _take_bias(source: fx.Node, found: dict[str, nn.Module]) -> fx.Node | None:
-    """The bias of the convolution ``source``, which is left without; None where it has none or must keep it."""
+    """Removes and returns the bias of the convolution ``source``; None where it has none or must keep it."""
     if len(source.users) > 1:
         return None
     arguments: dict[str, Any] = {}
@@ -113,7 +113,7 @@ def _take_bias(source: fx.Node, found: dict[str, nn.Module]) -> fx.Node | None:
 
 
 def _chain(head: fx.Node, parts: dict[fx.Node, tuple[str, dict[str, Any]]]) -> list[fx.Node]:
-    """The longest chain from ``head`` that an operator does and of which nobody reads what lies between."""
+    """The longest chain from ``head`` that one operator computes and whose intermediate results nothing else reads."""
     chain = [head]
     kinds: tuple[str, ...] = (parts[head][0],)
     while len(chain[-1].users) == 1:
@@ -126,7 +126,7 @@ def _chain(head: fx.Node, parts: dict[fx.Node, tuple[str, dict[str, Any]]]) -> l
 
 
 def _replace_chains(graph: fx.Graph, found: dict[str, nn.Module], prefix: str) -> list[str]:
-    """Puts the operators in the places of the chains of ``graph``; a line for each."""
+    """Replaces the chains of ``graph`` by operators; returns a line for each."""
     parts = {node: part for node in graph.nodes if (part := _part(node, found)) is not None}
     lines = []
     for head in list(parts):
@@ -143,12 +143,12 @@ def _replace_chains(graph: fx.Graph, found: dict[str, nn.Module], prefix: str) -
             del parts[head]
             continue
         bias = _take_bias(source, found) if kinds[0] == "relu" else None
-        # Where the first of them is: what it reads may have changed when the last is reached.
+        # At the first node of the chain: what it reads may have changed when the last is reached.
         with graph.inserting_before(head):
             if bias is not None:
                 arguments["bias"] = bias
             if bias is not None and kinds == ("relu", "lrn"):
-                # One image without a batch would be normalized over its rows, and the bias is not theirs.
+                # A single image without a batch dimension would be normalized over its rows, which the bias is not for.
                 batched = graph.call_function(operator.eq, (graph.call_method("dim", (source,)), 4))
                 graph.call_function(
                     private.found("torch._assert"), (batched, "a fused convolution's input must have 4 dimensions")
@@ -169,7 +169,7 @@ def _replace_chains(graph: fx.Graph, found: dict[str, nn.Module], prefix: str) -
 
 
 def _to_be_written_to(output: Tensor) -> Tensor:
-    """``output``, or a copy if it is kept for backward: others may write to it in place, as they can to PyTorch's."""
+    """``output``, or a copy if it is kept for backward, so that it may be written to in place as PyTorch's may."""
     return output.clone() if output.requires_grad else output
 
 
@@ -178,17 +178,17 @@ def _name(node: fx.Node, prefix: str) -> str:
 
 
 def _foreign() -> bool:
-    """Whether somebody traces who does not know these operators, or exports to a runtime that lacks them."""
+    """Whether a tracer is running that does not know these operators, or an export to a runtime without them."""
     return bool(_is_fx_tracing() or _is_jit_tracing() or torch.onnx.is_in_onnx_export())
 
 
 class _Fused(nn.Module):
-    """What a module with a new forward is, before its own class. A copy, or what was pickled, is traced again."""
+    """First base class of a module with a new forward. A copy or an unpickled module is traced again."""
 
     _fused_from: type[nn.Module]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # A slice of an ``nn.Sequential`` makes one of its class, and nobody has traced that.
+        # A slice of an ``nn.Sequential`` constructs another one of its class, which has not been traced.
         _unfuse(self)
         self.__init__(*args, **kwargs)  # type: ignore[misc]
 
@@ -204,7 +204,7 @@ class _Fused(nn.Module):
 
 
 class _FusedGraph(_Fused):
-    """The same of a module whose class is made by torch.fx, which has its own ways of copying."""
+    """The same for modules whose class torch.fx generated, which copies them in its own way."""
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _fused_again, (self._unfused(),)
@@ -213,7 +213,7 @@ class _FusedGraph(_Fused):
         return _fused_again(copy.deepcopy(self._unfused(), memo))
 
     def _unfused(self) -> nn.Module:
-        """One of its own class with the same attributes, which are not copied."""
+        """A module of the original class that shares the attributes."""
         module = object.__new__(self._fused_from)
         module.__dict__ = self.__dict__
         return module
@@ -228,7 +228,7 @@ def _class(own: type[nn.Module], **forward: Any) -> type[nn.Module]:
 
 
 def _unfuse(module: nn.Module) -> None:
-    """Gives ``module`` back to its own class."""
+    """Restores the original class of ``module``."""
     module.__class__ = getattr(type(module), "_fused_from", type(module))
 
 
@@ -244,7 +244,7 @@ def _fused_again(module: nn.Module) -> nn.Module:
 
 
 def _forward(own: type[nn.Module], fused: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
-    """``fused`` for as long as it does what the forward of ``own`` does, and that one otherwise."""
+    """``fused`` as long as it computes what the forward of ``own`` does, otherwise that forward."""
 
     @functools.wraps(own.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -262,7 +262,7 @@ def _forward(own: type[nn.Module], fused: Callable[..., Any], layout: Layout) ->
 
 
 def _rewrite(module: nn.Module, prefix: str) -> tuple[list[str], list[tuple[str, nn.Module]]]:
-    """Gives ``module`` a new forward if it has a chain: a line for each, and the modules that the forward calls."""
+    """Gives ``module`` a new forward if it has a chain; returns a line for each, and the modules it calls."""
     _unfuse(module)
     graph = trace(module)
     found = dict(module.named_modules(remove_duplicate=False))
@@ -289,21 +289,21 @@ def _rewrite_all(module: nn.Module, path: str, replaced: list[str], untraced: li
         try:
             lines, below = _rewrite(module, f"{path}." if path else "")
             replaced += lines
-        except Exception as error:  # whatever a forward raises that is given stand-ins for tensors
+        except Exception as error:  # a forward may raise anything when it is given proxies
             untraced.append(f"{path or 'the model'} ({type(module).__name__}): {reason(error)}")
     for name, child in below:
         _rewrite_all(child, f"{path}.{name}".lstrip("."), replaced, untraced, seen)
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    """A copy with the same parameters and buffers, not copies of them, in which nothing is fused yet."""
+    """A copy that shares parameters and buffers and in which nothing is fused."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         values = (*module._parameters.values(), *module._buffers.values(), *module.__dict__.values())
         memo |= {id(value): value for value in values if isinstance(value, Tensor)}
     try:
         twin = copy.deepcopy(model, memo)
-    except Exception as error:  # whatever the model's own code raises
+    except Exception as error:  # the model's own code may raise anything
         raise ValueError(f"fuse: model cannot be copied: {error}") from error
     for module in twin.modules():
         _unfuse(module)
@@ -315,7 +315,7 @@ def _compare(model: nn.Module, fused: nn.Module, inputs: tuple[Any, ...], chains
     """ValueError where ``fused`` does not compute what ``model`` does, both evaluating.
 
     An operator and its PyTorch form are 32 half ulps each from the exact result; in the half types, where PyTorch
-    rounds at every step, 2 ulps together. The layers behind it may make eight times that of it.
+    rounds at every step, 2 ulps together. The layers after it may amplify that eightfold.
     """
     training = [(module, module.training) for module in fused.modules()]
     expected = private.tree_leaves(_evaluate(_twin(model), inputs))
@@ -353,52 +353,52 @@ def _evaluate(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
 
 
 def fuse(model: nn.Module, example_input: Tensor | tuple[Any, ...] | None = None) -> nn.Module:
-    """A copy of ``model``, with the same parameters, in which this package's operators run.
+    """A copy of ``model``, sharing its parameters, in which this package's operators run.
 
-    Replaced are ReLU, local response normalization and max pooling, as modules or as functions, wherever one operator
-    does what up to three of them do in a row in the forward of one module and nothing else reads what lies between; the
-    bias of an ``nn.Conv2d`` or ``F.conv2d`` right in front of a ReLU goes along. Their parameters carry over as they
-    are: PyTorch divides alpha by ``size`` too. A line for each chain is printed, and one for each module that could not
-    be traced, where only the modules below it were looked at::
+    Chains of ReLU, local response normalization and max pooling are replaced, modules or functions, wherever one
+    operator computes up to three of them in a row within the forward of one module and nothing else reads the results
+    in between. The bias of an ``nn.Conv2d`` or ``F.conv2d`` right before a ReLU is taken along. Parameters carry over
+    unchanged: PyTorch divides alpha by ``size`` too. A line is printed for each chain, and one for each module that
+    could not be traced, whose submodules are then fused one by one::
 
         fused: conv1.bias, relu1, norm1, pool1 -> relu_lrn_max_pool2d
 
-    It is printed and not a warning, because it answers the call; ``.replaced`` of the copy has the same lines.
+    The copy's ``.replaced`` has the same lines.
 
-    Everything but the forward is the model's: its class is the parent of the copy's, its modules have their names and
-    its ``state_dict`` its keys. Parameters and buffers are the very tensors of ``model``, so an optimizer of one trains
-    both; the modules around them are copies, and ``train()`` or ``eval()`` of one leaves the other alone. Move both to
-    another device, or the copy and use ``model`` no more.
+    Only the forward differs: the copy's class is derived from the model's, and modules and ``state_dict`` keys have the
+    same names. Parameters and buffers are the tensors of ``model``, so an optimizer of one trains both; the modules
+    around them are copies, and ``train()`` or ``eval()`` of one does not affect the other. To change the device, move
+    both, or move the copy and discard ``model``.
 
-    The copy can be treated as the model can: sliced, appended to, given another head, hooked anywhere, pruned, copied,
-    pickled, wrapped by DistributedDataParallel or FSDP. A module in which something has changed that its chains depend
-    on, such as a layer's hooks or stride, runs the forward of its own class from then on, and warns once; fuse the copy
-    again when the changes are done. So do modules under ``torch.fx``'s tracing, ``torch.jit.trace``, the ONNX exporters
-    and PyTorch's quantization, which get PyTorch's own operators. ``torch.jit.script`` is refused. As with any compiled
-    model, hooks that are added after ``torch.compile`` are not seen.
+    The copy can be treated as the model can: sliced, appended to, given another head, hooked, pruned, copied, pickled,
+    wrapped by DistributedDataParallel or FSDP. A module in which something has changed that its chains depend on, such
+    as a layer's hooks or stride, runs the forward of its own class from then on, and warns once; fuse the copy again
+    when the changes are done. Under ``torch.fx``'s tracing, ``torch.jit.trace``, the ONNX exporters and PyTorch's
+    quantization, modules run PyTorch's own operators. ``torch.jit.script`` is refused. As with any compiled model,
+    hooks that are added after ``torch.compile`` are not seen.
 
-    Left as they are: layers with hooks or parametrizations, pooling with ``return_indices``, convolutions that pad with
-    anything but zeros, chains that lie in several modules' forwards, and a ReLU where an operation in place gets in the
-    way.
+    Not replaced: layers with hooks or parametrizations, pooling with ``return_indices``, convolutions that pad with
+    anything but zeros, chains across the forwards of several modules, and a ReLU whose memory an in-place operation
+    shares.
 
-    Tracing runs a forward once, on stand-ins for tensors. A forward that depends on their values, on ``training`` or on
-    an argument's being None, or that switches gradients or autocast, is noticed and not traced. One that depends on
-    something else, such as Python's random numbers or ``isinstance(x, Tensor)``, is not, unless there is an
+    Tracing runs a forward once, on proxies instead of tensors. A forward that depends on their values, on ``training``
+    or on whether an argument is None, or that switches gradients or autocast, is detected and not traced. One that
+    depends on something else, such as Python's random numbers or ``isinstance(x, Tensor)``, is only detected with an
     ``example_input``.
 
     The operators keep their input's dtype: under autocast what follows a convolution stays in the half type, where
-    PyTorch's normalization goes back to float32. They take floating-point inputs only.
+    PyTorch's normalization returns to float32. They take floating-point inputs only.
 
     Args:
-        model: any module. It is left as it is.
+        model: any module. It is not changed.
         example_input: what ``model`` is called with, a tensor or a tuple of arguments. If given, both models are run on
-            it, evaluating, and have to agree.
+            it in evaluation mode, and must agree.
 
     Raises:
         TypeError: ``model`` is no module.
         ValueError: nothing in ``model`` can be replaced; it has parameters without a shape (run it once first), is a
-            ``DistributedDataParallel`` or cannot be copied, like what FSDP has sharded; the two do not agree on
-            ``example_input``.
+            ``DistributedDataParallel``, or cannot be copied, such as a model sharded by FSDP; or the two do not agree
+            on ``example_input``.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"fuse: model must be a torch.nn.Module; got {type(model).__name__}")

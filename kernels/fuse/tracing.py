@@ -1,10 +1,9 @@
-"""Symbolic tracing that says no where :mod:`torch.fx` would record something else than the forward does, what a trace
-depends on, and what it tells about memory that is written to.
+"""Symbolic tracing that refuses what :mod:`torch.fx` would record wrongly; what a trace depends on; which memory it
+writes to.
 
-A trace is one run of a module's forward on stand-ins for tensors; modules that it calls are recorded as calls. It does
-not see what depends on ``self.training`` or on an argument's being None, tensors that the forward makes by itself, what
-it keeps on ``self``, and ``with`` blocks. Here ``training`` is read when the traced forward runs, and the rest is
-refused.
+A trace is one run of a module's forward on proxies; modules that it calls are recorded as calls. torch.fx misses what
+depends on ``self.training`` or on whether an argument is None, tensors that the forward creates, what it keeps on
+``self``, and ``with`` blocks. Here ``training`` is read when the traced forward runs, and the rest is refused.
 """
 
 import copy
@@ -31,7 +30,7 @@ _PACKAGE = dispatch.__name__.rpartition(".")[0]
 
 
 def is_patched(module: nn.Module) -> bool:
-    """Whether calling ``module`` does more, or something else, than its class says."""
+    """Whether calling ``module`` does anything other than its class's forward."""
     return module.__dict__.get("forward") is not None or private.has_hooks(module)
 
 
@@ -41,7 +40,7 @@ def _in_python(root: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _modes() -> tuple[object, ...]:
-    """What a ``with`` block may switch; activation checkpointing hooks in where tensors are saved."""
+    """Modes that a ``with`` block may switch, activation checkpointing among them."""
     autocast = [torch.is_autocast_enabled(device) for device in ("cpu", "cuda", "mps")]
     return (
         torch.is_grad_enabled(),
@@ -53,7 +52,7 @@ def _modes() -> tuple[object, ...]:
 
 
 class _Proxy(fx.Proxy):
-    """A stand-in on which ``x += y`` is recorded as what it is; torch.fx makes ``x = x + y`` of it."""
+    """A proxy that records ``x += y`` in place; torch.fx records ``x = x + y``."""
 
 
 def _augmented(function: Any) -> Any:
@@ -69,7 +68,7 @@ for _function in _AUGMENTED:
 
 
 class Tracer(fx.Tracer):
-    """See the head of this file."""
+    """See this module's docstring."""
 
     proxy_buffer_attributes = True
 
@@ -126,7 +125,7 @@ def trace(module: nn.Module) -> fx.Graph:
     """The forward of ``module``, in which the modules below it are called.
 
     Raises:
-        Exception: what the forward raises when it is given stand-ins; :func:`reason` says where.
+        Exception: what the forward raises when it is given proxies; :func:`reason` says where.
     """
     return Tracer().trace(module)
 
@@ -149,7 +148,7 @@ class _Watched(NamedTuple):
     kind: type[nn.Module]
     #: Whether it has to do what its class says and no more: what is fused depends on that.
     bare: bool
-    #: Of a module that is called they are its own affair.
+    #: None for a module that is called: its children are its own business.
     children: list[str] | None
     constants: tuple[tuple[str, Any], ...]
     objects: tuple[tuple[str, Any], ...]
@@ -166,11 +165,11 @@ def _children(module: nn.Module) -> list[str]:
 
 
 class Layout:
-    """What ``graph``, a trace of ``module``, depends on beside the values of tensors and ``training``.
+    """What ``graph``, a trace of ``module``, depends on, besides the values of tensors and ``training``.
 
-    That is what the forward may have read of ``module`` and of the modules that it names, and whether calling a layer
-    does more than its class says. Modules of the same class with the same attributes may take their places; hooks on
-    ``module`` itself run around its forward, whichever that is.
+    It is what the forward may have read of ``module`` and of the modules it names, and whether calling a layer does
+    more than its class does. They may be replaced by modules of the same class with the same attributes; hooks on
+    ``module`` itself run around either forward.
     """
 
     def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
@@ -239,7 +238,7 @@ def reason(error: Exception) -> str:
     return f"{said} ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else said
 
 
-#: What makes a tensor that nobody else holds, not even as a view. Of anything else it is not taken for granted.
+#: What returns a new tensor, which shares memory with no other. Anything else is assumed to be a view.
 _MAKER_MODULES = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LocalResponseNorm, nn.MaxPool2d)
 _MAKERS = (
     *(F.conv2d, F.linear, F.batch_norm, F.local_response_norm, F.max_pool2d, torch.max_pool2d),
@@ -288,7 +287,7 @@ def _sharing(node: fx.Node, found: dict[str, nn.Module]) -> set[fx.Node]:
 
 
 def written_after(node: fx.Node, moment: fx.Node, found: dict[str, nn.Module]) -> bool:
-    """Whether memory that may be ``node``'s is written to behind ``moment`` in the trace."""
+    """Whether memory that may be ``node``'s is written to after ``moment`` in the trace."""
     order = {node: place for place, node in enumerate(node.graph.nodes)}
     # What writes to one of them shares its memory.
     return any(order[one] > order[moment] and writes(one, found) for one in _sharing(node, found))

@@ -32,7 +32,7 @@ OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
 #: pooling windows overlap by one row at most: room for seven and five warps on each scheduler. With the cap the
 #: assembler fits the code into it; left to itself it takes a few more in some versions.
 REGISTERS = {"forward": 72, "backward": 96}
-#: Up to so many elements of a window, and windows over a pixel, the code is unrolled; beyond, it loops.
+#: Most elements of a window, and windows over a pixel, that are unrolled; beyond, the code loops.
 UNROLLED = 9
 #: The ratio of ``k`` to ``alpha``, and the factor taken out of the power, are at most these, or their inverse: that
 #: leaves activations down to 1e-30 above the smallest normal float32.
@@ -88,14 +88,14 @@ class Config(NamedTuple):
     spare: bool
     #: 32-bit words that hold a vector of the input's and output's type; 0 where it is not loaded in words.
     words: int
-    #: Elements between neighbouring pixels of a row. Constants, so that these need no addresses of their own.
+    #: Elements between neighbouring pixels of a row. Constants, so that one address serves several pixels.
     pixel_stride: int
     out_pixel_stride: int
 
     # Forward.
     #: Whether argmax indices are wanted.
     save: bool = False
-    #: Whether maxima are compared as integers: the bits of the values, in whose last four the argmax index may stand.
+    #: Whether maxima are compared as integers: the bits of the values, whose last four may hold the argmax index.
     keys: bool = False
     #: Whether all NaN are positive, as NVIDIA's arithmetic makes them.
     canonical: bool = False
@@ -201,7 +201,7 @@ def layout(
 
 
 def vector(channels: int, normalization: Normalization | None, *tensors: Tensor) -> int:
-    """Channels that a lane takes at once."""
+    """Channels of a lane."""
     group = channels // normalization.groups if normalization else VECTOR
     fits = channels % VECTOR == 0 and group % VECTOR == 0 and all(tensor.stride(1) == 1 for tensor in tensors)
     if normalization:
@@ -211,7 +211,7 @@ def vector(channels: int, normalization: Normalization | None, *tensors: Tensor)
 
 
 def lanes(strips: int, channels: int, vector: int, normalization: Normalization | None, channel_stride: int) -> int:
-    """Lanes along the channels: neighbouring ones read what lies next to each other."""
+    """Lanes along the channels: neighbouring lanes read neighbouring elements."""
     if vector == 1:
         return min(channels, LANES if channel_stride == 1 else max(1, LANES // strips))
     vectors = channels // vector
@@ -222,7 +222,7 @@ def lanes(strips: int, channels: int, vector: int, normalization: Normalization 
 
 
 def words(vector: int, *tensors: Tensor) -> int:
-    """Words of 32 bits that hold a vector of channels of types narrower than float16; 0 where they are not aligned."""
+    """32-bit words that hold a vector of channels of bfloat16 or uint8; 0 for other types and unaligned tensors."""
     size = tensors[0].element_size() * VECTOR
 
     def is_aligned(tensor: Tensor) -> bool:
@@ -234,6 +234,6 @@ def words(vector: int, *tensors: Tensor) -> int:
 
 
 def segments(rows: int, pixels: int) -> tuple[int, int]:
-    """Segments that an image of so many rows is cut into, and the rows of each; ``pixels`` are those of a step."""
+    """How many segments ``rows`` are cut into, and the rows of each; a step covers ``pixels`` input pixels."""
     each = -(-rows // max(1, round(rows * min(pixels, TILE) / (SEGMENT_ROWS * TILE))))
     return -(-rows // each), each
