@@ -1,4 +1,4 @@
-"""Command lines from dataclasses: flags, TOML files, presets, and errors of one line."""
+"""Command lines from dataclasses: flags, TOML files, presets, and one-line errors."""
 
 import argparse
 import contextlib
@@ -20,9 +20,9 @@ from .fields import flag_name, near, typed, unwrapped
 from .printing import prepare_streams, printable
 
 Config = TypeVar("Config")
-#: The package whose commands these are.
+#: The package of the commands.
 PACKAGE = __package__.rpartition(".")[0]
-#: The ``--data-path`` of random images, perhaps with their number: ``synthetic:2048``.
+#: The ``--data-path`` of random images, optionally with a count: ``synthetic:2048``.
 SYNTHETIC = "synthetic"
 #: Columns of ``--help`` that a flag and its metavar may take.
 FLAG_COLUMNS = 34
@@ -196,26 +196,26 @@ def subcommand(
 
 
 def spin_briefly() -> None:
-    """Have PyTorch's threads sleep soon when they wait for one another; call it before torch is imported.
+    """Have OpenMP threads sleep soon at a barrier; call it before torch is imported.
 
-    GNU OpenMP lets a thread spin for about a millisecond first. As soon as another program wants one of the cores, a
-    thread spins while the one it waits for has no core to run on, and a small network's training slows down by much
-    more than the core's share.
+    GNU OpenMP threads spin for about a millisecond first. When another program uses one of the cores, threads spin
+    while the one they wait for has no core to run on, and training of a small network slows down by far more than the
+    lost core.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 
 def first_rank() -> bool:
-    """Whether this is the first of the processes that torchrun started, or was not started by it."""
+    """Whether this is rank 0, or torchrun did not start this process."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def check_exist(**paths: str | Sequence[str] | None) -> None:
-    """Refuse paths where nothing is, before anything is imported that takes seconds.
+    """Check that paths exist, before the slow imports.
 
     Args:
-        paths: by flag; a positional one has no flag to name and is called ``positional``.
+        paths: by flag; ``positional`` for a positional argument, whose message names no flag.
 
     Raises:
         DataError: there is no such file or folder.
@@ -227,9 +227,9 @@ def check_exist(**paths: str | Sequence[str] | None) -> None:
 
 
 def load(*modules: str) -> None:
-    """Import modules of :mod:`net` that take seconds. Ctrl-C waits for their end, a second one ends the process.
+    """Import modules of :mod:`net` that take seconds. Ctrl-C takes effect after the imports, a second one at once.
 
-    An exception out of an import leaves half a library behind, and some libraries swallow it.
+    An exception in the middle of an import leaves a half-initialised library behind, and some libraries swallow it.
     """
     before = signal.getsignal(signal.SIGINT)
     heeded = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
@@ -258,37 +258,37 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def end_in_order() -> None:
-    """From here on SIGTERM and, but under nohup, SIGHUP end a command as Ctrl-C does: what is done is noted first."""
+    """Make SIGTERM and SIGHUP (unless ignored, as under nohup) end the command in order, so that it saves its work."""
     for name in ("SIGTERM", "SIGHUP"):
-        # Windows has the first only.
+        # Windows has no SIGHUP.
         number = getattr(signal, name, signal.SIGTERM)
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _terminate)
 
 
-#: What PyTorch says where memory is not enough, in exceptions that are no MemoryError.
+#: PyTorch's messages about insufficient memory, in exceptions other than MemoryError.
 _OUT_OF_MEMORY = re.compile(r"out of memory|allocate memory|not enough memory|Storage size calculation overflowed")
 
 
 def _check_kernels() -> None:
-    """Refuse to go on beside the wrong package ``kernels``: its name is Hugging Face's too, and both may be installed.
+    """Check that ``import kernels`` finds this project's package: Hugging Face has one of the same name.
 
     Raises:
-        UsageError: an import would take another one.
+        UsageError: it would import another package, or none.
     """
     found = importlib.util.find_spec("kernels")
     place = None if found is None else found.origin
     if place is None or "relu_lrn_max_pool2d" not in Path(place).read_text(encoding="utf-8"):
         raise UsageError(
-            f"the package kernels that Python imports is {place or 'missing'}, and not alexnet-fused's; Hugging Face's "
-            "has the same name: give each an environment of its own"
+            f"import kernels finds {place or 'nothing'}, not the package of alexnet-fused; Hugging Face has a package "
+            "of the same name: install the two in separate environments"
         )
 
 
 def run(command: Callable[[], int | None]) -> NoReturn:
     """Run a command and exit: 2 for a usage error, 1 for unusable data, each with one line on stderr.
 
-    Of several processes that torchrun started the first one speaks where all refuse the same.
+    Under torchrun only rank 0 prints usage and data errors, which all ranks share.
     """
     spin_briefly()
     prepare_streams()
@@ -302,7 +302,7 @@ def run(command: Callable[[], int | None]) -> NoReturn:
     except RankError as error:
         status = _refused(str(error), 1)
     except BrokenPipeError:
-        # Whoever read the output has left; Python's own flush at exit would complain again.
+        # The reader closed the pipe; avoid a second error from Python's flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 128 + getattr(signal, "SIGPIPE", 13)
     except OSError as error:
