@@ -52,8 +52,7 @@ class Escaping:
 
 
 def prepare_streams() -> None:
-    """Reopen standard streams that the parent closed, so that no file gets their descriptors; escape what is printed.
-    """
+    """Reopen standard streams closed by the parent, so that no file gets their descriptors; escape what is printed."""
     for handle in range(3):
         try:
             os.fstat(handle)

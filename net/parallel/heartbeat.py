@@ -93,8 +93,7 @@ class Heartbeat(threading.Thread):
             self._set(last)
 
     def blamed(self) -> tuple[list[int], str]:
-        """The ranks that caused a failed collective or a SIGTERM, and what happened to them; call it some polls later.
-        """
+        """The ranks that caused a failed collective or a SIGTERM, and what they did; call it some polls later."""
         for ranks, state in (
             ([rank for rank, beat in enumerate(self.beats) if beat == FAILED], ENDED),
             ([rank for rank, missed in enumerate(self.missed) if missed >= SILENT], DIED),
@@ -175,8 +174,7 @@ class Heartbeat(threading.Thread):
         self.store.set(_key(self.rank), beat)
 
     def _end(self, verdict: RankError | SystemExit, patience: float = 0.0) -> None:
-        """End this process, whatever its main thread is doing, unless it leaves by itself within ``patience`` seconds.
-        """
+        """End this process, whatever its main thread does, unless it leaves by itself within ``patience`` seconds."""
         if self.over.wait(patience):
             return
         if isinstance(verdict, RankError):

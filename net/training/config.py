@@ -89,7 +89,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "bias_lr_multiplier": 2.0,
         "colour_rescale": True,
     },
-    # For small grey digits, reflection is no label-preserving augmentation, and there is no colour to vary.
+    # On small grey digits, reflection and colour noise do not preserve the class.
     "digits": {
         "lr_scheduler": "multistep",
         "reflect": False,
@@ -161,7 +161,7 @@ class TrainConfig(RecipeConfig):
         None, "replay updates as a CUDA graph; by default when one process trains on a GPU"
     )
     tune: Literal["auto", "off", "again"] = _speed(
-        "auto", "benchmark the network's forms on a GPU: once per machine, before long runs (auto); now (again); never"
+        "auto", "measure the network's forms on a GPU: before long runs, once per machine (auto), now (again), never"
     )
     forms: dict[str, Any] = _speed(  # noqa: RUF009 - a default factory
         {}, "forms to use, such as first=blocks shared=together; by default the fastest measured", key_values=True

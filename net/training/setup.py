@@ -103,7 +103,7 @@ def compile_wanted(config: TrainConfig, plan: AlexNetConfig, steps: int, device:
         if seconds < COMPILE_AFTER_SECONDS[device.type]:
             return False
     if (obstacle := compiler.obstacle()) is not None:
-        print(f"note: running eager, because torch.compile finds {obstacle}")
+        print(f"note: running eager, torch.compile is not usable here: {obstacle}")
         return False
     return True
 

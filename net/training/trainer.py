@@ -353,8 +353,7 @@ class Trainer:
         print(
             f"{plan.variant}: {plan.parameters:,} parameters, {plan.multiply_adds / 1e6:,.1f} million multiply-adds "
             f"per image; {len(data.train):,} training and {len(data.val):,} validation images, "
-            f"{len(data.classes)} classes"
-            + (", synthetic" if data.synthetic else "")
+            f"{len(data.classes)} classes" + (", synthetic" if data.synthetic else "")
         )
         if data.size > 1.5 * plan.image_size:
             print(
