@@ -89,7 +89,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "bias_lr_multiplier": 2.0,
         "colour_rescale": True,
     },
-    # On small grey digits, reflection and colour noise do not preserve the class.
+    # On small gray digits, reflection and colour noise do not preserve the class.
     "digits": {
         "lr_scheduler": "multistep",
         "reflect": False,
