@@ -127,11 +127,9 @@ def test_the_other_package_of_this_name(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "__init__.py").write_text("def get_kernel(): ...")
     done = run("net.train", "--max-steps", 1, PYTHONPATH=f"{tmp_path}:{ROOT}", cwd=tmp_path)
-    one_line(
-        done, 2, f"the package kernels that Python imports is {tmp_path}/kernels/__init__.py, and not alexnet-fused's"
-    )
+    one_line(done, 2, f"import kernels finds {tmp_path}/kernels/__init__.py, not the package of alexnet-fused")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match="the package kernels that Python imports is missing"):
+    with pytest.raises(UsageError, match="import kernels finds nothing"):
         cli._check_kernels()
 
 

@@ -28,7 +28,7 @@ EXPECTED: dict[str, tuple[list[int | None], str]] = {
     "is_stopped": ([1, 1, 1], "rank 1 on container did not answer for 5 s (--timeout);"),
     "hangs": ([1, None, 1, 1], "rank 1 on container did not answer for 5 s (--timeout);"),
     "fails": ([1, 1], "rank 1 on container ended with an error;"),
-    "loses_the_store": ([-9, 1], "rank 1 lost the processes' store"),
+    "loses_the_store": ([-9, 1], "rank 1 lost its connection to the distributed store"),
     "hangs_while_it_packs": ([1, 1], "rank 0 on container reported no progress for 3 s (--progress-timeout);"),
     "packs": ([0, 0], ""),
     "is_killed_while_the_first_packs": ([1, -9], "rank 1 on container died;"),
@@ -36,7 +36,7 @@ EXPECTED: dict[str, tuple[list[int | None], str]] = {
     "is_busy_before_its_first_update": ([0, 0], ""),
     "agrees": ([0, 0, 0], ""),
     "comes_late": ([0, 0], ""),
-    "never_comes": ([1, 1, None], "rank 2 did not come within 15 s (--start-timeout)"),
+    "never_comes": ([1, 1, None], "rank 2 did not join within 15 s (--start-timeout)"),
 }
 
 

@@ -109,4 +109,4 @@ def test_two_hosts_and_then_one(tmp_path: Path) -> None:
         printed = [process.communicate(timeout=250)[0] for process in processes]
         assert [process.returncode for process in processes] == [0] * hosts, printed
         assert "".join(printed).count(f"trained {steps} updates") == 1
-    assert "this run was --parallel hybrid on 2 and is now --parallel hybrid on 1" in "".join(printed)
+    assert "this run used --parallel hybrid on 2 and now uses --parallel hybrid on 1" in "".join(printed)

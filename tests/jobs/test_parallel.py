@@ -114,7 +114,7 @@ def test_dropout_masks_differ_between_ranks(folder: Path) -> None:
 def test_one_rank_talks_and_writes(folder: Path) -> None:
     output = (folder / "stdout.txt").read_text()
     assert output.count("trained 8 updates") == 1
-    assert "--parallel tower: 2 processes (gloo); each has 184,421 parameters and sees 32 of 32 images" in output
+    assert "--parallel tower: 2 processes (gloo); each holds 184,421 parameters and sees 32 of 32 images" in output
     rows = runs.read_metrics(folder / "run")
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 8]
     assert rows[-1]["kind"] == "eval"
@@ -132,7 +132,7 @@ def test_checkpoints_have_the_one_device_layout_and_go_on_in_one_process(folder:
     more = ("--resume", six, "--max-steps", 8, "--parallel", "none", "--output-dir", tmp_path / "one")
     done = run_here("net.train", *more)
     assert done.returncode == 0, done.stderr
-    assert "is now --parallel none on 1: images, order, crops and colours stay the same" in done.stdout
+    assert "now uses --parallel none on 1: images, order and augmentation stay the same" in done.stdout
     assert "resuming is not bit-exact" in done.stdout
     one = checkpoint.newest(tmp_path / "one" / "checkpoints")
     assert one is not None
@@ -181,9 +181,9 @@ def test_a_rank_that_hangs_is_named_and_torchrun_ends_it(tmp_path: Path, fault: 
 @pytest.mark.parametrize(
     ("ranks", "flags", "says"),
     [
-        (3, ("--parallel", "tower"), ("torchrun started 3 processes", "2, one for each tower, or a multiple of 2")),
-        (3, ("--parallel", "data"), ("--batch-size 64 cannot be shared equally by 3 processes", "by 1, 2, 4")),
-        (2, (), ("--parallel none runs in one process and torchrun started 2",)),
+        (3, ("--parallel", "tower"), ("torchrun started 3 processes", "--parallel tower needs 2 processes")),
+        (3, ("--parallel", "data"), ("--batch-size 64", "3 processes", ": 1, 2, 4")),
+        (2, (), ("--parallel none", "torchrun started 2")),
     ],
 )
 def test_numbers_of_processes_that_cannot_be_used(
@@ -212,7 +212,7 @@ def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("address", "says"),
-    [("nowhere.invalid", "[Errno -"), ("localhost", "nobody answered within 1 s (--start-timeout)")],
+    [("nowhere.invalid", "[Errno -"), ("localhost", "no answer within 1 s (--start-timeout)")],
 )
 def test_an_address_at_which_nobody_is(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str, says: str
@@ -226,12 +226,12 @@ def test_an_address_at_which_nobody_is(
         monkeypatch.setenv(name, str(value))
     seconds = 1 if address == "localhost" else 300
     done = run_here("net.train", "--parallel", "data", "--start-timeout", seconds, "--output-dir", tmp_path / "run")
-    one_line(done, 1, "rank 1 does not reach the others: ", f"(MASTER_ADDR {address}, MASTER_PORT {port})", says)
+    one_line(done, 1, "rank 1 cannot reach the others: ", f"(MASTER_ADDR {address}, MASTER_PORT {port})", says)
 
 
 def test_missing_nccl_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_group.dist, "is_nccl_available", lambda: False)
-    with pytest.raises(UsageError, match="need NCCL, which this PyTorch lacks"):
+    with pytest.raises(UsageError, match="--device cuda: several GPUs need NCCL"):
         process_group._backend(torch.device("cuda", 0), shared=False)
     assert process_group._backend(torch.device("cuda", 0), shared=True) == "gloo"
     assert process_group._backend(torch.device("cpu"), shared=False) == "gloo"
@@ -256,9 +256,9 @@ def test_each_rank_gets_a_device(
 @pytest.mark.parametrize(
     ("strategy", "variant", "fields", "says"),
     [
-        ("tower", "one_weird_trick", {}, "needs a network of two towers; one_weird_trick has 1"),
-        ("tower", "caffe", {}, "crosses the towers' border"),
-        ("hybrid", "digits", {"exchange": False}, "fc6 of digits reads its own"),
+        ("tower", "one_weird_trick", {}, "two towers; one_weird_trick has 1"),
+        ("tower", "caffe", {}, "caffe normalizes across towers"),
+        ("hybrid", "digits", {"exchange": False}, "fc6 of digits reads only its own"),
     ],
 )
 def test_networks_that_a_strategy_cannot_use(

@@ -165,21 +165,21 @@ def test_the_command_and_how_it_goes_on(tiny: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Trainer, "_update", stopping)
     stopped = ablate(tiny, tmp_path / "killed", "no_lrn")
     assert stopped.returncode == 128 + signal.SIGTERM
-    assert "stopped in no_lrn, seed 1; go on with the same command" in stopped.stdout
+    assert "stopped in no_lrn, seed 1" in stopped.stdout
     assert len(results(tmp_path / "killed")) == 3
     # And a power cut while a line was written.
     with open(tmp_path / "killed" / "results.jsonl", "a") as file:
         file.write('{"ablation": "no_l')
     again = ablate(tiny, tmp_path / "killed", "no_lrn")
     assert again.returncode == 0, again.stderr
-    assert "6 trainings of 1 epoch, 3 of them done before" in again.stdout
+    assert "6 runs of 1 epoch, 3 of them already done" in again.stdout
     assert count == 12, "the fourth training goes on after its first update"
     assert results(tmp_path / "killed") == rows
 
     # Other trainings do not mix with these.
     tiny.write_text(TINY.replace("max_steps = 2", "max_steps = 3"))
     refused = ablate(tiny, tmp_path / "whole", "no_lrn")
-    one_line(refused, 2, "whole holds results of other trainings: they differ in max_steps")
+    one_line(refused, 2, "whole holds results of other settings: they differ in max_steps")
 
 
 def test_side_by_side_the_results_are_the_same(tiny: Path, tmp_path: Path, threads: None) -> None:
@@ -191,7 +191,7 @@ def test_side_by_side_the_results_are_the_same(tiny: Path, tmp_path: Path, threa
     several = ("no_lrn", "--workers", available_cores() + 1)
     together = run_here("net.ablations", *several, *flags(tiny, tmp_path / "together"))
     assert together.returncode == 0, together.stderr
-    assert f"0 of them done before, {min(6, available_cores() + 1)} at a time" in together.stdout
+    assert f"0 of them already done, {min(6, available_cores() + 1)} in parallel" in together.stdout
     assert "6/6  " in together.stdout
     assert results(tmp_path / "together") == results(tmp_path / "alone")
     _, rows = read_results(tmp_path / "together" / "results.jsonl")
@@ -210,7 +210,7 @@ def test_side_by_side_the_results_are_the_same(tiny: Path, tmp_path: Path, threa
     stopped = run_here("net.ablations", *several, *flags(tiny, tmp_path / "killed"))
     other.join()
     assert (stopped.returncode, stopped.stderr) == (128 + signal.SIGINT, "")
-    assert "stopped in baseline, seed 0; go on with the same command" in stopped.stdout
+    assert "stopped in baseline, seed 0" in stopped.stdout
     for log in logs:
         assert "SIGTERM: saved update" in log.read_text()
         assert list((log.parent / "checkpoints").glob("step_*.pt"))
@@ -229,19 +229,19 @@ def test_a_training_that_diverges_is_told_and_not_repeated(tiny: Path, tmp_path:
     assert done.returncode == 0, done.stderr
     assert "diverged" in done.stdout
     assert "| no dropout        | 0 " in done.stdout
-    assert "6 of them done before" in ablate(tiny, tmp_path / "a", "no_dropout").stdout
+    assert "6 of them already done" in ablate(tiny, tmp_path / "a", "no_dropout").stdout
 
 
 def test_what_cannot_be_done_costs_one_line(tiny: Path, tmp_path: Path) -> None:
-    one_line(ablate(tiny, tmp_path / "a", "no_lnr"), 2, "'no_lnr' is no ablation; did you mean no_lrn?")
+    one_line(ablate(tiny, tmp_path / "a", "no_lnr"), 2, "unknown ablation 'no_lnr'; did you mean no_lrn?")
     done = run_here("net.ablations", "--seeds", 2, "--output-dir", tmp_path / "a")
     one_line(done, 2, "--seeds must be at least 3; got 2")
     done = run_here("net.ablations", "--workers", 0, "--output-dir", tmp_path / "a")
     one_line(done, 2, "--workers must be at least 1; got 0")
     tiny.write_text("seed = 3\n")
-    one_line(ablate(tiny, tmp_path / "a"), 2, "--baseline: ", "seed is for net.ablations itself to say")
+    one_line(ablate(tiny, tmp_path / "a"), 2, "--baseline: ", "seed is set by net.ablations itself")
     tiny.write_text("epoch = 3\n")
-    one_line(ablate(tiny, tmp_path / "a"), 2, "--baseline: ", "'epoch' is no flag; did you mean epochs?")
+    one_line(ablate(tiny, tmp_path / "a"), 2, "--baseline: ", "unknown flag 'epoch'; did you mean epochs?")
     (tmp_path / "file").write_text("")
     one_line(ablate(tiny, tmp_path / "file"), 1, "file is a file")
     assert not (tmp_path / "a").exists()
@@ -250,7 +250,7 @@ def test_what_cannot_be_done_costs_one_line(tiny: Path, tmp_path: Path) -> None:
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / "results.jsonl").write_bytes(content)
-        one_line(ablate(tiny, folder), 1, "results.jsonl holds no results of net.ablations")
+        one_line(ablate(tiny, folder), 1, "results.jsonl is not a results file of net.ablations")
 
 
 @pytest.mark.parametrize(("degrees", "value"), [(1, 12.7062), (2, 4.30265), (4, 2.77645), (9, 2.26216), (29, 2.04523)])

@@ -69,9 +69,9 @@ def command(name: str, network: Path) -> list[Any]:
 @pytest.mark.parametrize(
     ("network", "says"),
     [
-        ("nan.pt", "nan.pt: conv3.weight holds weights that are infinite or not a number: its training diverged"),
-        ("cut.pt", "cut.pt is damaged or none: not a whole file of torch.save"),
-        ("notes.txt", "notes.txt is damaged or none: not a whole file of torch.save"),
+        ("nan.pt", "nan.pt: conv3.weight holds infinite or NaN weights"),
+        ("cut.pt", "cut.pt is damaged or not a checkpoint: truncated, or not written by torch.save"),
+        ("notes.txt", "notes.txt is damaged or not a checkpoint: truncated, or not written by torch.save"),
         ("empty", "empty holds no intact checkpoint"),
         ("nowhere.pt", "nowhere.pt does not exist"),
     ],
@@ -87,7 +87,7 @@ def test_what_is_no_network(
 @pytest.mark.parametrize("name", ["evaluate", "predict", "predictions", "neighbours", "hashing"])
 def test_a_network_of_gray_images(networks: Path, name: str) -> None:
     done = run_here(*command(name, networks / "gray.pt"))
-    one_line(done, 1, "gray.pt: its first layer reads images of 1 channels and not of 3 (RGB)")
+    one_line(done, 1, "gray.pt: its first layer reads images with 1 channels, not 3 (RGB)")
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
@@ -109,7 +109,7 @@ def test_a_file_that_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "a.json").write_text("old")
     check_writable("--output", str(tmp_path / "a.json"))
     assert (tmp_path / "a.json").read_text() == "old"
-    with pytest.raises(UsageError, match=r"--output no/a\.json: there is no folder no"):
+    with pytest.raises(UsageError, match=r"--output no/a\.json: folder no does not exist"):
         check_writable("--output", "no/a.json")
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 

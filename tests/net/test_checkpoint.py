@@ -111,7 +111,7 @@ def test_a_short_file_is_noticed(tmp_path: Path, length: int) -> None:
     path = tmp_path / "a.pt"
     checkpoint.save(path, state())
     os.truncate(path, length if length >= 0 else path.stat().st_size + length)
-    with pytest.raises(DataError, match=r"a\.pt is damaged or none"):
+    with pytest.raises(DataError, match=r"a\.pt is damaged or not a checkpoint"):
         checkpoint.load(path)
 
 
@@ -119,10 +119,10 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         checkpoint.load(tmp_path / "nowhere.pt")
     torch.save({"w": torch.zeros(3)}, tmp_path / "foreign.pt")
-    with pytest.raises(DataError, match="was not written by this program"):
+    with pytest.raises(DataError, match="was not written by"):
         checkpoint.load(tmp_path / "foreign.pt")
     torch.save([1], tmp_path / "list.pt")
-    with pytest.raises(DataError, match="was not written by this program"):
+    with pytest.raises(DataError, match="was not written by"):
         checkpoint.load(tmp_path / "list.pt")
     torch.save({"format": 99, "digest": ""}, tmp_path / "later.pt")
     with pytest.raises(DataError, match="format 99 is not 1"):
@@ -136,7 +136,7 @@ class Malicious:
 
 def test_code_is_not_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     torch.save({"format": 1, "digest": "", "x": Malicious()}, tmp_path / "a.pt")
-    with pytest.raises(DataError, match="damaged or none"):
+    with pytest.raises(DataError, match="damaged or not a checkpoint"):
         checkpoint.load(tmp_path / "a.pt")
     assert "must not run" not in capfd.readouterr().out
 

@@ -176,13 +176,13 @@ def test_what_cannot_be_evaluated_costs_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for arguments, says in (
         ([str(tmp_path / "nowhere")], "nowhere does not exist"),
-        ([str(damaged)], "is damaged or none"),
+        ([str(damaged)], "is damaged or not a checkpoint"),
         ([str(tmp_path / "b")], "holds no intact checkpoint"),
         ([str(tmp_path / "empty")], "holds no intact checkpoint"),
         ([str(path), "--data-path", str(tmp_path / "empty")], "is empty"),
         ([str(path), "--data-path", "synthetic:100"], "was trained on stored images of 32x32"),
         ([str(strange)], "network: towers must be of type int; got 'two'"),
-        ([str(letters)], "the embedded digits has other classes than"),
+        ([str(letters)], "the embedded digits has different classes"),
         ([str(path), str(letters)], "their outputs cannot be averaged"),
     ):
         done = run_here("net.evaluate", *arguments)

@@ -204,9 +204,9 @@ def test_a_run_is_not_started_over_another(tmp_path: Path) -> None:
     runs.check_new(tmp_path / "new")
     runs.check_new(tmp_path)
     runs.write_config(tmp_path, TrainConfig())
-    with pytest.raises(UsageError, match="holds a run already"):
+    with pytest.raises(UsageError, match="already holds a run"):
         runs.check_new(tmp_path)
-    with pytest.raises(DataError, match="holds no run"):
+    with pytest.raises(DataError, match="is not a run folder"):
         runs.read_config(tmp_path / "new")
 
 

@@ -182,7 +182,7 @@ def test_a_form_that_fails_is_out(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     entry = tuning.measure(network("paper"), 8, "bf16", torch.device("cuda"))
     assert entry["chosen"] == {"first": "blocks", "shared": "apart", "towers": "at once"}
     assert None in entry["milliseconds"].values()
-    assert "cannot run here: no engine" in capsys.readouterr().out
+    assert "not supported here: no engine" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -250,7 +250,7 @@ def test_one_process_on_a_gpu_records(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compile_wanted(TrainConfig(cuda_graph=False), plan, 10**6, GPU)
     assert compile_wanted(TrainConfig(parallel="data"), plan, 10**6, GPU)
     for config, device in ((TrainConfig(cuda_graph=True), CPU), (TrainConfig(cuda_graph=True, parallel="tower"), GPU)):
-        with pytest.raises(UsageError, match="--cuda-graph needs a GPU and --parallel none"):
+        with pytest.raises(UsageError, match="--cuda-graph needs a CUDA GPU and --parallel none"):
             record_wanted(config, device)
 
 
@@ -302,4 +302,4 @@ def test_a_run_keeps_its_forms(tmp_path: Path) -> None:
         "--forms",
         "first must be one of pixels, blocks; got 'bricks'",
     )
-    one_line(run_here("net.tune", "--device", "cpu"), 2, "net.tune measures on a GPU")
+    one_line(run_here("net.tune", "--device", "cpu"), 2, "--device must be cuda")

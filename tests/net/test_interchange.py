@@ -227,7 +227,7 @@ def test_caffe_s_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str], padd
     path = tmp_path / "bvlc.onnx"
     tensors = caffe_graph(path, padded=padded)
     trained = open_trained(str(path), torch.device("cpu"))
-    assert "reads blue, green, red" in capsys.readouterr().out
+    assert "converted from BGR to RGB" in capsys.readouterr().out
     config = trained.network
     assert (config.variant, config.lrn_k, config.lrn_alpha, config.lrn_across_towers) == (
         "caffe",
@@ -397,10 +397,10 @@ def test_what_converters_write(tmp_path: Path, style: str) -> None:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda tensor: setattr(tensor, "data_type", 99), "damaged or no ONNX file"),
-        (lambda tensor: setattr(tensor, "raw_data", tensor.raw_data[:-4]), "damaged or no ONNX file"),
-        (lambda tensor: tensor.dims.__setitem__(0, 2**40), "damaged or no ONNX file"),
-        (lambda tensor: tensor.dims.__setitem__(0, -1), "damaged or no ONNX file"),
+        (lambda tensor: setattr(tensor, "data_type", 99), "damaged or not an ONNX file"),
+        (lambda tensor: setattr(tensor, "raw_data", tensor.raw_data[:-4]), "damaged or not an ONNX file"),
+        (lambda tensor: tensor.dims.__setitem__(0, 2**40), "damaged or not an ONNX file"),
+        (lambda tensor: tensor.dims.__setitem__(0, -1), "damaged or not an ONNX file"),
     ],
     ids=["type", "short", "large", "negative"],
 )
@@ -494,8 +494,8 @@ def _replace(nodes: list[Any], output: str, kind: str, **attributes: Any) -> Non
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda nodes, _: _replace(nodes, "conv3_2", "Sigmoid"), "operator Sigmoid (output conv3_2) has no place"),
-        (lambda nodes, _: _replace(nodes, "fc7_2", "Softmax"), "operator Gemm (output fc8_1) has no place"),
+        (lambda nodes, _: _replace(nodes, "conv3_2", "Sigmoid"), "operator Sigmoid (output conv3_2) is not supported"),
+        (lambda nodes, _: _replace(nodes, "fc7_2", "Softmax"), "operator Gemm (output fc8_1) is not supported"),
         (
             lambda nodes, _: _replace(
                 nodes, "pool2_1", "MaxPool", kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_UPPER"
@@ -512,7 +512,7 @@ def _replace(nodes: list[Any], output: str, kind: str, **attributes: Any) -> Non
             "operator Conv (output conv2_1) has pads [2, 2, 1, 2]",
         ),
         (lambda nodes, _: _replace(nodes, "fc7_1", "Gemm", transB=1, alpha=2.0), "must be a plain product"),
-        (lambda nodes, tensors: tensors.update(fc6_w_0=torch.zeros(20, 32)), "sizes do not fit"),
+        (lambda nodes, tensors: tensors.update(fc6_w_0=torch.zeros(20, 32)), "layer sizes are inconsistent"),
         (lambda nodes, _: nodes[8].input.pop(), "Conv (output conv3_1) has no bias in the file"),
         (
             lambda nodes, _: nodes[1].input.__setitem__(0, "data_0"),
@@ -537,9 +537,9 @@ def test_a_changed_graph_of_this_program_is_refused(tmp_path: Path) -> None:
     (node,) = [node for node in model.graph.node if node.output[0].endswith("/tower1/lrn")][:1]
     next(item for item in node.attribute if item.name == "bias").f = 1.0
     path.write_bytes(model.SerializeToString())
-    one_line(run_here("net.evaluate", path), 1, "its operators are not those of the network it names, variant digits")
+    one_line(run_here("net.evaluate", path), 1, "its operators do not match its network metadata, variant digits")
     path.write_bytes(b"\x07junk")
-    one_line(run_here("net.evaluate", path), 1, "network.onnx is damaged or no ONNX file")
+    one_line(run_here("net.evaluate", path), 1, "network.onnx is damaged or not an ONNX file")
 
 
 @onnx_installed
@@ -597,9 +597,9 @@ def test_what_cannot_be_exported_costs_one_line(tmp_path: Path) -> None:
             1,
             "weights do not fit variant digits: conv3.weight is [96, 64, 3, 3] instead of [96, 32, 3, 3]",
         ),
-        ((path, tmp_path / "n.pt2"), 2, "OUTPUT of --format onnx must end in .onnx"),
-        ((path, onnx, "--format", "aoti"), 2, "OUTPUT of --format aoti must end in .pt2"),
-        ((path, tmp_path / "no" / "n.onnx"), 2, "there is no folder"),
+        ((path, tmp_path / "n.pt2"), 2, "OUTPUT must end in .onnx for --format onnx"),
+        ((path, onnx, "--format", "aoti"), 2, "OUTPUT must end in .pt2 for --format aoti"),
+        ((path, tmp_path / "no" / "n.onnx"), 2, "no does not exist"),
     ):
         one_line(run_here("net.export", *arguments), status, says)
     assert not onnx.exists()
@@ -624,5 +624,5 @@ def test_one_convolution_reads_colours() -> None:
     state = {"conv1.weight": torch.arange(6.0).view(2, 3, 1, 1), "conv1.bias": torch.zeros(2)}
     assert onnx_import.from_bgr(state)["conv1.weight"].flatten().tolist() == [2, 1, 0, 5, 4, 3]
     assert torch.equal(onnx_import.from_bgr(onnx_import.from_bgr(state))["conv1.weight"], state["conv1.weight"])
-    with pytest.raises(DataError, match="one convolution must read three colours; got none"):
+    with pytest.raises(DataError, match="exactly one convolution must have three input channels; got none"):
         onnx_import.from_bgr({"conv1.weight": torch.zeros(2, 1, 3, 3)})

@@ -95,7 +95,7 @@ class Malicious:
     [
         (lambda files: files.pop("data_batch_3"), "data_batch_3 is missing"),
         (lambda files: files.update(test_batch=b"junk"), "test_batch is not a batch of CIFAR-10"),
-        (lambda files: files.update(test_batch=pickle.dumps(Malicious())), "it asks for builtins.print"),
+        (lambda files: files.update(test_batch=pickle.dumps(Malicious())), "builtins.print"),
         (
             lambda files: files.update(
                 test_batch=pickle.dumps({b"labels": [11], b"data": np.zeros((1, 3072), np.uint8)})

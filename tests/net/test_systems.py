@@ -113,7 +113,7 @@ def test_training_evaluation_and_fuse(tmp_path: Path, windows: bool) -> None:
     printed = python(tmp_path, "-c", EVERYTHING, windows=windows)
     assert "0.bias, 1, 2, 3 -> relu_lrn_max_pool2d" in printed
     assert "the implementation 'triton' needs the package triton, which is not installed" in printed
-    assert printed.count("running eager, because torch.compile finds no C++ compiler") == 2
+    assert printed.count("running eager, torch.compile is not usable here: no C++ compiler") == 2
     assert "trained 2 updates" in printed
     assert "trained 3 updates" in printed
     assert "top-5" in printed.partition("trained 3 updates")[2]
@@ -140,7 +140,7 @@ def test_folders_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_an_apple_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="--device mps: PyTorch finds no Apple GPU"):
+    with pytest.raises(UsageError, match="--device mps: PyTorch finds no usable Apple GPU"):
         device.choose("mps")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     mps = device.choose("mps")
@@ -150,7 +150,7 @@ def test_an_apple_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatc
         if name:
             with pytest.raises(UsageError, match=f"--device must be cpu, cuda, cuda:N or mps; got '{name}'"):
                 device.choose(name)
-    with pytest.raises(UsageError, match="--device mps computes in one process, without --parallel data"):
+    with pytest.raises(UsageError, match="--device mps runs in one process"):
         join(Launch(0, 2, 0, 2), TrainConfig(device="mps", parallel="data"))
 
 

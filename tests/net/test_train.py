@@ -192,12 +192,12 @@ def test_resume_from_an_older_checkpoint_needs_its_own_folder(whole: Path, tmp_p
 
 def test_resume_refusals(whole: Path, tmp_path: Path) -> None:
     one_line(run_here("net.train", "--resume", tmp_path / "nowhere"), 1, "nowhere does not exist")
-    one_line(run_here("net.train", "--resume", tmp_path), 1, "holds no run")
+    one_line(run_here("net.train", "--resume", tmp_path), 1, "is not a run folder")
     one_line(run_here("net.train", "--resume", whole, "--preset", "cifar10"), 2, "has the preset digits")
     for flags in (("--network", "paper"), ("--architecture", "lrn=false"), ("--image-size", 28)):
         done = run_here("net.train", "--resume", whole, *flags)
-        one_line(done, 2, f"{flags[0]} belongs to the start of a run; the one in {whole} keeps its own")
-    one_line(run_here("net.train", *SHORT, "--output-dir", whole), 2, "holds a run already")
+        one_line(done, 2, f"{flags[0]} cannot change when resuming; the run in {whole} keeps its own")
+    one_line(run_here("net.train", *SHORT, "--output-dir", whole), 2, "already holds a run")
     folder = shutil.copytree(whole, tmp_path / "damaged")
     for path in checkpoint.checkpoints(folder / "checkpoints"):
         path.write_bytes(b"junk")
@@ -249,7 +249,7 @@ def test_a_full_disk_ends_with_one_line_and_leaves_the_checkpoints(whole: Path, 
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)),
     )
     ended = Done(done.returncode, done.stdout, done.stderr)
-    one_line(ended, 1, "cannot write checkpoint", "File too large", "step_00000044.pt is whole")
+    one_line(ended, 1, "cannot write checkpoint", "File too large", "step_00000044.pt, is intact")
     assert {path: path.read_bytes() for path in checkpoint.checkpoints(folder / "checkpoints")} == kept
     assert not list((folder / "checkpoints").glob("*.partial"))
 
@@ -284,7 +284,7 @@ def test_time_budget_ends_the_training(tmp_path: Path) -> None:
     done = run_here("net.train", "--resume", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert (
-        "note: its time budget of 2 s is used up, so nothing more is trained; to go on give --time-budget"
+        "note: its time budget of 2 s is used up, so it trains no further; to continue, raise --time-budget"
         in done.stdout
     )
 
@@ -378,7 +378,7 @@ def test_tensorboard_is_written_or_asked_for(tmp_path: Path) -> None:
 def test_a_stored_image_much_larger_than_the_crop_is_remarked(tmp_path: Path) -> None:
     done = run_here("net.train", "--image-size", 20, "--max-steps", 1, "--output-dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    assert "note: a crop shows 39 % of a stored image (32x32)" in done.stdout
+    assert "note: a crop covers 39 % of a stored image (32x32)" in done.stdout
 
 
 def test_images_smaller_than_the_input_are_refused() -> None:
@@ -420,7 +420,7 @@ class TestCompile:
             "net.train", "--max-steps", 1, "--compile", "--output-dir", tmp_path / "run", PATH=str(tmp_path), CXX=""
         )
         assert done.returncode == 0, done.stderr
-        assert "running eager, because torch.compile finds no C++ compiler (g++); install one" in done.stdout
+        assert "running eager, torch.compile is not usable here: no C++ compiler (g++); install one" in done.stdout
         assert ", eager;" in done.stdout
 
     @pytest.mark.compiles
