@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, and damage is noticed."""
+"""Checkpoints are written atomically, and damage is detected."""
 
 import copy
 import os
@@ -96,7 +96,7 @@ def test_one_flipped_bit_anywhere_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     checkpoint.save(path, state())
     content = path.read_bytes()
-    # Bytes of the tensors and of the archive's directory; what is padding does not matter.
+    # Bytes of the tensors and of the archive's directory, but not of the padding.
     start = content.index(state()["model"]["w"].numpy().tobytes())
     for position in (start, start + 4001, start + 7999, len(content) - 30):
         damaged = bytearray(content)
@@ -156,7 +156,7 @@ def test_the_newest_intact_one_is_taken_and_damage_is_said(tmp_path: Path, capsy
 def test_a_run_that_prunes_meanwhile_has_newer_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The listed one is gone when it is opened, and what took its place is read."""
+    """The listed checkpoint is gone when it is opened; a newer one is read instead."""
     checkpoint.save(checkpoint.path_of(tmp_path, 3), {"step": 3})
     load, pruned = checkpoint.load, []
 
@@ -172,7 +172,7 @@ def test_a_run_that_prunes_meanwhile_has_newer_ones(
     assert found is not None
     assert found[1]["step"] == 4
     assert capsys.readouterr().out == ""
-    # A link to nowhere stays listed, and is passed over.
+    # A dangling symlink stays listed, and is skipped.
     (tmp_path / "step_00000009.pt").symlink_to("nowhere")
     found = checkpoint.newest(tmp_path)
     assert found is not None

@@ -1,4 +1,4 @@
-"""Flags, files and presets, and how mistakes are answered."""
+"""Flags, files and presets, and the errors for mistakes."""
 
 import dataclasses
 import os
@@ -218,7 +218,7 @@ def test_mistakes_cost_one_line_and_exit_with_2(
 def test_paths_come_before_pytorch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, arguments: list[str], says: str
 ) -> None:
-    """Half a second instead of ten: nothing is imported, made or said before."""
+    """Half a second instead of ten: nothing is imported, created or printed before."""
     monkeypatch.chdir(tmp_path)
 
     def load(*modules: str) -> None:
@@ -236,7 +236,7 @@ def test_a_path_that_no_configuration_can_hold(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     name = os.fsdecode(b"im\xffages")
     one_line(run_here("net.train", "--data-path", name), 2, "--data-path ", "im\\udcffages is not valid UTF-8")
-    # DEL is a character that TOML wants escaped, and JSON does not.
+    # TOML requires DEL to be escaped, JSON does not.
     runs.write_config(tmp_path, TrainConfig(data_path='a\x7f\n\tb"\\é'))
     assert runs.read_config(tmp_path)["data_path"] == str(tmp_path / 'a\x7f\n\tb"\\é')
 
@@ -244,7 +244,7 @@ def test_a_path_that_no_configuration_can_hold(tmp_path: Path, monkeypatch: pyte
 def test_ctrl_c_waits_for_an_import(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An exception out of one would leave half a library behind, and was once swallowed there."""
+    """An exception in an import would leave a half-initialised library, and has been swallowed by one."""
     done, ended = [], []
 
     def slow(name: str) -> None:

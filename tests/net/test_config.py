@@ -1,4 +1,4 @@
-"""Architectures, presets and what is refused."""
+"""Architectures, presets and their errors."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from net.common.errors import UsageError
 from net.model.config import VARIANTS, AlexNetConfig, network
 from net.training.config import PRESETS, RECIPES, RecipeConfig, TrainConfig
 
-#: (layer, output shape, parameters) of the paper's network: sections 3.5, with Figure 2's grouped kernels.
+#: (layer, output shape, parameters) of the paper's network: section 3.5, with Figure 2's grouped kernels.
 PAPER = (
     ("conv1", (96, 55, 55), 34_944),
     ("stage1", (96, 27, 27), 0),
@@ -186,7 +186,7 @@ def test_multistep_without_milestones_follows_the_epochs() -> None:
 
 @pytest.mark.parametrize("name", ["fc.8", "forward", "config", "conv9", "fc", "", "fc8\n", "fc" + "9" * 5000])
 def test_names_that_a_network_cannot_have(name: str) -> None:
-    """A layer is an attribute of the network; what a file calls it must not take another's place."""
+    """A layer becomes an attribute of the module; its name in a file must not overwrite another attribute."""
     with pytest.raises(UsageError):
         network("digits", output_name=name)
 

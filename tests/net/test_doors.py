@@ -1,4 +1,4 @@
-"""Files that users give: what each format's door lets in, and what it refuses before memory is taken."""
+"""Readers of input files: what each format's reader accepts, and what it rejects before it allocates memory."""
 
 import gzip
 import hashlib
@@ -69,7 +69,7 @@ def test_sizes_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def state() -> dict[str, Any]:
-    """A whole checkpoint, small."""
+    """A small, complete checkpoint."""
     return {
         "metadata": {"network": {}, "classes": ["a", "b"], "data_path": None},
         "parallel": {"strategy": "none", "ranks": 1},
@@ -89,7 +89,7 @@ def state() -> dict[str, Any]:
 
 
 def damaged_states() -> dict[str, tuple[tuple[str, ...], Any]]:
-    """What stands where, under a checksum that is right."""
+    """Checkpoints with a wrong member and a correct checksum, by the expected message."""
     nan = torch.full((2, 2, 3), 99.5)
     nan[1, 1, 1] = float("nan")
     return {
@@ -116,7 +116,7 @@ def damaged_states() -> dict[str, tuple[tuple[str, ...], Any]]:
 
 @pytest.mark.parametrize("says", list(damaged_states()))
 def test_members_of_a_checkpoint(tmp_path: Path, says: str) -> None:
-    """The checksum says who wrote it whole, not what."""
+    """A correct checksum does not make the content valid."""
     place, value = damaged_states()[says]
     content: Any = state()
     inner = content
@@ -138,7 +138,7 @@ def test_a_missing_member_is_named(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=f"a.pt cannot be used: {name} is missing"):
             checkpoint_door.load(tmp_path / "a.pt", checkpoint_door.RESUMED)
     whole = state()
-    # As before there were several processes.
+    # As written before there were multi-process runs.
     del whole["random"]["others"], whole["parallel"]
     for content in (state(), whole):
         checkpoint.save(tmp_path / "a.pt", content)
@@ -146,7 +146,7 @@ def test_a_missing_member_is_named(tmp_path: Path) -> None:
 
 
 def rezipped(path: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> None:
-    """Write the members of an archive of torch.save again, changed."""
+    """Rewrite the members of a ``torch.save`` archive with ``change``."""
     with zipfile.ZipFile(path) as archive:
         members = [(item.filename, archive.read(item)) for item in archive.infolist()]
     with zipfile.ZipFile(path, "w", compression) as archive:
@@ -155,7 +155,7 @@ def rezipped(path: Path, change: Callable[[str, bytes], bytes], compression: int
 
 
 def nested(levels: int) -> bytes:
-    """A pickle of pairs of the same pair: two bytes a level, and each level doubles the value."""
+    """A pickle of nested pairs, each of the previous one twice: a level takes two bytes and doubles the value."""
     return b"\x80\x02)" + b"".join(b"q" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(levels)) + b"."
 
 
@@ -196,7 +196,7 @@ def test_values_are_counted_as_often_as_they_are_named() -> None:
 
 @pytest.mark.timeout(60)
 def test_lists_that_hold_themselves(tmp_path: Path) -> None:
-    """Their size shows only once they are filled."""
+    """Lists that are memoized before they are filled."""
     shared: Any = [0] * 1000
     for _ in range(8):
         shared = [shared] * 10
@@ -229,7 +229,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_array(store: Path, target: Path, name: str, array: np.ndarray) -> Path:
-    """A copy of the store with another array, whose checksum is right."""
+    """A copy of the store with another array and a correct checksum."""
     shutil.copytree(store, target)
     np.save(target / name, array)
     meta = json.loads((target / "meta.json").read_text())
@@ -319,11 +319,11 @@ def cifar(path: Path, change: Callable[[tarfile.TarInfo], None] = lambda info: N
 
 
 def test_a_flipped_bit_anywhere_in_an_archive(tmp_path: Path) -> None:
-    """gzip ends with a checksum of what it holds, behind tar's own end."""
+    """gzip's checksum comes after tar's end-of-archive marker."""
     path = cifar(tmp_path / "cifar-10-binary.tar.gz")
     content = path.read_bytes()
     assert len(cifar10.load(path).train) == 10
-    # Behind gzip's header, whose clock and names mean nothing.
+    # After gzip's header, whose timestamp and name do not matter.
     for position in np.random.default_rng(0).integers(40, len(content), 60):
         damaged = bytearray(content)
         damaged[position] ^= 1 << int(position) % 8
@@ -337,7 +337,7 @@ def test_a_flipped_bit_anywhere_in_an_archive(tmp_path: Path) -> None:
 
 
 def test_the_checksum_behind_the_end_is_read(tmp_path: Path) -> None:
-    """A tar archive may end long before the file does, and nothing but its checksum tells that a member is damaged."""
+    """A tar archive may end long before the file does, and only gzip's checksum shows that a member is damaged."""
     path = cifar(tmp_path / "cifar-10-binary.tar")
     whole = gzip.compress(path.read_bytes() + bytes(2**20), mtime=0)
     path = tmp_path / "cifar-10-binary.tar.gz"
@@ -358,7 +358,7 @@ def test_archives_that_unpack_to_more(tmp_path: Path, monkeypatch: pytest.Monkey
         file.write(bytes(2**21))
     with pytest.raises(DataError, match="it unpacks to more than the published archives"):
         cifar10.load(path)
-    # A sparse member: its size is said in the header and takes no bytes.
+    # A sparse member: its size is only in the header and takes no bytes.
     size = 6 * 2**30
     sparse = tarfile.TarInfo("data_batch_1.bin")
     sparse.type, sparse.size = tarfile.GNUTYPE_SPARSE, 0

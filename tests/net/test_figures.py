@@ -1,4 +1,4 @@
-"""The figures' numbers against numbers by hand, the files they leave, and what is refused."""
+"""The figures' numbers against independent computations, the files, and errors."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ from tests.commands import ROOT, one_line, run_here
 
 
 def colours_of(path: Path) -> tuple[tuple[int, int], bool]:
-    """Size of a PNG on white, and whether there is any colour in it."""
+    """The size of a PNG on white, and whether it has any colour."""
     with Image.open(path) as picture:
         assert picture.format == "PNG"
         pixels = np.asarray(picture.convert("RGB")).astype(int)
@@ -58,7 +58,7 @@ def test_filters_tower_by_tower(shapes_run: Path, tmp_path: Path) -> None:
 
 
 def save(path: Path, **fields: object) -> Path:
-    """A checkpoint of an untrained network, as from a run on the embedded digits."""
+    """Save a checkpoint of an untrained network, as from a run on the embedded digits."""
     model = alexnet("digits", **fields)
     data = digits.load()
     classes = list(data.classes)[: model.config.classes]
@@ -161,7 +161,7 @@ def test_relu_against_tanh(shapes_run: Path, tmp_path: Path) -> None:
 
 
 def test_a_training_ends_at_the_target() -> None:
-    """Dark images and bright ones: guessing is wrong half the time, and learning takes a few updates."""
+    """Dark and bright images: guessing has an error of a half, and learning takes a few updates."""
     labels = np.arange(16) % 2
     images = np.random.default_rng(0).integers(0, 100, (16, 32, 32, 3)) + 150 * labels[:, None, None, None]
     split = Split(images.astype(np.uint8), labels)
@@ -203,7 +203,7 @@ def test_the_committed_figures_are_small_and_listed() -> None:
 
 
 def test_names_of_classes_are_text_and_no_formulas(tmp_path: Path) -> None:
-    """Between dollar signs matplotlib reads TeX, and raises where it is none."""
+    """Between dollar signs matplotlib parses TeX, and raises if it is invalid."""
     names = ["a$b^$", "cat\x1b[2J\nnewline"]
     images = np.zeros((2, 8, 8, 3), np.uint8)
     drawings.predictions(tmp_path / "a.png", "title $\\frac$", images, names, [[(name, 0.5) for name in names]] * 2)

@@ -1,4 +1,4 @@
-"""What an image folder holds, and what is said of one that cannot be used."""
+"""Scanning image folders, and the errors for unusable ones."""
 
 import os
 from pathlib import Path
@@ -56,7 +56,7 @@ LABEL_FILES = {
 @pytest.mark.parametrize("content", LABEL_FILES.values(), ids=list(LABEL_FILES))
 def test_flat_validation_folder(tmp_path: Path, content: str) -> None:
     tree(tmp_path, "train/cat/1.jpg", "train/dog/1.jpg", "val/x1.JPEG", "val/x2.JPEG")
-    # As they lie in such folders: neither is an image.
+    # Files that such folders often contain: neither is an image.
     tree(tmp_path, "val/Thumbs.db")
     labels = tmp_path / "val" / "labels"
     labels.write_text(content)
@@ -128,7 +128,7 @@ def test_other_names_of_the_validation_folder(tmp_path: Path, name: str) -> None
 
 
 def test_images_in_a_folder_of_a_flat_validation_folder(tmp_path: Path) -> None:
-    """As Tiny ImageNet has them."""
+    """As in Tiny ImageNet."""
     tree(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/images/val_2.JPEG", "val/images/val_10.JPEG")
     labels = tmp_path / "val" / "val_annotations.txt"
     labels.write_text("val_2.JPEG\tb\t0\t0\t1\t1\nval_10.JPEG\ta\t0\t0\t1\t1\n")
@@ -153,7 +153,7 @@ def test_twelve_numbered_files(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(60)
 def test_links_that_go_round(tmp_path: Path) -> None:
-    """Twenty-two folders with two links each to the next one: four million ways to one file."""
+    """Twenty-two folders with two links each to the next one: four million paths to one file."""
     tree(tmp_path, "train/a/1.jpg", "val/a/1.jpg", "deep/22/2.jpg")
     for level in range(22):
         folder = tmp_path / "deep" / str(level)

@@ -1,4 +1,4 @@
-"""Codes of the features: what the auto-encoder keeps, and the command."""
+"""Binary codes of features: what the auto-encoder preserves, and the command."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_codes_keep_neighbours() -> None:
 
 
 def test_what_is_decoded_is_the_code() -> None:
-    """The straight-through gradient must not let the decoder see more than bits."""
+    """With the straight-through estimator the decoder must still see only bits."""
     model, _ = learn(clusters(50, 0), 64, epochs=1, seed=0)
     vectors = clusters(9, 3)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""ONNX out and in, torch.export and AOTInductor: the same logits everywhere, and what cannot be read is refused."""
+"""ONNX export and import, torch.export and AOTInductor: equal logits, and errors for unsupported files."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ from net.training.evaluation import probabilities
 from tests.commands import ROOT, Done, environment, one_line, run_here
 from tests.pictures import picture
 
-#: ONNX Runtime sums in another order than PyTorch: relative to the largest logit.
+#: ONNX Runtime sums in another order than PyTorch; relative to the largest logit.
 CLOSE = 2e-5
 
 onnx_installed = pytest.mark.skipif(
@@ -38,7 +38,7 @@ onnx_installed = pytest.mark.skipif(
 
 
 def lively(variant: str = "digits", seed: int = 0, **fields: Any) -> AlexNet:
-    """A network whose logits depend on every layer: an untrained one says much the same of each image."""
+    """A network whose logits depend on every layer: those of an untrained one hardly differ between images."""
     torch.manual_seed(seed)
     model = alexnet(variant, **fields).eval()
     with torch.no_grad():
@@ -51,7 +51,7 @@ def lively(variant: str = "digits", seed: int = 0, **fields: Any) -> AlexNet:
 
 
 def save(folder: Path, model: AlexNet) -> Path:
-    """A checkpoint of ``model``, as a run on the digits leaves it."""
+    """Save a checkpoint of ``model``, as a run on the digits does."""
     data = digits.load()
     metadata = {"network": model.config.to_dict(), "classes": list(data.classes), "data_path": None}
     mean = torch.from_numpy(data.mean)
@@ -102,7 +102,7 @@ def case(name: str) -> AlexNet:
     fields = dict(CASES[name])
     if not fields.pop("original", False):
         return lively(lrn_alpha=fields.pop("lrn_alpha", 0.02), **fields)
-    # Its order of operations, both normalizations and the rows that conv1 lacks, at a small size.
+    # Its order of operations, both normalizations and conv1's padding, at a small size.
     operations = {layer.name: list(layer.then) for layer in VARIANTS["original_code"].convolutions}
     layers = VARIANTS["digits"].to_dict()["convolutions"]
     changed = [{**layer, "then": operations[layer["name"]]} for layer in layers]
@@ -154,9 +154,9 @@ def test_an_onnx_file_is_evaluated_as_its_checkpoint(tmp_path: Path) -> None:
 
 
 def caffe_graph(path: Path, *, padded: bool = False, spoil: Any = None) -> dict[str, Tensor]:
-    """A small network as bvlc_alexnet is in ONNX, node by node; returns its weights, which read blue, green, red.
+    """A small network in the layout of bvlc_alexnet in ONNX, node by node; returns its weights, which read BGR.
 
-    ``padded``: for images whose maps have an even number of rows, with a row more behind each before it is pooled.
+    ``padded``: for images whose feature maps have an even number of rows, padded by one at the end before pooling.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -241,13 +241,12 @@ def test_caffe_s_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str], padd
     with torch.no_grad():
         expected = run_onnx(path, images.flip(1))
         assert_same(model(images), expected)
-        # The border between the groups matters, and the order of the colours.
+        # LRN across groups matters, and so does the order of the channels.
         wrong = AlexNet(dataclasses.replace(config, lrn_across_towers=False)).eval()
         weights.load_weights(wrong, model.state_dict())
         assert (wrong(images) - expected).abs().max() > 1e-3 * expected.abs().max()
         assert (model(images.flip(1)) - expected).abs().max() > 1e-2 * expected.abs().max()
-        # The same from a state dict in Caffe's order. The weights' memory format is another one, in which a processor
-        # may sum in another order.
+        # The same from a state dict in Caffe's order. Its memory format differs, and may change the order of sums.
         other = AlexNet(config).eval()
         weights.load_weights(other, onnx_import.from_bgr(tensors))
         for name, parameter in model.named_parameters():
@@ -311,7 +310,7 @@ def test_the_whole_caffe_network_is_the_variant(tmp_path: Path) -> None:
 
 
 def converted(path: Path, style: str) -> None:
-    """Write a file again as converters do: weights that are no initializers, half precision, products and sums."""
+    """Rewrite a file as converters do: weights that are no initializers, half precision, MatMul and Add."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -387,7 +386,7 @@ def test_what_converters_write(tmp_path: Path, style: str) -> None:
     with torch.no_grad():
         actual = model(images)
     if style == "half":
-        # Activations in half precision have 11 bits.
+        # Half-precision activations have 11 significant bits.
         assert (actual - expected).abs().max() < 0.01 * expected.abs().max()
     else:
         assert_same(actual, expected)
@@ -457,7 +456,7 @@ def test_constants_larger_than_memory(tmp_path: Path, sizes: list[int]) -> None:
 
 @onnx_installed
 def test_caffe_s_networks_are_asked_with_a_colour(tmp_path: Path) -> None:
-    """The mean image of their training is in no file; its colour is known, and given by a flag."""
+    """Their files hold no mean image; its colour is known, and given by a flag."""
     caffe_graph(tmp_path / "bvlc.onnx")
     picture(0, 0, 90, 80).save(tmp_path / "a.png")
     answers = []

@@ -1,4 +1,4 @@
-"""The five most probable classes against the network asked directly, and what is refused."""
+"""The five most probable classes against direct inference, and errors."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_top_five_and_features(shapes_run: Path, tmp_path: Path, crops: int) -> 
     model, mean, classes = network_of(shapes_run)
     assert mean.shape[0] == 32
     pixels = torch.stack([torch.from_numpy(decode(path, 32)) for path in images])
-    # The central 28 x 28 of 32 x 32, by hand.
+    # The centre 28x28 of 32x32, by hand.
     centre = (pixels - mean)[:, 2:30, 2:30].permute(0, 3, 1, 2).contiguous()
     with torch.no_grad():
         if crops == 1:
@@ -74,7 +74,7 @@ def test_the_table_names_classes(shapes_run: Path) -> None:
 
 
 def save(path: Path, names: list[str] | None, **fields: object) -> Path:
-    """A checkpoint of an untrained network."""
+    """Save a checkpoint of an untrained network."""
     model = alexnet("digits", **fields)
     metadata = {"network": model.config.to_dict(), "classes": names, "data_path": None}
     checkpoint.save(

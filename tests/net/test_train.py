@@ -1,4 +1,4 @@
-"""The training command: what it leaves, how it goes on, how it stops."""
+"""The training command: output files, resuming, stopping."""
 
 import json
 import os
@@ -35,14 +35,14 @@ def final(folder: Path) -> bytes:
 
 
 def learned(folder: Path) -> list[dict[str, object]]:
-    """The metrics but for what depends on the clock and the machine."""
+    """The metrics without columns that depend on the clock and the machine."""
     clock = ("images_per_s", "memory_mib", "elapsed_s")
     return [{key: value for key, value in row.items() if key not in clock} for row in runs.read_metrics(folder)]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The short run, never stopped."""
+    """The short run, uninterrupted."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     done = run_here("net.train", *SHORT, "--output-dir", folder)
     assert done.returncode == 0, done.stderr
@@ -87,7 +87,7 @@ def test_lines_of_progress_and_metrics(whole: Path) -> None:
     assert "epoch 1: learning rate: 0.01 -> 0.001" in output
 
 
-@pytest.mark.slow  # A killed and resumed run ends with these bits too.
+@pytest.mark.slow  # Tests of resuming also find nondeterminism.
 def test_the_same_command_gives_the_same_bits(whole: Path, tmp_path: Path) -> None:
     assert run("net.train", *SHORT, "--output-dir", tmp_path / "again").returncode == 0
     assert final(tmp_path / "again") == final(whole)
@@ -95,7 +95,7 @@ def test_the_same_command_gives_the_same_bits(whole: Path, tmp_path: Path) -> No
 
 
 def test_killed_at_any_moment_it_ends_with_the_same_bits(whole: Path, tmp_path: Path) -> None:
-    """SIGKILL at a random moment of each run of this test."""
+    """SIGKILL at a random time, which differs in every run of this test."""
     folder = tmp_path / "killed"
     process = start("net.train", *SHORT, "--output-dir", folder)
     wait_for(process, "run folder")
@@ -120,7 +120,7 @@ def test_a_signal_saves_and_the_run_goes_on_with_the_same_bits(
     whole: Path, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     folder = tmp_path / "stopped"
-    # Without --checkpoint-every: only the signal's checkpoint can be there. The interval is in the middle.
+    # Without --checkpoint-every there is only the signal's checkpoint, in the middle of a logging interval.
     arguments = [*SHORT[:6], *SHORT[8:], "--output-dir", folder]
     process = start("net.train", *arguments)
     wait_for(process, "step 15/44")
@@ -147,7 +147,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    # Ended by the signal itself, or by the first one's checkpoint when that was sooner.
+    # Killed by the second signal, or finished after the first one's checkpoint if that was faster.
     assert process.returncode in (-signal.SIGTERM, 143)
 
 
@@ -290,7 +290,7 @@ def test_time_budget_ends_the_training(tmp_path: Path) -> None:
 
 
 def test_signals_that_stop_and_those_that_are_ignored() -> None:
-    """A closed terminal saves too; nohup and a shell's background have their signals ignored, and that stays."""
+    """A closed terminal (SIGHUP) saves too; signals ignored under nohup or in the background stay ignored."""
     before = {number: signal.getsignal(number) for number in StopSignal.NUMBERS}
     try:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -311,7 +311,7 @@ def test_signals_that_stop_and_those_that_are_ignored() -> None:
 
 @pytest.mark.slow  # The schedules themselves are in tests/net/test_recipe.py.
 def test_the_schedule_ends_the_training(tmp_path: Path) -> None:
-    """At a rate of zero nothing improves: three falls, and the next stall is the end."""
+    """At a learning rate of zero nothing improves: three reductions, and the next plateau ends training."""
     done = run_here(
         "net.train", "--epochs", 99, "-b", 720, "--lr", 0, "--lr-scheduler", "plateau", "--patience", 1,
         "--image-size", 20, "--output-dir", tmp_path / "run",
@@ -342,7 +342,7 @@ def test_other_ways_of_training(tmp_path: Path, flags: tuple[object, ...]) -> No
 
 
 def test_threads_sleep_soon() -> None:
-    """See net.common.cli.spin_briefly; whoever has chosen already keeps the choice."""
+    """See net.common.cli.spin_briefly; a user's own setting is kept."""
     code = "import os; from net.common import cli; cli.spin_briefly(); print(os.environ.get('GOMP_SPINCOUNT'))"
     clean = {name: value for name, value in environment().items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     for given, said in (({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")):
@@ -407,7 +407,7 @@ class TestCompile:
         assert not compile_wanted(TrainConfig(time_budget=60.0), network("paper"), 900_000, cpu)
         assert not compile_wanted(TrainConfig(compile=False), network("paper"), 900_000, cpu)
         assert compile_wanted(TrainConfig(compile=True), network("digits"), 1, cpu)
-        # Of several processes; what one process records is in tests/net/test_forms.py.
+        # Several processes; for a single one see tests/net/test_forms.py.
         cuda = torch.device("cuda")
         assert compile_wanted(TrainConfig(parallel="data"), network("digits"), 1, cuda)
         assert not compile_wanted(TrainConfig(parallel="data", time_budget=60.0), network("digits"), 440, cuda)
@@ -419,7 +419,7 @@ class TestCompile:
     def test_without_a_compiler_it_says_so_and_runs_eager(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """How that is found out is in tests/kernels/test_compiler.py."""
+        """The check itself is tested in tests/kernels/test_compiler.py."""
         monkeypatch.setattr("net.training.setup.compiler.obstacle", lambda: "no C++ compiler")
         done = run_here(
             "net.train", "--max-steps", 1, "--compile", "--image-size", 20, "--output-dir", tmp_path / "run"
@@ -443,7 +443,7 @@ class TestCompile:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_digits_are_learned_from_any_seed(tmp_path: Path) -> None:
-    """97 % or more after the last epoch, in about a minute, on two cores."""
+    """97 % or more after the last epoch, in about a minute on two cores."""
     accuracies = []
     for seed in range(5):
         folder = tmp_path / str(seed)

@@ -1,4 +1,4 @@
-"""Transfer: a network trained on some classes goes on with others (the paper's starred rows)."""
+"""Transfer learning: a trained network is fine-tuned on other classes (the paper's starred rows)."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ FROZEN = ("conv1", "conv4", "fc6")
 
 @pytest.fixture(scope="module")
 def flags(shapes_run: Path) -> list[object]:
-    """From twelve synthetic classes to ten digits."""
+    """Flags to transfer from twelve synthetic classes to ten digits."""
     source = shapes_run / "model.safetensors"
     return [
         "--image-size", 28, "-b", 24, "--init-from", source, "--new-head", "--freeze", *FROZEN, "--lr", 0.001,
@@ -27,7 +27,7 @@ def flags(shapes_run: Path) -> list[object]:
 
 @pytest.fixture(scope="module")
 def tuned(flags: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fine-tuned by four updates."""
+    """A run fine-tuned for four updates."""
     folder = tmp_path_factory.mktemp("transfer") / "run"
     done = run_here("net.train", *flags, "--max-steps", 4, "--output-dir", folder)
     assert done.returncode == 0, done.stderr
@@ -44,12 +44,12 @@ def test_frozen_layers_stay_and_the_others_learn(shapes_run: Path, tuned: Path) 
         if name.startswith("fc8"):
             continue
         assert torch.equal(before[name], after[name]) == (name.split(".")[0] in FROZEN), name
-        # Fine-tuned, not started anew.
+        # Fine-tuned, not reinitialised.
         assert (before[name] - after[name]).abs().max() < 0.02
 
 
 def test_from_a_run_folder(shapes_run: Path, flags: list[object], tuned: Path, tmp_path: Path) -> None:
-    """As from the weights that lie in it."""
+    """Equals starting from the weights in it."""
     changed = [shapes_run if item == shapes_run / "model.safetensors" else item for item in flags]
     done = run_here("net.train", *changed, "--max-steps", 4, "--output-dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
@@ -62,8 +62,8 @@ def test_from_a_run_folder(shapes_run: Path, flags: list[object], tuned: Path, t
 
 
 def test_the_sixth_convolution_before_and_after(shapes_run: Path, tmp_path: Path) -> None:
-    """The paper's starred rows, small, as reports/paper.md writes them: sixth_conv learns some classes, then others."""
-    # Narrow dense layers: 4096 wide they would take most of a minute.
+    """The paper's starred rows on a small scale, as in reports/paper.md: pre-train sixth_conv, then fine-tune it."""
+    # Narrow dense layers: with 4096 features they would take most of a minute.
     narrow = 'hidden=[{name="fc6", features=32}, {name="fc7", features=32}]'
     sizes = (
         "--preset",

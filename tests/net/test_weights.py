@@ -1,4 +1,4 @@
-"""Weights from elsewhere, by any of the names they go by."""
+"""Weights from other programs, with their parameter names."""
 
 import dataclasses
 from collections import OrderedDict
@@ -107,7 +107,7 @@ def test_what_does_not_match_is_said_and_nothing_changes() -> None:
 
 @pytest.mark.parametrize("part", ["module", "model", "_orig_mod", "net", "_fsdp_wrapped_module"])
 def test_what_a_network_was_wrapped_in_is_seen_through_wherever_it_stands(part: str) -> None:
-    """pytorch/examples wraps AlexNet's features alone: features.module.0.weight."""
+    """pytorch/examples wraps only AlexNet's features: features.module.0.weight."""
     for pattern in (f"{part}.{{}}.{{}}", f"{{}}.{part}.{{}}", f"{part}.{{}}.{part}.{{}}"):
         renamed = {pattern.format(*name.split(".")): tensor for name, tensor in state().items()}
         network = model()
@@ -165,7 +165,7 @@ def test_a_whole_model_is_told_to_save_its_state_dict(tmp_path: Path) -> None:
 
 
 def torchvision_s() -> nn.Module:
-    """torchvision's AlexNet with 16 features where it has 4096."""
+    """torchvision's AlexNet with 16 instead of 4096 features."""
 
     def convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> list[nn.Module]:
         return [nn.Conv2d(inputs, outputs, size, stride, 2 if size > 3 else 1), nn.ReLU()]
@@ -185,13 +185,13 @@ def torchvision_s() -> nn.Module:
 def test_torchvision_s_weights_give_torchvision_s_logits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ending: str
 ) -> None:
-    """Its pixels are in [0, 1], less a mean and divided by a deviation; ours in 0..255 less a mean."""
+    """Its pixels are normalized, in [0, 1]; ours are mean-subtracted, in 0..255 units."""
     narrow = tuple(dataclasses.replace(layer, features=16) for layer in VARIANTS["one_weird_trick"].hidden)
     monkeypatch.setitem(VARIANTS, "one_weird_trick", dataclasses.replace(VARIANTS["one_weird_trick"], hidden=narrow))
     torch.manual_seed(0)
     theirs = torchvision_s()
     if ending == "pth":
-        # As pytorch/examples saves it.
+        # As saved by pytorch/examples.
         names = {name.replace("features.", "features.module."): tensor for name, tensor in theirs.state_dict().items()}
         torch.save({"state_dict": names, "arch": "alexnet", "epoch": 90}, tmp_path / "alexnet.pth")
     else:
@@ -208,7 +208,7 @@ def test_torchvision_s_weights_give_torchvision_s_logits(
     with torch.no_grad():
         expected = theirs.classifier(theirs.features(normalised).flatten(1))
         torch.testing.assert_close(trained.model(ours), expected, rtol=1e-4, atol=1e-5)
-    # A run that starts from them gets the same weights; a state dict is taken as it is.
+    # A run initialised from the file gets the same weights; a state dict is loaded unconverted.
     network = alexnet("one_weird_trick", classes=10)
     weights.load_weights(network, tmp_path / f"alexnet.{ending}")
     assert torch.equal(network.get_parameter("conv1.weight"), trained.model.get_parameter("conv1.weight"))
@@ -218,7 +218,7 @@ def test_torchvision_s_weights_give_torchvision_s_logits(
 
 @pytest.mark.timeout(60)
 def test_a_small_file_that_names_millions_of_classes(tmp_path: Path) -> None:
-    """Compared by shape before a network of that size is made: it would take 6 GB."""
+    """Shapes are compared before a network of that size is allocated: it would take 6 GB."""
     config = {**model().config.to_dict(), "classes": 6_000_000, "hidden": []}
     content = {"model": {}, "metadata": {"network": config, "classes": None, "data_path": None}}
     checkpoint.save(tmp_path / "a.pt", {**content, "mean_image": torch.zeros(2, 2, 3)})
