@@ -251,9 +251,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 file.write(json.dumps({"ablation": name, "seed": seed, **row, **machine}) + "\n")
             ended, seconds = ended + 1, seconds + row["seconds"]
             left = seconds / ended * (len(missing) - ended) / workers
-            said = "diverged" if "diverged" in row else f"top-1 error {row['top1_error_percent']:.2f} %"
+            outcome = "diverged" if "diverged" in row else f"top-1 error {row['top1_error_percent']:.2f} %"
             print(
-                f"{total - len(missing) + ended}/{total}  {name}, seed {seed}: {said} in {row['seconds']:.1f} s  "
+                f"{total - len(missing) + ended}/{total}  {name}, seed {seed}: {outcome} in {row['seconds']:.1f} s  "
                 f"ETA {duration(left)}",
                 flush=True,
             )

@@ -210,22 +210,22 @@ def neighbours(config: NeighboursConfig) -> Path:
         raise DataError(f"{data.name} has {len(data.train)} training images; the figure shows {NEIGHBOURS} neighbours")
     generator = seeds.sample(config.seed)
     drawn = generator.choice(len(data.val), min(COUNTED, len(data.val)), replace=False)
-    asked = Split(data.val.images[drawn], data.val.labels[drawn])
-    with Progress("images", len(asked) + len(data.train)) as progress:
-        queries = torch.cat(list(features_of(trained, asked, mean, config.batch_size, progress.update)))
+    query_images = Split(data.val.images[drawn], data.val.labels[drawn])
+    with Progress("images", len(query_images) + len(data.train)) as progress:
+        queries = torch.cat(list(features_of(trained, query_images, mean, config.batch_size, progress.update)))
         searched = features_of(trained, data.train, mean, config.batch_size, progress.update)
         _, found = nearest(queries, searched, NEIGHBOURS)
     numbers = found.cpu().numpy()
-    same = 100 * (data.train.labels[numbers] == asked.labels[:, None]).mean()
+    same = 100 * (data.train.labels[numbers] == query_images.labels[:, None]).mean()
     print(f"{same:.1f} % of the {NEIGHBOURS} nearest training images have the class of the query")
-    print(f"({len(asked):,} validation images against {len(data.train):,}; {queries.shape[1]} features)")
-    shown = min(QUERIES, len(asked))
+    print(f"({len(query_images):,} validation images against {len(data.train):,}; {queries.shape[1]} features)")
+    shown = min(QUERIES, len(query_images))
     path = _output(config.output, trained.path, "neighbours.png")
     drawings.neighbours(
         path,
         f"{data.short_name}: validation images (left) and nearest training images (another class: red)",
-        asked.images[:shown],
-        [data.classes[label] for label in asked.labels[:shown]],
+        query_images.images[:shown],
+        [data.classes[label] for label in query_images.labels[:shown]],
         np.stack([data.train.images[row] for row in numbers[:shown]]),
         [[data.classes[label] for label in data.train.labels[row]] for row in numbers[:shown]],
     )

@@ -71,10 +71,13 @@ def _hash(config: HashingConfig) -> dict[str, Any]:
     if len(data.train) < LOOKED_AT[-1]:
         raise DataError(f"{data.name} has {len(data.train)} training images; at least {LOOKED_AT[-1]} are needed")
     drawn = seeds.sample(config.seed).permutation(len(data.val))[: config.queries]
-    asked = Split(data.val.images[drawn], data.val.labels[drawn])
-    print(f"{len(asked):,} validation images against {len(data.train):,} training images of {data.name}", flush=True)
-    with Progress("images", len(asked) + len(data.train)) as progress:
-        queries = torch.cat(list(features_of(trained, asked, mean, config.batch_size, progress.update)))
+    query_images = Split(data.val.images[drawn], data.val.labels[drawn])
+    print(
+        f"{len(query_images):,} validation images against {len(data.train):,} training images of {data.name}",
+        flush=True,
+    )
+    with Progress("images", len(query_images) + len(data.train)) as progress:
+        queries = torch.cat(list(features_of(trained, query_images, mean, config.batch_size, progress.update)))
         width = queries.shape[1]
         if (needed := 4 * width * len(data.train)) > 0.8 * free_host_memory():
             raise DataError(f"the features of {len(data.train):,} images take {needed / 2**30:,.1f} GiB of memory")
@@ -103,12 +106,12 @@ def _hash(config: HashingConfig) -> dict[str, Any]:
             began = time.perf_counter()
             found = search()
             seconds.append(time.perf_counter() - began)
-        return found, len(asked) / min(seconds)
+        return found, len(query_images) / min(seconds)
 
     (_, numbers), exact_speed = timed(lambda: nearest(queries, vectors.split(_PART), EXACT))
     exact = numbers.numpy()
-    asked_codes, searched_codes = codes["autoencoder"]
-    _, hamming_speed = timed(lambda: nearest_codes(asked_codes, searched_codes, EXACT))
+    query_codes, searched_codes = codes["autoencoder"]
+    _, hamming_speed = timed(lambda: nearest_codes(query_codes, searched_codes, EXACT))
     recalls: dict[str, dict[str, float]] = {}
     for name, (theirs, ours) in codes.items():
         found = nearest_codes(theirs, ours, LOOKED_AT[-1])
@@ -117,7 +120,7 @@ def _hash(config: HashingConfig) -> dict[str, Any]:
         "network": str(trained.path),
         "data": data.name,
         "training_images": len(vectors),
-        "queries": len(asked),
+        "queries": len(query_images),
         "features": width,
         "bits": config.bits,
         "bytes_per_image": {"features": 4 * width, "code": config.bits // 8},

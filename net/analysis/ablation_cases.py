@@ -18,7 +18,7 @@ def _half(network: AlexNetConfig) -> dict[str, Any]:
     return {"towers": 1, "convolutions": _tables([*halved, last])}
 
 
-def _program_s_order(network: AlexNetConfig) -> dict[str, Any]:
+def _program_order(network: AlexNetConfig) -> dict[str, Any]:
     """Stage 1 normalizes and pools before its ReLU, and the last pooling comes before its ReLU (net 145 of 2012)."""
     order: dict[str, tuple[Operation, ...]] = {
         "conv1": ("lrn", "pool", "activation"),
@@ -74,5 +74,5 @@ ABLATIONS = (
         )
         for number in range(1, 6)
     ),
-    Ablation("program_order", "the 2012 program's order of operations", _program_s_order),
+    Ablation("program_order", "the 2012 program's order of operations", _program_order),
 )

@@ -29,7 +29,7 @@ FLAG_COLUMNS = 34
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses with one line instead of the whole usage."""
+    """Reports errors in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {printable(message)}\n")
@@ -71,13 +71,13 @@ class Grouped(argparse.HelpFormatter):
 def parser(
     config: type[Any], program: str, description: str, defaults: Mapping[str, Any] | None = None
 ) -> argparse.ArgumentParser:
-    """A parser whose result holds only what the command line gave.
+    """A parser whose result holds only the flags that were given.
 
     Args:
         config: the dataclass of the command.
         program: what follows ``python -m``.
-        description: what ``--help`` begins with.
-        defaults: values that take the place of the dataclass's own in ``--help``.
+        description: the first paragraph of ``--help``.
+        defaults: defaults to show in ``--help`` instead of the dataclass's own.
     """
     headings: tuple[str, ...] = getattr(config, "GROUPS", ())
     grouped = bool(headings)
@@ -125,15 +125,15 @@ def parser(
 
 
 def resolve(given: Mapping[str, Any], config: type[Config], saved: Mapping[str, Any] | None = None) -> Config:
-    """Defaults, then those of a preset, the file's and the command line's values, later ones winning.
+    """Merge the defaults, the preset, the configuration file and the command line; later ones override earlier ones.
 
     Args:
-        given: what the command line gave.
+        given: the flags on the command line.
         config: the dataclass of the command.
-        saved: the flags of a run that goes on; they take the place of ``config.defaults``.
+        saved: the flags of a run to resume; they replace ``config.defaults``.
 
     Raises:
-        UsageError: a value that is not allowed.
+        UsageError: an invalid value.
     """
     given = dict(given)
     if "config" in given:
@@ -144,20 +144,20 @@ def resolve(given: Mapping[str, Any], config: type[Config], saved: Mapping[str, 
 
 
 def _defaults(config: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that a preset gives the flags of a command that has presets."""
+    """The defaults of the preset in ``given``; empty for commands without presets."""
     defaults = getattr(config, "defaults", None)
     return {} if defaults is None else defaults(given)
 
 
 def given(config: type[Any], program: str, description: str, arguments: Sequence[str] | None) -> dict[str, Any]:
-    """What the command line gives (``sys.argv`` when ``arguments`` is None), with its types checked.
+    """Parse the command line (``sys.argv`` if ``arguments`` is None) and check the types.
 
     Raises:
-        UsageError: an empty text, say, which would mean the current folder.
+        UsageError: an invalid value, such as an empty path, which would mean the current folder.
     """
     defaults = None
     if hasattr(config, "defaults"):
-        # --help shows the defaults of the preset that is given beside it.
+        # --help shows the defaults of the given preset.
         early = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS, exit_on_error=False)
         for name in ("preset", "recipe"):
             early.add_argument(f"--{name}", choices=typing.get_args(typing.get_type_hints(config)[name]))
@@ -174,13 +174,13 @@ def given(config: type[Any], program: str, description: str, arguments: Sequence
 def subcommand(
     program: str, description: str, summaries: Mapping[str, str], arguments: Sequence[str] | None
 ) -> tuple[str, list[str]]:
-    """The first argument, which names one of the subcommands, and the arguments behind it.
+    """The first argument, which names one of the subcommands, and the remaining arguments.
 
     Args:
         program: the command.
         description: of the command.
-        summaries: a line about each subcommand, for ``--help``.
-        arguments: None is ``sys.argv``.
+        summaries: a one-line summary of each subcommand, for ``--help``.
+        arguments: ``sys.argv`` if None.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     lines = [f"  {name:<{max(map(len, summaries))}}  {summary}" for name, summary in summaries.items()]

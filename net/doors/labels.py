@@ -41,10 +41,10 @@ class _Files:
     def __init__(self, names: Sequence[str]) -> None:
         self.known: dict[str, list[str]] = defaultdict(list)
         for name in names:
-            for call in {name, PurePath(name).name, PurePath(name).stem}:
-                self.known[call].append(name)
+            for alias in {name, PurePath(name).name, PurePath(name).stem}:
+                self.known[alias].append(name)
 
-    def meant(self, cell: str) -> list[str]:
+    def matches(self, cell: str) -> list[str]:
         return self.known.get(cell) or self.known.get(PurePath(cell).name, [])
 
 
@@ -105,9 +105,9 @@ def read(path: Path, folder: Path, names: Sequence[str], classes: Collection[str
         )
     truth: dict[str, str] = {}
     for cell, label in pairs:
-        meant = files.meant(cell)
+        matches = files.matches(cell)
         _class(path, folder, label, classes)
-        for name in meant:
+        for name in matches:
             if truth.setdefault(name, label) != label:
                 raise DataError(f"label file {path} has both {truth[name]!r} and {label!r} for {folder / name}")
     for name in names:
@@ -131,7 +131,7 @@ def _class(path: Path, folder: Path, label: str, classes: Collection[str]) -> st
 def _pairs(rows: list[list[str]], lines: list[str], files: _Files, classes: Collection[str]) -> list[tuple[str, str]]:
     """(file, class) of each row, with the columns found by content; a header is skipped."""
     columns = range(min(map(len, rows)))
-    file = max(columns, key=lambda column: sum(bool(files.meant(row[column])) for row in rows))
+    file = max(columns, key=lambda column: sum(bool(files.matches(row[column])) for row in rows))
     label = max(set(columns) - {file}, key=lambda column: (sum(row[column] in classes for row in rows), -column))
     pairs = [(row[file], row[label]) for row in rows]
     if not any(cell in classes for _, cell in pairs):
@@ -140,6 +140,6 @@ def _pairs(rows: list[list[str]], lines: list[str], files: _Files, classes: Coll
         split = [line.rsplit(separator, 1) for line in lines]
         pairs = [(cells[0].strip(), cells[-1].strip()) for cells in split]
     first, rest = pairs[0], pairs[1:]
-    if rest and first[1] not in classes and not files.meant(first[0]):
+    if rest and first[1] not in classes and not files.matches(first[0]):
         return rest
     return pairs

@@ -82,13 +82,13 @@ class _Chain:
     #: Whether the last operator was a MatMul, whose bias may follow.
     added: bool = False
 
-    def refuse(self, node: Any, reason: str) -> DataError:
+    def error(self, node: Any, reason: str) -> DataError:
         return DataError(f"{self.path}: operator {node.op_type} (output {node.output[0]}) {reason}")
 
     def tensor(self, node: Any, index: int) -> Tensor:
         """The weight (input 1) or bias (input 2, or 1 of an Add) of ``node``."""
         if index >= len(node.input) or node.input[index] not in self.tensors:
-            raise self.refuse(node, f"has no {'weight' if index == 1 else 'bias'} in the file")
+            raise self.error(node, f"has no {'weight' if index == 1 else 'bias'} in the file")
         return self.tensors[node.input[index]].float()
 
     def take(self, node: Any, values: dict[str, Any]) -> None:
@@ -100,7 +100,7 @@ class _Chain:
         if kind == "Cast":
             # Half-precision files cast from and to float32; the weights are loaded as float32 too.
             if values["to"] not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE):
-                raise self.refuse(node, "must be to a floating-point type")
+                raise self.error(node, "must be to a floating-point type")
             return
         added, self.added = self.added, False
         if kind in ("Reshape", "Flatten") and self.convolutions and not self.dense:
@@ -111,52 +111,52 @@ class _Chain:
             values = {**_PLAIN, "group": 1, **values}
             for name in ("strides", "dilations", "pads"):
                 if len(set(values[name])) > 1:
-                    raise self.refuse(node, f"has {name} {values[name]}; they must be equal on all sides")
+                    raise self.error(node, f"has {name} {values[name]}; they must be equal on all sides")
             weight = self.tensor(node, 1)
             plain = weight.dim() == 4 and weight.shape[2] == weight.shape[3] and values["dilations"][0] == 1
             if not plain or values["group"] not in (1, 2) or values.get("auto_pad", b"NOTSET") != b"NOTSET":
-                raise self.refuse(node, "must have a square kernel, 1 or 2 groups, no dilation and explicit pads")
+                raise self.error(node, "must have a square kernel, 1 or 2 groups, no dilation and explicit pads")
             self.convolutions.append((weight, self.tensor(node, 2), values, []))
         elif kind == "Relu" and self.dense and not self.ended:
             self.activated += 1
         elif kind == "Gemm" and not self.ended:
             if values.get("alpha", 1.0) != 1 or values.get("beta", 1.0) != 1 or values.get("transA", 0):
-                raise self.refuse(node, "must be a plain product, with alpha and beta 1")
+                raise self.error(node, "must be a plain product, with alpha and beta 1")
             if self.activated != len(self.dense):
-                raise self.refuse(node, "must have a Relu before it")
+                raise self.error(node, "must have a Relu before it")
             weight = self.tensor(node, 1)
             self.dense.append((weight if values.get("transB", 0) else weight.T, self.tensor(node, 2)))
         elif kind == "MatMul" and not self.ended:
             if self.activated != len(self.dense):
-                raise self.refuse(node, "must have a Relu before it")
+                raise self.error(node, "must have a Relu before it")
             weight = self.tensor(node, 1).T
             self.dense.append((weight, torch.zeros(len(weight))))
             self.added = True
         elif kind == "Add" and added:
             weight, bias = self.dense[-1][0], self.tensor(node, 1)
             if bias.numel() != len(weight):
-                raise self.refuse(node, f"adds {list(bias.shape)} to {len(weight)} features")
+                raise self.error(node, f"adds {list(bias.shape)} to {len(weight)} features")
             self.dense[-1] = weight, bias.flatten()
         elif kind in ("Relu", "LRN", "MaxPool") and self.convolutions and not self.flat:
             followers = self.convolutions[-1][3]
             operation: Operation = "activation" if kind == "Relu" else "lrn" if kind == "LRN" else "pool"
             if operation in followers:
-                raise self.refuse(node, "occurs twice after one convolution")
+                raise self.error(node, "occurs twice after one convolution")
             followers.append(operation)
             if kind == "LRN":
                 self._take_lrn(node, values)
             elif kind == "MaxPool":
                 self._take_pool(node, values)
         else:
-            raise self.refuse(node, "is not supported here: expected are Conv, Relu, LRN, MaxPool, then Gemm and Relu")
+            raise self.error(node, "is not supported here: expected are Conv, Relu, LRN, MaxPool, then Gemm and Relu")
 
     def _take_lrn(self, node: Any, values: dict[str, Any]) -> None:
         lrn = {"size": values["size"], "alpha": 1e-4, "beta": 0.75, "bias": 1.0}
         lrn |= {name: values[name] for name in lrn if name in values}
         if values["size"] % 2 == 0:
-            raise self.refuse(node, f"has size {values['size']}; sizes must be odd")
+            raise self.error(node, f"has size {values['size']}; sizes must be odd")
         if self.lrn not in ({}, lrn):
-            raise self.refuse(node, f"has {lrn} but the previous one has {self.lrn}; they must be equal")
+            raise self.error(node, f"has {lrn} but the previous one has {self.lrn}; they must be equal")
         self.lrn = lrn
 
     def _take_pool(self, node: Any, values: dict[str, Any]) -> None:
@@ -165,9 +165,9 @@ class _Chain:
         plain = set(values.get("dilations", [1])) == {1} and values.get("auto_pad", b"NOTSET") == b"NOTSET"
         window = kernel in ([2, 2], [3, 3]) and strides == [2, 2]
         if not (plain and window and before == [0, 0] and after in ([0, 0], [1, 1])):
-            raise self.refuse(node, "must have a window of 2 or 3, stride 2, no dilation and no top or left padding")
+            raise self.error(node, "must have a window of 2 or 3, stride 2, no dilation and no top or left padding")
         if self.pools and self.pools[-1][0] != kernel[0]:
-            raise self.refuse(node, "has another window size than the previous one")
+            raise self.error(node, "has another window size than the previous one")
         self.pools.append((kernel[0], after[0], bool(values.get("ceil_mode", 0))))
 
     def sizes(self, size: int) -> list[int]:
@@ -262,11 +262,11 @@ def _walk(path: Path, graph: Any, nodes: list[Any], tensors: Mapping[str, Tensor
             node.input[:] = inputs[::-1]
         # ONNX nodes are topologically sorted, so those of a chain follow one another.
         if not inputs or node.input[0] != value:
-            raise chain.refuse(node, f"does not read {value}; the operators must be a chain")
+            raise chain.error(node, f"does not read {value}; the operators must be a chain")
         try:
             chain.take(node, {item.name: library().helper.get_attribute_value(item) for item in node.attribute})
         except (KeyError, IndexError, TypeError, RuntimeError) as error:
-            raise chain.refuse(node, f"has missing or invalid attributes or weights: {error}") from None
+            raise chain.error(node, f"has missing or invalid attributes or weights: {error}") from None
         value = node.output[0]
     if not chain.convolutions or not chain.dense or not chain.lrn or chain.activated != len(chain.dense) - 1:
         raise DataError(f"{path} is not in Caffe's layout: convolutions with LRN, then dense layers with Relu between")

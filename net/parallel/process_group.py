@@ -230,22 +230,22 @@ class Processes(World):
     def opened(self, open: Callable[[], Value], identity: Callable[[Value], Mapping[str, object]]) -> Value:
         opened: list[Value] = []
         seen: Mapping[str, object] = {}
-        refused: UsageError | DataError | None = None
+        failure: UsageError | DataError | None = None
         if not self.first:
             self.wait_for_first()
         try:
             opened.append(open())
             seen = identity(opened[0])
         except (UsageError, DataError) as error:
-            refused = error
+            failure = error
         if self.first:
             self.wait_for_first()
-        errors = self.gathered(None if refused is None else [isinstance(refused, UsageError), str(refused)])
+        errors = self.gathered(None if failure is None else [isinstance(failure, UsageError), str(failure)])
         everywhere = all(each == errors[0] for each in errors)
         for rank, each in enumerate(errors):
             if each is not None:
-                usage, said = each
-                raise (UsageError if usage else DataError)(said if everywhere else f"rank {rank}: {said}")
+                usage, message = each
+                raise (UsageError if usage else DataError)(message if everywhere else f"rank {rank}: {message}")
         all_seen = self.gathered(seen)
         for rank, theirs in enumerate(all_seen):
             for name, value in all_seen[0].items():

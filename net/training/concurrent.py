@@ -91,7 +91,7 @@ def side_by_side(
     threads = max(1, processes.available_cores() // workers)
     waiting = iter(enumerate(trainings))
     running: dict[Any, tuple[int, BaseProcess]] = {}
-    told = said = False
+    terminated = reported = False
     with StopSignal() as stop:
         try:
             while True:
@@ -104,7 +104,7 @@ def side_by_side(
                     sending.close()
                     running[receiving] = number, process
                 if not running:
-                    if stop.number and not said and (task := next(waiting, None)) is not None:
+                    if stop.number and not reported and (task := next(waiting, None)) is not None:
                         # The signal arrived while no run was active: report it for the next one.
                         yield task[0], 128 + stop.number
                     return
@@ -114,10 +114,10 @@ def side_by_side(
                     result = _received(connection, process, trainings[number][1], stop.number)
                     if isinstance(result, int) and stop.number:
                         # Children always get SIGTERM; report the signal this process received.
-                        result, said = 128 + stop.number, True
+                        result, reported = 128 + stop.number, True
                     yield number, result
-                if stop.number and not told:
-                    told = True
+                if stop.number and not terminated:
+                    terminated = True
                     for _, process in running.values():
                         process.terminate()
         finally:
