@@ -4,7 +4,7 @@ Nothing here needs Triton.
 """
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -162,13 +162,13 @@ def chain(
     relu: bool,
     channels: int,
     vector: int,
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """The fields of :class:`Config` that describe the chain."""
     norm, pool = normalization or NO_NORMALIZATION, pooling or NO_POOLING
     # Further away there are no channels of the group.
     furthest = channels // norm.groups - 1
     before, after = min(norm.before, furthest), min(norm.after, furthest)
-    fields: dict[str, int] = {
+    fields = {
         "bias": bias is not None,
         "relu": relu,
         "normalize": normalization is not None,
@@ -186,7 +186,7 @@ def chain(
 
 def layout(
     strips: int, channels: int, vector: int, normalization: Normalization | None, channel_stride: int
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """The fields of :class:`Config` that lay ``strips`` of pixels out in lanes."""
     unit_lanes = lanes(strips, channels, vector, normalization, channel_stride)
     units = LANES // unit_lanes

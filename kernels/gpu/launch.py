@@ -74,7 +74,7 @@ def _maps(tensor: Tensor) -> Tensor:
     return tensor if tensor.dim() == 4 else tensor.flatten(2).unsqueeze(2)
 
 
-def _work(strips: int, rows: int, pixels: int, layout: dict[str, int]) -> tuple[tuple[int], dict[str, int]]:
+def _work(strips: int, rows: int, pixels: int, layout: dict[str, Any]) -> tuple[tuple[int], dict[str, int]]:
     """The grid over ``strips`` of ``rows`` steps of ``pixels``, and the arguments that tell programs their work."""
     segments, segment_rows = config.segments(rows, pixels)
     blocks = -(-strips // layout["units"])
@@ -131,7 +131,7 @@ def forward_launch(
             "output": target,
             "offsets": offsets,
             **work,
-            "sizes": Sizes(*source.shape[2:], out_rows, out_columns, channels, channels // norm.groups),
+            "sizes": Sizes(source.shape[2], source.shape[3], out_rows, out_columns, channels, channels // norm.groups),
             "strides": strides,
             "out_strides": out_strides,
             "alpha": alpha,
@@ -209,7 +209,7 @@ def backward_launch(
             **work,
             "tile_columns": tile_columns,
             "tile_rows": tile_rows,
-            "sizes": Sizes(rows, columns, *above[0].shape[2:], channels, channels // norm.groups),
+            "sizes": Sizes(rows, columns, above[0].shape[2], above[0].shape[3], channels, channels // norm.groups),
             "strides": strides,
             "gradient_strides": gradient_strides,
             "out_strides": out_strides,
