@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from .cases import (
+from .measure.ceilings import Ceilings
+from .subjects.cases import (
     CASES,
     DTYPES,
     IMPLEMENTATIONS,
@@ -28,7 +29,6 @@ from .cases import (
     prepare,
     sampled,
 )
-from .ceilings import Ceilings
 
 Row = Callable[..., None]
 Together = Callable[..., list[dict[str, Any]]]
@@ -117,11 +117,11 @@ def compiled_ahead(together: Together, device: torch.device, cold_compiler: None
 
 
 def compile_ahead(names: Sequence[str], count: int, say: Say) -> None:
-    """Run :mod:`bench.ahead` for variants in ``count`` processes; ``say`` is told how far they are."""
+    """Run :mod:`bench.measure.compile_ahead` for variants in ``count`` processes; ``say`` is told how far they are."""
     say(f"compiling {len(names)} variants in {count} processes")
     begin = time.perf_counter()
     answers, answer = os.pipe()
-    shares = [[sys.executable, "-m", "bench.ahead", *names[number::count]] for number in range(count)]
+    shares = [[sys.executable, "-m", "bench.measure.compile_ahead", *names[number::count]] for number in range(count)]
     processes = [subprocess.Popen(share, stdout=answer, stderr=subprocess.DEVNULL) for share in shares]
     os.close(answer)
     try:

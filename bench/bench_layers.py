@@ -10,8 +10,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from net.config import VARIANTS
 
-from .ceilings import Ceilings
-from .network import Step, build, images_and_labels, layer_modes, layer_steps, update_step, whole_work
+from .measure.ceilings import Ceilings
+from .subjects.network import Step, build, images_and_labels, layer_modes, layer_steps, update_step, whole_work
 
 Row = Callable[..., None]
 BATCH = {"cuda": 128, "cpu": 16}

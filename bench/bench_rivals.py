@@ -14,12 +14,12 @@ from torch import Tensor
 import kernels
 from net.alexnet import AlexNet
 
-from . import rivals
-from .cases import failure, many_variants
-from .ceilings import Ceilings
-from .installed import NotInstalledError
-from .network import build, describe_step, images_and_labels
-from .rivals import Inference
+from .measure.ceilings import Ceilings
+from .subjects import rivals
+from .subjects.cases import failure, many_variants
+from .subjects.installed import NotInstalledError
+from .subjects.network import build, describe_step, images_and_labels
+from .subjects.rivals import Inference
 
 Row = Callable[..., None]
 Together = Callable[..., list[dict[str, Any]]]

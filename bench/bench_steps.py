@@ -14,11 +14,11 @@ import kernels
 from net import runs, train
 from net.device import peak_memory_mib
 
-from .cases import DTYPES, many_variants
-from .ceilings import Ceilings, lacking
-from .memory import kept_bytes
-from .network import build, describe_step, images_and_labels, inference_step, training_loss, update_step
-from .timing import Call, kernels_launched, synchronized
+from .measure.ceilings import Ceilings, lacking
+from .measure.memory import kept_bytes
+from .measure.timing import Call, kernels_launched, synchronized
+from .subjects.cases import DTYPES, many_variants
+from .subjects.network import build, describe_step, images_and_labels, inference_step, training_loss, update_step
 
 Row = Callable[..., None]
 Together = Callable[..., list[dict[str, Any]]]

@@ -19,11 +19,11 @@ import torch  # noqa: E402
 from net.device import keep_freed_memory  # noqa: E402
 from net.progress import duration  # noqa: E402
 
-from . import ceilings as ceilings_module  # noqa: E402
-from .ceilings import Ceilings  # noqa: E402
-from .records import time_columns, write  # noqa: E402
-from .roofline import Work  # noqa: E402
-from .timing import Clock  # noqa: E402
+from .measure import ceilings as ceilings_module  # noqa: E402
+from .measure.ceilings import Ceilings  # noqa: E402
+from .measure.records import time_columns, write  # noqa: E402
+from .measure.timing import Clock  # noqa: E402
+from .predict.roofline import Work  # noqa: E402
 
 ROWS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 CLOCK = Clock()

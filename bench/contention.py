@@ -2,7 +2,7 @@
 
 The commands of this project have OpenMP's threads sleep soon and the C library keep freed memory; a program of somebody
 else's that imports :mod:`kernels` does neither, and shared machines are the rule. So what is measured runs in
-:mod:`bench.user_program`, in which nothing is set. A busy process is a loop that never waits.
+:mod:`bench.subjects.user_program`, in which nothing is set. A busy process is a loop that never waits.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ from tabulate import tabulate
 from net import cli
 from net.fields import flag
 
-from .environment import ROOT
-from .records import time_columns, write
-from .user_program import IMPLEMENTATIONS, SHAPES
+from .measure.environment import ROOT
+from .measure.records import time_columns, write
+from .subjects.user_program import IMPLEMENTATIONS, SHAPES
 
 #: Environment variables that a user's program does not set.
 UNSET = (
@@ -61,7 +61,7 @@ def busy(count: int) -> Iterator[None]:
 
 
 class Program:
-    """A :mod:`bench.user_program`, started when it is first asked for something."""
+    """A :mod:`bench.subjects.user_program`, started when it is first asked for something."""
 
     def __init__(self, images: int) -> None:
         self.images = images
@@ -102,7 +102,7 @@ class Program:
         # The profiler, which counts the memory, says when it begins and ends.
         environment["KINETO_LOG_LEVEL"] = "99"
         process = subprocess.Popen(
-            [sys.executable, "-m", "bench.user_program", str(self.images)],
+            [sys.executable, "-m", "bench.subjects.user_program", str(self.images)],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.PIPE,
@@ -156,7 +156,7 @@ def measure(names: Sequence[str], images: int, rounds: Rounds, say: Say) -> Iter
     Implementations take turns. What takes longer than its limit, or ends the process, has a ``status`` instead.
 
     Args:
-        names: of :data:`bench.user_program.IMPLEMENTATIONS`.
+        names: of :data:`bench.subjects.user_program.IMPLEMENTATIONS`.
         images: a batch.
         rounds: how often each is timed at least and at most, and for how many seconds.
         say: told what is going on.

@@ -25,7 +25,7 @@ from net.cli import Parser, spin_briefly
 from net.config import VARIANTS
 from net.data.processes import available_cores
 
-from .environment import ROOT, commit
+from .measure.environment import ROOT, commit
 from .suite.processes import Command
 from .suite.rows import add_row, read_rows
 from .suite.summary import summary

@@ -30,11 +30,11 @@ from net.parallel.strategies import parallelize
 from net.progress import duration
 from net.recipe import PaperSGD, parameter_groups
 
-from .environment import ROOT
-from .messages import SENT, Count, expected
-from .one_rank import alone, usable
-from .parallel_losses import BATCH, EPOCHS, REORDERED, VARIANT, learn
-from .records import DATA, time_columns, write
+from .measure.environment import ROOT
+from .measure.records import DATA, time_columns, write
+from .predict.messages import SENT, Count, expected
+from .subjects.one_rank import alone, usable
+from .subjects.parallel_losses import BATCH, EPOCHS, REORDERED, VARIANT, learn
 
 CASE = "update of a network in parallel"
 LINK_CASE = "all-reduce of two processes"

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from bench.messages import Count, expected
+from bench.predict.messages import Count, expected
 from net import train
 from net.alexnet import alexnet
 from net.config import RecipeConfig, TrainConfig

@@ -11,7 +11,7 @@ import torch
 
 from bench import bench_kernels, bench_steps
 from bench.bench_kernels import NEEDS_GPU, may_refuse
-from bench.timing import Clock
+from bench.measure.timing import Clock
 from tests.commands import ROOT, environment
 
 

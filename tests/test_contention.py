@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from bench import contention, user_program
+from bench import contention
 from bench.contention import EAGER, UNSET, Program, busy, measure
+from bench.subjects import user_program
 from tests.commands import ROOT, environment
 
 

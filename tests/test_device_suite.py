@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from bench import cases, device_suite, records
-from bench.network import layer_modes
+from bench import device_suite
+from bench.measure import records
+from bench.subjects import cases
+from bench.subjects.network import layer_modes
 from bench.suite import ahead, choices, gate, inference, layers, loading, operators, ranks, shard, steps
 from bench.suite import run as running
 from bench.suite.processes import Command

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from bench import records, report, tables
+from bench import report
+from bench.measure import records
+from bench.report import tables
 from tests.test_report import everything, kernel, write
 
 pytestmark = [
@@ -42,7 +44,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder / "data", "a.jsonl", [*everything(), *close])
     rows = tables.measured(records.read(folder / "data"))
     others = {name: (report.ROOT / "reports" / f"{name}.md").read_text() for name, *_ in report.OTHERS}
-    (folder / "index.html").write_text(report.page(rows, others))
+    (folder / "index.html").write_text(report.whole_page(rows, others))
     return folder
 
 

@@ -11,11 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench import parallel_losses, parallelism, parallelism_report
-from bench.cost_model import STRATEGIES, Link, message_seconds, predict, published
-from bench.messages import Message, expected
-from bench.one_rank import alone, usable
-from bench.parallel_losses import LOSSES_CASE, REORDERED, learn
+from bench import parallelism
+from bench.measure.records import Row, read
 from bench.parallelism import (
     ALL_CORES,
     CASE,
@@ -27,8 +24,13 @@ from bench.parallelism import (
     split,
     union,
 )
-from bench.parallelism_figures import ROUNDING
-from bench.records import Row, read
+from bench.predict.cost_model import STRATEGIES, Link, message_seconds, predict, published
+from bench.predict.messages import Message, expected
+from bench.report import parallelism as parallelism_report
+from bench.report.parallelism_figures import ROUNDING
+from bench.subjects import parallel_losses
+from bench.subjects.one_rank import alone, usable
+from bench.subjects.parallel_losses import LOSSES_CASE, REORDERED, learn
 from net.config import network
 from net.data import digits
 from net.data.images import Split

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bench import figures, findings, pages, records, report, tables
-from bench.environment import ROOT, describe
+from bench import report
+from bench.measure import records
+from bench.measure.environment import ROOT, describe
+from bench.report import figures, findings, pages, tables
 from net.errors import DataError
 from tests.commands import one_line, run, run_here
 
@@ -410,7 +412,7 @@ def test_the_page_fetches_nothing_and_shows_nine_columns(drawn: Path) -> None:
 def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
     write(tmp_path, "a.jsonl", [kernel("aten", 1.0, shape="<script>x</script> & |"), kernel("triton", 1.0)])
     rows = measured(tmp_path)
-    text = report.page(rows, {})
+    text = report.whole_page(rows, {})
     assert "<script>x" not in text
     assert "&lt;script&gt;x&lt;/script&gt; &amp; |" in text
     assert r"&lt;script>x&lt;/script> & \|" in report.texts(rows)["kernels.md"]
@@ -469,7 +471,7 @@ def test_committed_files_are_those_of_the_records() -> None:
     # How matplotlib writes a chart changes with its version.
     shown, committed = (
         re.sub("<svg.*?</svg>", "", text, flags=re.DOTALL)
-        for text in (report.page(rows, others), (ROOT / "reports" / "index.html").read_text())
+        for text in (report.whole_page(rows, others), (ROOT / "reports" / "index.html").read_text())
     )
     assert shown == committed, "index.html is not what python -m bench.report makes of the records"
     folder = ROOT / "reports" / "figures"

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from bench import bench_kernels, bench_rivals, installed, rivals, xla
+from bench import bench_kernels, bench_rivals
 from bench.bench_kernels import may_refuse
-from bench.cases import CASES, Prepared, WrongResultError, check, implementations, inputs, kept, prepare
+from bench.subjects import installed, rivals, xla
+from bench.subjects.cases import CASES, Prepared, WrongResultError, check, implementations, inputs, kept, prepare
 from net.alexnet import alexnet
 
 CPU = torch.device("cpu")

@@ -2,7 +2,7 @@
 
 import importlib.util
 
-from ..network import TORCHVISION
+from ..subjects.network import TORCHVISION
 from .run import Rows, Run
 from .steps import Cell, measured
 

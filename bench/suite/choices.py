@@ -9,9 +9,9 @@ import torch
 
 from kernels import triton_stage
 
-from ..cases import CASES, MODES, Case, check, failure, inputs, prepare
-from ..records import time_columns
-from ..timing import copies, seconds
+from ..measure.records import time_columns
+from ..measure.timing import copies, seconds
+from ..subjects.cases import CASES, MODES, Case, check, failure, inputs, prepare
 from .run import Job, Rows, Run
 
 #: Caps on registers, and rows of a segment, that are tried beside today's.

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from ..cases import CASES, Case, check, failure, inputs, prepare
-from ..environment import ROOT
-from ..records import Row
+from ..measure.environment import ROOT
+from ..measure.records import Row
+from ..subjects.cases import CASES, Case, check, failure, inputs, prepare
 from .processes import Command
 from .run import CHECKER, FIRST, Rows, Run, cores
 

@@ -1,9 +1,9 @@
 """Every layer by itself: forward, gradient of the input, gradient of the weights."""
 
-from ..cases import failure
-from ..network import layer_steps
-from ..records import time_columns
-from ..timing import seconds, wall_seconds
+from ..measure.records import time_columns
+from ..measure.timing import seconds, wall_seconds
+from ..subjects.cases import failure
+from ..subjects.network import layer_steps
 from .run import Rows, Run
 
 

@@ -8,9 +8,9 @@ import numpy as np
 from net.data.images import Split
 from net.data.loader import Loader
 
-from ..network import STORED
-from ..records import time_columns
-from ..timing import wall_seconds
+from ..measure.records import time_columns
+from ..measure.timing import wall_seconds
+from ..subjects.network import STORED
 from .run import Rows, Run
 
 

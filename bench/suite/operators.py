@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from ..cases import (
+from ..measure.records import time_columns
+from ..subjects.cases import (
     CASES,
     DTYPES,
     IMPLEMENTATIONS,
@@ -22,7 +23,6 @@ from ..cases import (
     prepare,
     sampled,
 )
-from ..records import time_columns
 from .run import Job, Rows, Run
 
 

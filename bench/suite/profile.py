@@ -11,10 +11,10 @@ import torch
 
 import kernels
 
-from ..cases import failure, many_variants
-from ..network import plan_of
-from ..records import Row, time_columns
-from ..timing import chained_seconds
+from ..measure.records import Row, time_columns
+from ..measure.timing import chained_seconds
+from ..subjects.cases import failure, many_variants
+from ..subjects.network import plan_of
 from . import steps
 from .run import Job, Rows, Run
 from .trace import Event, Launch, Line, Shapes, launches, table, updates, with_layers

@@ -4,8 +4,8 @@ import torch
 
 import kernels
 
-from ..cases import failure
-from ..one_rank import ALONE_CASE, alone, usable
+from ..subjects.cases import failure
+from ..subjects.one_rank import ALONE_CASE, alone, usable
 from .run import Rows, Run
 
 

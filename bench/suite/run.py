@@ -12,10 +12,10 @@ import torch
 from net.data.processes import available_cores
 from net.device import keep_freed_memory
 
-from .. import ceilings as ceilings_module
-from ..ceilings import Ceilings
-from ..environment import describe
-from ..records import write
+from ..measure import ceilings as ceilings_module
+from ..measure.ceilings import Ceilings
+from ..measure.environment import describe
+from ..measure.records import write
 from .rows import Row, add_row, complete, read_rows
 
 Rows = Generator[Row, None, None]

@@ -12,8 +12,11 @@ import kernels
 from net.alexnet import AlexNet, Stage
 from net.forms import untuned, use
 
-from ..cases import DTYPES, failure, many_variants
-from ..network import (
+from ..measure.records import Row, time_columns
+from ..measure.timing import chained_seconds, wall_seconds
+from ..predict.roofline import Work
+from ..subjects.cases import DTYPES, failure, many_variants
+from ..subjects.network import (
     TORCHVISION,
     build_any,
     describe_step,
@@ -22,9 +25,6 @@ from ..network import (
     training_step,
     update_step,
 )
-from ..records import Row, time_columns
-from ..roofline import Work
-from ..timing import chained_seconds, wall_seconds
 from .run import Job, Rows, Run
 
 

@@ -15,9 +15,9 @@ from net import runs
 from net.data.prepare import prepare
 from net.data.store import is_store
 
-from ..environment import ROOT
-from ..network import PRECISIONS, STORED, plan_of
-from ..records import Row
+from ..measure.environment import ROOT
+from ..measure.records import Row
+from ..subjects.network import PRECISIONS, STORED, plan_of
 from . import steps
 from .processes import Command
 from .run import Job, Rows, Run, cores

@@ -1,4 +1,4 @@
-"""A program as a user writes it, whose calls another process asks for and times: ``python -m bench.user_program 16``.
+"""A user's own program, whose calls another process asks for: ``python -m bench.subjects.user_program 16``.
 
 It imports PyTorch and :mod:`kernels` and nothing else of this project, and leaves threads and memory as they come:
 stages 1 and 2 of the paper's network, forward and backward, on a CPU. A line on stdin is ``time`` or ``scratch`` and

@@ -10,7 +10,9 @@ from tabulate import tabulate
 from net.config import network
 from net.files import atomic_write
 
-from .cost_model import (
+from ..measure.records import Row, moment
+from ..parallelism import ALL_CORES, CASE, LINK_CASE
+from ..predict.cost_model import (
     IMAGES,
     LINKS,
     PCIE_2012,
@@ -22,12 +24,10 @@ from .cost_model import (
     published,
     scaled_seconds,
 )
-from .messages import expected
-from .one_rank import ALONE_CASE
-from .parallel_losses import LOSSES_CASE, REORDERED
-from .parallelism import ALL_CORES, CASE, LINK_CASE
+from ..predict.messages import expected
+from ..subjects.one_rank import ALONE_CASE
+from ..subjects.parallel_losses import LOSSES_CASE, REORDERED
 from .parallelism_figures import Picture, pictures
-from .records import Row, moment
 from .tables import Cell, escaped, number, without_html
 
 BEGIN, END = "<!-- parallelism: begin -->", "<!-- parallelism: end -->"
@@ -355,7 +355,7 @@ def parts(rows: Sequence[Row]) -> list[Part]:
     """Every table with its note: what was measured, by machine, the newest first; then what is modelled.
 
     Args:
-        rows: as :func:`bench.records.read` returns them, oldest first.
+        rows: as :func:`bench.measure.records.read` returns them, oldest first.
     """
     measured: dict[str, list[Part]] = {}
     found = runs(rows)

@@ -20,10 +20,10 @@ from net.forms import untuned, use
 from net.recipe import PaperSGD, Schedule, parameter_groups
 from net.step import TrainingStep
 
+from ..measure.memory import kept_bytes
+from ..measure.timing import copies
+from ..predict.roofline import PRODUCT_MODES, STAGE_MODES, InOrder, Work, layers, optimizer
 from .cases import DTYPES
-from .memory import kept_bytes
-from .roofline import PRODUCT_MODES, STAGE_MODES, InOrder, Work, layers, optimizer
-from .timing import copies
 
 #: Stored images are so much larger than the network's input.
 STORED = 256

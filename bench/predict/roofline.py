@@ -13,7 +13,7 @@ from kernels.arguments import Normalization, Pooling
 from kernels.flops import backward_flops, forward_flops
 from net.config import AlexNetConfig, Layer
 
-from .ceilings import Ceilings
+from ..measure.ceilings import Ceilings
 
 #: Modes in which a convolution or dense layer is measured, the two that are its backward pass apart; and a stage.
 PRODUCT_MODES, STAGE_MODES = ("forward", "input_gradient", "weight_gradient"), ("forward", "backward")

@@ -1,4 +1,4 @@
-"""Compile variants of the operators before they are timed: ``python -m bench.ahead CASE,IMPLEMENTATION,DTYPE...``.
+"""Compile operators before they are timed: ``python -m bench.measure.compile_ahead CASE,IMPLEMENTATION,DTYPE...``.
 
 What a process has compiled, others find in Inductor's cache. A line on stdout says which variant is done. What fails
 here fails again when it is to be timed.
@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from .bench_kernels import BY_NAME, checked
+from ..bench_kernels import BY_NAME, checked
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from net.data.processes import available_cores
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 #: What holds ``reports/``: the checkout, or where the package is installed the current folder.
 HOME = ROOT if (ROOT / "pyproject.toml").is_file() else Path.cwd()
 

@@ -11,9 +11,9 @@ from html import escape
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..measure.records import Row
 from . import findings
 from .pages import PARAMETER_BYTES, layer_memory, layers_of, most
-from .records import Row
 from .tables import IMPLEMENTATIONS, MODES, Machine, fastest, machines_of, number, ordered, rank, unit_of, values
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Panel(NamedTuple):
 
 
 def figures(rows: Sequence[Row]) -> list[Figure]:
-    """What can be drawn of the rows of :func:`bench.tables.measured`."""
+    """What can be drawn of the rows of :func:`bench.report.tables.measured`."""
     found = []
     drawing = _found(rows)
     if drawing is not None:

@@ -11,10 +11,10 @@ from net.errors import DataError, UsageError
 from net.fields import flag
 from net.files import atomic_write
 
-from .environment import HOME
+from ..measure.environment import HOME
 
 if TYPE_CHECKING:
-    from .records import Row
+    from ..measure.records import Row
 
 ROOT = HOME
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
@@ -25,7 +25,7 @@ DESCRIPTION = (
     "Make reports/*.md, reports/index.html, reports/figures and the tables on README's first screen from the records "
     "in reports/data, or compare two records."
 )
-#: Pages of :mod:`bench.parallelism_report` and :mod:`net.ablation_report`: name, title, and a line for the list.
+#: Pages of :mod:`bench.parallelism` and :mod:`net.ablation_report`: name, title, and a line for the list.
 OTHERS = (
     ("parallelism", "Parallelism", "two processes against one, and what a cost model says of many devices"),
     ("accuracy", "Accuracy without each part", "the validation error without each part of the network"),
@@ -115,7 +115,7 @@ def contents(rows: "Sequence[Row]") -> str:
     return "\n".join([*lines, *(f"- [{name}.md]({name}.md): {line}" for name, _, line in OTHERS)])
 
 
-def page(rows: "Sequence[Row]", others: Mapping[str, str]) -> str:
+def whole_page(rows: "Sequence[Row]", others: Mapping[str, str]) -> str:
     """The text of ``index.html``; ``others`` are the pages that are written as Markdown, by name."""
     from . import figures, findings, pages
     from .page import html
@@ -133,16 +133,16 @@ def write(root: Path, rows: "Sequence[Row]") -> list[Path]:
 
     Args:
         root: holds ``README.md`` and ``reports/``, in whose ``data/ablations`` are results of ``net.ablations``.
-        rows: as :func:`bench.records.read` returns them.
+        rows: as :func:`bench.measure.records.read` returns them.
     """
 
     from net import ablation_report
 
-    from . import figures, pages, parallelism_report, tables
+    from . import figures, pages, parallelism, tables
 
     reports, readme = root / "reports", root / "README.md"
     (reports / "figures").mkdir(parents=True, exist_ok=True)
-    written = parallelism_report.write(reports, readme, rows)
+    written = parallelism.write(reports, readme, rows)
     written += ablation_report.write(sorted((reports / "data" / "ablations").glob("*.jsonl")), reports)
     rows = tables.measured(rows)
     files: dict[Path, bytes] = {reports / one.file: figures.png(one) for one in figures.figures(rows)}
@@ -150,7 +150,7 @@ def write(root: Path, rows: "Sequence[Row]") -> list[Path]:
     stale += [reports / name for name in pages.PAGES]
     made = texts(rows)
     others = {name: (reports / f"{name}.md").read_text() for name, *_ in OTHERS}
-    made["index.html"] = page(rows, others)
+    made["index.html"] = whole_page(rows, others)
     files |= {reports / name: text.encode() for name, text in made.items()}
     for path, blocks in (
         (readme, ((BEGIN, END, first_screen(rows)),)),
@@ -179,14 +179,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .compare import compare
 
         return compare(*map(Path, config.compare))
-    from .records import DATA, read
+    from ..measure.records import DATA, read
 
     if not DATA.is_dir():
         raise DataError(f"{DATA} does not exist: benchmarks write records there, and this command reads them")
     for path in dict.fromkeys(write(ROOT, read(DATA))):
         print(path.relative_to(ROOT))
     return 0
-
-
-if __name__ == "__main__":
-    cli.run(main)

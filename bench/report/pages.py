@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from .records import Row
+from ..measure.records import Row
 from .tables import (
     BY_KEY,
     IMPLEMENTATIONS,
@@ -240,7 +240,7 @@ PAGES = {
 
 
 def pages(rows: Sequence[Row]) -> list[Page]:
-    """The pages that have anything to show; ``rows`` are those of :func:`bench.tables.measured`."""
+    """The pages that have anything to show; ``rows`` are those of :func:`bench.report.tables.measured`."""
     found = []
     for file, kind in PAGES.items():
         sections = []

@@ -16,9 +16,9 @@ from kernels import private
 from net.config import VARIANTS
 from net.parallel.strategies import STRATEGIES, parallelize
 
+from ..measure.records import time_columns
+from ..measure.timing import wall_seconds
 from .network import build, images_and_labels, update_step
-from .records import time_columns
-from .timing import wall_seconds
 
 ALONE_CASE = "update of one rank, its messages left out"
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from ..measure.records import Row
 from .pages import best
-from .records import Row
 from .tables import Machine, fastest, machines_of, ours
 
 UPDATE, INFERENCE, TRAIN, STAGES = "update of paper", "inference of paper", "net.train of paper", "stages 1 + 2"
@@ -169,7 +169,7 @@ def _cpu_network(rows: Sequence[Row]) -> str | None:
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
-    """What was found, as Markdown; ``rows`` are those of :func:`bench.tables.measured`."""
+    """What was found, as Markdown; ``rows`` are those of :func:`bench.report.tables.measured`."""
     found = (_gpu_step(rows), _gpu_time(rows), _cpu_stages(rows), _cpu_network(rows))
     return [text for text in found if text is not None]
 

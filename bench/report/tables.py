@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
-from .records import Row, moment
+from ..measure.records import Row, moment
 
 #: What a row measures, but for the machine.
 KEYS = (

@@ -5,9 +5,9 @@ import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from .cost_model import IMAGES, LINKS, STRATEGIES, scaled_seconds
-from .parallel_losses import REORDERED
-from .records import Row, moment
+from ..measure.records import Row, moment
+from ..predict.cost_model import IMAGES, LINKS, STRATEGIES, scaled_seconds
+from ..subjects.parallel_losses import REORDERED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,8 +2,8 @@
 
 A row says what was measured (``suite``, ``case``, ``implementation``, ``mode``, ``shape``, ``dtype``,
 ``memory_format``), the values with their units in the column names (``median_us``, ``p20_us``, ``p80_us``,
-``images_per_s``, ...), or in ``status`` why there are none, and all that :func:`bench.environment.describe` says of the
-machine. Reading needs no torch.
+``images_per_s``, ...), or in ``status`` why there are none, and the columns of
+:func:`bench.measure.environment.describe`. Reading needs no torch.
 """
 
 import json

@@ -24,7 +24,7 @@ from tabulate import tabulate
 
 from net.errors import DataError, UsageError
 
-from .records import Row, read_record
+from ..measure.records import Row, read_record
 from .tables import KEYS, Machine, machine_of, newest, number, values
 
 #: Medians closer than this are the same.
@@ -97,7 +97,7 @@ def kinds(rows: Iterable[Row]) -> list[str]:
             return MEMORY
         if "gflop" not in row or "fewest_mb" not in row:
             return ""
-        # As in bench.ceilings: no dtype is computed more slowly than float32.
+        # As in bench.measure.ceilings: no dtype is computed more slowly than float32.
         rate = max(products.get(row["dtype"], 0), products.get("float32", 0))
         return product if rate and copied and row["gflop"] / rate > row["fewest_mb"] / copied * 1e-3 else MEMORY
 

@@ -17,11 +17,11 @@ import kernels
 from kernels import private
 from kernels.arguments import Normalization, Pooling
 
+from ..measure.memory import kept_bytes
+from ..measure.timing import copies, seconds
+from ..predict.roofline import Work, chain
 from . import cudnn, xla
 from .installed import NotInstalledError
-from .memory import kept_bytes
-from .roofline import Work, chain
-from .timing import copies, seconds
 
 #: Name: the switch of :mod:`kernels`, and whether the caller is compiled.
 IMPLEMENTATIONS = {

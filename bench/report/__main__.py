@@ -1,0 +1,7 @@
+"""``python -m bench.report``."""
+
+from net import cli
+
+from . import main
+
+cli.run(main)
