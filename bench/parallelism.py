@@ -153,6 +153,7 @@ def measure(strategy: str, variant: str, batch: int, updates: int, device: torch
         optimizer.step()
     gradients = [each.grad for each in part.model.parameters() if each.grad is not None]
     row: dict[str, Any] = {
+        "suite": "parallel",
         "case": CASE,
         "implementation": strategy,
         "mode": "train_step",
@@ -214,6 +215,7 @@ def link() -> list[dict[str, Any]]:
             tensor.fill_(1)
         rows.append(
             {
+                "suite": "parallel",
                 "case": LINK_CASE,
                 "implementation": dist.get_backend(),
                 "shape": str(count),

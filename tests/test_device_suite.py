@@ -378,7 +378,7 @@ def test_a_strategy_and_a_choice_that_fail_cost_the_others_nothing(toy: Run, mon
     def alone(strategy: str, *arguments: object) -> Row:
         if strategy == "tower":
             raise RuntimeError("no second device")
-        return {"case": "update of one rank", "implementation": strategy, "median_us": 1.0}
+        return {"suite": "parallel", "case": "update of one rank", "implementation": strategy, "median_us": 1.0}
 
     def check(prepared: cases.Prepared, *arguments: object) -> None:
         if triton_stage.SEGMENT_ROWS == 5:

@@ -173,7 +173,7 @@ def test_what_is_measured_where(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_only_what_was_asked_for_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     started: list[tuple[str, int]] = []
-    row = {"case": CASE, "implementation": "hybrid", "median_us": 1.0}
+    row = {"suite": "parallel", "case": CASE, "implementation": "hybrid", "median_us": 1.0}
     monkeypatch.setattr(parallelism, "started", lambda job, ranks, arguments: started.append((job, ranks)) or row)
     main(["--network", "paper", "--only", "hybrid", "none", "--output", str(tmp_path)])
     assert started == [("none", 1), ("hybrid", 2)]

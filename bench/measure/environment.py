@@ -1,7 +1,6 @@
 """Where a figure was measured: machine, versions, commit. The commit is known without torch."""
 
 import datetime
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -10,6 +9,8 @@ from functools import cache
 from pathlib import Path
 
 from net.data.processes import available_cores
+
+from .kernels_code import kernels_code, read_sources
 
 ROOT = Path(__file__).parents[2]
 #: What holds ``reports/``: the checkout, or where the package is installed the current folder.
@@ -40,12 +41,6 @@ def _driver() -> str:
         return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
     except (OSError, subprocess.CalledProcessError, IndexError):
         return ""
-
-
-def _kernels_code() -> str:
-    """What tells the Triton kernels of one state of the code from those of another."""
-    code = b"".join(path.read_bytes() for path in sorted((ROOT / "kernels").glob("triton_*.py")))
-    return hashlib.sha256(code + (ROOT / "kernels" / "registers.py").read_bytes()).hexdigest()[:10]
 
 
 def commit() -> str:
@@ -89,7 +84,7 @@ def _lasting() -> dict[str, str | int | bool]:
         "torch": torch.__version__,
         "triton": _version("triton"),
         "numpy": np.__version__,
-        "kernels_code": _kernels_code(),
+        "kernels_code": kernels_code(read_sources(ROOT / "kernels")),
         "commit": commit(),
         # What is measured is code: a record or a table that is not committed yet does not count.
         "dirty": os.environ["SOURCE_COMMIT"].endswith("-dirty")

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from net.errors import DataError
+from net.files import atomic_write
 
 from .environment import HOME
 
 DATA = HOME / "reports" / "data"
 Row = dict[str, Any]
-#: Of rows that say so; those of ``parallel`` and ``choices`` are in no table of this package's.
+#: What a row is about; those of ``choices`` are in no table.
 SUITES = (
     *("ceilings", "gate", "kernels", "contention", "layers", "steps", "profile", "train", "input"),
     *("parallel", "choices"),
@@ -27,25 +28,7 @@ SUITES = (
 #: Columns that are more than zero; others in microseconds are parts of them, and may be none.
 TIMES = ("median_us", "p20_us", "p80_us", "limit_us", "synchronized_us", "wall_us")
 #: What every row says.
-REQUIRED = ("case", "machine", "date")
-#: The suite of rows that do not name one, by how their case begins; some belong to none. The first that fits counts.
-SUITE_OF_CASE = {
-    "copy": "ceilings",
-    "matrix product": "ceilings",
-    "stage": "kernels",
-    "update of a network in parallel": "",
-    "update of one rank": "",
-    "update of ": "steps",
-    "digits, ": "steps",
-    "prepare, ": "input",
-    "loader, ": "input",
-    "crop, ": "input",
-    "the kernels' tests": "",
-    "compute-sanitizer": "",
-    "choice: ": "",
-    "trace": "",
-    "all-reduce of two processes": "",
-}
+REQUIRED = ("suite", "case", "machine", "date")
 
 
 def time_columns(seconds: Iterable[float]) -> dict[str, float]:
@@ -58,22 +41,27 @@ def time_columns(seconds: Iterable[float]) -> dict[str, float]:
 
 
 def write(rows: Iterable[Mapping[str, Any]], folder: Path = DATA) -> Path:
-    """Append rows, with the machine's columns, to this day's and commit's record of this machine."""
+    """Append rows, with the machine's columns, to this day's and commit's record of this machine.
+
+    The file is replaced as a whole: whoever reads it, or stops this process, finds whole rows.
+    """
     from .environment import describe
 
     environment = describe()
     kind = "gpu" if environment["driver"] else "cpu"
     path = folder / f"{environment['date']}-{kind}-{environment['commit']}.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        for row in rows:
-            # What a model says of another machine names that machine itself.
-            file.write(json.dumps({**environment, **row}) + "\n")
+    rows = list(rows)
+    assert all(row.get("suite") in SUITES for row in rows)
+    lines = "".join(json.dumps({**environment, **row}) + "\n" for row in rows)
+    before = path.read_bytes() if path.exists() else b""
+    with atomic_write(path) as file:
+        file.write(before + lines.encode())
     return path
 
 
 def read_record(path: Path) -> list[Row]:
-    """The rows of one record, each with its suite and, in ``record``, the file's name.
+    """The rows of one record, each with the file's name in ``record``.
 
     Raises:
         DataError: a line is no row; the message names file and line.
@@ -97,24 +85,11 @@ def read_record(path: Path) -> list[Row]:
             value = row.get(name, 1)
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise DataError(f"{place}: {name} must be a positive number; got {value!r}")
-        if "suite" not in row:
-            begins = [suite for begin, suite in SUITE_OF_CASE.items() if row["case"].startswith(begin)]
-            row["suite"] = begins[0] if begins else None
-        elif row["suite"] not in SUITES:
-            row["suite"] = None
-        if row["suite"] is None:
-            raise DataError(f"{place}: the suite of case {row['case']!r} must be one of {', '.join(SUITES)}")
-        row = _renamed(row)
+        if row["suite"] not in SUITES:
+            raise DataError(f"{place}: suite must be one of {', '.join(SUITES)}; got {row['suite']!r}")
         row["record"] = path.name
         rows.append(row)
     return rows
-
-
-def _renamed(row: Row) -> Row:
-    """A row in today's names: of the paper's network a CPU's first rows say no mode of compilation, being eager."""
-    if row["case"] == "update of the paper's network":
-        return {**row, "case": "update of paper", "implementation": f"{row['implementation']}, eager"}
-    return row
 
 
 def moment(row: Row) -> str:

@@ -128,7 +128,7 @@ def _rows(path: Path) -> tuple[dict[tuple[object, ...], Row], set[Machine]]:
     if not path.is_file():
         raise UsageError(f"--compare: {path} is no file")
     try:
-        rows = [row for row in newest(read_record(path), BUSY) if row["suite"]]
+        rows = newest(read_record(path), BUSY)
     except DataError as error:
         raise UsageError(f"--compare: {error}") from None
     return {(machine_of(row), values(row, (*KEYS, BUSY))): row for row in rows}, {machine_of(row) for row in rows}

@@ -246,7 +246,7 @@ def measured(rows: Sequence[Row]) -> list[Row]:
             rivals[key] = min(row["median_us"], rivals.get(key, math.inf))
     today = next((row["kernels_code"] for row in reversed(rows) if row.get("kernels_code")), None)
     result = []
-    for row in newest(_latest_profiles(row for row in rows if row["suite"])):
+    for row in newest(_latest_profiles(rows)):
         row = {**row, "on": machine_of(row)}
         row["revision"] = f"{row.get('commit') or 'unknown'}{' with changes' if row.get('dirty') else ''}"
         if str(row.get("implementation")).partition(", ")[0] in ("triton", "auto") and not row["on"].cpu:
@@ -256,8 +256,6 @@ def measured(rows: Sequence[Row]) -> list[Row]:
             )
         if row["suite"] == "gate":
             row["verdict"] = row.pop("status", None)
-        if "tflop_per_s" in row:
-            row.setdefault("gflop_per_s", row["tflop_per_s"] * 1000)
         if row["suite"] in RATED and "median_us" in row and "unverified" not in row:
             for name in ("x_aten", "x_compiled"):
                 time = rivals.get((name, row["record"], row["on"], values(row, TASK)))

@@ -78,6 +78,7 @@ def alone(
         columns = time_columns(wall_seconds(update, samples))
     size = VARIANTS[variant].image_size
     return {
+        "suite": "parallel",
         "case": ALONE_CASE,
         "implementation": strategy,
         "mode": "train_step",

@@ -81,6 +81,7 @@ def learn(strategy: str, dtype: str, device: torch.device, epochs: int | None = 
         logits = part.model(images)
     size = part.model.config.image_size
     return {
+        "suite": "parallel",
         "case": LOSSES_CASE,
         "implementation": strategy,
         "mode": "train_step",

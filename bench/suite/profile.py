@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import kernels
+from net.files import atomic_write
 
 from ..measure.records import Row, time_columns
 from ..measure.timing import chained_seconds
@@ -137,7 +138,8 @@ def traced(run: Run, call: Callable[[], object], count: int, name: str) -> list[
         profile.export_chrome_trace(str(plain))
         content = plain.read_bytes()
     run.output.mkdir(parents=True, exist_ok=True)
-    (run.output / f"trace-{name}.json.gz").write_bytes(gzip.compress(content, 5))
+    with atomic_write(run.output / f"trace-{name}.json.gz") as file:
+        file.write(gzip.compress(content, 5))
     events: list[Event] = json.loads(content)["traceEvents"]
     return events
 

@@ -20,9 +20,10 @@ def rows(run: Run) -> Rows:
                 row = alone(strategy, run.network, run.images, 2, run.dtype, how, run.device, run.samples)
         except Exception as error:  # Whatever it is becomes the row's status, and the other strategies go on.
             row = {
+                "suite": "parallel",
                 "case": ALONE_CASE,
                 "implementation": strategy,
                 "network": run.network,
                 "status": failure(error),
             }
-        yield {"suite": "parallel", **row}
+        yield row
