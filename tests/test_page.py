@@ -12,7 +12,6 @@ import pytest
 
 from bench import report
 from bench.measure import records
-from bench.report import tables
 from tests.test_report import everything, kernel, write
 
 pytestmark = [
@@ -42,9 +41,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Numbers that are in another order as words.
     close = [kernel("inductor", 46.5), kernel("compiled reference", 46.25)]
     write(folder / "data", "a.jsonl", [*everything(), *close])
-    rows = tables.measured(records.read(folder / "data"))
-    others = {name: (report.ROOT / "reports" / f"{name}.md").read_text() for name, *_ in report.OTHERS}
-    (folder / "index.html").write_text(report.whole_page(rows, others))
+    made = report.Report(records.read(folder / "data"), sorted((records.DATA / "ablations").glob("*.jsonl")))
+    (folder / "index.html").write_text(made.texts()["index.html"])
     return folder
 
 

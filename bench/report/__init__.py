@@ -1,7 +1,9 @@
-"""Tables, figures and a page from records: ``python -m bench.report``; ``--help`` lists the flags."""
+"""Tables, figures and a page from records: ``python -m bench.report``; ``--help`` lists the flags.
 
-import textwrap
-from collections.abc import Mapping, Sequence
+A page is a :class:`bench.report.tables.Page`, whatever it is about; ``markdown`` and ``page`` write it.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,20 +17,12 @@ from ..measure.environment import HOME
 
 if TYPE_CHECKING:
     from ..measure.records import Row
+    from .tables import Figure, Page, Table
 
 ROOT = HOME
-BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
-FOUND_BEGIN, FOUND_END = "<!-- found: begin -->", "<!-- found: end -->"
-PAGES_BEGIN, PAGES_END = "<!-- pages: begin -->", "<!-- pages: end -->"
-MADE = "Made from the records by `python -m bench.report`."
 DESCRIPTION = (
-    "Make reports/*.md, reports/index.html, reports/figures and the tables on README's first screen from the records "
-    "in reports/data, or compare two records."
-)
-#: Pages of :mod:`bench.parallelism` and :mod:`net.ablation_report`: name, title, and a line for the list.
-OTHERS = (
-    ("parallelism", "Parallelism", "two processes against one, and what a cost model says of many devices"),
-    ("accuracy", "Accuracy without each part", "the validation error without each part of the network"),
+    "Make reports/*.md, reports/index.html, reports/figures and the tables in README.md from the records in "
+    "reports/data, or compare two records."
 )
 
 
@@ -47,129 +41,87 @@ class ReportConfig:
             raise UsageError(f"--compare takes two records; got {len(self.compare)}")
 
 
-def _between(text: str, begin: str, end: str, made: str) -> str:
-    """The text with ``made`` between its marks; as it is where it has none."""
+def between(text: str, name: str, made: str) -> str:
+    """The text with ``made`` between the comments ``<!-- name: begin -->`` and ``<!-- name: end -->``, if any."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     before, found, rest = text.partition(begin)
     _, closed, after = rest.partition(end)
     return f"{before}{begin}\n{made}\n{end}{after}" if found and closed else text
 
 
-def texts(rows: "Sequence[Row]") -> dict[str, str]:
-    """The text of each page of tables, by its name below ``reports/``; rows are those of ``tables.measured``."""
-    from . import figures, pages, tables
-
-    drawn = figures.figures(rows)
-    result = {}
-    for page in pages.pages(rows):
-        about = textwrap.fill(page.about, 120, break_long_words=False, break_on_hyphens=False)
-        parts = [f"# {page.title}\n", MADE + "\n", about + "\n"]
-        for section in page.sections:
-            parts.append(tables.without_html(f"## {section.machine}") + "\n")
-            parts += [
-                tables.without_html(f"![{figure.about}]({figure.file})") + "\n"
-                for figure in drawn
-                if (figure.page, figure.machine) == (page.file, section.machine)
-            ]
-            for table in section.tables:
-                parts += [tables.without_html(f"### {table.title}") + "\n"] if table.title and not table.folded else []
-                parts.append(tables.markdown(table))
-        result[page.file] = "\n".join(parts)
-    return result
-
-
-def first_screen(rows: "Sequence[Row]") -> str:
-    """README's tables."""
-    from . import pages, tables
-
-    found = [tables.markdown(table) for section in pages.headline(rows) for table in section.tables]
-    return "\n".join(found).rstrip() or "Not measured."
-
-
-def found(rows: "Sequence[Row]") -> str:
-    """What ``reports/README.md`` begins with: sentences, and the chart."""
-    from . import figures, findings, tables
-
-    lines = [
-        textwrap.fill(
-            tables.without_html(f"- {text}"),
-            140,
-            subsequent_indent="  ",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for text in findings.sentences(rows)
-    ]
-    lines += [
-        "\n" + tables.without_html(f"![{one.about}]({one.file})")
-        for one in figures.figures(rows)
-        if one.machine is None
-    ]
-    return "\n".join(lines) or "Nothing is measured yet."
-
-
-def contents(rows: "Sequence[Row]") -> str:
-    """The list of pages in ``reports/README.md``."""
-    from . import pages
-
-    lines = [f"- [{page.file}]({page.file}): {pages.PAGES[page.file].line}" for page in pages.pages(rows)]
-    return "\n".join([*lines, *(f"- [{name}.md]({name}.md): {line}" for name, _, line in OTHERS)])
-
-
-def whole_page(rows: "Sequence[Row]", others: Mapping[str, str]) -> str:
-    """The text of ``index.html``; ``others`` are the pages that are written as Markdown, by name."""
-    from . import figures, findings, pages
-    from .page import html
-
-    drawings: dict[str, list[str]] = {}
-    for figure in figures.figures(rows):
-        name = f"{figure.page} {figure.machine}" if figure.machine else "found"
-        drawings.setdefault(name, []).append(figures.svg(figure))
-    written = [(name, title, others[name]) for name, title, _ in OTHERS if name in others]
-    return html(pages.pages(rows), drawings, findings.sentences(rows), written)
-
-
-def write(root: Path, rows: "Sequence[Row]") -> list[Path]:
-    """Write every page, table and figure below ``root``, remove what is no more, and return the files.
+class Report:
+    """All that is made of some records.
 
     Args:
-        root: holds ``README.md`` and ``reports/``, in whose ``data/ablations`` are results of ``net.ablations``.
         rows: as :func:`bench.measure.records.read` returns them.
+        results: files of ``net.ablations``.
     """
 
-    from net import ablation_report
+    def __init__(self, rows: "Sequence[Row]", results: Sequence[Path] = ()) -> None:
+        from . import accuracy, figures, findings, pages, parallelism
+        from .rows import measured
 
-    from . import figures, pages, parallelism, tables
+        shown = measured(rows)
+        self.pages: list[Page] = [*pages.pages(shown), parallelism.page(rows), accuracy.page(results)]
+        self.headline: list[Table] = pages.headline(shown)
+        self.strategies: list[Table] = parallelism.headline(rows)
+        #: What was found: sentences in Markdown, and the chart.
+        self.sentences: list[str] = findings.sentences(shown)
+        self.charts: list[Figure] = figures.found(shown)
 
-    reports, readme = root / "reports", root / "README.md"
-    (reports / "figures").mkdir(parents=True, exist_ok=True)
-    written = parallelism.write(reports, readme, rows)
-    written += ablation_report.write(sorted((reports / "data" / "ablations").glob("*.jsonl")), reports)
-    rows = tables.measured(rows)
-    files: dict[Path, bytes] = {reports / one.file: figures.png(one) for one in figures.figures(rows)}
-    stale = [path for kind in figures.KINDS for path in (reports / "figures").glob(f"{kind}-*.png")]
-    stale += [reports / name for name in pages.PAGES]
-    made = texts(rows)
-    others = {name: (reports / f"{name}.md").read_text() for name, *_ in OTHERS}
-    made["index.html"] = whole_page(rows, others)
-    files |= {reports / name: text.encode() for name, text in made.items()}
-    for path, blocks in (
-        (readme, ((BEGIN, END, first_screen(rows)),)),
-        (
-            reports / "README.md",
-            ((FOUND_BEGIN, FOUND_END, found(rows)), (PAGES_BEGIN, PAGES_END, contents(rows))),
-        ),
-    ):
-        if path.is_file():
-            text = path.read_text()
-            for begin, end, block in blocks:
-                text = _between(text, begin, end, block)
-            files[path] = text.encode()
-    for path, content in files.items():
-        with atomic_write(path) as file:
-            file.write(content)
-    for path in set(stale) - set(files):
-        path.unlink(missing_ok=True)
-    return [*written, *files]
+    def texts(self) -> dict[str, str]:
+        """The text of each page, by its name below ``reports/``."""
+        from . import markdown, page
+
+        made = {f"{each.name}.md": markdown.page(each) for each in self.pages}
+        return {**made, "index.html": page.html(self.pages, self.sentences, self.charts)}
+
+    def figures(self) -> "list[Figure]":
+        """What is drawn for the pages and for what was found."""
+        sections = [section for page in self.pages for section in page.sections]
+        return [*self.charts, *(figure for part in (*self.pages, *sections) for figure in part.figures)]
+
+    def parts(self) -> dict[str, str]:
+        """What stands between the marks in README.md and ``reports/README.md``, by their name."""
+        from . import markdown
+
+        strategies = [f"{table.title}, measured:\n\n{markdown.table(table)}" for table in self.strategies]
+        found = [markdown.filled(markdown.without_html(f"- {text}"), 140, "  ") for text in self.sentences]
+        found += [f"\n{markdown.image(figure)}" for figure in self.charts]
+        return {
+            "figures": "\n".join(map(markdown.table, self.headline)).rstrip() or "Not measured.",
+            "parallelism": "\n".join(strategies).rstrip() or "Not measured.",
+            "found": "\n".join(found) or "Nothing is measured yet.",
+            "pages": "\n".join(f"- [{page.name}.md]({page.name}.md): {page.line}" for page in self.pages),
+        }
+
+    def write(self, root: Path) -> list[Path]:
+        """Write every page and figure below ``root``, remove what is no more, and return the files.
+
+        Args:
+            root: holds ``README.md`` and ``reports/``.
+        """
+        from . import figures, pages
+
+        reports = root / "reports"
+        (reports / "figures").mkdir(parents=True, exist_ok=True)
+        files = {reports / name: text.encode() for name, text in self.texts().items()}
+        files |= {reports / figure.file: figures.png(figure) for figure in self.figures()}
+        for path in (root / "README.md", reports / "README.md"):
+            if path.is_file():
+                text = path.read_text()
+                for name, part in self.parts().items():
+                    text = between(text, name, part)
+                files[path] = text.encode()
+        stale = {reports / f"{name}.md" for name in pages.PAGES}
+        for kind in filter(None, (kind.figure for kind in pages.PAGES.values())):
+            stale |= set(reports.glob(f"figures/{kind}-*.png"))
+        for path, content in files.items():
+            with atomic_write(path) as file:
+                file.write(content)
+        for path in stale - set(files):
+            path.unlink(missing_ok=True)
+        return list(files)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -183,6 +135,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if not DATA.is_dir():
         raise DataError(f"{DATA} does not exist: benchmarks write records there, and this command reads them")
-    for path in dict.fromkeys(write(ROOT, read(DATA))):
+    for path in Report(read(DATA), sorted((DATA / "ablations").glob("*.jsonl"))).write(ROOT):
         print(path.relative_to(ROOT))
     return 0

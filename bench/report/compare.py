@@ -25,7 +25,8 @@ from tabulate import tabulate
 from net.errors import DataError, UsageError
 
 from ..measure.records import Row, read_record
-from .tables import KEYS, Machine, machine_of, newest, number, values
+from .rows import KEYS, Machine, machine_of, newest, values
+from .tables import number
 
 #: Medians closer than this are the same.
 SAME = 0.05
@@ -128,10 +129,10 @@ def _rows(path: Path) -> tuple[dict[tuple[object, ...], Row], set[Machine]]:
     if not path.is_file():
         raise UsageError(f"--compare: {path} is no file")
     try:
-        rows = newest(read_record(path), BUSY)
+        rows = newest(read_record(path))
     except DataError as error:
         raise UsageError(f"--compare: {error}") from None
-    return {(machine_of(row), values(row, (*KEYS, BUSY))): row for row in rows}, {machine_of(row) for row in rows}
+    return {(machine_of(row), values(row, KEYS)): row for row in rows}, {machine_of(row) for row in rows}
 
 
 def compare(first: Path, second: Path) -> int:

@@ -13,8 +13,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..measure.records import Row
 from . import findings
-from .pages import PARAMETER_BYTES, layer_memory, layers_of, most
-from .tables import IMPLEMENTATIONS, MODES, Machine, fastest, machines_of, number, ordered, rank, unit_of, values
+from .rows import (
+    IMPLEMENTATIONS,
+    MODES,
+    PARAMETER_BYTES,
+    fastest,
+    layer_memory,
+    layers_of,
+    most,
+    ordered,
+    rank,
+    values,
+)
+from .tables import Figure, number, unit_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,6 +55,8 @@ VARIABLES = {
     **{colour: f"var(--c{number})" for number, colour in enumerate(dict.fromkeys(COLOURS.values()))},
 }
 MARKS = tuple(zip("osD^v<", ("#0072b2", "#d55e00", OURS, "#cc79a7", "#e69f00", "#56b4e9"), strict=True))
+#: Pixels of a page from which a figure is too wide to be shrunk to a phone's width.
+WIDE = 800
 #: Points, inches, and dots to the inch.
 SIZE, WIDTH, DOTS = 8, 4.6, 140
 #: Bars or layers of a figure that can still be read.
@@ -53,16 +66,6 @@ MOST_BARS = 24
 class Drawing(NamedTuple):
     """What a figure shows, in words, and what draws it."""
 
-    about: str
-    draw: Callable[[], "Canvas"]
-
-
-class Figure(NamedTuple):
-    """A file below ``reports/``, the page and machine it belongs to (none: what was found), and its drawing."""
-
-    file: str
-    page: str
-    machine: Machine | None
     about: str
     draw: Callable[[], "Canvas"]
 
@@ -80,22 +83,6 @@ class Panel(NamedTuple):
     title: str
     bars: list[Bar]
     limit: float | None = None
-
-
-def figures(rows: Sequence[Row]) -> list[Figure]:
-    """What can be drawn of the rows of :func:`bench.report.tables.measured`."""
-    found = []
-    drawing = _found(rows)
-    if drawing is not None:
-        found.append(Figure("figures/found.png", "", None, *drawing))
-    for machine in machines_of(rows):
-        its = [row for row in rows if row["on"] == machine]
-        for kind, (page, draw) in KINDS.items():
-            drawing = draw(its)
-            if drawing is not None:
-                slug = re.sub(r"[^a-z0-9.]+", "-", str(machine).lower()).strip("-")
-                found.append(Figure(f"figures/{kind}-{slug}.png", page, machine, *drawing))
-    return found
 
 
 def _saved(figure: Figure, **options: Any) -> bytes:
@@ -148,11 +135,15 @@ def svg(figure: Figure) -> str:
 
 
 def _opening(about: str) -> Callable[[re.Match[str]], str]:
-    """The first tag: as wide as there is room for, up to twelve pixels a line of text."""
-    return lambda found: (
-        f'<svg role="img" aria-label="{escape(about)}" viewBox="{found[2]}" '
-        f'style="max-width: {1.5 * float(found[1]):.0f}px">'
-    )
+    """The first tag: twelve pixels a line of text where there is room; a wide figure scrolls on a phone."""
+
+    def opening(found: re.Match[str]) -> str:
+        width = 1.5 * float(found[1])
+        least = "; min-width: 34rem" if width > WIDE else ""
+        label = f'role="img" aria-label="{escape(about)}"'
+        return f'<svg {label} viewBox="{found[2]}" style="width: {width:.0f}px{least}">'
+
+    return opening
 
 
 def _bars(panels: Sequence[Panel], title: str, unit: str, shared: bool = False) -> "Canvas":
@@ -191,21 +182,17 @@ def _colour(name: str) -> str:
     return COLOURS.get(name.partition(", ")[0], OURS)
 
 
-def _found(rows: Sequence[Row]) -> Drawing | None:
+def found(rows: Sequence[Row]) -> list[Figure]:
+    """The chart of what was found; none where nothing is compared."""
     groups = findings.groups(rows)
     if not groups:
-        return None
+        return []
     colours = dict(zip(findings.NAMES, (OURS, PLAIN, OTHER), strict=True))
     panels = [
         Panel(
             group.title,
             [
-                Bar(
-                    bar.name,
-                    bar.ratio,
-                    f"{bar.ratio:.2f} x, {number(bar.median_us / 1e3)} ms",
-                    colours[bar.name],
-                )
+                Bar(bar.name, bar.ratio, f"{bar.ratio:.2f} x, {number(bar.median_us / 1e3)} ms", colours[bar.name])
                 for bar in group.bars
             ],
         )
@@ -214,10 +201,11 @@ def _found(rows: Sequence[Row]) -> Drawing | None:
     about = "Bars, times as fast as PyTorch called eagerly. " + " ".join(
         f"{group.title}: {', '.join(f'{bar.name} {bar.ratio:.2f}' for bar in group.bars)}." for group in groups
     )
-    return Drawing(about, lambda: _bars(panels, "Times as fast as PyTorch's own operators called eagerly", "", True))
+    title = "Times as fast as PyTorch's own operators called eagerly"
+    return [Figure("figures/found.png", about, lambda: _bars(panels, title, "", True))]
 
 
-def _kernels(rows: list[Row]) -> Drawing | None:
+def kernels(rows: list[Row]) -> Drawing | None:
     """The kernels in the dtype and mode of which the most was measured, training before all."""
     timed = [row for row in rows if row["suite"] == "kernels" and "median_us" in row]
     both = [row for row in timed if row.get("mode") == "forward_backward"]
@@ -248,7 +236,7 @@ def _kernels(rows: list[Row]) -> Drawing | None:
     )
 
 
-def _steps(rows: list[Row]) -> Drawing | None:
+def steps(rows: list[Row]) -> Drawing | None:
     timed = ordered([row for row in rows if row["suite"] == "steps" and "images_per_s" in row])
     panels = []
     keys = ("case", "shape", "dtype")
@@ -271,7 +259,7 @@ def _steps(rows: list[Row]) -> Drawing | None:
     return Drawing(about, lambda: _bars(panels, "Images a second", ""))
 
 
-def _roofline(rows: list[Row]) -> Drawing | None:
+def roofline(rows: list[Row]) -> Drawing | None:
     """Layers whose work is known under the machine's roofs; none unless there are both."""
     layers = [row for row in layers_of(rows) if row.get("gflop") and row.get("fewest_mb")]
     copies = [row for row in rows if row["suite"] == "ceilings" and row["case"] == "copy" and "gb_per_s" in row]
@@ -354,7 +342,7 @@ def _label(axis: "Axes", points: Sequence[tuple[float, float, str, str | None]])
         )
 
 
-def _memory(rows: list[Row]) -> Drawing | None:
+def memory(rows: list[Row]) -> Drawing | None:
     layers = layer_memory(rows)[:MOST_BARS]
     if not layers:
         return None
@@ -386,12 +374,3 @@ def _draw_memory(rows: list[Row]) -> "Canvas":
     handles, names = axis.get_legend_handles_labels()
     axis.legend(handles[::-1], names[::-1], loc="center left", bbox_to_anchor=(1, 0.5), fontsize=SIZE, frameon=False)
     return canvas
-
-
-#: Its page and what makes it of a machine's rows, by name.
-KINDS: dict[str, tuple[str, Callable[[list[Row]], Drawing | None]]] = {
-    "kernels": ("kernels.md", _kernels),
-    "steps": ("steps.md", _steps),
-    "roofline": ("layers.md", _roofline),
-    "memory": ("memory.md", _memory),
-}

@@ -4,8 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ..measure.records import Row
-from .pages import best
-from .tables import Machine, fastest, machines_of, ours
+from .rows import Machine, best, fastest, machines_of, ours
 
 UPDATE, INFERENCE, TRAIN, STAGES = "update of paper", "inference of paper", "net.train of paper", "stages 1 + 2"
 #: Other processes that want a core each, in the condition that is quoted.
@@ -169,7 +168,7 @@ def _cpu_network(rows: Sequence[Row]) -> str | None:
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
-    """What was found, as Markdown; ``rows`` are those of :func:`bench.report.tables.measured`."""
+    """What was found, as Markdown; ``rows`` are those of :func:`bench.report.rows.measured`."""
     found = (_gpu_step(rows), _gpu_time(rows), _cpu_stages(rows), _cpu_network(rows))
     return [text for text in found if text is not None]
 

@@ -1,35 +1,38 @@
 """Which rows of the records are on which page of ``reports/``, and in which tables."""
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ..measure.records import Row
+from . import figures
+from .rows import (
+    IMPLEMENTATIONS,
+    PARAMETER_BYTES,
+    Machine,
+    best,
+    fastest,
+    layer_memory,
+    machines_of,
+    ordered,
+    rank,
+    values,
+)
 from .tables import (
     BY_KEY,
-    IMPLEMENTATIONS,
     Cell,
     Column,
+    Figure,
     Page,
     Section,
     Table,
     cell,
     detail,
-    fastest,
     in_unit,
-    machines_of,
-    ordered,
-    ours,
     possible,
-    rank,
     sources,
     unit_of,
-    values,
 )
-
-#: Rows of the suite ``layers`` that are not layers.
-NOT_LAYERS = ("input preparation", "optimizer", "sum of layers", "whole step")
-#: Bytes of a parameter: weights, gradients and momentum are float32.
-PARAMETER_BYTES = 4
 
 
 def overview(rows: Sequence[Row]) -> list[Table]:
@@ -91,32 +94,6 @@ def _profile(rows: Sequence[Row]) -> list[Table]:
     return tables
 
 
-def most(rows: Sequence[Row], kind: Callable[[Row], object]) -> list[Row]:
-    """The rows of the kind that most of them are of."""
-    kinds = [kind(row) for row in rows]
-    chosen = max(sorted(set(kinds), key=str), key=kinds.count, default=None)
-    return [row for row, its in zip(rows, kinds, strict=True) if its == chosen]
-
-
-def layers_of(rows: Iterable[Row]) -> list[Row]:
-    """The layers, in the dtype and batch of which the most was measured: the fastest row of each layer and mode."""
-    rows = [row for row in rows if row["suite"] == "layers" and row["case"] not in NOT_LAYERS and "median_us" in row]
-    groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in most(rows, lambda row: (row.get("dtype"), str(row.get("shape")).partition("x")[0])):
-        groups.setdefault((row["case"], row.get("mode")), []).append(row)
-    return [row for row in map(fastest, groups.values()) if row is not None]
-
-
-def layer_memory(rows: Iterable[Row]) -> list[Row]:
-    """What training keeps of each layer: ``parameters``, ``saved_mib`` and ``output_mib`` where they are recorded."""
-    found: dict[str, Row] = {}
-    for row in layers_of(rows):
-        columns: Row = {key: row[key] for key in ("parameters", "saved_mib", "output_mib") if key in row}
-        if "parameters" in columns or "saved_mib" in columns:
-            found[row["case"]] = {**row, **found.get(row["case"], {}), **columns}
-    return list(found.values())
-
-
 def _memory(rows: Sequence[Row]) -> list[Table]:
     tables = []
     layers = layer_memory(rows)
@@ -153,6 +130,9 @@ class _Kind(NamedTuple):
     about: str
     suites: tuple[str, ...]
     tables: Callable[[Sequence[Row]], list[Table]]
+    #: A word in its figures' file names, and what draws a machine's rows, where there is anything to draw.
+    figure: str = ""
+    drawing: Callable[[list[Row]], figures.Drawing | None] = lambda rows: None
 
 
 RATIOS = (
@@ -165,14 +145,16 @@ LIMIT = (
     "fewest bytes at the rate of the best large copy. Both rates were measured in the same run."
 )
 PAGES = {
-    "kernels.md": _Kind(
+    "kernels": _Kind(
         "Kernels",
         "the operators at the paper's shapes, against their rivals and their limits",
         f"The operators at the paper's shapes. {RATIOS} {LIMIT}",
         ("kernels",),
         _kernels,
+        "kernels",
+        figures.kernels,
     ),
-    "contention.md": _Kind(
+    "contention": _Kind(
         "Beside other processes",
         "the stages as a user's program runs them, alone and beside busy processes",
         "Stages 1 and 2 forward and backward, alone on the machine and with busy processes beside them; no setting of "
@@ -180,14 +162,16 @@ PAGES = {
         ("contention",),
         _in_order,
     ),
-    "steps.md": _Kind(
+    "steps": _Kind(
         "Steps",
         "updates of whole networks, inference, `net.train` end to end, and the digits run",
         f"Updates of whole networks, inference, and whole runs. {RATIOS}",
         ("steps", "train"),
         _steps,
+        "steps",
+        figures.steps,
     ),
-    "profile.md": _Kind(
+    "profile": _Kind(
         "Where a step's time goes",
         "the GPU kernels of a training step, with launches and time",
         "The GPU kernels of a captured training step: launches and time a step, averaged over replays. The gaps are "
@@ -195,7 +179,7 @@ PAGES = {
         ("profile",),
         _profile,
     ),
-    "layers.md": _Kind(
+    "layers": _Kind(
         "Layers",
         "the paper's network layer by layer",
         f"The paper's network layer by layer. {LIMIT} A copy writes as much as it reads: what mostly reads, such as "
@@ -205,30 +189,34 @@ PAGES = {
         "towers, added gradients, and the time of the host.",
         ("layers",),
         _in_order,
+        "roofline",
+        figures.roofline,
     ),
-    "memory.md": _Kind(
+    "memory": _Kind(
         "Memory",
         "what training keeps, by layer and by kernel, and the peak of a step",
         "Saved is what is kept for backward, each tensor once. Weights, gradients and momentum take four bytes for "
         "each parameter. Peak is the device's, process peak all that the process holds.",
         ("layers", "steps", "kernels"),
         _memory,
+        "memory",
+        figures.memory,
     ),
-    "input_pipeline.md": _Kind(
+    "input_pipeline": _Kind(
         "Input pipeline",
         "decoding, reading, varying images",
         "Decoding, reading from the packed store, and the paper's variations.",
         ("input",),
         _in_order,
     ),
-    "ceilings.md": _Kind(
+    "ceilings": _Kind(
         "Ceilings",
         "copies and matrix products, what the limits are made of",
         "What the machine does at best: the limits in the other tables are made of these.",
         ("ceilings",),
         _in_order,
     ),
-    "gate.md": _Kind(
+    "gate": _Kind(
         "Checks before measuring",
         "what had to pass on the device before its stages were timed",
         "What had to pass on the device before its stages were timed. Stages that were timed all the same are marked "
@@ -239,42 +227,26 @@ PAGES = {
 }
 
 
+def file_of(word: str, machine: Machine) -> str:
+    """The file of a machine's figure, below ``reports/``."""
+    return f"figures/{word}-{re.sub(r'[^a-z0-9.]+', '-', str(machine).lower()).strip('-')}.png"
+
+
 def pages(rows: Sequence[Row]) -> list[Page]:
-    """The pages that have anything to show; ``rows`` are those of :func:`bench.report.tables.measured`."""
+    """The pages that have anything to show; ``rows`` are those of :func:`bench.report.rows.measured`."""
     found = []
-    for file, kind in PAGES.items():
+    for name, kind in PAGES.items():
         sections = []
         for machine in machines_of(rows):
-            tables = kind.tables([row for row in rows if row["on"] == machine and row["suite"] in kind.suites])
+            its = [row for row in rows if row["on"] == machine]
+            tables = kind.tables([row for row in its if row["suite"] in kind.suites])
+            drawing = kind.drawing(its)
+            drawn = [Figure(file_of(kind.figure, machine), *drawing)] if drawing is not None else []
             if tables:
-                sections.append(Section(machine, tables))
+                sections.append(Section(str(machine), drawn, tables, "CPU" if machine.cpu else "GPU"))
         if sections:
-            found.append(Page(file, kind.title, kind.about, sections))
+            found.append(Page(name, kind.title, kind.line, kind.about, sections))
     return found
-
-
-def best(
-    rows: Iterable[Row], case: str, mode: str | None = None, *, unverified: bool = False
-) -> tuple[Row | None, Row | None, Row | None]:
-    """Of a case the fastest row of ours, of PyTorch compiled, and of PyTorch called eagerly, in the shape and dtype of
-    which the most was measured. What is unverified counts only where it is asked for.
-    """
-    its = [
-        row
-        for row in rows
-        if row["case"] == case
-        and mode in (None, row.get("mode"))
-        and "median_us" in row
-        and (unverified or "unverified" not in row)
-    ]
-    its = most(its, lambda row: values(row, ("dtype", "shape")))
-    names = {id(row): str(row.get("implementation")) for row in its}
-    compiled = [row for row in its if names[id(row)] == "compiled" or names[id(row)].startswith("aten, ")]
-    return (
-        fastest(row for row in its if ours(row)),
-        fastest(row for row in compiled if names[id(row)] != "aten, eager"),
-        fastest(row for row in its if names[id(row)] in ("aten", "aten, eager")),
-    )
 
 
 HEADLINE = (
@@ -283,9 +255,9 @@ HEADLINE = (
 )
 
 
-def headline(rows: Sequence[Row]) -> list[Section]:
+def headline(rows: Sequence[Row]) -> list[Table]:
     """README's tables: of the GPU and of the CPU on which an update of the paper's network was timed last."""
-    found: dict[bool, Section] = {}
+    found: dict[bool, list[Table]] = {}
     for machine in machines_of(rows):
         its = [row for row in rows if row["on"] == machine]
         update = best(its, "update of paper")
@@ -307,6 +279,5 @@ def headline(rows: Sequence[Row]) -> list[Section]:
             chosen = [*update, *best(same, "update of torchvision's alexnet")[:2], *best(its, "inference of paper")]
             chosen += best(its, "net.train of paper")[:1]
         columns = [BY_KEY[key] for key in HEADLINE]
-        tables = detail("", list({id(row): row for row in chosen if row is not None}.values()), columns)
-        found[machine.cpu] = Section(machine, tables)
-    return [found[cpu] for cpu in sorted(found)]
+        found[machine.cpu] = detail("", list({id(row): row for row in chosen if row is not None}.values()), columns)
+    return [table for cpu in sorted(found) for table in found[cpu]]

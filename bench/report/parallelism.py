@@ -1,14 +1,8 @@
-"""Tables of the strategies, measured first, modelled last, from records: ``reports/parallelism.md``."""
+"""The page of parallel strategies: what was measured, machine by machine, then what is modelled."""
 
-import textwrap
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import NamedTuple
-
-from tabulate import tabulate
 
 from net.config import network
-from net.files import atomic_write
 
 from ..measure.records import Row, moment
 from ..parallelism import ALL_CORES, CASE, LINK_CASE
@@ -27,10 +21,9 @@ from ..predict.cost_model import (
 from ..predict.messages import expected
 from ..subjects.one_rank import ALONE_CASE
 from ..subjects.parallel_losses import LOSSES_CASE, REORDERED
-from .parallelism_figures import Picture, pictures
-from .tables import Cell, escaped, number, without_html
+from . import parallelism_figures
+from .tables import Cell, Column, Page, Section, Table, detail, number, sources
 
-BEGIN, END = "<!-- parallelism: begin -->", "<!-- parallelism: end -->"
 #: Devices of the modelled table.
 DEVICES = (1, 2, 4, 8, 64, 1024)
 ORDER = ("none", ALL_CORES, REORDERED, *STRATEGIES)
@@ -75,58 +68,57 @@ DEVICES_NOTE = (
     "with data parallelism each device updates all parameters. Links are assumptions, and whether a device can have "
     "one is not checked: {links}."
 )
-
-
-class Table(NamedTuple):
-    """A title, columns, rows of cells, and a line for each record that figures come from."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: list[list[Cell]]
-    sources: list[str]
-
-    def markdown(self) -> str:
-        align = [
-            "right" if any(cell.value is not None for cell in column) else "left"
-            for column in zip(*self.rows, strict=True)
-        ]
-        cells = [[escaped(cell.text) for cell in row] for row in self.rows]
-        body = tabulate(cells, self.columns, "github", disable_numparse=True, colalign=align)
-        lines = ["- " + without_html(line).replace("; ", ";\n  ") for line in self.sources]
-        return "\n".join([body, *([""] if lines else []), *lines]) + "\n"
-
-
-class Part(NamedTuple):
-    """A table of the report, the paragraph that explains it, and the machine it was measured on."""
-
-    table: Table
-    note: str
-    machine: str
-    modelled: bool = False
-
-
-def _text(value: object) -> Cell:
-    return Cell("-" if value is None else str(value))
-
-
-def _value(value: float | None, how: str = "{:,.1f}") -> Cell:
-    return Cell("-") if value is None else Cell(how.format(value), value)
-
-
-def _ms(row: Row, key: str) -> Cell:
-    """Milliseconds of a column in microseconds, or why there are none."""
-    if key in row:
-        return Cell(number(row[key] / 1e3), row[key] / 1e3)
-    return Cell(row.get("status", "-") if key == "median_us" else "-")
-
-
-def _sources(rows: Iterable[Row]) -> list[str]:
-    lines = [
-        f"`reports/data/{row['record']}`: {row['date']}, commit {row.get('commit', 'unknown')}"
-        f"{' with changes' if row.get('dirty') else ''}; {row['machine']}, torch {row.get('torch')}"
-        for row in rows
-    ]
-    return list(dict.fromkeys(lines))
+NOT_RECORDED = "not recorded"
+WHO = (
+    Column("strategy", "implementation"),
+    Column("world size", "ranks", "{:.0f}", NOT_RECORDED),
+    Column("cores per process", "cores_per_process", "{:.0f}", NOT_RECORDED),
+)
+TIMES = (
+    *WHO,
+    Column("images/s", "images_per_s", "{:,.1f}"),
+    Column("speed-up", "speed_up", "{:.2f}", "one process with all cores was not measured"),
+    *(
+        Column(f"{title} ms", f"{key}_us", "ms")
+        for title, key in (
+            ("update", "median"),
+            ("compute", "compute"),
+            ("exposed", "exposed"),
+            ("overlapped", "hidden"),
+        )
+    ),
+)
+ALONE_SENDS = "one process sends nothing"
+MESSAGES = (
+    Column("strategy", "implementation"),
+    Column("messages", "counted_messages", "number", ALONE_SENDS),
+    Column("MiB sent", "counted_mib", "number", ALONE_SENDS),
+    *(
+        Column(f"{name} MiB", f"{name.replace(' ', '_')}_mib", "{:,.1f}", NOT_RECORDED)
+        for name in ("parameters", "gradients", "optimizer", "activations", "process peak")
+    ),
+)
+TRAINED = (
+    *WHO,
+    Column("updates", "updates", "{:.0f}"),
+    Column("difference", "difference", "{:.1e}"),
+    Column("loss of the last epoch", "last_loss", "{:.4f}"),
+    Column("validation loss", "validation_loss", "{:.4f}"),
+    Column("top-1 error %", "error", "number"),
+)
+HELD = (
+    Column("network", "network"),
+    Column("strategy", "implementation"),
+    Column("modelled ms", "modelled_us", "ms"),
+    Column("measured ms", "median_us", "ms"),
+    Column("error %", "error_percent", "{:+.0f}"),
+)
+CHECKED = (
+    Column("check", "check"),
+    Column("published", "published"),
+    Column("model", "model", "{}"),
+    Column("error %", "error_percent", "{}", "the paper gives no figure"),
+)
 
 
 def _groups(rows: Iterable[Row], case: str, keys: Sequence[str]) -> list[list[Row]]:
@@ -169,78 +161,56 @@ def _named(run: Sequence[Row]) -> str:
     return f"{run[0]['network']}, {run[0]['shape']}"
 
 
-def _speed_up(row: Row, run: Sequence[Row]) -> Cell:
-    whole = next((other for other in run if other["implementation"] == ALL_CORES), None)
-    if whole is None or "median_us" not in row:
-        return Cell("-")
-    return _value(whole["median_us"] / row["median_us"], "{:.2f}")
+def _table(title: str, rows: Sequence[Row], columns: Sequence[Column], about: str = "") -> list[Table]:
+    """A table of rows whose records say of each how many threads it had."""
+    return detail(title, [{name: row[name] for name in row if name != "threads"} for row in rows], columns, about=about)
 
 
-def _times(run: Sequence[Row]) -> Table:
-    columns = ("strategy", "world size", "cores per process", "images/s", "speed-up", "update ms", "compute ms")
-    cells = [
-        [
-            _text(
-                row["implementation"].partition(",")[0] if row["implementation"] == ALL_CORES else row["implementation"]
-            ),
-            _value(row.get("ranks"), "{:d}"),
-            # The first records do not say.
-            _value(row.get("cores_per_process"), "{:d}"),
-            _value(row.get("images_per_s")),
-            _speed_up(row, run),
-            *(_ms(row, key) for key in ("median_us", "compute_us", "exposed_us", "hidden_us")),
-        ]
-        for row in run
-    ]
-    return Table(f"Update of {_named(run)}", (*columns, "exposed ms", "overlapped ms"), cells, _sources(run))
-
-
-def _counted(run: Sequence[Row]) -> Table:
-    memory = ("parameters", "gradients", "optimizer", "activations", "process peak")
-    cells = []
+def _times(run: Sequence[Row]) -> list[Table]:
+    whole = next((row["median_us"] for row in run if row["implementation"] == ALL_CORES), None)
+    rows = []
     for row in run:
-        alone = row.get("ranks") == 1
-        messages, sent = row.get("messages"), row.get("sent_mib")
-        cells.append(
-            [
-                _text(row["implementation"]),
-                _text(None) if alone else Cell(f"{messages} ({row.get('formula_messages')})", messages),
-                _text(None) if alone else Cell(f"{sent:,.3f} ({row.get('formula_sent_mib', 0):,.3f})", sent),
-                *(_value(row.get(f"{name.replace(' ', '_')}_mib")) for name in memory),
-            ]
-        )
-    columns = ("strategy", "messages", "MiB sent", *(f"{name} MiB" for name in memory))
-    return Table(f"Messages and memory, {_named(run)}", columns, cells, _sources(run))
+        row = {**row, "implementation": row["implementation"].removesuffix(ALL_CORES.removeprefix("none"))}
+        if whole is not None and "median_us" in row:
+            row["speed_up"] = whole / row["median_us"]
+        rows.append(row)
+    return _table(f"Update of {_named(run)}", rows, TIMES)
 
 
-def _losses(run: Sequence[Row]) -> Table:
-    plain = run[0]
-    cells = []
+def _messages(run: Sequence[Row]) -> list[Table]:
+    rows = []
+    for row in run:
+        if row.get("ranks") != 1 and "messages" in row:
+            messages, sent = row["messages"], row["sent_mib"]
+            formula = f"{messages} ({row.get('formula_messages')})"
+            sent_formula = f"{sent:,.3f} ({row.get('formula_sent_mib', 0):,.3f})"
+            row = {**row, "counted_messages": Cell(formula, messages), "counted_mib": Cell(sent_formula, sent)}
+        rows.append(row)
+    return _table(f"Messages and memory, {_named(run)}", rows, MESSAGES, COUNTED)
+
+
+def _losses(run: Sequence[Row]) -> list[Table]:
+    rows = []
     for row in run:
         wrong = round(row["top1_error_percent"] * row["validation_images"] / 100)
-        first = -(-row["updates"] // row["epochs"])
-        pairs = zip(row["losses"][:first], plain["losses"][:first], strict=True)
-        cells.append(
-            [
-                _text(row["implementation"]),
-                _value(row["ranks"], "{:d}"),
-                _value(row.get("cores_per_process"), "{:d}"),
-                _value(row["updates"], "{:d}"),
-                _value(max(abs(a - b) for a, b in pairs), "{:.1e}"),
-                _value(sum(row["losses"][-first:]) / first, "{:.4f}"),
-                _value(row["validation_loss"], "{:.4f}"),
-                Cell(f"{row['top1_error_percent']:.2f} ({wrong} of {row['validation_images']})", wrong),
-            ]
+        epoch = -(-row["updates"] // row["epochs"])
+        pairs = zip(row["losses"][:epoch], run[0]["losses"][:epoch], strict=True)
+        rows.append(
+            {
+                **row,
+                "difference": max(abs(a - b) for a, b in pairs),
+                "last_loss": sum(row["losses"][-epoch:]) / epoch,
+                "error": Cell(f"{row['top1_error_percent']:.2f} ({wrong} of {row['validation_images']})", wrong),
+            }
         )
-    said = ("strategy", "world size", "cores per process", "updates", "difference")
-    columns = (*said, "loss of the last epoch", "validation loss", "top-1 error %")
-    return Table(f"Losses, {run[0]['dtype']}, {_named(run)}", columns, cells, _sources(run))
+    title = f"Losses, {run[0]['dtype']}, {_named(run)}"
+    return _table(title, rows, TRAINED, LOSSES.format(reordered=REORDERED))
 
 
-def _validation(measured: Sequence[Sequence[Row]], rows: Sequence[Row], link: Link) -> Table:
+def _validation(measured: Sequence[Sequence[Row]], rows: Sequence[Row], link: Link) -> list[Table]:
     """Predicted from a rank's own time, or its share of the plain run's, and the link, against measured."""
     task = ("machine", "network", "shape", "dtype")
-    cells, used = [], []
+    found, used = [], []
     for run in measured:
         plain = next((row for row in run if row["implementation"] == "none" and "median_us" in row), None)
         for row in run:
@@ -255,44 +225,36 @@ def _validation(measured: Sequence[Sequence[Row]], rows: Sequence[Row], link: Li
             if row["ranks"] == 1 or "median_us" not in row or not (own or plain):
                 continue
             batch = int(row["shape"].partition("x")[0])
-            config = network(row["network"], dropout=0.0)
             source = own[-1] if own else plain
             assert source is not None
-            shares = row["ranks"] if own else 1
-            seconds_per_image = source["median_us"] * 1e-6 * shares / batch
+            seconds_per_image = source["median_us"] * 1e-6 * (row["ranks"] if own else 1) / batch
+            config = network(row["network"], dropout=0.0)
             seconds = predict(config, row["implementation"], row["ranks"], batch, seconds_per_image, link).seconds
-            found = row["median_us"] * 1e-6
+            error = 100 * (seconds * 1e6 / row["median_us"] - 1)
+            found.append({**row, "modelled_us": seconds * 1e6, "error_percent": error})
             used += [row, source]
-            cells.append(
-                [
-                    _text(row["network"]),
-                    _text(row["implementation"]),
-                    _value(seconds * 1e3),
-                    _value(found * 1e3),
-                    _value(100 * (seconds / found - 1), "{:+.0f}"),
-                ]
-            )
-    columns = ("network", "strategy", "modelled ms", "measured ms", "error %")
-    return Table("The cost model against these measurements", columns, cells, _sources(used))
+    about = VALIDATION.format(gb_per_s=link.bytes_per_s / 1e9, microseconds=link.latency_s * 1e6)
+    used = [{name: row[name] for name in row if name != "threads"} for row in used]
+    tables = _table("The cost model against these measurements", found, HELD, about)
+    return [table._replace(sources=sources(used)) for table in tables]
 
 
-def _alone(run: Sequence[Row]) -> Table:
+def _alone(run: Sequence[Row]) -> list[Table]:
     shape, dtype = run[0].get("shape", ""), run[0].get("dtype")
-    cells = []
+    links = [
+        Column(f"messages over {link.name}, modelled ms", link.name, "{:,.2f}", ALONE_SENDS) for link in ALONE_LINKS
+    ]
+    rows = []
     for row in run:
-        line = [_text(row["implementation"]), _value(row.get("ranks"), "{:d}")]
-        line += [_value(row.get("cores_per_process"), "{:d}"), _ms(row, "median_us")]
-        for link in ALONE_LINKS:
-            seconds = 0.0
-            if row.get("ranks", 1) > 1:
-                batch, width = int(shape.partition("x")[0]), 2 if dtype == "bfloat16" else 4
-                messages = expected(network(row["network"]), row["implementation"], row["ranks"], batch, width)
-                seconds = sum(message_seconds(message, link) for message in messages)
-            line.append(_value(seconds * 1e3 if seconds else None, "{:,.2f}"))
-        cells.append(line)
-    links = [f"messages over {link.name}, modelled ms" for link in ALONE_LINKS]
+        row = {**row}
+        if row.get("ranks", 1) > 1:
+            batch, width = int(shape.partition("x")[0]), 2 if dtype == "bfloat16" else 4
+            messages = expected(network(row["network"]), row["implementation"], row["ranks"], batch, width)
+            for link in ALONE_LINKS:
+                row[link.name] = 1e3 * sum(message_seconds(message, link) for message in messages)
+        rows.append(row)
     title = f"One rank by itself, {run[0]['network']}, {shape}, {dtype}, {run[0].get('compiled')}"
-    return Table(title, ("strategy", "world size", "cores per process", "one rank ms", *links), cells, _sources(run))
+    return _table(title, rows, [*WHO, Column("one rank ms", "median_us", "ms"), *links], ALONE)
 
 
 def computes(rows: Iterable[Row]) -> list[Row]:
@@ -314,133 +276,76 @@ def computes(rows: Iterable[Row]) -> list[Row]:
     )
 
 
-def _modelled(gpus: Sequence[Row]) -> Table:
+def _modelled(gpus: Sequence[Row]) -> list[Table]:
     gtx_580 = network("paper").multiply_adds * gtx_580_seconds_per_multiply_add()
     devices = [("GTX 580", gtx_580, 4, [PCIE_2012])]
     for row in gpus:
         width = 2 if row.get("dtype") == "bfloat16" else 4
         devices.append((row["machine"], row["median_us"] * 1e-6 / IMAGES, width, list(LINKS[1:])))
-    cells = []
+    rows: list[Row] = []
     for name, seconds_per_image, width, links in devices:
         for link in links:
             for strategy in STRATEGIES:
-                line = [_text(name), _text(link.name), _text(strategy)]
+                row: Row = {"device": name, "link": link.name, "strategy": strategy}
                 for ranks in DEVICES:
                     # Two towers take two devices.
-                    if strategy == "tower" and ranks == 1:
-                        line.append(_text(None))
-                    else:
+                    if strategy != "tower" or ranks > 1:
                         seconds = scaled_seconds(strategy, ranks, seconds_per_image, link, width)
-                        line.append(_value(IMAGES * ranks / seconds, "{:,.0f}"))
-                cells.append(line)
+                        row[str(ranks)] = IMAGES * ranks / seconds
+                rows.append(row)
+    columns = [Column(name, name) for name in ("device", "link", "strategy")]
+    columns += [Column(str(ranks), str(ranks), "{:,.0f}", "two towers take two devices") for ranks in DEVICES]
+    named = "; ".join(
+        f"{row['machine']}, {number(row['median_us'] / 1e3)} ms in {row.get('dtype')} (`{row['record']}`)"
+        for row in gpus
+    )
+    described = "; ".join(
+        f"{link.name} {link.bytes_per_s / 1e9:g} GB/s ({link.source}) and {link.latency_s * 1e6:g} us" for link in LINKS
+    )
     title = f"{MODELLED}: images/s of the paper's network on 1 to {max(DEVICES)} devices"
-    return Table(title, ("device", "link", "strategy", *map(str, DEVICES)), cells, _sources(gpus))
+    about = DEVICES_NOTE.format(images=IMAGES, devices=named, links=described)
+    (table,) = detail(title, [{**row, **gpus[0], **row} for row in rows], columns, about=about)
+    return [table._replace(sources=sources(gpus))]
 
 
-def _published() -> Table:
-    cells = [
-        [
-            _text(row["check"]),
-            _text(row["published"]),
-            _text(row["model"]),
-            _text(row.get("error_percent")),
-        ]
-        for row in published()
-    ]
-    title = f"{MODELLED}: the cost model against published figures"
-    return Table(title, ("check", "published", "model", "error %"), cells, [])
+def _published() -> list[Table]:
+    rows = [{**row, "machine": "", "record": "", "date": ""} for row in published()]
+    tables = detail(f"{MODELLED}: the cost model against published figures", rows, CHECKED, about=PUBLISHED)
+    return [table._replace(sources=()) for table in tables]
 
 
-def parts(rows: Sequence[Row]) -> list[Part]:
-    """Every table with its note: what was measured, by machine, the newest first; then what is modelled.
+def page(rows: Sequence[Row]) -> Page:
+    """What was measured, by machine, the newest first; then what is modelled.
 
     Args:
         rows: as :func:`bench.measure.records.read` returns them, oldest first.
     """
-    measured: dict[str, list[Part]] = {}
-    found = runs(rows)
-    last = {row["machine"]: moment(row) for row in rows}
+    tables: dict[str, list[Table]] = {}
+    found, trained = runs(rows), losses(rows)
     for run in found:
-        machine = run[0]["machine"]
-        measured.setdefault(machine, [])
-        measured[machine] += [Part(_times(run), "", machine), Part(_counted(run), COUNTED, machine)]
-    for run in losses(rows):
-        machine = run[0]["machine"]
-        note = LOSSES.format(reordered=REORDERED)
-        measured.setdefault(machine, []).append(Part(_losses(run), note, machine))
+        tables.setdefault(run[0]["machine"], []).extend([*_times(run), *_messages(run)])
+    for run in trained:
+        tables.setdefault(run[0]["machine"], []).extend(_losses(run))
     for run in _groups(rows, ALONE_CASE, ("machine", "network", "shape", "dtype", "compiled")):
-        machine = run[0]["machine"]
-        measured.setdefault(machine, []).append(Part(_alone(run), ALONE, machine))
-    for machine in list(measured):
+        tables.setdefault(run[0]["machine"], []).extend(_alone(run))
+    for machine, its in tables.items():
         link = measured_link(rows, machine)
-        its = [run for run in found if run[0]["machine"] == machine]
-        if link is not None and its:
-            note = VALIDATION.format(gb_per_s=link.bytes_per_s / 1e9, microseconds=link.latency_s * 1e6)
-            measured[machine].append(Part(_validation(its, rows, link), note, machine))
-    names = sorted(measured, key=lambda name: last[name], reverse=True)
-    result = [part for name in names for part in measured[name] if part.table.rows]
-    gpus = computes(rows)
-    if gpus:
-        devices = "; ".join(
-            f"{row['machine']}, {number(row['median_us'] / 1e3)} ms in {row.get('dtype')} (`{row['record']}`)"
-            for row in gpus
-        )
-        links = "; ".join(
-            f"{link.name} {link.bytes_per_s / 1e9:g} GB/s ({link.source}) and {link.latency_s * 1e6:g} us"
-            for link in LINKS
-        )
-        note = DEVICES_NOTE.format(images=IMAGES, devices=devices, links=links)
-        result.append(Part(_modelled(gpus), note, "", modelled=True))
-    result.append(Part(_published(), PUBLISHED, "", modelled=True))
-    return result
-
-
-def figures(rows: Sequence[Row]) -> list[Picture]:
-    """The figures whose rows are there."""
-    return pictures(losses(rows), computes(rows))
-
-
-def _fill(text: str) -> str:
-    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False) + "\n"
-
-
-def text(rows: Sequence[Row]) -> str:
-    """The whole report."""
-    drawn = figures(rows)
-    lines = [
-        "# Parallelism\n",
-        "Made from the records by `python -m bench.report`; `python -m bench.parallelism` measures.\n",
-        _fill(ABOUT),
-        *(f"![{picture.alt}]({picture.file})\n" for picture in drawn if not picture.modelled),
+        measured = [run for run in found if run[0]["machine"] == machine]
+        if link is not None and measured:
+            its += _validation(measured, rows, link)
+    last = {row["machine"]: moment(row) for row in rows}
+    machines = sorted(tables, key=lambda name: last[name], reverse=True)
+    sections = [
+        Section(name, (), tables[name], "CPU" if name.startswith("CPU") else "GPU") for name in machines if tables[name]
     ]
-    machine = None
-    for part in parts(rows):
-        if part.machine != machine:
-            machine = part.machine
-            lines.append(f"## {machine or MODELLED}\n")
-            lines += [f"![{each.alt}]({each.file})\n" for each in drawn if each.modelled and not machine]
-        lines += [f"### {part.table.title}\n", *([_fill(part.note)] if part.note else []), part.table.markdown()]
-    return "\n".join(lines)
+    gpus = computes(rows)
+    scaling = parallelism_figures.scaling(gpus)
+    sections.append(Section(MODELLED, scaling, [*(_modelled(gpus) if gpus else []), *_published()]))
+    line = "two processes against one, and what a cost model says of many devices"
+    return Page("parallelism", "Parallelism", line, ABOUT, sections, parallelism_figures.losses(trained))
 
 
-def headline(rows: Sequence[Row]) -> str:
+def headline(rows: Sequence[Row]) -> list[Table]:
     """README's table: the paper's network under every strategy, on the machine that was measured last."""
     its = [run for run in runs(rows) if run[0]["network"] == "paper"]
-    if not its:
-        return "Not measured.\n"
-    table = _times(max(its, key=lambda run: max(map(moment, run))))
-    return f"{table.title}, measured:\n\n{table.markdown()}"
-
-
-def write(reports: Path, readme: Path, rows: Sequence[Row]) -> list[Path]:
-    """Write the report, its figures and the table between README's marks; returns the files."""
-    files = {reports / "parallelism.md": text(rows).encode()}
-    files |= {reports / picture.file: picture.png() for picture in figures(rows)}
-    before, _, rest = (readme.read_text() if readme.is_file() else "").partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if found:
-        files[readme] = f"{before}{BEGIN}\n{headline(rows)}{END}{after}".encode()
-    for path, content in files.items():
-        with atomic_write(path) as file:
-            file.write(content)
-    return list(files)
+    return _times(max(its, key=lambda run: max(map(moment, run)))) if its else []

@@ -1,17 +1,17 @@
 """Figures of the strategies: measured losses, and modelled scaling in a file of its own."""
 
 import functools
-import io
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ..measure.records import Row, moment
 from ..predict.cost_model import IMAGES, LINKS, STRATEGIES, scaled_seconds
 from ..subjects.parallel_losses import REORDERED
+from .tables import Figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Canvas
 
 #: Okabe and Ito's colours, which colour-blind readers tell apart; one process is black and gray.
 COLOURS = {"none": "#000000", REORDERED: "#999999", "data": "#0072B2", "tower": "#D55E00", "hybrid": "#009E73"}
@@ -19,45 +19,34 @@ COLOURS = {"none": "#000000", REORDERED: "#999999", "data": "#0072B2", "tower": 
 ROUNDING = {"float64": 1e-12, "float32": 1e-6}
 #: Where equal losses are drawn on a logarithmic axis.
 EQUAL = 1e-17
+#: Fewer points than this are marked each.
+MARKED = 100
 #: Updates averaged to one point of the loss curve.
 AVERAGED = 15
 #: Devices of the modelled scaling.
 DEVICES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-class Picture(NamedTuple):
-    """A file below ``reports/``, what it shows in words, and its content."""
-
-    file: str
-    alt: str
-    png: Callable[[], bytes]
-    modelled: bool = False
-
-
-def pictures(losses: Sequence[Sequence[Row]], gpus: Sequence[Row]) -> list[Picture]:
-    """What can be drawn.
+def losses(groups: Sequence[Sequence[Row]]) -> list[Figure]:
+    """Measured losses of the newest machine that has them in both dtypes.
 
     Args:
-        losses: rows of the case ``LOSSES_CASE``, a group for each machine and dtype, ``none`` first.
-        gpus: rows whose compute predictions take, the newest first.
+        groups: rows of the case ``LOSSES_CASE``, a group for each machine and dtype, ``none`` first.
     """
-    found = []
-    if losses:
-        newest = max(losses, key=lambda group: max(map(moment, group)))[0]["machine"]
-        by_dtype = {group[0]["dtype"]: group for group in losses if group[0]["machine"] == newest}
-        if by_dtype.keys() >= ROUNDING.keys():
-            found.append(Picture("parallelism.png", _losses_alt(by_dtype), functools.partial(_losses, by_dtype)))
-    if gpus:
-        alt, draw = _scaling_alt(gpus[0]), functools.partial(_scaling, gpus[0])
-        found.append(Picture("parallelism-modelled.png", alt, draw, modelled=True))
-    return found
+    if not groups:
+        return []
+    newest = max(groups, key=lambda group: max(map(moment, group)))[0]["machine"]
+    by_dtype = {group[0]["dtype"]: group for group in groups if group[0]["machine"] == newest}
+    if not by_dtype.keys() >= ROUNDING.keys():
+        return []
+    return [Figure("parallelism.png", _losses_alt(by_dtype), functools.partial(_losses, by_dtype))]
 
 
-def _png(figure: "Figure") -> bytes:
-    content = io.BytesIO()
-    # No date and no version: the same rows make the same file.
-    figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
-    return content.getvalue()
+def scaling(gpus: Sequence[Row]) -> list[Figure]:
+    """Modelled scaling of the newest of ``gpus``, whose compute it takes."""
+    if not gpus:
+        return []
+    return [Figure("parallelism-modelled.png", _scaling_alt(gpus[0]), functools.partial(_scaling, gpus[0]))]
 
 
 def differences(group: Sequence[Row]) -> dict[str, list[float]]:
@@ -89,11 +78,11 @@ def _losses_alt(by_dtype: dict[str, Sequence[Row]]) -> str:
     )
 
 
-def _losses(by_dtype: dict[str, Sequence[Row]]) -> bytes:
-    from matplotlib.figure import Figure
+def _losses(by_dtype: dict[str, Sequence[Row]]) -> "Canvas":
+    from matplotlib.figure import Figure as Canvas
 
     first = by_dtype["float32"][0]
-    figure = Figure(figsize=(9, 7.5), layout="constrained")
+    figure = Canvas(figsize=(9, 7.5), layout="constrained")
     figure.suptitle(
         f"Measured: one training under every strategy\n{first['network']}, batch and size {first['shape']}, "
         f"{first['data']}; {first['machine']}",
@@ -120,14 +109,15 @@ def _losses(by_dtype: dict[str, Sequence[Row]]) -> bytes:
     axes.set_ylabel("training loss")
     axes.legend()
     axes.grid(alpha=0.3)
-    return _png(figure)
+    return figure
 
 
 def _difference_panel(axes: "Axes", dtype: str, group: Sequence[Row]) -> None:
     for name, values in differences(group).items():
         updates = range(1, len(values) + 1)
         heights = [max(value, EQUAL) for value in values]
-        axes.plot(updates, heights, color=COLOURS.get(name), linewidth=1.2, marker=".", markersize=3, label=name)
+        mark = "." if len(values) < MARKED else ""
+        axes.plot(updates, heights, color=COLOURS.get(name), linewidth=1.2, marker=mark, markersize=3, label=name)
     axes.axhspan(EQUAL, ROUNDING[dtype], color="#56B4E9", alpha=0.2, linewidth=0)
     axes.text(0.98, ROUNDING[dtype], "rounding ", transform=axes.get_yaxis_transform(), ha="right", va="top")
     axes.set_yscale("log")
@@ -172,11 +162,11 @@ def _scaling_alt(row: Row) -> str:
     )
 
 
-def _scaling(row: Row) -> bytes:
-    from matplotlib.figure import Figure
+def _scaling(row: Row) -> "Canvas":
+    from matplotlib.figure import Figure as Canvas
 
     found = _efficiencies(row)
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Canvas(figsize=(9, 3.6), layout="constrained")
     figure.suptitle(
         f"Modelled, not measured: the paper's network on devices like one {row['machine']}, {IMAGES} images each",
         fontsize=11,
@@ -196,4 +186,4 @@ def _scaling(row: Row) -> bytes:
         if number == 0:
             axes.set_ylabel("% of linear speed-up")
             axes.legend(loc="lower left")
-    return _png(figure)
+    return figure
