@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import kernels
-from net.alexnet import AlexNet
+from net.model.alexnet import AlexNet
 
 from .measure.ceilings import Ceilings
 from .subjects import rivals

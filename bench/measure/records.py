@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from net.errors import DataError
-from net.files import atomic_write
+from net.common.errors import DataError
+from net.common.files import atomic_write
 
 from .environment import HOME
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from net import cli
-from net.errors import DataError, UsageError
-from net.fields import flag
-from net.files import atomic_write
+from net.common import cli
+from net.common.errors import DataError, UsageError
+from net.common.fields import flag
+from net.common.files import atomic_write
 
 from ..measure.environment import HOME
 

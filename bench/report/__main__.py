@@ -1,6 +1,6 @@
 """``python -m bench.report``."""
 
-from net import cli
+from net.common import cli
 
 from . import main
 

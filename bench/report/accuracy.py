@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from net import ablation_report
+from net.analysis import ablation_report
 
 from .tables import Cell, Column, Figure, Page, Section, Table
 

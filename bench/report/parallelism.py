@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from net.config import network
+from net.model.config import network
 
 from ..measure.records import Row, moment
 from ..parallelism import ALL_CORES, CASE, LINK_CASE

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import kernels
-from net.files import atomic_write
+from net.common.files import atomic_write
 
 from ..measure.records import Row, time_columns
 from ..measure.timing import chained_seconds

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import kernels
-from net.alexnet import AlexNet, Stage
-from net.forms import untuned, use
+from net.model.alexnet import AlexNet, Stage
+from net.model.forms import untuned, use
 
 from ..measure.records import Row, time_columns
 from ..measure.timing import chained_seconds, wall_seconds
