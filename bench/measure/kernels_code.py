@@ -27,17 +27,24 @@ def read_sources(package: Path) -> dict[str, str]:
 
 def kernels_code(sources: Mapping[str, str]) -> str:
     """Ten hexadecimal digits, none where there are no kernels; ``sources`` are those of :func:`read_sources`."""
-    modules = {name: _Module(name, text, sources) for name, text in sources.items()}
-    definitions = {(module, name): node for module, each in modules.items() for name, node in each.definitions.items()}
-    uses = {key: modules[key[0]].uses(node) & definitions.keys() for key, node in definitions.items()}
-    wanted, waiting = set(), [key for key in definitions if key[1] in LAUNCHES]
+    read: dict[str, _Module] = {}
+
+    def module(name: str) -> _Module:
+        # Most modules are never asked for.
+        if name not in read:
+            read[name] = _Module(name, sources[name], sources)
+        return read[name]
+
+    found: dict[Key, ast.stmt] = {}
+    waiting = {(name, launch) for name, text in sources.items() for launch in LAUNCHES if f"def {launch}(" in text}
     while waiting:
-        key = waiting.pop()
-        if key not in wanted:
-            wanted.add(key)
-            waiting += uses[key]
+        name, definition = key = waiting.pop()
+        node = module(name).definitions.get(definition) if name in sources else None
+        if node is not None and key not in found:
+            found[key] = node
+            waiting |= module(name).uses(node)
     # In the order of names: files are in no order that means anything.
-    texts = sorted((name, _code(definitions[module, name])) for module, name in wanted)
+    texts = sorted((name, _code(node)) for (_, name), node in found.items())
     return hashlib.sha256("\n".join(text for _, text in texts).encode()).hexdigest()[:10] if texts else ""
 
 
@@ -68,7 +75,7 @@ class _Module:
                     )
 
     def uses(self, node: ast.AST) -> set[Key]:
-        """The definitions that a piece of this module's code names, and some that are none."""
+        """What a piece of this module's code names: definitions, and other names, which have none."""
         found = set()
         for each in ast.walk(node):
             if isinstance(each, ast.Name):
