@@ -14,6 +14,7 @@ from torch import Tensor
 import kernels
 from net.model.alexnet import AlexNet
 
+from .cells import RUNTIME_BATCHES, RUNTIMES
 from .measure.ceilings import Ceilings
 from .subjects import rivals
 from .subjects.cases import failure, many_variants
@@ -25,11 +26,10 @@ Row = Callable[..., None]
 Together = Callable[..., list[dict[str, Any]]]
 Say = Callable[[str], None]
 NETWORK = "paper"
-BATCHES = (1, 16, 64)
 #: Rounds of a batch, and the seconds after which there are no more once there are enough.
 ROUNDS, ENOUGH, SECONDS = 30, 5, 12.0
-RUNTIMES = {"onnxruntime": rivals.onnxruntime, "openvino": rivals.openvino}
-COMPILED = ("auto", "aten")
+OTHERS = {"onnxruntime": rivals.onnxruntime, "openvino": rivals.openvino}
+COMPILED = tuple(name for name in RUNTIMES if name not in OTHERS)
 
 
 @cache
@@ -50,8 +50,8 @@ def compiled(implementation: str) -> Callable[[Tensor], Tensor]:
 
 def ready(implementation: str, images: Tensor) -> Inference:
     """The first call is over: what is to be compiled has been."""
-    if implementation in RUNTIMES:
-        return RUNTIMES[implementation](exported(), images)
+    if implementation in OTHERS:
+        return OTHERS[implementation](exported(), images)
     forward = compiled(implementation)
 
     def infer() -> Tensor:
@@ -98,9 +98,8 @@ def in_turns(calls: dict[str, Inference]) -> dict[str, list[float]]:
 
 
 def _cells() -> list[object]:
-    names = (*COMPILED, *RUNTIMES)
-    long = {name: [pytest.mark.long] if name in COMPILED else [] for name in names}
-    return [pytest.param(images, name, marks=long[name]) for images in BATCHES for name in names]
+    long = {name: [pytest.mark.long] if name in COMPILED else [] for name in RUNTIMES}
+    return [pytest.param(images, name, marks=long[name]) for images in RUNTIME_BATCHES for name in RUNTIMES]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="these runtimes are measured on CPUs")

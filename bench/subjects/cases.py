@@ -88,6 +88,8 @@ CASES = (
     Case("max_pool1", 96, 55, False, False, None, POOL),
     Case("relu_max_pool5", 256, 13, True, True, None, POOL),
 )
+BY_NAME = {case.name: case for case in CASES}
+NEEDS_GPU = "needs a GPU"
 
 
 def implementations(case: Case, device: torch.device) -> tuple[str, ...]:
@@ -234,6 +236,14 @@ def check(
         difference = float((one.detach().double() - other.detach()).norm() / other.detach().norm())
         if not difference <= most:
             raise WrongResultError(f"{name} differs by {difference:.1e} of its norm, {most:g} is allowed")
+
+
+def may_refuse(implementation: str, reason: str) -> bool:
+    """Whether an implementation that is not timed is none of our failures.
+
+    PyTorch's own operators, and cuDNN's, may refuse a dtype; nothing may be wrong, and ours may not fail.
+    """
+    return reason == NEEDS_GPU or (IMPLEMENTATIONS[implementation][0] == "aten" and "WrongResultError" not in reason)
 
 
 def describe(case: Case, implementation: str, mode: str, images: int, dtype: str, format: str) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def tried() -> dict[str, tuple[dict[Any, Any], int]]:
 
 
 def ahead(run: Run) -> Iterator[Job]:
-    if not run.toy:
+    if not run.scale.toy:
         for case in CASES[:2]:
             for name, choice in tried().items():
                 yield f"{case.name}, {name}", partial(_check, run, case, choice)
@@ -46,7 +46,7 @@ def ahead(run: Run) -> Iterator[Job]:
 
 def _check(run: Run, case: Case, choice: tuple[dict[Any, Any], int]) -> None:
     with chosen(*choice):
-        check(prepare(case, run.ours), run.images, torch.bfloat16, run.device)
+        check(prepare(case, run.scale.ours), run.scale.images, torch.bfloat16, run.device)
 
 
 def rows(run: Run) -> Rows:
@@ -60,7 +60,7 @@ def rows(run: Run) -> Rows:
 
         return call_it
 
-    for case in CASES[1:2] if run.toy else CASES[:2]:
+    for case in CASES[1:2] if run.scale.toy else CASES[:2]:
         right = []
         run.say(f"checking {len(choices)} choices of {case.name}")
         for name, choice in choices.items():
@@ -69,14 +69,15 @@ def rows(run: Run) -> Rows:
                 right.append(name)
             except Exception as error:  # Whatever it is becomes the row's status, and the others go on.
                 yield {**_described(case, name), "status": failure(error)}
-        prepared = prepare(case, run.ours)
+        prepared = prepare(case, run.scale.ours)
         for mode in MODES[:3]:
-            count = copies(case.work(run.images, torch.bfloat16)[mode].bytes) if run.cuda else 1
-            sets = [inputs(case, run.images, torch.bfloat16, "channels_last", run.device, n) for n in range(count)]
+            count = copies(case.work(run.scale.images, torch.bfloat16)[mode].bytes) if run.cuda else 1
+            images = run.scale.images
+            sets = [inputs(case, images, torch.bfloat16, "channels_last", run.device, n) for n in range(count)]
             calls = prepared.calls(mode, sets)
             rivals = [[under(name, call) for call in calls] for name in right]
             for name, times in zip(right, seconds(rivals, run.device, run.samples), strict=True):
-                columns = {"mode": mode, "images": run.images, **time_columns(times)}
+                columns = {"mode": mode, "images": run.scale.images, **time_columns(times)}
                 yield {**_described(case, name), **columns}
 
 

@@ -35,9 +35,9 @@ MARGIN = 3.0
 
 def rows(run: Run) -> Rows:
     """Two stages, forward and backward, repeated and held to float64; beside them the core of the kernels' tests."""
-    with_tests = Tests(run, TESTS[:1] if run.toy else TESTS[:2], TOY if run.toy else CORE)
+    with_tests = Tests(run, TESTS[:1] if run.scale.toy else TESTS[:2], TOY if run.scale.toy else CORE)
     try:
-        yield repeated(run, CASES[:2], 3 if run.toy else REPEATS)
+        yield repeated(run, CASES[:2], 3 if run.scale.toy else REPEATS)
         run.say(f"waiting for the tests in {len(with_tests.commands)} processes")
         yield with_tests.row(run.left - MARGIN)
     finally:
@@ -50,7 +50,7 @@ def repeated(run: Run, cases: Sequence[Case], repeats: int) -> Row:
     status = "passed"
     for case in cases:
         try:
-            prepared = prepare(case, run.ours)
+            prepared = prepare(case, run.scale.ours)
             check(prepared, 2, torch.bfloat16, run.device)
             input, bias = inputs(case, 2, torch.bfloat16, "channels_last", run.device)
             first: list[torch.Tensor] = []
@@ -79,7 +79,7 @@ class Tests:
     def __init__(self, run: Run, files: Sequence[str], chosen: str = "", checker: Sequence[str] = ()) -> None:
         self.begin = time.perf_counter()
         self.missing = importlib.util.find_spec("pytest") is None
-        count = 1 if checker or run.toy else min(PROCESSES, cores())
+        count = 1 if checker or run.scale.toy else min(PROCESSES, cores())
         self.outputs: list[Path] = []
         self.commands: list[Command] = []
         # Without this project's own options for pytest: their plugins need not be there.
@@ -127,8 +127,8 @@ class Tests:
 
 def full(run: Run) -> Rows:
     """Every operator repeated 250 times, all of the kernels' tests, and a memory checker where there is one."""
-    yield repeated(run, CASES[1:2] if run.toy else CASES, 3 if run.toy else 250)
-    tests = Tests(run, TESTS[:1] if run.toy else TESTS, TOY if run.toy else "")
+    yield repeated(run, CASES[1:2] if run.scale.toy else CASES, 3 if run.scale.toy else 250)
+    tests = Tests(run, TESTS[:1] if run.scale.toy else TESTS, TOY if run.scale.toy else "")
     try:
         yield tests.row(run.left - MARGIN)
     finally:

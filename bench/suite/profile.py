@@ -12,10 +12,13 @@ import torch
 import kernels
 from net.common.files import atomic_write
 
+from ..cells import Step
+from ..cells import profiled as profiled_steps
 from ..measure.records import Row, time_columns
 from ..measure.timing import chained_seconds
 from ..subjects.cases import failure, many_variants
 from ..subjects.network import plan_of
+from ..subjects.steps import prepared
 from . import steps
 from .run import Job, Rows, Run
 from .trace import Event, Launch, Line, Shapes, launches, table, updates, with_layers
@@ -26,31 +29,21 @@ COUNTED, BEFORE = 10, 3
 PRINTED = 40
 
 
-def cells(run: Run) -> list[steps.Cell]:
-    """This project's network, PyTorch's compiled one, and the one without normalization."""
-    networks = [(run.network, run.ours), (run.network, "aten"), ("one_weird_trick", "aten")]
-    hows = {"aten": run.compiled, run.ours: run.best}
-    return [
-        steps.Cell("update", network, implementation, hows[implementation], run.dtype, run.images)
-        for network, implementation in (networks[:1] if run.toy else networks)
-    ]
-
-
-def uncaptured(cell: steps.Cell) -> steps.Cell:
+def uncaptured(cell: Step) -> Step:
     """The same kernels, each launched by the host."""
     return cell._replace(how=cell.how.replace("recorded", "unrecorded"))
 
 
 def ahead(run: Run) -> Iterator[Job]:
     yield from steps.stage_jobs(run)
-    for cell in cells(run):
-        if run.toy or cell.mode:
+    for cell in profiled_steps(run.scale):
+        if run.scale.toy or cell.mode:
             yield from (steps.compiling(run, each) for each in dict.fromkeys((uncaptured(cell), cell)))
 
 
 def rows(run: Run) -> Rows:
     """For each network a row for each kernel and layer, the most expensive first, and one on their sum."""
-    for cell in cells(run):
+    for cell in profiled_steps(run.scale):
         described = {**cell.describe()[0], "suite": "profile"}
         run.say(f"profiling {cell.name}")
         try:
@@ -73,12 +66,12 @@ def rows(run: Run) -> Rows:
         yield {**described, "kernel": "sum", **columns}
 
 
-def profiled(run: Run, cell: steps.Cell) -> tuple[list[Line], dict[str, Any]]:
+def profiled(run: Run, cell: Step) -> tuple[list[Line], dict[str, Any]]:
     """The kernels of an update, and what they add up to."""
     shapes = Shapes(plan_of(cell.network), cell.images)
     # Uncaptured first: a profiler that has recorded kernels before the first capture sees those of graphs too (PyTorch
     # pull request 100441); an empty session, which is said to do the same, has left others without any.
-    call, _ = steps.prepared(run, uncaptured(cell))
+    call, _ = prepared(uncaptured(cell), run.device)
     for _ in range(3 if run.cuda else 1):
         call()
     events = traced(run, call, 1 + BEFORE if run.cuda else 1, f"{cell.network}-{cell.implementation}-uncaptured")
@@ -89,7 +82,7 @@ def profiled(run: Run, cell: steps.Cell) -> tuple[list[Line], dict[str, Any]]:
     replayed: list[list[Launch]] = []
     if run.cuda:
         del call
-        call, _ = steps.prepared(run, cell)
+        call, _ = prepared(cell, run.device)
     wall = time_columns(chained_seconds(call, run.samples, warmup=10 if run.cuda else 1))["median_us"]
     if run.cuda:
         events = traced(run, call, BEFORE + COUNTED, f"{cell.network}-{cell.implementation}")

@@ -12,6 +12,7 @@ import torch
 from net.common.device import keep_freed_memory
 from net.data.processes import available_cores
 
+from ..cells import Scale
 from ..measure import ceilings as ceilings_module
 from ..measure.ceilings import Ceilings
 from ..measure.environment import describe
@@ -45,9 +46,7 @@ class Run:
 
     Attributes:
         device: where it runs.
-        images: a batch.
-        network: the variant of the network.
-        toy: sizes that say nothing, to see that everything runs.
+        scale: how large; ``toy`` where there is no GPU.
         folder: of the run; thrown away at its end.
         output: of the record.
         limit: seconds that the part has.
@@ -55,9 +54,7 @@ class Run:
     """
 
     device: torch.device
-    images: int
-    network: str
-    toy: bool
+    scale: Scale
     folder: Path
     output: Path
     limit: float
@@ -68,27 +65,8 @@ class Run:
         return self.device.type == "cuda"
 
     @property
-    def ours(self) -> str:
-        """The implementation of the operators that is measured."""
-        return "triton" if self.cuda else "reference"
-
-    @property
-    def best(self) -> str:
-        """How this project's network is run at its best."""
-        return "recorded"
-
-    @property
-    def compiled(self) -> str:
-        """How other networks' updates are run at their best that compiles in half a minute."""
-        return "eager" if self.toy else "default, recorded"
-
-    @property
-    def dtype(self) -> str:
-        return "float32" if self.toy else "bfloat16"
-
-    @property
     def samples(self) -> int:
-        return 3 if self.toy else 30
+        return 3 if self.scale.toy else 30
 
     @property
     def left(self) -> float:
@@ -117,11 +95,10 @@ def started(options: argparse.Namespace, begin: float) -> Run:
         # Graphs cannot be captured on the default stream.
         torch.cuda.set_stream(torch.cuda.Stream())
     keep_freed_memory()
+    network, images = options.network or ("paper" if cuda else "digits"), options.batch_size or (128 if cuda else 2)
     return Run(
         torch.device("cuda" if cuda else "cpu"),
-        options.batch_size or (128 if cuda else 2),
-        options.network or ("paper" if cuda else "digits"),
-        toy=not cuda,
+        Scale("cuda" if cuda else "cpu", images, network, toy=not cuda),
         folder=Path(options.child_folder),
         output=options.output,
         # To end by itself rather than in the middle of a row.
@@ -132,7 +109,7 @@ def started(options: argparse.Namespace, begin: float) -> Run:
 
 def record(run: Run, rows: Rows) -> None:
     """Write rows as they come, until there are no more or the time is up."""
-    if run.toy:
+    if run.scale.toy:
         run.say("no GPU here: toy sizes, to see that it runs; python -m pytest --benchmark-only measures a CPU")
     reason = unverified(run)
     while run.left > 0:

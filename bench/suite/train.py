@@ -15,6 +15,7 @@ from net.data.prepare import prepare
 from net.data.store import is_store
 from net.training import runs
 
+from ..cells import Step
 from ..measure.environment import ROOT
 from ..measure.records import Row
 from ..subjects.network import PRECISIONS, STORED, plan_of
@@ -39,7 +40,7 @@ def rows(run: Run) -> Rows:
     packed = store(run)
     row = trained(run, packed)
     yield row
-    if not run.toy:
+    if not run.scale.toy:
         yield trained(run, packed, "--precision", "fp32" if row.get("dtype") == "bfloat16" else "bf16")
 
 
@@ -48,8 +49,8 @@ def store(run: Run) -> Path:
     packed, source = run.folder / "store", run.folder / "images"
     if is_store(packed):
         return packed
-    count, validation, size = (TOY_IMAGES, 2, 40) if run.toy else (IMAGES, VALIDATION, STORED)
-    classes = plan_of(run.network).classes
+    count, validation, size = (TOY_IMAGES, 2, 40) if run.scale.toy else (IMAGES, VALIDATION, STORED)
+    classes = plan_of(run.scale.network).classes
     generator = np.random.default_rng(0)
     files = []
     for _ in range(min(count, PICTURES)):
@@ -68,23 +69,23 @@ def store(run: Run) -> Path:
 def trained(run: Run, packed: Path, *flags: str) -> Row:
     """Train for some updates; what a user sees of images/s once it runs, and what is lost of the step alone."""
     folder = run.folder / f"run-{len(list(run.folder.glob('run-*')))}"
-    updates = TOY_UPDATES if run.toy else UPDATES
-    command = [sys.executable, "-m", "net.train", "--preset", "imagenet", "--network", run.network]
-    command += ["--data-path", str(packed), "--batch-size", str(run.images), "--max-steps", str(updates)]
+    updates = TOY_UPDATES if run.scale.toy else UPDATES
+    command = [sys.executable, "-m", "net.train", "--preset", "imagenet", "--network", run.scale.network]
+    command += ["--data-path", str(packed), "--batch-size", str(run.scale.images), "--max-steps", str(updates)]
     command += ["--output-dir", str(folder), "--device", run.device.type, *flags]
-    if run.toy:
+    if run.scale.toy:
         command += ["--log-every", str(TOY_LOG_EVERY)]
     run.say(f"python {' '.join(command[1:])}")
     status = Command(command, os.environ, ROOT, part=True).wait(run.left)
-    plan = plan_of(run.network)
+    plan = plan_of(run.scale.network)
     row: Row = {
         "suite": "train",
-        "case": f"net.train of {run.network}",
+        "case": f"net.train of {run.scale.network}",
         "implementation": "auto",
         "mode": "train",
-        "shape": f"{run.images}x3x{plan.image_size}x{plan.image_size}",
+        "shape": f"{run.scale.images}x3x{plan.image_size}x{plan.image_size}",
         "memory_format": "channels_last",
-        "images": run.images,
+        "images": run.scale.images,
         "images_stored": len(np.load(packed / "train_labels.npy")),
     }
     if (folder / runs.CONFIG).exists():
@@ -96,7 +97,7 @@ def trained(run: Run, packed: Path, *flags: str) -> Row:
         ended = "was stopped" if status is None else f"ended with {status}"
         return {**row, "status": f"failed: net.train {ended} after {logged[-1]['step'] if logged else 0} updates"}
     rate = statistics.median(rates)
-    row |= {"updates": logged[-1]["step"], "images_per_s": rate, "median_us": round(run.images / rate * 1e6, 2)}
+    row |= {"updates": logged[-1]["step"], "images_per_s": rate, "median_us": round(run.scale.images / rate * 1e6, 2)}
     step = alone(run, row["dtype"])
     if "median_us" in step:
         row["step_us"] = step["median_us"]
@@ -107,9 +108,9 @@ def trained(run: Run, packed: Path, *flags: str) -> Row:
 
 def alone(run: Run, dtype: str) -> Row:
     """The step alone at its best in the same dtype, as this run has measured it, or measured now."""
-    cell = steps.Cell("update", run.network, run.ours, run.best, dtype, run.images)
-    wanted = cell.describe()[0]
+    step = Step("update", run.scale.network, run.scale.ours, run.scale.best, dtype, run.scale.images)
+    wanted = step.describe()[0]
     for row in run.rows():
         if "median_us" in row and all(row.get(key) == value for key, value in wanted.items()):
             return row
-    return steps.measured(run, cell)
+    return steps.measured(run, step)

@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from bench import device_suite
+from bench.cells import Scale
 from bench.measure import records
 from bench.subjects import cases
+from bench.subjects import steps as subjects
 from bench.subjects.network import layer_modes
 from bench.suite import ahead, choices, gate, inference, layers, loading, operators, ranks, shard, steps
 from bench.suite import run as running
@@ -37,7 +39,7 @@ def toy(tmp_path: Path) -> Run:
     """A part's view of a run."""
     folder = tmp_path / "run"
     folder.mkdir()
-    return Run(torch.device("cpu"), 2, "digits", True, folder, tmp_path / "record", limit=300.0)
+    return Run(torch.device("cpu"), Scale("cpu", 2, "digits", toy=True), folder, tmp_path / "record", limit=300.0)
 
 
 @pytest.fixture(scope="module")
@@ -405,7 +407,7 @@ def test_steps_and_inference(toy: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: Any) -> object:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(steps, "update_step", broken)
+    monkeypatch.setattr(subjects, "update_step", broken)
     rows = [*steps.rows(toy), *inference.rows(toy)]
     assert [row.get("status") for row in rows] == [None, "failed: RuntimeError: out of memory", None, None]
     assert [row["mode"] for row in rows] == ["train_step"] * 2 + ["inference"] * 2
