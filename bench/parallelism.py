@@ -343,26 +343,31 @@ def run_job(options: argparse.Namespace) -> Any:
     return [{**row, **its} for row in found] if isinstance(found, list) else {**found, **its}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.parallelism", description=__doc__)
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """The command line; ``--job`` is for the processes that this one starts."""
+    result = argparse.ArgumentParser(prog="python -m bench.parallelism", description=__doc__)
+    result.add_argument(
         "--network", nargs="+", choices=sorted(VARIANTS), default=["paper", VARIANT], help="networks (paper, digits)"
     )
-    parser.add_argument(
+    result.add_argument(
         "--batch-size", type=int, help="images of all ranks together (32 of 224x224 and more, 64 of smaller ones)"
     )
-    parser.add_argument("--updates", type=int, default=10, help="updates that are timed (10)")
-    parser.add_argument("--ranks", type=int, default=2, help="world size: processes of a strategy (2)")
-    parser.add_argument("--only", nargs="+", choices=ALL, default=ALL, metavar="NAME", help=f"of {', '.join(ALL)}")
-    parser.add_argument("--output", type=Path, default=DATA, help="folder of the record (reports/data)")
-    parser.add_argument("--job", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    result.add_argument("--updates", type=int, default=10, help="updates that are timed (10)")
+    result.add_argument("--ranks", type=int, default=2, help="world size: processes of a strategy (2)")
+    result.add_argument("--only", nargs="+", choices=ALL, default=ALL, metavar="NAME", help=f"of {', '.join(ALL)}")
+    result.add_argument("--output", type=Path, default=DATA, help="folder of the record (reports/data)")
+    result.add_argument("--job", help=argparse.SUPPRESS)
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
     if options.ranks < 2:
-        parser.error(f"--ranks must be at least 2; got {options.ranks}")
+        parser().error(f"--ranks must be at least 2; got {options.ranks}")
     for variant in options.network:
         images = batch_size(variant, options.batch_size)
         if images % options.ranks:
-            parser.error(f"--batch-size {images} cannot be shared equally by {options.ranks} processes")
+            parser().error(f"--batch-size {images} cannot be shared equally by {options.ranks} processes")
     if options.job is not None:
         found = run_job(options)
         if not dist.is_initialized() or dist.get_rank() == 0:
