@@ -6,7 +6,7 @@ Nothing here is measured but what the caller brings. ``reports/parallelism.md`` 
 import math
 from dataclasses import dataclass
 
-from net.model.config import AlexNetConfig, network
+from net.model.config import VARIANTS, AlexNetConfig
 
 from .messages import Message, expected
 
@@ -16,6 +16,7 @@ BACKWARD = 2 / 3
 ROUNDS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1}
 
 
+PAPER = VARIANTS["paper"]
 #: Images on each device when a batch grows with the devices: the paper's batch, as in 2014.
 IMAGES = 128
 STRATEGIES = ("data", "tower", "hybrid")
@@ -97,13 +98,13 @@ def predict(
 
 def scaled_seconds(strategy: str, ranks: int, seconds_per_image: float, link: Link, width: int) -> float:
     """An update of the paper's network with :data:`IMAGES` on each of ``ranks`` devices; see :func:`predict`."""
-    return predict(network("paper"), strategy, ranks, IMAGES * ranks, seconds_per_image, link, width=width).seconds
+    return predict(PAPER, strategy, ranks, IMAGES * ranks, seconds_per_image, link, width=width).seconds
 
 
 def gtx_580_seconds_per_multiply_add() -> float:
     """From the paper: 90 epochs of 1.2 million images in 5 to 6 days on two GTX 580, messages over PCIe 2 taken off."""
     images_per_s = 90 * 1.2e6 / (5.5 * 86400)
-    paper = network("paper")
+    paper = PAPER
     exchange = predict(paper, "tower", 2, 128, 0.0, PCIE_2012).exposed_s
     return (128 / images_per_s - exchange) / (128 * paper.multiply_adds / 2)
 
@@ -115,9 +116,9 @@ def published() -> list[dict[str, object]]:
     Krizhevsky 2014 on K20s, batches of 128 images a GPU; 98.05 hours for 90 epochs on one.
     """
     per_multiply_add = gtx_580_seconds_per_multiply_add()
-    two = 128 * network("paper").multiply_adds / 2 * per_multiply_add
-    two += predict(network("paper"), "tower", 2, 128, 0.0, PCIE_2012).exposed_s
-    one = 128 * network("half").multiply_adds * per_multiply_add
+    two = 128 * PAPER.multiply_adds / 2 * per_multiply_add
+    two += predict(PAPER, "tower", 2, 128, 0.0, PCIE_2012).exposed_s
+    one = 128 * VARIANTS["half"].multiply_adds * per_multiply_add
     rows: list[dict[str, object]] = [
         {
             "check": "two-GPU net's time / one-GPU net's, GTX 580",
@@ -126,7 +127,7 @@ def published() -> list[dict[str, object]]:
         }
     ]
     seconds_per_image = 98.05 * 3600 / (90 * 1.2e6)
-    config = network("one_weird_trick")
+    config = VARIANTS["one_weird_trick"]
     for ranks, speed_up in ((2, 1.95), (4, 3.74), (8, 6.25)):
         alone = predict(config, "none", 1, 128, seconds_per_image, PCIE_2012).seconds
         together = predict(config, "hybrid", ranks, 128 * ranks, seconds_per_image, PCIE_2012).seconds
