@@ -106,7 +106,8 @@ def test_what_is_modelled_comes_last_and_names_its_gpu() -> None:
     slower = {**GPU, "implementation": "triton, eager", "median_us": 9000.0}
     second = {**GPU, "machine": "NVIDIA Second", "median_us": 3200.0, "date": "2026-01-05", "record": "h.jsonl"}
     rows = [update("none", 120.0), GPU, slower, second, {**GPU, "machine": "CPU: Some"}]
-    *measured, modelled = parallelism.page(rows).sections
+    page = parallelism.page(rows)
+    *measured, modelled = page.sections
     assert [section.title for section in measured] == ["CPU: Some"]
     for section in (*measured, modelled):
         for table in section.tables:

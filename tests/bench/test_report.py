@@ -12,7 +12,7 @@ from PIL import Image
 
 from bench.measure import records
 from bench.measure.environment import ROOT
-from bench.report import Report, between, figures, findings, page, pages, rows, tables
+from bench.report import Report, between, figures, findings, markdown, page, pages, rows, tables
 from bench.subjects.parallel_losses import LOSSES_CASE
 from tests.commands import one_line, run, run_here
 
@@ -139,10 +139,8 @@ def write(folder: Path, name: str, rows: Sequence[Row]) -> Path:
 
 
 def texts(folder: Path) -> dict[str, str]:
-    """The pages made of a folder's records, without the charts of ``index.html``."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page, "svg", lambda figure: "")
-        return Report(records.read(folder)).texts()
+    """The Markdown pages made of a folder's records."""
+    return {f"{one.name}.md": markdown.page(one) for one in Report(records.read(folder)).pages}
 
 
 def measured(folder: Path) -> list[Row]:
@@ -389,7 +387,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder / "data", "b.jsonl", [{**one, **GPU} for one in losses])
     png = figures.png
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "png", lambda figure: png(figure) if "roofline" in figure.file else b"a chart")
+        patch.setattr(figures, "png", lambda figure: png(figure) if "memory" in figure.file else b"a chart")
         made = Report(records.read(data.parent), [records.DATA / "ablations" / "2026-11-21-digits-6-epochs.jsonl"])
         assert made.write(folder)
     return folder
@@ -404,7 +402,7 @@ def test_files_are_written_and_what_is_no_more_is_removed(drawn: Path) -> None:
     charts = sorted(path.stem.split("-")[0] for path in reports.rglob("*.png"))
     assert charts == ["accuracy", "found", "kernels", "memory", "of", "parallelism", "parallelism", "roofline", "steps"]
     assert (reports / "figures" / "of-another-command.png").exists()
-    (chart,) = reports.glob("figures/roofline-*.png")
+    (chart,) = reports.glob("figures/memory-*.png")
     assert chart.stat().st_size < 120_000
     with Image.open(chart) as image:
         assert 400 < image.width < 1400
@@ -494,7 +492,7 @@ def test_help_needs_nothing_heavy() -> None:
     assert not imported & {"torch", "numpy", "pandas", "matplotlib"}
 
 
-def test_a_record_cannot_write_html_or_lines_into_a_page(tmp_path: Path) -> None:
+def test_a_record_cannot_write_html_or_lines_into_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Records come from other machines; what they say is shown, not obeyed."""
     hostile = "<script>alert(1)</script>\n\n<img src=x onerror=alert(2)> & |\x1b[2J"
     machine = {**GPU, "machine": f"NVIDIA {hostile}", "driver": hostile, "torch": f"2.11.0{hostile}"}
@@ -507,15 +505,16 @@ def test_a_record_cannot_write_html_or_lines_into_a_page(tmp_path: Path) -> None
         {**loss_row("data", "float32", [1.0]), **machine, "network": hostile},
     ]
     write(tmp_path, "a.jsonl", rows)
-    made = texts(tmp_path)
+    monkeypatch.setattr(page, "svg", lambda figure: "")
+    report = Report(records.read(tmp_path))
+    made = report.texts()
     html = made.pop("index.html")
     assert "<script>alert" not in html
     assert "<img" not in html
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
-    parts = Report(records.read(tmp_path)).parts()
     assert "&lt;script" in made["kernels.md"]
     assert "&lt;script" in made["parallelism.md"]
-    for name, text in {**made, **parts}.items():
+    for name, text in {**made, **report.parts()}.items():
         left = re.sub(r"</?(details|summary)>", "", text)
         assert "<" not in left, name
         assert "\x1b" not in text, name
