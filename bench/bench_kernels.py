@@ -24,7 +24,7 @@ SAMPLES = {"cuda": 30, "cpu": 10}
 def times(
     case: Case, dtype: str, mode: str, names: tuple[str, ...], device: torch.device, say: Say
 ) -> dict[str, list[float] | str]:
-    """Seconds of the implementations that are right, sampled in turns; or why there are none."""
+    """Seconds of the implementations that passed their check, sampled in turns; or why there are none."""
     right = [checked(case, name, dtype, SCALE)[0] for name in names]
     rivals = [prepared for prepared in right if prepared is not None]
     say(f"{mode} of {case.name}, {dtype}: {', '.join(rival.implementation for rival in rivals)}")
@@ -34,9 +34,9 @@ def times(
 
 @pytest.fixture(scope="session")
 def compiled_ahead(together: Together, device: torch.device, cold_compiler: None, say: Say) -> None:
-    """On a CPU, where it takes half a minute for each, all that this run compiles is compiled in a process for each
-    core: one keeps little more than a core busy."""
-    # XLA takes a second, and keeps nothing for another process.
+    """On a CPU, compile everything this run needs in one process per core: compiling takes half a minute a variant, and
+    one process uses little more than one core."""
+    # XLA takes a second, and has no cache that another process could read.
     ours = [Operator(**cell) for cell in together(test_operator, {})]
     cells = [cell for cell in ours if cell.compiled and cell.implementation != "xla"]
     if device.type == "cuda" or not cells:

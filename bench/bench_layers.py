@@ -1,4 +1,4 @@
-"""Every layer of the paper's network, and what their sum leaves unexplained of the whole step."""
+"""Every layer of the paper's network, and the share of the whole step that their sum explains."""
 
 import itertools
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def test_layer(
 ) -> None:
     """One row of reports/layers.md."""
     step = steps(device)[name, mode]
-    # On a GPU the calls take turns, so that each finds its tensors out of the cache.
+    # On a GPU the calls take turns, so that no call finds its tensors in the cache.
     calls = itertools.cycle(step.calls)
     benchmark.pedantic(lambda: next(calls)(), rounds=10, warmup_rounds=2)
     assert benchmark.stats is not None
@@ -51,14 +51,14 @@ def test_layer(
 
 
 def test_whole_step(benchmark: BenchmarkFixture, row: Row, device: torch.device, ceilings: Ceilings) -> None:
-    """The same network's eager training step, beside the sum of its layers."""
+    """The same network's eager training step, compared with the sum of its layers."""
     steps.cache_clear()
     count, dtype = SCALE.images, SCALE.dtype
     model = build(SCALE.network, device)
     update = update_step(model, model, *images_and_labels(SCALE.network, count, device), dtype)
     benchmark.pedantic(update, rounds=10, warmup_rounds=2)
     assert benchmark.stats is not None
-    # The images of an update are prepared before it.
+    # Input preparation is no part of an update.
     parts = [MEDIANS.get(cell) for cell in CELLS if cell[0] != "input preparation"]
     columns: dict[str, float] = {}
     if None not in parts:

@@ -13,7 +13,7 @@ JOBS = plan(["digits"], BATCH, UPDATES, RANKS, [name for name in ALL if not name
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.job)
 def test_job(benchmark: BenchmarkFixture, recorded: list[dict[str, Any]], job: Job) -> None:
-    """Processes of their own, timed from start to end; the rows are what they measured."""
+    """Each job runs in its own processes, which return the rows; pytest times them from start to end."""
     found = benchmark.pedantic(started, (job.job, job.processes, job.arguments), rounds=1)
     rows = found if isinstance(found, list) else [found]
     benchmark.extra_info.update(rows[0])

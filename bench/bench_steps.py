@@ -25,12 +25,12 @@ Row = Callable[..., None]
 Together = Callable[..., list[dict[str, Any]]]
 Say = Callable[[str], None]
 SCALE = here()
-#: On a CPU, rounds of a task's networks, and seconds that they share, so many for each: a batch of 64 takes several.
+#: On a CPU: fewest and most rounds of a task's networks, and about how many seconds each network gets.
 ROUNDS = (3, 10)
 SECONDS = 5.0
-#: On a GPU, updates that are timed, chained.
+#: On a GPU: updates that are timed, chained.
 SAMPLES = 30
-#: Seconds of one step, and what else is known of it.
+#: Seconds of one step, and its other columns.
 Times = tuple[list[float], dict[str, Any]]
 
 
@@ -45,7 +45,7 @@ def marked() -> list[object]:
 
 
 class Rival(NamedTuple):
-    """A network whose first calls are over, what they showed, and whose operators it calls."""
+    """A network after its first calls: the call, its operators' implementation, and columns from the first calls."""
 
     call: Call
     implementation: str
@@ -76,7 +76,7 @@ def ready(step: Step, device: torch.device) -> Rival:
 
 @cache
 def in_turns(steps: tuple[Step, ...], device: torch.device, say: Say) -> dict[Step, Times | Exception]:
-    """What was measured of networks that take turns on a CPU, by their cell; or why there is nothing."""
+    """Measurements of networks that take turns on a CPU, by their cell; or the error."""
     what = f"{steps[0].what} of {steps[0].images} images in {steps[0].dtype}"
     rivals: dict[Step, Rival] = {}
     found: dict[Step, Times | Exception] = {}
@@ -89,7 +89,7 @@ def in_turns(steps: tuple[Step, ...], device: torch.device, say: Say) -> dict[St
             found[step] = error
     for step, rival in rivals.items():
         if step.mode:
-            # What was compiled before the last one was reset with it.
+            # Compiling the next network has reset this one's.
             rival()
     times: dict[Step, list[float]] = {step: [] for step in rivals}
     rounds, round_seconds = ROUNDS[1], 0.0
@@ -149,7 +149,7 @@ def test_step(
 
 @pytest.mark.slow
 def test_digits_run(benchmark: BenchmarkFixture, row: Row, tmp_path: Path) -> None:
-    """``python -m net.train`` without flags, from its first line to its last."""
+    """``python -m net.train`` without flags, from start to end."""
     status = benchmark.pedantic(train.main, (["--output-dir", str(tmp_path / "run")],), rounds=1)
     assert status == 0
     last = runs.read_metrics(tmp_path / "run")[-1]

@@ -41,12 +41,12 @@ class Scale(NamedTuple):
 
     @property
     def best(self) -> str:
-        """How this project's network is run at its best."""
+        """The fastest way to run this project's network."""
         return "recorded" if self.cuda or self.toy else "compiled"
 
     @property
     def compiled(self) -> str:
-        """How other networks' updates are run at their best that compiles in half a minute."""
+        """The fastest way to run other networks' updates that compiles in half a minute."""
         return "default, recorded" if self.cuda else "eager" if self.toy else "compiled"
 
 
@@ -163,21 +163,21 @@ class Operator(NamedTuple):
 
 
 def modes(implementation: str, scale: Scale) -> tuple[str, ...]:
-    """On a CPU what a compiled caller takes without a gradient is not measured: compiling it takes half a minute."""
+    """The modes that are measured; on a CPU no inference of compiled callers, which would compile for half a minute."""
     caller_compiled = IMPLEMENTATIONS[implementation][1]
     return tuple(mode for mode in MODES if mode != "inference" or not caller_compiled or scale.cuda or scale.toy)
 
 
-#: Of what is compiled a CPU measures the whole stages alone, stage 1 in bfloat16 too, and PyTorch's own operators in
-#: float32; the formula in a compiled caller's graph costs what ``inductor`` does but for a call.
+#: A CPU measures compiled code only for the whole stages, in bfloat16 only for stage 1, and PyTorch's own operators
+#: only in float32. ``traced``, the formula in a compiled caller's graph, costs what ``inductor`` does less one call.
 COMPILED_ON_A_CPU, HALF_ON_A_CPU = ("stage1", "stage2"), ("stage1",)
 
 
 def operators(scale: Scale) -> list[Operator]:
-    """Dtype by dtype, case by case, mode by mode."""
+    """Every operator that is measured, ordered by dtype, case and mode."""
     cells = []
     dtypes = ("bfloat16", "float32") if scale.cuda else tuple(DTYPES)
-    # The formula called eagerly is nobody's choice on a GPU.
+    # Nobody calls the formula eagerly on a GPU.
     left_out = "reference" if scale.cuda else ""
     for dtype, case, mode in itertools.product(dtypes, CASES[1:2] if scale.toy else CASES, MODES):
         for name in (scale.ours, "aten") if scale.toy else implementations(case, torch.device(scale.device)):

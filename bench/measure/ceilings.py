@@ -1,4 +1,4 @@
-"""What a machine can do at best: bytes copied and FLOPs in a second, measured in the run that they belong to."""
+"""A machine's ceilings: bytes copied and FLOPs per second, measured in the same run as the rows compared with them."""
 
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -9,12 +9,12 @@ import torch
 from .records import time_columns
 from .timing import copies, seconds
 
-#: MiB of the copied tensors: within a GPU's cache, of the size of the paper's activations, far beyond any cache.
+#: MiB of the copied tensors: fits in a GPU's cache; size of the paper's activations; far larger than any cache.
 COPIES = {"cuda": (16, 64, 1024), "cpu": (16, 256)}
 #: Rows of the square matrices.
 MATRIX = {"cuda": 8192, "cpu": 2048}
 DTYPES = (torch.float32, torch.bfloat16)
-#: Rows of the matrices whose product tells whether a processor has instructions for a dtype: 0.03 s where it has none.
+#: Rows of the matrices whose product shows whether a processor has instructions for a dtype; 0.03 s if it has none.
 PROBE = 256
 #: Without instructions for bfloat16 a product takes 106 times as long as in float32 on an AVX2 processor, which does it
 #: element by element, and 3 to 5 times on an AVX-512 one, where oneDNN converts.
@@ -22,7 +22,7 @@ HOPELESS = 20.0
 
 
 class Ceilings(NamedTuple):
-    """Bytes and FLOPs in a second; FLOPs by dtype."""
+    """Bytes and FLOPs per second; FLOPs by dtype."""
 
     bytes_per_s: float
     flop_per_s: dict[str, float]
@@ -39,12 +39,12 @@ def _product(dtype: torch.dtype, side: int, device: torch.device, samples: int) 
 def slowdown(dtype: torch.dtype, device: torch.device) -> float:
     """How many times as long a small matrix product takes in ``dtype`` as in float32, each at its fastest.
 
-    Every GPU that PyTorch runs on counts as one that has instructions for ``dtype``: 1.
+    1 on every GPU.
     """
     if device.type == "cuda" or dtype == torch.float32:
         return 1.0
     threads = torch.get_num_threads()
-    # Two threads wait for one another, which on a busy machine takes longer than this product in float32.
+    # On a busy machine two threads wait for each other longer than this product takes in float32.
     torch.set_num_threads(1)
     try:
         return min(_product(dtype, PROBE, device, 5)) / min(_product(torch.float32, PROBE, device, 30))
@@ -53,7 +53,7 @@ def slowdown(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def lacking(dtype: torch.dtype, device: torch.device) -> str:
-    """Why nothing that multiplies matrices in ``dtype`` is measured at full size here; empty where it is."""
+    """Why matrix products in ``dtype`` are not measured at full size on this device; empty where they are."""
     times = slowdown(dtype, device)
     if times < HOPELESS:
         return ""
@@ -62,8 +62,8 @@ def lacking(dtype: torch.dtype, device: torch.device) -> str:
 
 
 def copy(moved: int, device: torch.device, samples: int) -> list[float]:
-    """Seconds of reading and writing ``moved`` bytes, half of them each."""
-    # By an elementwise kernel: a CUDA graph's own copies are slower for some sizes.
+    """Seconds of moving ``moved`` bytes, half read and half written."""
+    # An elementwise kernel: copies in a CUDA graph are slower for some sizes.
     size = moved // 8
     count = copies(moved) if device.type == "cuda" else 1
     pairs = [torch.ones(2, size, device=device) for _ in range(count)]
@@ -78,8 +78,8 @@ def rows(
 
     Args:
         device: where they run.
-        samples: times that each is timed.
-        announce: told what is measured next.
+        samples: how often each is timed.
+        announce: called with what is measured next.
     """
     for mib in COPIES[device.type]:
         announce(f"copy of {mib} MiB")
@@ -113,7 +113,7 @@ def rows(
 
 
 def ceilings(measured: list[dict[str, Any]]) -> Ceilings:
-    """The largest of the copies' and each dtype's rates.
+    """The fastest copy, and the rate of each dtype.
 
     No dtype's rate is below float32's: where a processor has no instructions for a half type, its products and sums
     are done in float32.

@@ -13,7 +13,7 @@ from net.data.processes import available_cores
 from .kernels_code import kernels_code, read_sources
 
 ROOT = Path(__file__).parents[2]
-#: What holds ``reports/``: the checkout, or where the package is installed the current folder.
+#: The folder with ``reports/``: the checkout, or the current folder for an installed package.
 HOME = ROOT if (ROOT / "pyproject.toml").is_file() else Path.cwd()
 
 
@@ -44,7 +44,7 @@ def _driver() -> str:
 
 
 def commit() -> str:
-    """The commit that is measured: what a copy is told, else the checkout's; empty if it is not known."""
+    """The commit that is measured: SOURCE_COMMIT, else the checkout's; empty if unknown."""
     return os.environ.get("SOURCE_COMMIT", "").removesuffix("-dirty")[:10] or _git("rev-parse", "--short=10", "HEAD")
 
 
@@ -71,7 +71,7 @@ def _version(package: str) -> str:
 
 @cache
 def _lasting() -> dict[str, str | int | bool]:
-    """What is asked of other programs, and stays as it is while this one runs."""
+    """The columns that stay the same while the process runs; some come from other programs."""
     import numpy as np
     import torch
 
@@ -86,7 +86,7 @@ def _lasting() -> dict[str, str | int | bool]:
         "numpy": np.__version__,
         "kernels_code": kernels_code(read_sources(ROOT / "kernels")),
         "commit": commit(),
-        # What is measured is code: a record or a table that is not committed yet does not count.
+        # Only code counts: an uncommitted record or table does not make a checkout dirty.
         "dirty": os.environ["SOURCE_COMMIT"].endswith("-dirty")
         if os.environ.get("SOURCE_COMMIT")
         else bool(_git("status", "--porcelain", "--", "kernels", "net", "bench")),

@@ -1,4 +1,4 @@
-"""Memory that autograd keeps for the backward pass, counted without a device's counters."""
+"""Memory that autograd saves for the backward pass, counted on any device."""
 
 from collections.abc import Callable, Iterable
 
@@ -10,7 +10,7 @@ def kept_bytes(forward: Callable[[], object], apart_from: Iterable[Tensor]) -> i
     """Bytes that ``forward`` keeps for its backward pass, each storage once.
 
     Args:
-        forward: computes something that asks for a gradient.
+        forward: computes something that requires a gradient.
         apart_from: tensors whose storages do not count: parameters.
     """
     known = {tensor.untyped_storage().data_ptr() for tensor in apart_from}
@@ -23,7 +23,7 @@ def kept_bytes(forward: Callable[[], object], apart_from: Iterable[Tensor]) -> i
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        # What is kept must live until all is counted, or one storage may take another's place.
+        # Saved tensors must live until all are counted: a freed address may be used again.
         result = forward()
     del result
     return sum(storages.values())

@@ -25,14 +25,14 @@ SUITES = (
     *("ceilings", "gate", "kernels", "contention", "layers", "steps", "profile", "train", "input"),
     *("parallel", "choices"),
 )
-#: Columns that are more than zero; others in microseconds are parts of them, and may be none.
+#: Columns that must be positive; other times are parts of these and may be zero.
 TIMES = ("median_us", "p20_us", "p80_us", "limit_us", "synchronized_us", "wall_us")
-#: What every row says.
+#: Columns that every row has.
 REQUIRED = ("suite", "case", "machine", "date")
 
 
 def time_columns(seconds: Iterable[float]) -> dict[str, float]:
-    """Median, 20th and 80th percentile of repeated times, in microseconds; of a single one the time alone."""
+    """Median, 20th and 80th percentile of repeated times, in microseconds; of a single time only the median."""
     times = np.fromiter(seconds, float) * 1e6
     if len(times) == 1:
         return {"median_us": round(float(times[0]), 2)}
@@ -93,7 +93,7 @@ def read_record(path: Path) -> list[Row]:
 
 
 def moment(row: Row) -> str:
-    """Day and time of a row, in the order of which they sort; the first records do not note the time."""
+    """Date and time of a row, which sort in order; the first records have no time."""
     return f"{row['date']} {row.get('time', '')}"
 
 
@@ -104,5 +104,5 @@ def read(folder: Path = DATA) -> list[Row]:
         DataError: as :func:`read_record`.
     """
     rows = [row for path in sorted(folder.glob("*.jsonl")) for row in read_record(path)]
-    # Of one day's records the name says nothing of the order.
+    # The names of one day's records are in no order of time.
     return sorted(rows, key=moment)

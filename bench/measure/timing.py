@@ -1,4 +1,4 @@
-"""How long a call takes: on a GPU replayed from a graph, on memory that is no longer in its cache."""
+"""Timing: on a GPU replayed from a graph with cold caches, on a CPU by the clock."""
 
 import itertools
 import math
@@ -7,26 +7,26 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-#: Calls of one sample take at least so long together: the timer's own microseconds do not count.
+#: The calls of one sample take at least this long in all, so that the timer's own microseconds do not matter.
 SAMPLE_SECONDS = 1e-3
 SAMPLES = 30
-#: Bytes between two uses of one memory: more than any GPU's cache holds.
+#: Bytes moved between two uses of the same memory: more than any GPU's cache holds.
 COLD_BYTES = 2**28
 
-#: For so many clocks a GPU waits while the host gives it what is measured.
+#: Clock cycles that a GPU waits while the host enqueues what is measured.
 BUSY_CLOCKS = 1_000_000
 
 Call = Callable[[], object]
 
 
 def copies(bytes_moved: int) -> int:
-    """How many sets of inputs calls must take turns with, so that each finds its own out of the cache."""
+    """How many sets of inputs the calls must alternate between, so that none is in the cache."""
     return max(2, min(16, math.ceil(COLD_BYTES / max(1, bytes_moved)) + 1))
 
 
 def _elapsed(run: Call) -> float:
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    # The GPU comes to the first event when the host is done: its own time is not measured.
+    # The GPU reaches the first event after the host has enqueued everything: host time is not measured.
     torch.cuda._sleep(BUSY_CLOCKS)
     begin.record()
     run()
@@ -43,7 +43,7 @@ def _graph(calls: Sequence[Call], rounds: int, stream: torch.cuda.Stream) -> tor
                 for call in calls:
                     call()
     except Exception:
-        # After a capture that failed the random numbers' generator takes itself to be captured still.
+        # After a failed capture the random generator still believes that it is being captured.
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
         generator.graphsafe_set_state(generator.clone_state())
         raise
@@ -53,8 +53,8 @@ def _graph(calls: Sequence[Call], rounds: int, stream: torch.cuda.Stream) -> tor
 def gpu_seconds(rivals: Sequence[Sequence[Call]], samples: int = SAMPLES) -> list[list[float]]:
     """Seconds of one call of each rival, sampled in turns.
 
-    Each rival is a number of calls that do the same with inputs of their own; they are captured in one CUDA graph, in
-    which nothing waits for the host. A rival that cannot be captured raises what capturing raised.
+    A rival is a list of calls that do the same with different inputs. They are captured in one CUDA graph, so that
+    nothing waits for the host. If a rival cannot be captured, the error of the capture is raised.
 
     The current stream must not be the default one, and whatever the calls depend on, a forward pass before a captured
     backward pass, must have run on it.
@@ -103,14 +103,14 @@ def kernels_launched(call: Call) -> int:
 
 
 def synchronized() -> float:
-    """The clock, once a GPU has done all it was given."""
+    """The clock, after a GPU has finished all its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 class Clock:
-    """pytest-benchmark's timer: :func:`synchronized`, or during a replay a clock that runs as times measured before."""
+    """pytest-benchmark's timer: :func:`synchronized`, or during a replay a clock that advances by given times."""
 
     def __init__(self) -> None:
         self._replayed: float | None = None
@@ -119,7 +119,7 @@ class Clock:
         return synchronized() if self._replayed is None else self._replayed
 
     def replay(self, times: Iterable[float]) -> Call:
-        """From now on only what is returned moves the clock: each call by one of ``times``, in seconds."""
+        """Stop the clock; each call of the returned function advances it by the next of ``times``, in seconds."""
         left = iter(times)
         self._replayed = 0.0
 
@@ -130,12 +130,12 @@ class Clock:
         return pass_time
 
     def stop(self) -> None:
-        """The clock runs by itself again."""
+        """End the replay."""
         self._replayed = None
 
 
 def wall_seconds(call: Call, samples: int = SAMPLES, warmup: int = 3) -> list[float]:
-    """Seconds of calls that a host makes one after the other, each waited for."""
+    """Seconds of calls made one after the other, each followed by a synchronisation."""
     results = []
     for sample in range(samples + warmup):
         begin = synchronized()
@@ -146,7 +146,7 @@ def wall_seconds(call: Call, samples: int = SAMPLES, warmup: int = 3) -> list[fl
 
 
 def chained_seconds(call: Call, samples: int = SAMPLES, warmup: int = 3) -> list[float]:
-    """Seconds from the end of one call to the end of the next on a GPU, with nothing waited for in between.
+    """Seconds from the end of one call to the end of the next on a GPU, without a synchronisation between them.
 
     On a CPU as :func:`wall_seconds`.
     """

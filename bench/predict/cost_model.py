@@ -1,6 +1,6 @@
-"""A model of an update on devices that are not there: compute from records, messages by formula, links by name.
+"""A model of an update on many devices: compute from records, messages by formula, assumed links.
 
-Nothing here is measured but what the caller brings. ``reports/parallelism.md`` holds it against measurements.
+``reports/parallelism.md`` compares it with measurements.
 """
 
 import math
@@ -10,7 +10,7 @@ from net.model.config import VARIANTS, AlexNetConfig
 
 from .messages import Message, expected
 
-#: Part of an update's compute in which averaged gradients can travel: the backward pass has two of three products.
+#: Share of an update's compute that can hide the all-reduce of gradients: the backward pass, two of three products.
 BACKWARD = 2 / 3
 #: Rounds of messages that a collective of many ranks takes when their number doubles in each.
 ROUNDS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1}
@@ -24,7 +24,7 @@ STRATEGIES = ("data", "tower", "hybrid")
 
 @dataclass(frozen=True)
 class Link:
-    """Between devices: bytes a second in each direction, seconds before a message moves, and where they come from."""
+    """A link between devices: bytes per second in each direction, latency in seconds, and the source of both."""
 
     name: str
     bytes_per_s: float
@@ -32,7 +32,7 @@ class Link:
     source: str
 
 
-#: Seconds of a round between GPUs of today, launch included: assumed, of the order of what NCCL's own tests show.
+#: Seconds of a round between today's GPUs, launch included: assumed, of the order that NCCL's own tests show.
 LATENCY = 10e-6
 PCIE_2012 = Link("PCIe 2 x16 (2012)", 6.0e9, LATENCY, "NVIDIA's CUDA questions and answers: up to 6.0 GB/s measured")
 LINKS = (

@@ -23,8 +23,8 @@ _KINDS = {
     "alltoall_base_": "all_to_all",
     "all_to_all_single": "all_to_all",
 }
-#: Bytes that a rank sends, of the bytes of the largest tensor (the result of an all-gather, the input of the others),
-#: when none is sent twice; Thakur, Rabenseifner and Gropp 2005 give algorithms that reach them.
+#: Bytes that a rank sends per byte of the largest tensor (the result of an all-gather, the input of the others) if
+#: none is sent twice; Thakur, Rabenseifner and Gropp 2005 give algorithms that reach them.
 SENT: dict[str, Callable[[int], float]] = {
     "all_reduce": lambda ranks: 2 * (ranks - 1) / ranks,
     "all_gather": lambda ranks: (ranks - 1) / ranks,
@@ -49,7 +49,7 @@ class Message:
 
 
 class Count(_TorchDispatchMode):
-    """Notes every collective inside its ``with`` block, of forward passes, backward passes and gradient buckets."""
+    """Records every collective inside its ``with`` block: in forward, backward and gradient buckets."""
 
     def __init__(self, ranks: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Count(_TorchDispatchMode):
         return result
 
 
-#: DistributedDataParallel closes a bucket of gradients when it holds so many bytes, the first one sooner.
+#: DistributedDataParallel's bucket sizes in bytes: of the first bucket, and of the others.
 FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20
 
 
@@ -85,7 +85,7 @@ def _averaged(sizes: Iterable[int], ranks: int) -> list[Message]:
 
 
 def _exchanged(what: str, size: int, ranks: int) -> list[Message]:
-    """An all-gather and, on the way back, its adjoint."""
+    """An all-gather, and in backward its adjoint."""
     return [
         Message(what, "all_gather", size, ranks),
         Message(f"{what}, gradient", "reduce_scatter", size, ranks),

@@ -1,4 +1,4 @@
-"""What each layer must at least compute and move, and how long that takes at the rates a machine was measured at.
+"""The roofline: FLOPs and fewest bytes of each layer, and the time they take at a machine's measured rates.
 
 A multiply-addition is two FLOPs. Bytes are counted once for everything that is read or written from outside the layer:
 its input, weights and output forward; those and their gradients backward.
@@ -15,7 +15,7 @@ from net.model.config import AlexNetConfig, Layer
 
 from ..measure.ceilings import Ceilings
 
-#: Modes in which a convolution or dense layer is measured, the two that are its backward pass apart; and a stage.
+#: Modes of a convolution or dense layer, with the two halves of its backward pass apart; and of a stage.
 PRODUCT_MODES, STAGE_MODES = ("forward", "input_gradient", "weight_gradient"), ("forward", "backward")
 
 
@@ -32,8 +32,8 @@ class Work:
     def columns(self, median_us: float | None, dtype: str, ceilings: Ceilings | None) -> dict[str, Any]:
         """The columns of a record: what must be done, the rates, the limit and what share of it was reached.
 
-        The limit is the longer of computing at the rate of matrix products in ``dtype`` and moving at a copy's, for
-        each of several calls by itself.
+        The limit is the longer of the times to compute, at the rate of matrix products in ``dtype``, and to move the
+        bytes, at the rate of a copy; of several calls it is the sum of their limits.
         """
         found = {"gflop": round(self.flop * 1e-9, 4), "fewest_mb": round(self.bytes * 1e-6, 3)}
         if median_us:
@@ -48,7 +48,7 @@ class Work:
         return found
 
     def limit_seconds(self, dtype: str, ceilings: Ceilings) -> float:
-        """The longer of computing and moving."""
+        """The longer of the times to compute and to move."""
         return max(self.flop / ceilings.flop_per_s[dtype], self.bytes / ceilings.bytes_per_s)
 
 
@@ -103,13 +103,13 @@ def product(layer: Layer, images: int, width: int, first: bool) -> dict[str, Wor
     """Work of a convolution or dense layer by mode; the ``first`` one needs no gradient of its input."""
     weights = layer.parameters * width
     inputs, outputs = (math.prod(shape) * images * width for shape in (layer.input_shape, layer.output_shape))
-    # Two tensors in and the third out, whichever is sought.
+    # Whichever of the three tensors is computed, the other two are read.
     work = Work(2 * layer.multiply_adds * images, inputs + weights + outputs)
     modes = dict.fromkeys(("inference", "forward", "weight_gradient"), work)
     modes["training"] = work + work
     if not first:
         modes["input_gradient"] = work
-        # Of the gradients together, that of the output is read once.
+        # The output's gradient is read once for both gradients.
         modes["training"] += Work(work.flop, weights + inputs)
     return modes
 
@@ -122,7 +122,7 @@ def optimizer(parameters: int) -> Work:
 def layers(plan: AlexNetConfig, images: int, width: int) -> dict[str, dict[str, Work]]:
     """Work of every layer of a network by name and mode.
 
-    The ReLU behind a dense layer is counted with it. Training's stages count what the forward pass keeps.
+    The ReLU after a dense layer is counted with it. In training a stage's forward pass also writes what backward reads.
     """
     lrn = Normalization(plan.lrn_size, plan.lrn_alpha, plan.lrn_beta, plan.lrn_k, plan.towers)
     pool = Pooling((plan.pool_size,) * 2, (2, 2), (0, 0), (1, 1), plan.pool_ceil_mode)

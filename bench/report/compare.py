@@ -1,16 +1,15 @@
-"""Two records of one machine: what got slower, what got faster, apart from the machine itself.
+"""Compare two records of one machine: what got slower or faster, corrected for the machine itself.
 
-A machine is not always as fast: one that others use differs by a third from run to run. What is the same code in both
-records, copies, matrix products and PyTorch's own operators of the same version, says by how much: those that memory
-limits, those that products of a dtype limit, and those beside busy processes, each for the rows of its kind, by the
-median of their ratios. They are the yardstick and are not judged themselves. Rows without a yardstick, such as decoding
-images, are compared as they are.
+A machine's speed changes: a shared one differs by a third from run to run. Code that is the same in both records shows
+by how much: copies, matrix products, and PyTorch's own operators of the same version. These are the yardsticks. They
+come in kinds (limited by memory, by products in a dtype, or run beside busy processes); a row is corrected by the
+median ratio of the yardsticks of its kind. Yardsticks themselves are not judged. Rows without a yardstick, such as
+decoding images, are compared as they are.
 
-A difference counts when the middle three fifths of the two samples, from the 20th to the 80th percentile, are further
-apart than the middle three fifths of all yardsticks are from their medians, and the medians are more than 5 % apart:
-the first holds the spread within a run and between its parts against it, the second what runs of a quiet machine differ
-by (PyTorch's own operators on an H200: 2 %). What was timed once has no spread and is not judged. What was measured and
-now fails counts as slower.
+A difference counts if two things hold. The intervals from the 20th to the 80th percentile of the two samples are
+further apart than the same interval of all yardsticks around their medians; that covers the spread within a run. And
+the medians differ by more than 5 %; runs on a quiet machine differ by less (PyTorch's own operators on an H200: 2 %).
+What was timed once has no spread and is not judged. What was measured before and fails now counts as slower.
 """
 
 import statistics
@@ -30,12 +29,11 @@ from .tables import number
 
 #: Medians closer than this are the same.
 SAME = 0.05
-#: What a row measures; beside how many busy processes, too.
 BUSY = "busy_processes"
 SHOWN = KEYS[1:]
-#: Implementations that are none of this project's code, in suites whose rows hold nothing else.
+#: Implementations that are not this project's code, and suites in which their rows contain nothing else.
 OTHERS, PURE = ("aten", "compiled", "cudnn"), ("kernels", "contention")
-#: The kind of rows that move more than they compute.
+#: The kind of rows that are limited by memory.
 MEMORY = "memory"
 
 
@@ -49,7 +47,7 @@ class Drift(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What became of a thing measured: ``slower``, ``faster``, ``fails``, the rows, and what the machine did."""
+    """The verdict (``slower``, ``faster`` or ``fails``), both rows, and the drift of the machine."""
 
     verdict: str
     before: Row
@@ -58,7 +56,7 @@ class Change(NamedTuple):
 
 
 def change(before: Row, after: Row, drift: Drift) -> Change | None:
-    """What became of a thing; None when nothing can be said or nothing happened."""
+    """The verdict on a pair of rows; None if there is none or nothing changed."""
     if "median_us" in before and str(after.get("status", "")).startswith("failed"):
         return Change("fails", before, after, drift)
     if not _sampled(before, after):
@@ -76,13 +74,13 @@ def _sampled(*rows: Row) -> bool:
 
 
 def yardstick(row: Row) -> bool:
-    """Whether a row is of code that is no part of this project."""
+    """Whether a row is of code that is not this project's."""
     name = str(row.get("implementation")).partition(", ")[0]
     return row["suite"] == "ceilings" or (row["suite"] in PURE and name in OTHERS)
 
 
 def kinds(rows: Iterable[Row]) -> list[str]:
-    """What limits each row of one record: memory, products in a dtype, or busy processes; empty where nobody knows."""
+    """The kind of each row of one record: what limits it. Empty where unknown."""
     rows = list(rows)
     ceilings = [row for row in rows if row["suite"] == "ceilings"]
     copied = max((row.get("gb_per_s", 0) for row in ceilings if row["case"] == "copy"), default=0)
@@ -106,9 +104,9 @@ def kinds(rows: Iterable[Row]) -> list[str]:
 
 
 def drifts(before: list[Row], after: list[Row]) -> dict[str, Drift]:
-    """What the machine did to each kind of rows, by the yardsticks among pairs of rows; of no kind, nothing.
+    """The machine's drift for each kind, from the yardsticks among pairs of rows; none for rows without a kind.
 
-    A kind may have one yardstick; how far rows of one kind are from their median is taken from all kinds together.
+    The spread around the medians is taken over all kinds together, because a kind may have a single yardstick.
     """
     ratios: dict[str, list[float]] = {"": []}
     for kind, old, new in zip(kinds(before), before, after, strict=True):
@@ -156,7 +154,7 @@ def compare(first: Path, second: Path) -> int:
         if its.rows:
             moved = "moved" if abs(its.median - 1) > SAME else "is the same"
             print(f"the machine {moved}, {kind}: {its.median - 1:+.0%} time for the same code ({its.rows} rows)")
-    print(f"what each of these limits is held against it; around it the same code varies {_spread(drift[''])}")
+    print(f"rows are corrected by the drift of their kind, around which the same code varies {_spread(drift[''])}")
     found, judged = [], 0
     for kind, (old, new) in zip(kinds(old for old, _ in pairs), pairs, strict=True):
         if yardstick(old):

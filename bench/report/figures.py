@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 INK, PAPER, LIMIT, OURS, OTHER, PLAIN = "#000000", "#ffffff", "#b00020", "#009e73", "#8c8c8c", "#bdbdbd"
-#: What each implementation has in every figure: those of others are gray or orange. Okabe and Ito's colours, which
-#: colour-blind readers tell apart too.
+#: Colour of each implementation in every figure; other libraries are gray or orange. Okabe and Ito's palette, which
+#: colour-blind readers can tell apart.
 COLOURS = {
     "aten": OTHER,
     "compiled": PLAIN,
@@ -47,7 +47,7 @@ COLOURS = {
     "triton": OURS,
     "auto": OURS,
 }
-#: Colours of the page that stand for those of a file: ``page.css`` has two sets of them.
+#: CSS variables for the colours of a file; ``page.css`` has a light and a dark set.
 VARIABLES = {
     INK: "var(--ink)",
     PAPER: "var(--paper)",
@@ -55,11 +55,11 @@ VARIABLES = {
     **{colour: f"var(--c{number})" for number, colour in enumerate(dict.fromkeys(COLOURS.values()))},
 }
 MARKS = tuple(zip("osD^v<", ("#0072b2", "#d55e00", OURS, "#cc79a7", "#e69f00", "#56b4e9"), strict=True))
-#: Pixels of a page from which a figure is too wide to be shrunk to a phone's width.
+#: Figures wider than this many pixels scroll on a phone instead of shrinking.
 WIDE = 800
 #: Points, inches, and dots to the inch.
 SIZE, WIDTH, DOTS = 8, 4.6, 140
-#: Bars or layers of a figure that can still be read.
+#: More bars or layers than this cannot be read.
 MOST_BARS = 24
 
 
@@ -78,7 +78,7 @@ class Bar(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """Bars from the top down, and where their limit is."""
+    """Bars from top to bottom, and their limit."""
 
     title: str
     bars: list[Bar]
@@ -96,7 +96,7 @@ def _saved(figure: Figure, **options: Any) -> bytes:
         matplotlib.rc("font", size=SIZE)
         matplotlib.rc("axes", titlesize=SIZE, titleweight="bold", titlelocation="left")
         matplotlib.rc("axes.spines", top=False, right=False)
-        # Ids and text of the vector file: the same every time, and to be set in the reader's font.
+        # Deterministic ids; text stays text, in the reader's font.
         matplotlib.rc("svg", hashsalt=figure.file, fonttype="none")
         canvas = figure.draw()
         output = BytesIO()
@@ -106,18 +106,18 @@ def _saved(figure: Figure, **options: Any) -> bytes:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a file's bytes, the same ones every time."""
+    """The figure as PNG; the same rows give the same bytes."""
     from PIL import Image
 
     output = BytesIO()
     with Image.open(BytesIO(_saved(figure, format="png", dpi=DOTS))) as image:
-        # A third of the bytes, and none that name a program or a date.
+        # A third of the bytes, and no program or date in the metadata.
         image.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(output, format="png", optimize=True)
     return output.getvalue()
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an element for a page: its colours are the page's, and so is its font."""
+    """The figure as an SVG element in the page's colours and font."""
     text = _saved(figure, format="svg", metadata={"Date": None, "Creator": None}).decode()
     text = text[text.index("<svg") :]
     text = re.sub(
@@ -147,7 +147,7 @@ def _opening(about: str) -> Callable[[re.Match[str]], str]:
 
 
 def _bars(panels: Sequence[Panel], title: str, unit: str, shared: bool = False) -> "Canvas":
-    """Panels of bars, each bar with its text behind it; on one scale if ``shared``."""
+    """Panels of bars, each bar with its text after it; on one scale if ``shared``."""
     from matplotlib import pyplot
 
     heights = [len(panel.bars) for panel in panels]
@@ -206,7 +206,7 @@ def found(rows: Sequence[Row]) -> list[Figure]:
 
 
 def kernels(rows: list[Row]) -> Drawing | None:
-    """The kernels in the dtype and mode of which the most was measured, training before all."""
+    """The kernels in the dtype and mode with the most measurements; training first."""
     timed = [row for row in rows if row["suite"] == "kernels" and "median_us" in row]
     both = [row for row in timed if row.get("mode") == "forward_backward"]
     chosen = most(both or timed, lambda row: values(row, ("dtype", "mode")))
@@ -260,7 +260,7 @@ def steps(rows: list[Row]) -> Drawing | None:
 
 
 def roofline(rows: list[Row]) -> Drawing | None:
-    """Layers whose work is known under the machine's roofs; none unless there are both."""
+    """The roofline: layers under the machine's ceilings; None unless there are both."""
     layers = [row for row in layers_of(rows) if row.get("gflop") and row.get("fewest_mb")]
     copies = [row for row in rows if row["suite"] == "ceilings" and row["case"] == "copy" and "gb_per_s" in row]
     roofs = [
@@ -309,7 +309,7 @@ def _draw_roofline(layers: list[Row], copy: Row, roofs: list[Row], title: str) -
 
 
 def _label(axis: "Axes", points: Sequence[tuple[float, float, str, str | None]]) -> None:
-    """Names beside points, where no other name or point is."""
+    """Write names beside points, where they cover no other name or point."""
     axis.figure.canvas.draw()
     pixels = [tuple(axis.transData.transform(point[:2])) for point in points]
     scale = axis.figure.dpi / 72

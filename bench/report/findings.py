@@ -7,7 +7,7 @@ from ..measure.records import Row
 from .rows import Machine, best, fastest, machines_of, ours
 
 UPDATE, INFERENCE, TRAIN, STAGES = "update of paper", "inference of paper", "net.train of paper", "stages 1 + 2"
-#: Other processes that want a core each, in the condition that is quoted.
+#: Number of busy processes in the condition that is quoted.
 BUSY = 2
 NAMES = ("this project", "PyTorch, compiled", "PyTorch, eager")
 #: Rivals in words.
@@ -22,7 +22,7 @@ Times = tuple[float | None, float | None, float | None]
 
 
 class Bar(NamedTuple):
-    """Times as fast as PyTorch's own operators called eagerly, and the time that it comes from, in microseconds."""
+    """Speed-up over PyTorch's own operators called eagerly, and the time in microseconds."""
 
     name: str
     ratio: float
@@ -65,7 +65,7 @@ def _busy(rows: Iterable[Row]) -> Times:
 
 
 def _one(machine: Machine) -> str:
-    """The processor with its article: NVIDIA is spoken with a vowel first."""
+    """The processor with its article: an NVIDIA, as it is pronounced."""
     return f"{'an' if machine.model[0] in 'AEIOUN' else 'a'} {machine.model}"
 
 
@@ -105,7 +105,7 @@ def _gpu_step(rows: Sequence[Row]) -> str | None:
 
 
 def _gpu_time(rows: Sequence[Row]) -> str | None:
-    """Where the step's time goes, and what ``net.train`` gets of it."""
+    """Where the step's time goes, and the share of its speed that ``net.train`` reaches."""
     its = _of(rows, _machine(rows, cpu=False))
     sentences = []
     steps = [row for row in its if row["suite"] == "profile" and row["case"] == UPDATE and ours(row)]

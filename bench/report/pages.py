@@ -82,7 +82,7 @@ def _steps(rows: Sequence[Row]) -> list[Table]:
 
 
 def _profile(rows: Sequence[Row]) -> list[Table]:
-    """A table for each step that was looked into: its kernels, the longest first, and their sum."""
+    """A table for each profiled step: its kernels, longest first, and their sum."""
     steps: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         steps.setdefault(values(row, ("case", "implementation", "shape", "dtype")), []).append(row)
@@ -123,22 +123,22 @@ def _memory(rows: Sequence[Row]) -> list[Table]:
 
 
 class _Kind(NamedTuple):
-    """Title, a line for the list of pages, what stands above its tables, suites of rows, what makes tables of them."""
+    """A page of suites: title, line for the list of pages, introduction, suites, and what makes their tables."""
 
     title: str
     line: str
     about: str
     suites: tuple[str, ...]
     tables: Callable[[Sequence[Row]], list[Table]]
-    #: A word in its figures' file names, and what draws a machine's rows, where there is anything to draw.
+    #: First word of its figures' file names, and what draws a machine's rows.
     figure: str = ""
     drawing: Callable[[list[Row]], figures.Drawing | None] = lambda rows: None
 
 
 RATIOS = (
     "`x aten` is how many times faster a row is than PyTorch's own operators called eagerly, `x compiled` than the "
-    "fastest way `torch.compile` makes of them. Rivals are of the same record and machine, in the memory format that "
-    "serves them best."
+    "fastest form that `torch.compile` gives them. Rivals are of the same record and machine, in their fastest memory "
+    "format."
 )
 LIMIT = (
     "The limit is the longer of two times: computing the FLOPs at the rate of a large matrix product, and moving the "
@@ -157,8 +157,8 @@ PAGES = {
     "contention": _Kind(
         "Beside other processes",
         "the stages as a user's program runs them, alone and beside busy processes",
-        "Stages 1 and 2 forward and backward, alone on the machine and with busy processes beside them; no setting of "
-        "threads or waiting was touched. `x aten` compares rows with as many processes beside them.",
+        "Stages 1 and 2 forward and backward, alone on the machine and beside busy processes, with PyTorch's default "
+        "settings of threads and memory. `x aten` compares rows with the same number of busy processes.",
         ("contention",),
         _in_order,
     ),
@@ -174,16 +174,16 @@ PAGES = {
     "profile": _Kind(
         "Where a step's time goes",
         "the GPU kernels of a training step, with launches and time",
-        "The GPU kernels of a captured training step: launches and time a step, averaged over replays. The gaps are "
-        "what is left of the wall clock.",
+        "The GPU kernels of a captured training step: launches and time a step, averaged over replays. Gaps are the "
+        "rest of the wall clock.",
         ("profile",),
         _profile,
     ),
     "layers": _Kind(
         "Layers",
         "the paper's network layer by layer",
-        f"The paper's network layer by layer. {LIMIT} A copy writes as much as it reads: what mostly reads, such as "
-        "the optimizer and the dense layers, can beat that limit, and so can tensors that fit in a cache. `training` "
+        f"The paper's network layer by layer. {LIMIT} A copy writes as much as it reads. What mostly reads, such as "
+        "the optimizer and the dense layers, can be faster, and so can tensors that fit in a cache. `training` "
         "is forward and backward. `sum of layers` adds the training of all layers, the loss and the optimizer; "
         "`% explained` is its share of the whole step. The rest lies between layers: autograd, the exchange between "
         "towers, added gradients, and the time of the host.",
@@ -195,8 +195,8 @@ PAGES = {
     "memory": _Kind(
         "Memory",
         "what training keeps, by layer and by kernel, and the peak of a step",
-        "Saved is what is kept for backward, each tensor once. Weights, gradients and momentum take four bytes for "
-        "each parameter. Peak is the device's, process peak all that the process holds.",
+        "Saved is the memory kept for backward, each tensor counted once. Weights, gradients and momentum take four "
+        "bytes per parameter. Peak is the device's memory, process peak that of the whole process.",
         ("layers", "steps", "kernels"),
         _memory,
         "memory",
@@ -204,22 +204,22 @@ PAGES = {
     ),
     "input_pipeline": _Kind(
         "Input pipeline",
-        "decoding, reading, varying images",
-        "Decoding, reading from the packed store, and the paper's variations.",
+        "decoding, reading and augmenting images",
+        "Decoding, reading from the packed store, and the paper's augmentation.",
         ("input",),
         _in_order,
     ),
     "ceilings": _Kind(
         "Ceilings",
-        "copies and matrix products, what the limits are made of",
-        "What the machine does at best: the limits in the other tables are made of these.",
+        "copies and matrix products, from which the limits are computed",
+        "The machine's fastest copies and matrix products, from which the limits in other tables are computed.",
         ("ceilings",),
         _in_order,
     ),
     "gate": _Kind(
         "Checks before measuring",
         "what had to pass on the device before its stages were timed",
-        "What had to pass on the device before its stages were timed. Stages that were timed all the same are marked "
+        "Checks on the device before its stages were timed. Stages that were timed although a check failed are marked "
         "as unverified.",
         ("gate",),
         _in_order,
@@ -273,7 +273,7 @@ def headline(rows: Sequence[Row]) -> list[Table]:
                 chosen += best(its, case)[:2]
         else:
             if update[0] is None:
-                # Shown, marked and without a ratio.
+                # Unverified rows are marked and have no ratio.
                 update = best(its, "update of paper", unverified=True)
             same = [row for row in its if row.get("shape") == next(filter(None, update))["shape"]]
             chosen = [*update, *best(same, "update of torchvision's alexnet")[:2], *best(its, "inference of paper")]

@@ -28,7 +28,7 @@ from .tables import Cell, Column, Page, Section, Table, detail, number, sources
 DEVICES = (1, 2, 4, 8, 64, 1024)
 ORDER = ("none", ALL_CORES, REORDERED, *STRATEGIES)
 MODELLED = "Modelled, not measured"
-#: The links of today for which the messages of a rank that was measured by itself are modelled.
+#: Links for which the messages of a rank measured by itself are modelled.
 ALONE_LINKS = LINKS[1:3]
 ABOUT = (
     "The strategies of `net.parallel` at equal global batch and seed. Tables say on which machine they were measured; "
@@ -43,12 +43,12 @@ COUNTED = (
 LOSSES = (
     "The same short training under every strategy, without dropout. `{reordered}` is one process with the images of "
     "each batch in reverse: the same sums in another order. Difference is the largest from the losses of `none` in the "
-    "first epoch. In float64 all agree up to rounding. In float32 rounding grows until the losses part, as it does "
-    "between the two orders in one process, and the trainings end alike."
+    "first epoch. In float64 all agree up to rounding. In float32 rounding errors grow until the losses diverge, as "
+    "they do between the two orders in one process; the trainings end alike."
 )
 VALIDATION = (
-    "The cost model held against the updates above: the compute of a rank measured by itself, or the share of the "
-    "plain run where none was, and the messages over the link that was measured on this machine: {gb_per_s:.2f} GB/s, "
+    "The cost model compared with the updates above: the compute of a rank measured by itself (else its share of the "
+    "plain run), and the messages over the link measured on this machine: {gb_per_s:.2f} GB/s, "
     "{microseconds:,.0f} us. A rank by itself has the machine's memory bandwidth alone; two processes share it."
 )
 ALONE = (
@@ -162,7 +162,7 @@ def _named(run: Sequence[Row]) -> str:
 
 
 def _table(title: str, rows: Sequence[Row], columns: Sequence[Column], about: str = "") -> list[Table]:
-    """A table of rows whose records say of each how many threads it had."""
+    """A table of rows; threads differ from row to row and are not named with the records."""
     return detail(title, [{name: row[name] for name in row if name != "threads"} for row in rows], columns, about=about)
 
 
@@ -258,7 +258,7 @@ def _alone(run: Sequence[Row]) -> list[Table]:
 
 
 def computes(rows: Iterable[Row]) -> list[Row]:
-    """What predictions take their compute from: of each GPU our fastest update of the paper's network, 128 images."""
+    """The compute that predictions use: each GPU's fastest update of the paper's network by ours, 128 images."""
     fastest: dict[str, Row] = {}
     for row in rows:
         ours = str(row.get("implementation")).startswith("triton")

@@ -104,7 +104,7 @@ def _losses(by_dtype: dict[str, Sequence[Row]]) -> "Canvas":
         axes.plot(middles, means, color=COLOURS.get(name), linewidth=3.5 if name == "none" else 1.6, label=label)
     axes.set_ylim(0)
     axes.set_xlim(0, first["updates"])
-    axes.set_title(f"float32: the losses, mean of {AVERAGED} updates, part and end alike")
+    axes.set_title(f"float32: the losses, mean of {AVERAGED} updates, diverge and end alike")
     axes.set_xlabel("update")
     axes.set_ylabel("training loss")
     axes.legend()

@@ -56,7 +56,7 @@ class Machine(NamedTuple):
 
     @property
     def model(self) -> str:
-        """The processor's name as people say it."""
+        """The processor's short name."""
         name = self.name.removeprefix("CPU: ").partition(" @")[0]
         return name.replace("(R)", "").replace("(TM)", "").removesuffix(" Processor")
 
@@ -98,7 +98,7 @@ def newest(rows: Sequence[Row]) -> list[Row]:
 def measured(rows: Sequence[Row]) -> list[Row]:
     """The newest row of each thing, with ratios, revision and its :class:`Machine` (``on``) as columns.
 
-    Of a profile that was made anew no kernel is left from before. ``kernels_of`` names the state of the Triton kernels
+    A new profile replaces the whole earlier one. ``kernels_of`` names the state of the Triton kernels
     that a GPU's row was measured with, and says so where the newest record of any machine has other kernels.
 
     Args:
@@ -193,7 +193,7 @@ def fastest(rows: Iterable[Row]) -> Row | None:
 
 
 def most(rows: Sequence[Row], kind: Callable[[Row], object]) -> list[Row]:
-    """The rows of the kind that most of them are of."""
+    """The rows of the most frequent kind."""
     kinds = [kind(row) for row in rows]
     chosen = max(sorted(set(kinds), key=str), key=kinds.count, default=None)
     return [row for row, its in zip(rows, kinds, strict=True) if its == chosen]
@@ -202,8 +202,8 @@ def most(rows: Sequence[Row], kind: Callable[[Row], object]) -> list[Row]:
 def best(
     rows: Iterable[Row], case: str, mode: str | None = None, *, unverified: bool = False
 ) -> tuple[Row | None, Row | None, Row | None]:
-    """Of a case the fastest row of ours, of PyTorch compiled, and of PyTorch called eagerly, in the shape and dtype of
-    which the most was measured. What is unverified counts only where it is asked for.
+    """The fastest rows of a case: ours, PyTorch compiled, PyTorch called eagerly, in the shape and dtype with the most
+    measurements. Unverified rows count only if asked for.
     """
     its = [
         row
@@ -224,7 +224,7 @@ def best(
 
 
 def layers_of(rows: Iterable[Row]) -> list[Row]:
-    """The layers, in the dtype and batch of which the most was measured: the fastest row of each layer and mode."""
+    """The fastest row of each layer and mode, in the dtype and batch with the most measurements."""
     rows = [row for row in rows if row["suite"] == "layers" and row["case"] not in NOT_LAYERS and "median_us" in row]
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in most(rows, lambda row: (row.get("dtype"), str(row.get("shape")).partition("x")[0])):

@@ -57,7 +57,7 @@ class Table(NamedTuple):
     about: str = ""
 
     def shared(self) -> "Table":
-        """The table with what a column of words says in every row said once, above it."""
+        """The table without text columns whose cells are all equal; they are stated once, above it."""
         lines = list(zip(*self.rows, strict=True))
         same = [
             place > 0 and len(self.rows) > 1 and not column.numeric and len({one.text for one in lines[place]}) == 1
@@ -112,8 +112,8 @@ class Page(NamedTuple):
 NO_RIVAL = "no such rival in the same record"
 NO_CEILING = "the machine's ceilings are not in the record"
 NONE_HERE = "has no meaning here"
-#: Every column there is of what pytest and the device suite measure, the most telling first. A table leaves out those
-#: of which none of its rows has a value.
+#: Every column of what pytest and the device suite measure, most important first. A table leaves out columns in which
+#: none of its rows has a value.
 COLUMNS = (
     Column("case", "case"),
     Column("kernel", "kernel"),
@@ -183,7 +183,7 @@ def number(value: float) -> str:
 
 
 def unit_of(rows: Iterable[Row]) -> tuple[str, float]:
-    """The unit for times, and its microseconds: that in which the middle one is not below 1."""
+    """The unit for times and its length in microseconds: milliseconds if the median time is at least one."""
     times = [row[key] for row in rows for key in ("median_us", "us_per_step") if key in row]
     return ("ms", 1e3) if times and statistics.median(times) >= 1000 else ("us", 1.0)
 
@@ -215,7 +215,7 @@ def possible(rows: Iterable[Row]) -> tuple[list[Row], list[str]]:
     rows = list(rows)
     kept = [row for row in rows if row.get("status") != NEEDS_GPU]
     absent = sorted({str(row["implementation"]) for row in rows if row.get("status") == NEEDS_GPU})
-    notes = [f"Not measured here, for want of a GPU: {', '.join(absent)}."] if absent else []
+    notes = [f"Not measured without a GPU: {', '.join(absent)}."] if absent else []
     failed: dict[str, list[str]] = {}
     for row in kept:
         for reason in filter(None, (row.get("status"), row.get("unverified"))):

@@ -1,9 +1,9 @@
-"""The operators at the paper's shapes, what they are measured against, and whether what runs is right.
+"""The operators at the paper's shapes, their rivals, and the check that they compute the right thing.
 
 Implementations as everywhere in this project: ``aten`` is PyTorch's own operators, ``compiled`` those under
 ``torch.compile``, ``reference`` and ``inductor`` the formulas of :mod:`kernels` called eagerly, ``traced`` the formulas
 in a compiled caller's graph, ``triton`` the kernels, ``cudnn`` cuDNN's own normalization, which PyTorch does not call,
-``xla`` the whole stages as a program in JAX has them.
+``xla`` the whole stages written in JAX.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 #: The faster memory format of each implementation on a CPU (reports/LOG.md); on a GPU all of them take channels_last.
 CPU_FORMAT = {"aten": "contiguous", "compiled": "contiguous"}
-#: Standard deviation of what stands for a convolution's output: windows' sums then are about as large as k.
+#: Standard deviation of the input, which stands for a convolution's output: the normalization's sums are then about k.
 SCALE = 60.0
 LRN = Normalization(5, 5e-4, 0.75, 2.0, 2)
 POOL = Pooling((3, 3), (2, 2), (0, 0), (1, 1), False)
@@ -49,7 +49,7 @@ Operator = Callable[[Tensor, Tensor | None], Tensor]
 
 
 class Case(NamedTuple):
-    """An operator at one of the paper's layers: what it reads, and the parts of its chain."""
+    """An operator at one of the paper's layers: its input's shape, and the parts of its chain."""
 
     name: str
     channels: int
@@ -93,7 +93,7 @@ NEEDS_GPU = "needs a GPU"
 
 
 def implementations(case: Case, device: torch.device) -> tuple[str, ...]:
-    """What a case is measured with on a device; ``triton`` is named on a CPU too, where it is not timed."""
+    """The implementations of a case on a device; on a CPU ``triton`` is listed but not timed."""
     left_out = {"cudnn", "traced"} if device.type == "cpu" else {"inductor"}
     if case.relu or case.bias or case.pooling or not case.normalization:
         left_out.add("cudnn")
@@ -103,11 +103,11 @@ def implementations(case: Case, device: torch.device) -> tuple[str, ...]:
 
 
 class WrongResultError(Exception):
-    """What an implementation computes is not what the formula says; it is not timed."""
+    """An implementation computes something other than the formula; it is not timed."""
 
 
 def failure(error: BaseException) -> str:
-    """The status of a row that an error has kept from being measured: the error, and the one it all began with."""
+    """The status of a row that could not be measured: the error, and its first cause."""
 
     def said(one: BaseException) -> str:
         return f"{type(one).__name__}: {(str(one).splitlines() or [''])[0]}"
@@ -115,7 +115,7 @@ def failure(error: BaseException) -> str:
     if isinstance(error, NotInstalledError):
         return str(error)
     first = error
-    # What the capture of a graph ends with says nothing of why.
+    # The error that ends a graph's capture does not say why.
     while before := first.__cause__ or (None if first.__suppress_context__ else first.__context__):
         first = before
     return f"failed: {said(error)}" + (f"; at first {said(first)}" if first is not error else "")
@@ -124,7 +124,7 @@ def failure(error: BaseException) -> str:
 def inputs(
     case: Case, images: int, dtype: torch.dtype, format: str, device: torch.device, seed: int = 0
 ) -> tuple[Tensor, Tensor | None]:
-    """Input and bias that ask for gradients."""
+    """Input and bias that require gradients."""
     generator = torch.Generator(device).manual_seed(seed)
     shape = (images, case.channels, case.size, case.size)
     input = (torch.randn(shape, generator=generator, device=device) * SCALE).to(dtype)
@@ -135,7 +135,7 @@ def inputs(
 
 @contextlib.contextmanager
 def many_variants() -> Iterator[None]:
-    """Every shape, dtype and format of a function may be compiled; PyTorch stops after eight."""
+    """Raise PyTorch's limit of eight compiled variants of a function."""
     with private.dynamo(recompile_limit=256, accumulated_recompile_limit=4096):
         yield
 
@@ -149,7 +149,7 @@ class Prepared(NamedTuple):
 
     def __call__(self, input: Tensor, bias: Tensor | None) -> Tensor:
         switch = IMPLEMENTATIONS[self.implementation][0]
-        # A compiled backward pass may otherwise overwrite what its forward pass has kept, and run only once.
+        # Otherwise a compiled backward pass may overwrite what forward saved, and could run only once.
         with kernels.implementation(switch), many_variants(), private.functorch(donated_buffer=False):
             return self.function(input, bias)
 
@@ -159,7 +159,7 @@ class Prepared(NamedTuple):
             return list(torch.autograd.grad(output, wanted, output_gradient, retain_graph=True))
 
     def calls(self, mode: str, sets: list[tuple[Tensor, Tensor | None]]) -> list[Callable[[], object]]:
-        """One call for each set of inputs, which take turns."""
+        """One call for each set of inputs."""
         if isinstance(self.function, xla.Stage):
             return self.function.calls(mode, sets)
         made: list[Callable[[], object]] = []
@@ -203,7 +203,7 @@ def prepare(case: Case, implementation: str) -> Prepared:
 def check(
     prepared: Prepared, images: int, dtype: torch.dtype, device: torch.device, modes: Sequence[str] = MODES
 ) -> None:
-    """Hold output and gradients of a batch to PyTorch's operators in float64.
+    """Compare output and gradients of a batch with PyTorch's operators in float64.
 
     The batch is the one that is timed: another one would be compiled for itself. Without ``inference`` among the modes
     nothing is called without a gradient, which would be compiled for itself too.
@@ -239,9 +239,9 @@ def check(
 
 
 def may_refuse(implementation: str, reason: str) -> bool:
-    """Whether an implementation that is not timed is none of our failures.
+    """Whether it is no failure of ours that an implementation is not timed.
 
-    PyTorch's own operators, and cuDNN's, may refuse a dtype; nothing may be wrong, and ours may not fail.
+    PyTorch's own operators and cuDNN's may refuse a dtype. Wrong results count, and so does every failure of ours.
     """
     return reason == NEEDS_GPU or (IMPLEMENTATIONS[implementation][0] == "aten" and "WrongResultError" not in reason)
 
@@ -265,7 +265,7 @@ def sampled(
 ) -> list[list[float] | str]:
     """Seconds of one call of each rival of a case, sampled in turns, each in the memory format that serves it best.
 
-    Where one of them fails they are sampled one by one; of those that fail alone too the status is given.
+    If one fails they are sampled one by one; those that fail alone too return their status.
     """
     try:
         return list(_sampled(rivals, mode, images, dtype, device, samples))
@@ -282,7 +282,7 @@ def _sampled(
     rivals: Sequence[Prepared], mode: str, images: int, dtype: torch.dtype, device: torch.device, samples: int
 ) -> list[list[float]]:
     case = rivals[0].case
-    # On a GPU calls take turns with inputs too, so that each finds its own out of the cache.
+    # On a GPU the calls alternate between inputs, so that none is in the cache.
     count = copies(case.work(images, dtype)[mode].bytes) if device.type == "cuda" else 1
 
     def calls(rival: Prepared) -> list[Callable[[], object]]:
@@ -298,7 +298,7 @@ def _sampled(
 
 
 def kept(prepared: Prepared, images: int, dtype: torch.dtype, device: torch.device) -> float:
-    """MiB that a forward pass keeps for its backward pass."""
+    """MiB that a forward pass saves for backward."""
     input, bias = inputs(prepared.case, images, dtype, formats(prepared.implementation, device), device)
     return round(kept_bytes(lambda: prepared(input, bias), ()) / 2**20, 2)
 

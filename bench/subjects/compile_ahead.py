@@ -1,7 +1,7 @@
 """Compile operators before they are timed: ``python -m bench.subjects.compile_ahead CASE,IMPLEMENTATION,DTYPE...``.
 
-What a process has compiled, others find in Inductor's cache. A line on stdout says which variant is done. What fails
-here fails again when it is to be timed.
+Other processes find the compiled code in Inductor's cache. A line on stdout names each finished variant. A variant that
+fails here fails again when it is timed.
 """
 
 import os
@@ -19,7 +19,7 @@ from .cases import BY_NAME, DTYPES, NEEDS_GPU, Case, Prepared, check, failure, p
 
 @cache
 def checked(case: Case, implementation: str, dtype: str, scale: Scale) -> tuple[Prepared | None, str]:
-    """The implementation, once it has been found right; None and why it is not timed."""
+    """The implementation if it passes its check; else None and the reason."""
     if implementation == "triton" and not scale.cuda:
         return None, NEEDS_GPU
     prepared = prepare(case, implementation)
@@ -31,7 +31,7 @@ def checked(case: Case, implementation: str, dtype: str, scale: Scale) -> tuple[
 
 
 def compile_ahead(names: Sequence[str], count: int, say: Callable[[str], None]) -> None:
-    """Run this module for variants in ``count`` processes; ``say`` is told how far they are."""
+    """Run this module for variants in ``count`` processes, and report progress through ``say``."""
     say(f"compiling {len(names)} variants in {count} processes")
     begin = time.perf_counter()
     answers, answer = os.pipe()
@@ -39,7 +39,7 @@ def compile_ahead(names: Sequence[str], count: int, say: Callable[[str], None]) 
     processes = [subprocess.Popen(share, stdout=answer, stderr=subprocess.DEVNULL) for share in shares]
     os.close(answer)
     try:
-        # Ends when each process has ended, whether it has compiled all of its variants or not.
+        # The pipe closes when all processes have ended, whether or not they compiled everything.
         with os.fdopen(answers) as lines:
             for done, line in enumerate(lines, 1):
                 left = (time.perf_counter() - begin) / done * (len(names) - done)

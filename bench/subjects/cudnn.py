@@ -1,7 +1,7 @@
 """cuDNN's own local response normalization, called through its C functions: a rival on NVIDIA GPUs.
 
-PyTorch does not call it. cuDNN divides alpha by the window's size as PyTorch does, and knows no groups: in contiguous
-NCHW a group of channels is an image of its own, so a batch is shown to it as ``groups`` times as many images.
+PyTorch does not call it. cuDNN divides alpha by the window's size as PyTorch does, but has no groups. In contiguous
+NCHW a group of channels is laid out like an image of its own, so cuDNN is given ``groups`` times as many images.
 """
 
 import ctypes

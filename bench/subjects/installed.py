@@ -1,4 +1,4 @@
-"""Packages that only rivals need: measured where they are installed, left out with a reason where they are not."""
+"""Packages that only rivals need: measured if installed, else left out with the reason."""
 
 import importlib
 from typing import Any
@@ -12,7 +12,7 @@ def package(name: str) -> Any:
     """The package ``name`` of the extra ``rivals``, imported.
 
     Raises:
-        NotInstalledError: it is not installed. What fails in one that is installed is raised as it is.
+        NotInstalledError: it is not installed. Errors inside an installed package are raised as they are.
     """
     try:
         return importlib.import_module(name)

@@ -1,4 +1,4 @@
-"""The layers of a network one by one, and its whole steps, as calls that can be timed."""
+"""The layers of a network, and its whole steps, as calls that can be timed."""
 
 import importlib
 import math
@@ -26,17 +26,17 @@ from ..measure.timing import copies
 from ..predict.roofline import PRODUCT_MODES, STAGE_MODES, InOrder, Work, layers, optimizer
 from .cases import DTYPES
 
-#: Stored images are so much larger than the network's input.
+#: Pixels along the side of a stored image, which is larger than the network's input.
 STORED = 256
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
 
 
-#: The network of PyTorch's own library of models, where it is installed: the layers of ``one_weird_trick``.
+#: torchvision's network, where that is installed; its layers are those of ``one_weird_trick``.
 TORCHVISION = "torchvision's alexnet"
 
 
 class Step(NamedTuple):
-    """Calls that do the same on inputs of their own, what each must do, and what is known of it."""
+    """Calls that do the same with different inputs, the work of one call, and further columns of its row."""
 
     name: str
     mode: str
@@ -51,7 +51,7 @@ def plan_of(network: str) -> AlexNetConfig:
 
 
 def build(variant: str, device: torch.device) -> AlexNet:
-    """A variant with its start's weights, in channels_last."""
+    """A variant with its initial weights, in channels_last."""
     torch.manual_seed(0)
     set_precision("fp32", device)
     repeat_bits()
@@ -71,7 +71,7 @@ def build_any(network: str, device: torch.device) -> nn.Module:
 
 
 def images_and_labels(network: str, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Pixels less their mean, in channels_last, and classes."""
+    """Mean-subtracted pixels in channels_last, and labels."""
     plan = plan_of(network)
     images = torch.randn(count, 3, plan.image_size, plan.image_size, device=device) * 60
     labels = torch.randint(0, plan.classes, (count,), device=device)
@@ -79,7 +79,7 @@ def images_and_labels(network: str, count: int, device: torch.device) -> tuple[T
 
 
 def paper_sgd(model: nn.Module) -> PaperSGD:
-    """The paper's update at its first rate."""
+    """The paper's optimizer at its initial learning rate."""
     recipe = TrainConfig()
     optimizer = PaperSGD(parameter_groups(model, recipe), recipe.lr, recipe.momentum, recipe.weight_decay)
     Schedule(recipe).apply(optimizer)
@@ -109,10 +109,11 @@ def update_step(
 def training_step(
     model: nn.Module, forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, dtype: str, *, record: bool
 ) -> Callable[[], object]:
-    """An update as net.train runs it on a GPU: recorded as a CUDA graph, images in the dtype that is computed in.
+    """An update as net.train runs it on a GPU: recorded as a CUDA graph, images in the compute dtype.
 
-    This project's network, uncompiled, takes the forms that net.train takes unmeasured, images as its input kernel
-    leaves them, and in bfloat16 reads copies of its weights. Others have the same optimizer and are recorded as well.
+    This project's network, uncompiled, takes the forms that net.train uses before tuning and images in the layout of
+    its input kernel, and in bfloat16 reads copies of its weights. Other networks have the same optimizer and are
+    recorded too.
     """
     sgd = paper_sgd(model)
     images = images.to(DTYPES[dtype])
@@ -199,7 +200,7 @@ def _product_calls(module: Any, parts: list[Tensor], bias: None, model: AlexNet,
     weights = [_laid_out(weight.detach().to(dtype, copy=True)) for weight in module.weight.chunk(module.towers)]
     pairs = list(zip(inputs, weights, strict=True))
     if isinstance(module, Dense):
-        # Rows of a layer that reads every tower belong to none: they are one product.
+        # A layer that reads every tower is one product.
         gradients = [torch.randn(len(input), len(weight), device=input.device).to(dtype) for input, weight in pairs]
         return {
             "forward": lambda: [F.linear(input, weight) for input, weight in pairs],
@@ -245,7 +246,7 @@ def _stage_calls(module: Stage, parts: list[Tensor], bias: Any, model: AlexNet, 
 
 
 def _columns(model: AlexNet, layer: Layer, parts: list[Tensor], bias: Any, dtype: str) -> dict[str, Any]:
-    """What a layer is known to hold, as the network runs it: a dense one with its activation and dropout."""
+    """Parameters and memory of a layer as the network runs it: a dense layer with its activation and dropout."""
     module = model.get_submodule(layer.name)
     parts = [part.detach().requires_grad_(layer.name != model.config.layers()[0].name) for part in parts]
 
@@ -302,9 +303,9 @@ def _others(model: AlexNet, count: int, dtype: str, device: torch.device) -> Ite
 
 
 def whole_work(network: str, count: int, dtype: str, mode: str) -> InOrder:
-    """What the layers must do for ``inference``, or with the optimizer for ``training``; input preparation apart.
+    """Work of all layers for ``inference``, or with the optimizer for ``training``; without input preparation.
 
-    Its limit is that of one operation after the other: each mode of each layer.
+    Its limit is the sum over modes and layers, run one after the other.
     """
     plan = plan_of(network)
     parts = [optimizer(plan.parameters)] if mode == "training" else []
@@ -319,7 +320,7 @@ def whole_work(network: str, count: int, dtype: str, mode: str) -> InOrder:
 def describe_step(
     what: str, network: str, implementation: str, how: str, dtype: str, images: int
 ) -> tuple[dict[str, Any], Work]:
-    """The columns that say what a row on a whole ``update`` or ``inference`` measures, and what that must do."""
+    """The columns that say what a row on a whole ``update`` or ``inference`` measures, and its work."""
     size = plan_of(network).image_size
     columns = {
         "suite": "steps",

@@ -1,7 +1,7 @@
 """One rank's update by itself: what each strategy computes on a device, where there is only one.
 
-The other ranks are not there, messages to them do nothing, and what they would have brought is whatever the memory
-held: times are right, numbers are not. The cost model says what the messages would take.
+The other ranks do not exist. Messages do nothing, and received tensors are uninitialised: times are right, values are
+not. The cost model estimates the time of the messages.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ ALONE_CASE = "update of one rank, its messages left out"
 
 @contextlib.contextmanager
 def _pretended(ranks: int) -> Iterator[dist.ProcessGroup | None]:
-    """The first of ``ranks`` processes, of which the others do not exist."""
+    """A process group of ``ranks`` in which only this process, rank 0, exists."""
     if ranks == 1:
         yield None
         return
@@ -39,14 +39,14 @@ def _pretended(ranks: int) -> Iterator[dist.ProcessGroup | None]:
 
 
 def _own_gradients(state, bucket) -> torch.futures.Future[torch.Tensor]:  # type: ignore[no-untyped-def]
-    """The sum of gradients when nobody else has any."""
+    """DDP's communication hook: the bucket itself, as if the other ranks' gradients were zero."""
     future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
     future.set_result(bucket.buffer())
     return future
 
 
 def usable(variant: str, ranks: int) -> list[str]:
-    """The strategies that can spread a network over so many ranks, and ``none`` first."""
+    """``none``, and the strategies that can spread a network over ``ranks``."""
     towers = ranks % 2 == 0 and VARIANTS[variant].towers == 2
     return ["none", *(strategy for strategy in STRATEGIES if strategy != "tower" or towers)]
 
@@ -54,7 +54,7 @@ def usable(variant: str, ranks: int) -> list[str]:
 def alone(
     strategy: str, variant: str, batch: int, ranks: int, dtype: str, how: str, device: torch.device, samples: int
 ) -> dict[str, Any]:
-    """A row of the record: the first rank's update in a run of ``ranks``, as long as it computes.
+    """A row of the record: the compute of rank 0's update in a run of ``ranks``.
 
     Args:
         strategy: ``none``, which has one rank, or another of :func:`usable`.

@@ -1,8 +1,8 @@
 """Losses of one short training under every strategy, on the embedded digits.
 
-A strategy computes what one process computes; only the order in which numbers are added differs. In float64 the losses
-are therefore equal up to rounding. In float32 rounding grows until the losses visibly part, as they do between two
-orders of the same images in one process, and the trainings end alike. Dropout is off: each rank has masks of its own.
+A strategy computes what one process computes; only the order of additions differs. In float64 the losses are therefore
+equal up to rounding. In float32 rounding errors grow until the losses visibly diverge, as they do between two orders of
+the same images in one process; the trainings end alike. Dropout is off, because each rank has masks of its own.
 """
 
 from typing import Any
@@ -28,8 +28,8 @@ VARIANT, BATCH = "digits", 32
 REORDERED = "none, images reversed"
 #: Epochs by dtype. A CPU convolves in float64 several times slower than in float32.
 EPOCHS = {"float64": 1, "float32": 8}
-#: Half the paper's rate, divided by ten after these epochs. At the whole rate rounding alone decides whether this
-#: network starts to learn in its first epoch or in its third.
+#: Half the paper's learning rate, divided by ten after these epochs. At the full rate rounding alone decides whether
+#: this network starts to learn in its first epoch or in its third.
 RATE, MILESTONES = 0.005, (5, 7)
 
 

@@ -1,7 +1,7 @@
 """The network in other programs' runtimes: the file that :mod:`net.export` writes, read by ONNX Runtime and OpenVINO.
 
-Each has as many threads as PyTorch, computes in float32 and has the settings that serve it best. Images are given and
-logits taken without a copy.
+Each uses as many threads as PyTorch, computes in float32 and has its fastest settings. Images and logits are passed
+without a copy.
 """
 
 import sys
@@ -21,7 +21,7 @@ from .installed import package
 
 #: Gives the logits, ``[N, classes]``; the next call may overwrite them.
 Inference = Callable[[], Tensor]
-#: What logits may differ by from those in float64, relative, by norm.
+#: Largest relative difference of logits from float64, by norm.
 ALLOWED = 1e-4
 
 
@@ -36,9 +36,8 @@ def exported(model: AlexNet) -> bytes:
 
 
 def onnxruntime(content: bytes, images: Tensor) -> Inference:
-    """All of its graph optimizations, and its own way of waiting for work within a call.
-
-    Between calls its threads do not spin, which would take the cores from whoever has its turn then.
+    """With all graph optimizations. Threads spin within a call, its default, but not between calls, where they would
+    take the cores from the next rival.
 
     Raises:
         NotInstalledError: it is not installed.
@@ -65,13 +64,13 @@ def onnxruntime(content: bytes, images: Tensor) -> Inference:
 
 
 def openvino(content: bytes, images: Tensor) -> Inference:
-    """Its hint for latency, one batch on all threads; that for throughput gives each half of the threads a batch of
-    its own, and a batch takes 1.6 to 1.8 times as long. Without the other hint it may compute in bfloat16.
+    """With its hint for latency: one batch on all threads. The hint for throughput runs two batches, on half of the
+    threads each, and a batch takes 1.6 to 1.8 times as long. Without the precision hint it may compute in bfloat16.
 
     Raises:
         NotInstalledError: it is not installed.
     """
-    # It would tell its makers of its use, from a process that it forks.
+    # Its telemetry would fork a process.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     runtime = package("openvino")
     core = runtime.Core()
@@ -93,17 +92,17 @@ def openvino(content: bytes, images: Tensor) -> Inference:
 
 
 def in_float64(model: AlexNet, images: Tensor) -> Tensor:
-    """The logits that all are held against, by PyTorch's own operators."""
+    """Reference logits in float64, by PyTorch's own operators."""
     with torch.inference_mode(), kernels.implementation("aten"):
         logits: Tensor = deepcopy(model).double()(images.double())
     return logits
 
 
 def agree(logits: Tensor, expected: Tensor) -> None:
-    """Raise where a runtime computes something else.
+    """Raise if a runtime's logits differ.
 
     Raises:
-        WrongResultError: a relative difference of more than :data:`ALLOWED`, or one that is no number.
+        WrongResultError: a relative difference of more than :data:`ALLOWED`, or NaN.
     """
     difference = float((logits.double() - expected).norm() / expected.norm())
     if not difference <= ALLOWED:

@@ -14,7 +14,7 @@ from .network import build_any, images_and_labels, inference_step, training_step
 
 
 def prepared(step: Step, device: torch.device) -> tuple[Callable[[], object], torch.nn.Module]:
-    """The call that is measured, and its network, compiled from nothing but what is on disk."""
+    """The call that is measured, and its network. Compiling starts from what Inductor has on disk."""
     model = build_any(step.network, device).train(step.what == "update")
     forward: Callable[[Tensor], Tensor] = model
     if step.mode:
@@ -30,7 +30,7 @@ def prepared(step: Step, device: torch.device) -> tuple[Callable[[], object], to
 
 
 def timed(step: Step, device: torch.device, samples: int) -> tuple[list[float], dict[str, Any]]:
-    """Seconds from the end of one call to the end of the next, and what else a GPU shows.
+    """Seconds from the end of one call to the end of the next, and further columns.
 
     On a GPU the columns hold ``synchronized_us``, the time where each call is waited for, ``peak_mib`` and the seconds
     of the first call, which finds on disk what was compiled before. The caller has chosen the implementation.

@@ -59,22 +59,22 @@ class Stage:
         """The most bytes that a call has beyond its inputs, output and gradients, and the bytes of its input."""
         output, (forward, held) = allocated(self.forward)
         gradients, (backward, _) = allocated(lambda: self.backward(output))
-        # What forward keeps for backward, it has beyond its output.
+        # What forward saves for backward is allocated beyond its output.
         kept = held - output.nbytes
         most = max(forward - output.nbytes, kept + backward - sum(one.nbytes for one in gradients))
         return most, self.input.nbytes
 
 
 def allocated(call: Callable[[], Any]) -> tuple[Any, tuple[int, int]]:
-    """What a call returns; the most bytes that it has added to the process's memory at once, and those it still has.
+    """A call's result, and the peak and the remaining increase of the process's memory in bytes.
 
-    By the kernel's count, in pages, because PyTorch's profiler sees the calling thread alone. Linux with glibc.
+    Counted by the kernel in pages, because PyTorch's profiler sees only the calling thread. Linux with glibc.
     """
     trim = ctypes.CDLL(None).malloc_trim
-    # Or what was freed before would be taken again, unseen.
+    # Otherwise memory freed earlier would be reused without being counted.
     trim(0)
     with open("/proc/self/clear_refs", "w") as file:
-        # The peak begins anew.
+        # Resets the peak.
         file.write("5")
     before = _resident("VmRSS")
     result = call()
@@ -91,7 +91,7 @@ def _resident(which: str) -> int:
 def main() -> None:
     images = int(sys.argv[1])
     answers = os.fdopen(os.dup(1), "w")
-    # What a library prints is no answer.
+    # Libraries may print to stdout; answers go to a copy of it.
     os.dup2(2, 1)
     ready: dict[str, list[Stage]] = {}
     for line in sys.stdin:
@@ -117,7 +117,7 @@ def main() -> None:
         try:
             print(json.dumps(answer), file=answers, flush=True)
         except BrokenPipeError:
-            # Nobody waits for it any more.
+            # The parent is gone.
             os._exit(1)
 
 

@@ -1,4 +1,4 @@
-"""Bias, ReLU, normalization and pooling by XLA, as a program in JAX has them: a rival of every implementation here.
+"""Bias, ReLU, normalization and pooling by XLA, written in JAX: a rival of every implementation here.
 
 Of the forms that were tried on a CPU, in both layouts, this one is the fastest forward and backward (reports/LOG.md).
 Channels come last. The window's sum is a product with a band matrix, which costs less than ``lax.reduce_window`` or
@@ -21,7 +21,7 @@ from kernels.arguments import Normalization, Pooling
 
 from .installed import NotInstalledError, package
 
-#: Seconds that the calls between two looks at the clock take at least on a GPU.
+#: On a GPU the calls of one sample take at least this many seconds in all.
 SAMPLE_SECONDS = 0.02
 
 Inputs = tuple[Tensor, Tensor | None]
@@ -29,16 +29,16 @@ Inputs = tuple[Tensor, Tensor | None]
 
 @cache
 def jax(device_type: str) -> Any:
-    """JAX, with a device of its own of the type and with as many threads on a CPU as PyTorch.
+    """JAX, and a device of this type; on a CPU with as many threads as PyTorch.
 
     Raises:
-        NotInstalledError: JAX is missing, or only its part for such devices.
+        NotInstalledError: JAX is missing, or its support for such devices.
     """
     # Otherwise it takes three quarters of a GPU's memory when it starts.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     found = package("jax")
     threads = os.environ.get("NPROC")
-    # What XLA goes by when it starts its threads; it has no other setting for them.
+    # XLA reads the affinity when it starts its threads; it has no other setting for their number.
     os.environ["NPROC"] = str(torch.get_num_threads())
     try:
         found.devices(device_type.replace("cuda", "gpu"))
@@ -96,9 +96,9 @@ class Stage:
             values = [lax.slice_in_dim(pooled, start, start + last + 1, stride, axis=axis) for start in range(window)]
             pooled = values[0]
             for value in values[1:]:
-                # A NaN stays, as in PyTorch; lax.max would share a tie's gradient between its elements.
+                # NaN propagates, as in PyTorch; lax.max would split a tie's gradient between its elements.
                 pooled = numpy.where((value > pooled) | (value != value), value, pooled)
-            # Or XLA computes all that is above once more for each of the slices.
+            # Otherwise XLA recomputes everything above for each of the slices.
             pooled = lax.optimization_barrier(pooled)
         return pooled.astype(input.dtype)
 
@@ -158,7 +158,7 @@ class _Differentiable(torch.autograd.Function):
     def forward(ctx: Any, input: Tensor, bias: Tensor, stage: Stage) -> Tensor:
         output, pullback = stage.forward(_shared(input), _shared(bias))
         kept, ctx.structure = jax(input.device.type).tree_util.tree_flatten(pullback)
-        # As tensors, so that what is kept is counted as PyTorch's own is.
+        # As tensors, so that saved memory is counted as PyTorch's is.
         ctx.save_for_backward(*map(torch.utils.dlpack.from_dlpack, kept))
         ctx.stage = stage
         return _tensor(output)
@@ -173,7 +173,7 @@ class _Differentiable(torch.autograd.Function):
 
 
 def gpu_seconds(calls: Sequence[Callable[[], Any]], samples: int) -> list[float]:
-    """Seconds of one call on a GPU, to which many are given at a time.
+    """Seconds of one call on a GPU, with many enqueued at a time.
 
     XLA has streams of its own, which PyTorch's graphs cannot capture. The host is ahead of the GPU as long as a call
     takes it less time than the GPU.

@@ -1,4 +1,4 @@
-"""The stages with other caps on registers and other segments than today's, in turns; for no table."""
+"""The stages with other register caps and segment lengths than today's, in turns; no table shows them."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -14,14 +14,14 @@ from ..measure.timing import copies, seconds
 from ..subjects.cases import CASES, MODES, Case, check, failure, inputs, prepare
 from .run import Job, Rows, Run
 
-#: Caps on registers, and rows of a segment, that are tried beside today's.
+#: Register caps and rows of a segment that are tried beside today's.
 CAPS = (None, 64, 72, 80, 96, 112, 128)
 SEGMENTS = (3, 4, 5, 6, 8, 12, 27)
 
 
 @contextlib.contextmanager
 def chosen(registers: dict[Any, Any], rows: int) -> Iterator[None]:
-    """The Triton kernels' caps on registers, where they have one, and the rows of their segments."""
+    """Use these register caps and rows of a segment in the Triton kernels."""
     before = triton_stage.REGISTERS, triton_stage.SEGMENT_ROWS
     triton_stage.REGISTERS, triton_stage.SEGMENT_ROWS = registers, rows
     try:
@@ -50,7 +50,7 @@ def _check(run: Run, case: Case, choice: tuple[dict[Any, Any], int]) -> None:
 
 
 def rows(run: Run) -> Rows:
-    """A row for each choice that is right, forward, backward and for inference."""
+    """A row for each choice that passes the check: inference, forward and backward."""
     choices = tried()
 
     def under(choice: str, call: Callable[[], object]) -> Callable[[], object]:

@@ -8,10 +8,10 @@ from .run import Rows, Run
 
 
 def rows(run: Run) -> Rows:
-    """A row for each mode of each layer, from a graph whose calls find their tensors out of the cache."""
+    """A row for each mode of each layer, from a graph whose calls do not find their tensors in the cache."""
     limits = run.ceilings()
     for step in layer_steps(run.scale.network, run.scale.images, "bfloat16", run.device):
-        # It sends what was drawn on the host, which no graph holds.
+        # It copies random numbers from the host, which a graph cannot capture.
         called = not run.cuda or step.name == "input preparation"
         described = {
             "suite": "layers",

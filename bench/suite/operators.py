@@ -39,7 +39,7 @@ def _names(cells: Sequence[Operator]) -> list[str]:
 def ahead(run: Run) -> Iterator[Job]:
     for dtype, case, cells in tasks(run):
         for name in _names(cells):
-            # Only what is compiled here is kept on disk.
+            # Only these leave compiled code on disk.
             if name == "triton" or IMPLEMENTATIONS[name][1]:
                 yield f"{case.name}, {name}, {dtype}", partial(_check, case, name, run, dtype)
 
@@ -51,7 +51,7 @@ def _check(case: Case, name: str, run: Run, dtype: str) -> Prepared:
 
 
 def rows(run: Run) -> Rows:
-    """A row for each implementation and mode that is right, and one that says why for each that is not."""
+    """A row for each mode of an implementation that passes its check, and one with the reason if it does not."""
     for dtype, case, cells in tasks(run):
         torch._dynamo.reset()
         checked: dict[str, Prepared] = {}

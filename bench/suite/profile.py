@@ -23,7 +23,7 @@ from . import steps
 from .run import Job, Rows, Run
 from .trace import Event, Launch, Line, Shapes, launches, table, updates, with_layers
 
-#: Updates that are counted, and those before them: the profiler may lose the first kernels of a trace.
+#: Updates that count, and warm-up updates before them: the profiler may lose the first kernels of a trace.
 COUNTED, BEFORE = 10, 3
 #: Lines of the table that are printed.
 PRINTED = 40
@@ -67,10 +67,10 @@ def rows(run: Run) -> Rows:
 
 
 def profiled(run: Run, cell: Step) -> tuple[list[Line], dict[str, Any]]:
-    """The kernels of an update, and what they add up to."""
+    """The kernels of an update, and their sum."""
     shapes = Shapes(plan_of(cell.network), cell.images)
-    # Uncaptured first: a profiler that has recorded kernels before the first capture sees those of graphs too (PyTorch
-    # pull request 100441); an empty session, which is said to do the same, has left others without any.
+    # Uncaptured first: a profiler that has recorded kernels before the first capture also sees those of graphs (PyTorch
+    # pull request 100441). An empty session, which is said to do the same, left other processes without any.
     call, _ = prepared(uncaptured(cell), run.device)
     for _ in range(3 if run.cuda else 1):
         call()
@@ -114,7 +114,7 @@ def placed(shapes: Shapes, update: list[Launch]) -> list[Launch]:
 
 
 def traced(run: Run, call: Callable[[], object], count: int, name: str) -> list[Event]:
-    """The events of calls, on a GPU with a mark before each and behind the last; the trace is kept for Perfetto."""
+    """The events of calls, on a GPU with a mark before each and after the last; the trace is kept for Perfetto."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if run.cuda:
         activities.append(torch.profiler.ProfilerActivity.CUDA)

@@ -1,4 +1,4 @@
-"""One rank's update in a run of two, as long as it computes: messages are left out."""
+"""The compute of one rank's update in a run of two; messages are left out."""
 
 import torch
 

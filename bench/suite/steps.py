@@ -23,7 +23,7 @@ def ahead(run: Run) -> Iterator[Job]:
 
 
 def stage_jobs(run: Run) -> Iterator[Job]:
-    """Compile the kernels of the network's stages, a job for each: one after the other they take half a minute."""
+    """Jobs that compile the kernels of the network's stages, one a stage; in sequence they take half a minute."""
     model = build_any(run.scale.network, torch.device("cpu"))
     assert isinstance(model, AlexNet)
     use(model, untuned(model, run.device))

@@ -26,7 +26,7 @@ from .run import Job, Rows, Run, cores
 #: Training and validation images, and updates; at toy sizes images, updates, and updates between lines of progress.
 IMAGES, VALIDATION, UPDATES = 8192, 128, 600
 TOY_IMAGES, TOY_UPDATES, TOY_LOG_EVERY = 16, 6, 2
-#: Pictures that differ; their files are written more than once, because only the bytes in the store count.
+#: Different pictures; their files are written repeatedly, because only the store's size matters.
 PICTURES = 256
 DTYPES = {precision: dtype for dtype, precision in PRECISIONS.items()}
 
@@ -67,7 +67,7 @@ def store(run: Run) -> Path:
 
 
 def trained(run: Run, packed: Path, *flags: str) -> Row:
-    """Train for some updates; what a user sees of images/s once it runs, and what is lost of the step alone."""
+    """Train for some updates: images/s as a user sees them after warm-up, and the loss against the step alone."""
     folder = run.folder / f"run-{len(list(run.folder.glob('run-*')))}"
     updates = TOY_UPDATES if run.scale.toy else UPDATES
     command = [sys.executable, "-m", "net.train", "--preset", "imagenet", "--network", run.scale.network]
@@ -91,7 +91,7 @@ def trained(run: Run, packed: Path, *flags: str) -> Row:
     if (folder / runs.CONFIG).exists():
         row["dtype"] = DTYPES.get(runs.read_config(folder)["precision"], "float32")
     logged = [line for line in runs.read_metrics(folder) if line["kind"] == "train"] if folder.exists() else []
-    # What is compiled, and caches that fill, belong to the first two lines.
+    # Compiling and cold caches affect the first two lines.
     rates = [line["images_per_s"] for line in logged[2:]]
     if not rates:
         ended = "was stopped" if status is None else f"ended with {status}"
@@ -107,7 +107,7 @@ def trained(run: Run, packed: Path, *flags: str) -> Row:
 
 
 def alone(run: Run, dtype: str) -> Row:
-    """The step alone at its best in the same dtype, as this run has measured it, or measured now."""
+    """The fastest step alone in the same dtype, as this run measured it, or measured now."""
     step = Step("update", run.scale.network, run.scale.ours, run.scale.best, dtype, run.scale.images)
     wanted = step.describe()[0]
     for row in run.rows():
