@@ -17,7 +17,7 @@ from ..measure.environment import HOME
 
 if TYPE_CHECKING:
     from ..measure.records import Row
-    from .tables import Figure, Page, Table
+    from .tables import Figure, Page, Section, Table
 
 ROOT = HOME
 DESCRIPTION = (
@@ -78,8 +78,8 @@ class Report:
 
     def figures(self) -> "list[Figure]":
         """What is drawn for the pages and for what was found."""
-        sections = [section for page in self.pages for section in page.sections]
-        return [*self.charts, *(figure for part in (*self.pages, *sections) for figure in part.figures)]
+        parts: list[Page | Section] = [*self.pages, *(section for page in self.pages for section in page.sections)]
+        return [*self.charts, *(figure for part in parts for figure in part.figures)]
 
     def parts(self) -> dict[str, str]:
         """What stands between the marks in README.md and ``reports/README.md``, by their name."""

@@ -286,13 +286,13 @@ def _modelled(gpus: Sequence[Row]) -> list[Table]:
     for name, seconds_per_image, width, links in devices:
         for link in links:
             for strategy in STRATEGIES:
-                row: Row = {"device": name, "link": link.name, "strategy": strategy}
+                line: Row = {"device": name, "link": link.name, "strategy": strategy}
                 for ranks in DEVICES:
                     # Two towers take two devices.
                     if strategy != "tower" or ranks > 1:
                         seconds = scaled_seconds(strategy, ranks, seconds_per_image, link, width)
-                        row[str(ranks)] = IMAGES * ranks / seconds
-                rows.append(row)
+                        line[str(ranks)] = IMAGES * ranks / seconds
+                rows.append(line)
     columns = [Column(name, name) for name in ("device", "link", "strategy")]
     columns += [Column(str(ranks), str(ranks), "{:,.0f}", "two towers take two devices") for ranks in DEVICES]
     named = "; ".join(
