@@ -18,7 +18,7 @@ from net.data import prepare as module
 from net.data.decode import decode
 from net.data.folder import Listing, scan
 from net.data.images import PixelStatistics
-from net.data.prepare import prepare, verify
+from net.data.prepare import Packing, prepare, verify
 from net.data.store import open_store
 from net.errors import DataError
 from net.files import locked
@@ -264,7 +264,7 @@ def test_store_of_other_files_or_size_is_refused(folder: Path, store: Path, tmp_
     other = image_folder(tmp_path / "images", train=2, val=1)
     with pytest.raises(DataError, match="was packed from other files"):
         prepare(other, store, size=40)
-    with pytest.raises(DataError, match="holds images of 40x40, not 48x48"):
+    with pytest.raises(DataError, match="holds images of 40x40 as pixels, not images of 48x48 as pixels"):
         prepare(folder, store, size=48)
 
 
@@ -287,7 +287,7 @@ def test_too_small_a_disk_is_refused_first(folder: Path, tmp_path: Path, monkeyp
 def test_imagenet_takes_262_gigabytes() -> None:
     """1,281,167 training and 50,000 validation images of 256x256: 244 GiB."""
     files = {"train": [""] * 1_281_167, "val": [""] * 50_000}
-    needed = module.needed_bytes(Listing(Path(), (), files, {}), 256)
+    needed = module.needed_bytes(Listing(Path(), (), files, {}), Packing(256))
     assert needed == pytest.approx(1_331_167 * 256 * 256 * 3, rel=1e-3)
     assert needed / 1e9 == pytest.approx(261.7, abs=0.2)
 
@@ -349,7 +349,7 @@ def test_meta_of_another_format(store: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(store, tmp_path / "store")
     meta = json.loads((copy / "meta.json").read_text())
     (copy / "meta.json").write_text(json.dumps({**meta, "format": 99}))
-    with pytest.raises(DataError, match="format 99 is not 1"):
+    with pytest.raises(DataError, match="format 99 is not 1 or 2"):
         open_store(copy)
     (copy / "meta.json").write_text(json.dumps({"format": 1}))
     with pytest.raises(DataError, match="is damaged"):
