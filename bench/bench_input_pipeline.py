@@ -9,15 +9,16 @@ import torch
 from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from net.augmentation import TrainingInput, VariationTable
-from net.config import JPEG_QUALITY, RecipeConfig
+from net.data.augmentation import TrainingInput, VariationTable
+from net.data.config import JPEG_QUALITY
 from net.data.decode import square
 from net.data.images import ColourComponents, Split
 from net.data.jpeg import JpegImages
 from net.data.loader import Loader
-from net.data.prepare import Packing, Task, pack
+from net.data.packing import Packing, Task, pack
 from net.doors.image import encode_jpeg
 from net.doors.store import CHUNK, PackedFiles
+from net.training.config import RecipeConfig
 
 BATCH, SIZE, CROP = 128, 256, 224
 Row = Callable[..., None]

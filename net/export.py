@@ -1,16 +1,36 @@
 """A trained network for other programs: ``python -m net.export CHECKPOINT OUTPUT``; ``--help`` lists the flags."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from . import cli
-from .config import ExportConfig
-from .files import atomic_write, check_writable
+from .common import cli
+from .common.errors import UsageError
+from .common.fields import flag
+from .common.files import atomic_write, check_writable
 
 DESCRIPTION = (
     "Write a trained network as ONNX, as a torch.export program or as a package that AOTInductor compiled. It reads "
     "any number of images, float32, pixels in 0..255 less the training images' mean, RGB, and gives logits."
 )
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What ``python -m net.export`` is asked to do."""
+
+    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors, .onnx)", positional=True)
+    output: str = flag("", "file to write: .onnx, or .pt2 for the other formats", positional=True)
+    format: Literal["onnx", "torch-export", "aoti"] = flag(
+        "onnx", "ONNX, a torch.export program, or a package that AOTInductor compiled"
+    )
+    device: str | None = flag(None, "as in net.train; where an aoti package runs")
+
+    def __post_init__(self) -> None:
+        suffix = ".onnx" if self.format == "onnx" else ".pt2"
+        if not self.output.endswith(suffix):
+            raise UsageError(f"OUTPUT of --format {self.format} must end in {suffix}; got {self.output}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,13 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = Path(config.output)
     check_writable("OUTPUT", config.output)
     cli.check_exist(positional=config.checkpoint)
-    cli.load("interchange", "trained")
+    cli.load("model.export", "analysis.trained")
 
     import torch
 
-    from . import interchange
-    from .device import choose, describe
-    from .trained import open_trained
+    from .analysis.trained import open_trained
+    from .common.device import choose, describe
+    from .model import export
 
     device = choose(config.device)
     trained = open_trained(config.checkpoint, device)
@@ -39,9 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if config.format == "aoti":
         print(f"compiling for {describe(device)}, a minute or so", flush=True)
     write = {
-        "onnx": interchange.onnx_bytes,
-        "torch-export": interchange.torch_export_bytes,
-        "aoti": interchange.aoti_bytes,
+        "onnx": export.onnx_bytes,
+        "torch-export": export.torch_export_bytes,
+        "aoti": export.aoti_bytes,
     }[config.format]
     # torch.export saves other memory formats with a warning.
     content = write(trained.model.to(memory_format=torch.contiguous_format), metadata)  # type: ignore[call-overload]

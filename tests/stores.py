@@ -4,7 +4,7 @@ from pathlib import Path
 
 from net.data import prepare
 from net.data.folder import scan
-from net.data.prepare import Packing
+from net.data.packing import Packing
 from tests.pictures import picture
 
 

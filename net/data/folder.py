@@ -5,11 +5,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..common.errors import DataError
+from ..common.printing import printable
 from ..doors import labels as label_files
 from ..doors.members import Member, is_archive, members
 from ..doors.store import SPLITS
-from ..errors import DataError
-from ..printing import printable
 
 
 @dataclass(frozen=True)

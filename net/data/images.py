@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..config import SHAPES, SYNTHETIC
-from ..printing import printable
+from ..common.cli import SYNTHETIC
+from ..common.printing import printable
+from .config import SHAPES
 from .jpeg import JpegImages
 
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..common.errors import DataError
 from ..doors.image import UnreadableImageError, decode_jpeg
 from ..doors.store import PackedFiles
-from ..errors import DataError
 
 
 class JpegImages:

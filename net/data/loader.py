@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..common import seeds
+from ..common.progress import Progress
 from ..doors.files import free_host_memory
-from ..progress import Progress
 from .images import Split
 from .jpeg import JpegImages
 
@@ -87,14 +88,14 @@ class Loader:
         cache: Cache = "none",
         threads: int = 1,
         rank: int = 0,
-        ranks: int = 1,
+        replicas: int = 1,
     ) -> None:
-        if batch_size % ranks:
-            raise ValueError(f"batch_size {batch_size} cannot be shared by {ranks} ranks")
+        if batch_size % replicas:
+            raise ValueError(f"batch_size {batch_size} cannot be shared by {replicas} ranks")
         if shuffle and len(split) < batch_size:
             raise ValueError(f"batch_size {batch_size} is more than the {len(split)} training images")
         self.split, self.batch_size, self.device = split, batch_size, device
-        self.shuffle, self.seed, self.rank, self.ranks = shuffle, seed, rank, ranks
+        self.shuffle, self.seed, self.rank, self.replicas = shuffle, seed, rank, replicas
         self.threads = threads
         self.batches = len(split) // batch_size if shuffle else -(-len(split) // batch_size)
         self.epoch = 0
@@ -148,7 +149,7 @@ class Loader:
         """The numbers of the images in the order of ``epoch``."""
         if not self.shuffle:
             return np.arange(len(self.split))
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self.split))
+        return seeds.order(self.seed, epoch).permutation(len(self.split))
 
     def _samples(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """(epoch, this rank's samples) of each batch from the position on."""
@@ -157,7 +158,7 @@ class Loader:
             order = self.order(epoch)
             while batch < self.batches:
                 rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-                share = -(-len(rows) // self.ranks)
+                share = -(-len(rows) // self.replicas)
                 yield epoch, rows[self.rank * share : (self.rank + 1) * share]
                 batch += 1
             if not self.shuffle:
@@ -194,7 +195,7 @@ class Loader:
 
     def _read_ahead(self) -> Generator[Batch]:
         shape = self.images.shape[1:]
-        share = -(-self.batch_size // self.ranks)
+        share = -(-self.batch_size // self.replicas)
         free: queue.SimpleQueue[_Buffer | None] = queue.SimpleQueue()
         full: queue.SimpleQueue[_Buffer | BaseException | None] = queue.SimpleQueue()
         for _ in range(BUFFERS):

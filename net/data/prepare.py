@@ -15,22 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from ..device import keep_freed_memory
-from ..doors.files import opened, read
-from ..doors.image import UnreadableImageError, decoder, encode_jpeg
-from ..doors.members import Member, read_member
+from ..common.errors import DataError
+from ..common.files import PARTIAL, atomic_write, locked
+from ..common.printing import printable
+from ..common.progress import Progress, duration
+from ..doors.files import read
+from ..doors.image import decoder
 from ..doors.store import CHUNK, FORMATS, META, SPLITS, PackedFiles, read_arrays, read_meta
-from ..errors import DataError
-from ..files import PARTIAL, atomic_write, locked
-from ..printing import printable
-from ..progress import Progress, duration
 from . import processes
-from .decode import read_pixels, square
 from .folder import Listing, scan
 from .images import ImageData, PixelStatistics
+from .packing import Done, Packing, Task, pack, start_worker, write_at
 from .store import checksum, images_file, is_store, kind_of, largest_jpeg, open_store, small_files
 
 PROGRESS = "progress.npz"
@@ -38,118 +35,8 @@ PROGRESS = "progress.npz"
 _ARRAYS = ("done", "valid", "checksums", "lengths")
 #: Seconds between snapshots of the progress: as much work an interruption can cost.
 SNAPSHOT_EVERY = 10.0
-
-
 #: Images encoded before the others, to say how large a store of JPEG will be.
 _SAMPLED = 64
-
-
-@dataclass(frozen=True)
-class Packing:
-    """How images are packed: rows and columns, and the quality of JPEG; None is pixels."""
-
-    size: int
-    quality: int | None = None
-
-    @property
-    def kind(self) -> str:
-        """``pixels`` or ``jpeg``."""
-        return "pixels" if self.quality is None else "jpeg"
-
-    def __str__(self) -> str:
-        kept = "as pixels" if self.quality is None else f"in JPEG of quality {self.quality}"
-        return f"images of {self.size}x{self.size} {kept}"
-
-    @property
-    def key(self) -> str:
-        """What an interrupted run and the one that goes on must have in common."""
-        return str(self.size) if self.quality is None else f"{self.size} {self.quality} {decoder()}"
-
-
-@dataclass(frozen=True)
-class Task:
-    """Consecutive images of a split, one checksum long, and where they go.
-
-    ``members`` says where in the archive ``root`` the files lie; it is empty for a folder. Pixels are written into the
-    file ``path`` from ``offset`` on; JPEG files, whose place depends on those before them, are handed back.
-    """
-
-    split: str
-    chunk: int
-    root: Path
-    files: list[str]
-    members: list[Member]
-    packing: Packing
-    path: Path
-    offset: int
-
-
-@dataclass
-class _Done:
-    """What a worker says of a task: the reason for each file left out (empty for the others), sums, checksum, and how
-    many images were smaller than they are packed. ``encoded`` are JPEG files, empty for what was left out."""
-
-    split: str
-    chunk: int
-    reasons: list[str]
-    enlarged: int
-    statistics: PixelStatistics | None
-    checksum: int
-    encoded: list[bytes]
-
-
-def _decoded(task: Task) -> tuple[NDArray[np.uint8], list[str], int]:
-    """A task's images, zeros for a file left out; the reasons; and how many images were enlarged."""
-    size = task.packing.size
-    images = np.zeros((len(task.files), size, size, 3), np.uint8)
-    reasons, enlarged = [], 0
-    with contextlib.ExitStack() as stack:
-        archive = stack.enter_context(opened(task.root, "archive", limit=2**63)) if task.members else None
-        for number, file in enumerate(task.files):
-            try:
-                inside = archive is not None
-                source = read_member(archive, task.members[number]) if inside else os.path.join(task.root, file)
-                pixels = read_pixels(source, size)
-                images[number] = square(pixels, size)
-                enlarged += min(pixels.shape[:2]) < size
-                reasons.append("")
-            except UnreadableImageError as error:
-                reasons.append(str(error))
-    return images, reasons, enlarged
-
-
-def _write(path: Path, offset: int, content: bytes | memoryview) -> None:
-    try:
-        with open(path, "r+b") as file:
-            file.seek(offset)
-            file.write(content)
-    except OSError as error:
-        # A disk that is full does not say of what file.
-        error.filename = str(path)
-        raise
-
-
-def pack(task: Task) -> _Done:
-    """Decode a task's files, and write the pixels to their place or encode them."""
-    images, reasons, enlarged = _decoded(task)
-    encoded: list[bytes] = []
-    if task.packing.quality is None:
-        _write(task.path, task.offset, images.data)
-    else:
-        quality = task.packing.quality
-        encoded = [
-            b"" if reason else encode_jpeg(image, quality) for image, reason in zip(images, reasons, strict=True)
-        ]
-    statistics = None
-    if task.split == "train":
-        statistics = PixelStatistics(task.packing.size)
-        statistics.add(images[[not reason for reason in reasons]])
-    return _Done(task.split, task.chunk, reasons, enlarged, statistics, checksum(encoded or images), encoded)
-
-
-def _start_worker() -> None:
-    torch.set_num_threads(1)
-    keep_freed_memory()
 
 
 @dataclass
@@ -178,7 +65,7 @@ class _State:
             PixelStatistics(packing.size),
         )
 
-    def take(self, done: _Done, files: list[str]) -> None:
+    def take(self, done: Done, files: list[str]) -> None:
         rows = slice(done.chunk * CHUNK, done.chunk * CHUNK + len(done.reasons))
         self.done[done.split][done.chunk] = True
         self.valid[done.split][rows] = [not reason for reason in done.reasons]
@@ -481,7 +368,7 @@ def _pack_all(listing: Listing, target: Path, packing: Packing, needed: int, wor
     tasks = _tasks(listing, state, target, offsets, packing)
     written = {split: int(state.lengths[split].sum()) for split in SPLITS}
     # In the order in which they were handed out, which is that of JPEG images in their file.
-    running: deque[tuple[Future[_Done], Task]] = deque()
+    running: deque[tuple[Future[Done], Task]] = deque()
 
     def take_first() -> None:
         future, task = running.popleft()
@@ -489,7 +376,7 @@ def _pack_all(listing: Listing, target: Path, packing: Packing, needed: int, wor
             done = future.result()
             if done.encoded:
                 content = b"".join(done.encoded)
-                _write(task.path, written[task.split], content)
+                write_at(task.path, written[task.split], content)
                 written[task.split] += len(content)
             state.take(done, task.files)
         except BaseException:
@@ -502,7 +389,7 @@ def _pack_all(listing: Listing, target: Path, packing: Packing, needed: int, wor
             take_first()
 
     with Progress("images", total, before) as progress, contextlib.ExitStack() as stack:
-        pool = stack.enter_context(processes.pool(workers, __name__, _start_worker))
+        pool = stack.enter_context(processes.pool(workers, pack.__module__, start_worker))
         # Signals interrupt the main thread only: what is taken in this one is taken whole.
         taker = stack.enter_context(ThreadPoolExecutor(1))
         saved = time.monotonic()

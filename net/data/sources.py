@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from ..common.errors import DataError, UsageError
 from ..doors.members import is_archive
-from ..errors import DataError, UsageError
 from . import cifar10, digits, synthetic
 from .folder import is_image_folder
 from .images import ImageData

@@ -30,11 +30,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..common.errors import DataError
+from ..common.printing import printable
+from ..common.progress import Progress
 from ..doors.image import decoder
 from ..doors.store import CHUNK, FORMATS, META, SPLITS, PackedFiles, mapped_images, read_array, read_meta
-from ..errors import DataError
-from ..printing import printable
-from ..progress import Progress
 from .images import ColourComponents, ImageData, Split
 from .jpeg import JpegImages
 
@@ -96,7 +96,7 @@ def open_store(path: Path, *, whole: bool = False) -> ImageData:
         if decodes != packed_by:
             print(
                 f"note: {path} was packed with {printable(packed_by)} and is decoded by {decodes}: pixels may differ "
-                "by a gray level or so from those that other runs on it have seen"
+                "by a few gray levels from those that other runs on it have seen"
             )
 
     def array(name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
 
-from ..errors import DataError
+from ..common.errors import DataError
 from .files import opened
 
 #: What is decoded here, in this process. Pillow knows others: for EPS it starts Ghostscript, for which a file need only

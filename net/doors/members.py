@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import DataError
+from ..common.errors import DataError
 from .files import opened, reason
 from .image import UnreadableImageError
 
