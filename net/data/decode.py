@@ -48,7 +48,8 @@ def square(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     if side == size:
         return pixels
     planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    return F.interpolate(planes, size=(size, size), mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
+    scaled = F.interpolate(planes, size=(size, size), mode="bicubic", antialias=True)[0]
+    return scaled.permute(1, 2, 0).contiguous().numpy()
 
 
 def upright(image: Image.Image) -> NDArray[np.uint8]:
