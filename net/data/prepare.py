@@ -429,7 +429,7 @@ def _pack_all(listing: Listing, target: Path, packing: Packing, needed: int, wor
         f"{duration(seconds)}, {(total - before) / seconds:,.0f} images/s"
     )
     if state.enlarged:
-        print(f"{state.enlarged:,} images are smaller than {packing.size}x{packing.size} and were enlarged")
+        print(f"images smaller than {packing.size}x{packing.size}, which were enlarged: {state.enlarged:,}")
     if state.skipped:
         print(f"left out {len(state.skipped):,} files, listed with the reasons in {target / 'skipped.txt'}; the first:")
         for file, reason in sorted(state.skipped)[:5]:
