@@ -66,5 +66,5 @@ def load(path: Path) -> ImageData:
     ending = ".bin" if "data_batch_1.bin" in members or (path / "data_batch_1.bin").is_file() else ""
     train = _split(read, tuple(name + ending for name in _TRAIN), path)
     val = _split(read, (_TEST + ending,), path)
-    mean, colour = statistics(train.images)
+    mean, colour = statistics(np.asarray(train.images))
     return ImageData(os.path.abspath(path), train, val, CLASSES, mean, colour)

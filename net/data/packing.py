@@ -81,9 +81,8 @@ def _decoded(task: Task) -> tuple[NDArray[np.uint8], list[str], int]:
         archive = stack.enter_context(opened(task.root, "archive", limit=2**63)) if task.members else None
         for number, file in enumerate(task.files):
             try:
-                inside = archive is not None
-                source = read_member(archive, task.members[number]) if inside else os.path.join(task.root, file)
-                pixels = read_pixels(source, size)
+                place = os.path.join(task.root, file)
+                pixels = read_pixels(place if archive is None else read_member(archive, task.members[number]), size)
                 images[number] = square(pixels, size)
                 enlarged += min(pixels.shape[:2]) < size
                 reasons.append("")

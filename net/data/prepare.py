@@ -215,7 +215,7 @@ def _finish(listing: Listing, state: _State, target: Path, offsets: dict[str, in
         path = target / images_file(split, packing.kind)
         order, gaps = _without_gaps(state.valid[split])
         count = counts[split] = len(order)
-        arrays = {"labels": np.array(listing.labels[split], np.int64)[order]}
+        arrays: dict[str, NDArray[Any]] = {"labels": np.array(listing.labels[split], np.int64)[order]}
         images: NDArray[np.uint8] | PackedFiles
         if packing.quality is None:
             # The moved images stay where they were, too, until meta.json is written: doing this twice, after an

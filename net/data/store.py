@@ -47,7 +47,7 @@ def checksum(images: Iterable[NDArray[np.uint8] | bytes]) -> int:
     """The first 64 bits of the SHA-256 of the bytes of images, which are contiguous."""
     digest = hashlib.sha256()
     for image in images:
-        digest.update(image)
+        digest.update(image if isinstance(image, bytes) else image.data)
     return int.from_bytes(digest.digest()[:8], "little")
 
 

@@ -134,7 +134,7 @@ def decode_jpeg(content: bytes, pixels: NDArray[np.uint8]) -> None:
             if image.size != (columns, rows) or image.mode != "RGB":
                 width, height = image.size
                 raise ValueError(f"it is {height}x{width} {image.mode} and must be {rows}x{columns} RGB")
-            pixels[:] = image
+            pixels[:] = np.asarray(image)
     except MemoryError:
         raise
     except Exception as error:

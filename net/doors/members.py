@@ -117,7 +117,7 @@ def _add_tar(file: BinaryIO, size: int, files: dict[str, Member], folders: set[s
         end = 0
         while (item := archive.next()) is not None:
             # tarfile keeps what it has read, a kilobyte for each file.
-            archive.members.clear()
+            archive.members.clear()  # type: ignore[attr-defined]
             end = item.offset_data + (item.size if item.isreg() and not item.issparse() else 0)
             name = _name(item.name)
             if item.isdir():
