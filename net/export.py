@@ -1,4 +1,4 @@
-"""A trained network for other programs: ``python -m net.export CHECKPOINT OUTPUT``; ``--help`` lists the flags."""
+"""Export a trained network: ``python -m net.export CHECKPOINT OUTPUT``; ``--help`` lists the flags."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,30 +11,30 @@ from .common.fields import flag
 from .common.files import atomic_write, check_writable
 
 DESCRIPTION = (
-    "Write a trained network as ONNX, as a torch.export program or as a package that AOTInductor compiled. It reads "
-    "any number of images, float32, pixels in 0..255 less the training images' mean, RGB, and gives logits."
+    "Write a trained network as ONNX, a torch.export program or a compiled AOTInductor package. Its input is a batch "
+    "of any size of float32 RGB images, in 0..255 less the training images' mean; its output is logits."
 )
 
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What ``python -m net.export`` is asked to do."""
+    """The flags of ``python -m net.export``."""
 
     checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors, .onnx)", positional=True)
     output: str = flag("", "file to write: .onnx, or .pt2 for the other formats", positional=True)
     format: Literal["onnx", "torch-export", "aoti"] = flag(
-        "onnx", "ONNX, a torch.export program, or a package that AOTInductor compiled"
+        "onnx", "ONNX, a torch.export program, or a compiled AOTInductor package"
     )
-    device: str | None = flag(None, "as in net.train; where an aoti package runs")
+    device: str | None = flag(None, "as in net.train; the device an aoti package is compiled for")
 
     def __post_init__(self) -> None:
         suffix = ".onnx" if self.format == "onnx" else ".pt2"
         if not self.output.endswith(suffix):
-            raise UsageError(f"OUTPUT of --format {self.format} must end in {suffix}; got {self.output}")
+            raise UsageError(f"OUTPUT must end in {suffix} for --format {self.format}; got {self.output}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Export as the command line says; returns the exit status."""
+    """Run the command; returns the exit status."""
     config = cli.resolve(cli.given(ExportConfig, "net.export", DESCRIPTION, arguments), ExportConfig)
     output = Path(config.output)
     check_writable("OUTPUT", config.output)
@@ -57,13 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "mean_rgb": None if trained.mean is None else [round(value, 4) for value in trained.mean.mean((0, 1)).tolist()],
     }
     if config.format == "aoti":
-        print(f"compiling for {describe(device)}, a minute or so", flush=True)
+        print(f"compiling for {describe(device)}, about a minute", flush=True)
     write = {
         "onnx": export.onnx_bytes,
         "torch-export": export.torch_export_bytes,
         "aoti": export.aoti_bytes,
     }[config.format]
-    # torch.export saves other memory formats with a warning.
+    # torch.export warns about other memory formats.
     content = write(trained.model.to(memory_format=torch.contiguous_format), metadata)  # type: ignore[call-overload]
     with atomic_write(output) as file:
         file.write(content)
