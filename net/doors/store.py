@@ -175,7 +175,7 @@ class PackedFiles:
                 f"{path} has {size:,} bytes, and image {number} should be the {lengths[number]:,} from "
                 f"{starts[number]:,} on, at most {largest:,} of them; prepare the images again"
             )
-        # An interruption may have left more, behind the images. Were they fewer, some would share their bytes.
+        # An interruption may have left more, after the images. Were they fewer, some would share their bytes.
         if sum(map(int, lengths)) > size:
             raise DataError(f"{path} has {size:,} bytes, fewer than its images take; prepare the images again")
         self._lock = threading.Lock()
