@@ -132,6 +132,7 @@ OPENED = {
     "net/ablations.py": "appends a result",
     "net/common/cli.py": "/dev/null, and the package kernels",
     "net/data/digits.py": "the embedded digits",
+    "net/data/packing.py": "the store that is being written",
     "net/data/prepare.py": "the store that is being written",
     "net/common/device.py": "/proc",
     "net/analysis/drawings.py": "a picture just drawn",

@@ -103,5 +103,5 @@ def learn(strategy: str, dtype: str, device: torch.device, epochs: int | None = 
 
 def _tensors(split: Split, data: ImageData, dtype: str, device: torch.device) -> tuple[Tensor, Tensor]:
     """Pixels less the mean image ``[count, 3, size, size]``, in channels_last, and labels."""
-    pixels = torch.from_numpy(split.images - data.mean).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(np.asarray(split.images) - data.mean).permute(0, 3, 1, 2)
     return pixels.to(device, getattr(torch, dtype)), torch.from_numpy(split.labels).to(device)
