@@ -64,7 +64,6 @@ class Report:
         shown = measured(rows)
         self.pages: list[Page] = [*pages.pages(shown), parallelism.page(rows), accuracy.page(results)]
         self.headline: list[Table] = pages.headline(shown)
-        self.strategies: list[Table] = parallelism.headline(rows)
         #: What was found: sentences in Markdown, and the chart.
         self.sentences: list[str] = findings.sentences(shown)
         self.charts: list[Figure] = figures.found(shown)
@@ -85,12 +84,10 @@ class Report:
         """What stands between the marks in README.md and ``reports/README.md``, by their name."""
         from . import markdown
 
-        strategies = [f"{table.title}, measured:\n\n{markdown.table(table)}" for table in self.strategies]
         found = [markdown.filled(markdown.without_html(f"- {text}"), 140, "  ") for text in self.sentences]
         found += [f"\n{markdown.image(figure)}" for figure in self.charts]
         return {
             "figures": "\n".join(map(markdown.table, self.headline)).rstrip() or "Not measured.",
-            "parallelism": "\n".join(strategies).rstrip() or "Not measured.",
             "found": "\n".join(found) or "Nothing is measured yet.",
             "pages": "\n".join(f"- [{page.name}.md]({page.name}.md): {page.line}" for page in self.pages),
         }

@@ -249,35 +249,72 @@ def pages(rows: Sequence[Row]) -> list[Page]:
     return found
 
 
-HEADLINE = (
-    *("case", "implementation", "shape", "dtype", "median_us", "images_per_s", "x_aten", "x_compiled"),
-    *("kernels_of", "top1_accuracy_percent", "revision"),
+#: README's columns.
+HEADLINE = tuple(
+    Column(title, key)
+    for title, key in (
+        ("what", "what"),
+        ("on", "on"),
+        ("ours", "ours"),
+        ("PyTorch compiled", "theirs"),
+        ("times as fast", "ratio"),
+        ("measured", "date"),
+    )
 )
 
 
 def headline(rows: Sequence[Row]) -> list[Table]:
-    """README's tables: of the GPU and of the CPU on which an update of the paper's network was timed last."""
-    found: dict[bool, list[Table]] = {}
-    for machine in machines_of(rows):
-        its = [row for row in rows if row["on"] == machine]
-        update = best(its, "update of paper")
-        if machine.cpu in found or not any(update):
-            continue
-        if machine.cpu:
-            kernels = [row for row in its if row["suite"] == "kernels"]
-            chosen = [
-                *update,
-                *(row for case in ("stage1", "stage2") for row in best(kernels, case, "forward_backward")[:2]),
-            ]
-            for case in ("inference of paper", "loader, 2 reading", "prepare, one process", "digits, a whole run"):
-                chosen += best(its, case)[:2]
-        else:
-            if update[0] is None:
-                # Unverified rows are marked and have no ratio.
-                update = best(its, "update of paper", unverified=True)
-            same = [row for row in its if row.get("shape") == next(filter(None, update))["shape"]]
-            chosen = [*update, *best(same, "update of torchvision's alexnet")[:2], *best(its, "inference of paper")]
-            chosen += best(its, "net.train of paper")[:1]
-        columns = [BY_KEY[key] for key in HEADLINE]
-        found[machine.cpu] = detail("", list({id(row): row for row in chosen if row is not None}.values()), columns)
-    return [table for cpu in sorted(found) for table in found[cpu]]
+    """README's table: the update on the GPU and a stage on the CPU that were timed last, and whole trainings.
+
+    A row that no gate has verified is marked, and gets no ratio.
+    """
+    chosen: list[tuple[str, Row, Row | None]] = []
+    for cpu in (False, True):
+        for machine in machines_of(rows):
+            its = [row for row in rows if row["on"] == machine]
+            if machine.cpu == cpu and (timed := _timed(its, cpu)) is not None:
+                chosen.append(timed)
+                break
+    trainings = {row["case"]: row for row in rows if str(row["case"]).endswith(", a whole run")}
+    chosen += [(f"{case}, top-1 on test images", row, None) for case, row in trainings.items()]
+    cells = []
+    for what, ours, theirs in chosen:
+        result = _spent(ours)
+        if "top1_accuracy_percent" in ours:
+            result = f"{ours['top1_accuracy_percent']:.1f} % in {result}"
+        if "unverified" in ours:
+            result += " (unverified)"
+        verified = theirs is not None and "unverified" not in ours
+        ratio = f"{theirs['median_us'] / ours['median_us']:.1f}" if theirs is not None and verified else "-"
+        on = str(ours["machine"]).removeprefix("CPU: ")
+        if ours["on"].cpu and "cores" in ours:
+            on += f", {ours['cores']} cores"
+        texts = (what, on, result, "-" if theirs is None else _spent(theirs), ratio, str(ours["date"]))
+        cells.append([Cell(text) for text in texts])
+    if not cells:
+        return []
+    used = [row for _, ours, theirs in chosen for row in (ours, theirs) if row is not None]
+    return [Table("", list(HEADLINE), cells, sources(used))]
+
+
+def _timed(rows: Sequence[Row], cpu: bool) -> tuple[str, Row, Row | None] | None:
+    """What was timed on a machine: in words, ours, and PyTorch's compiled form in the same shape; None for nothing."""
+    if cpu:
+        kernels = [row for row in rows if row["suite"] == "kernels"]
+        ours, theirs, _ = best(kernels, "stage1", "forward_backward")
+        what = "ReLU, LRN and pooling after conv1, forward and backward"
+    else:
+        ours, theirs, _ = best(rows, "update of paper")
+        if ours is None:
+            ours, theirs, _ = best(rows, "update of paper", unverified=True)
+        what = "update of the paper's network"
+    if ours is None:
+        return None
+    images = str(ours["shape"]).partition("x")[0]
+    return f"{what}, {images} images, {ours['dtype']}", ours, theirs
+
+
+def _spent(row: Row) -> str:
+    """The time of a row."""
+    milliseconds = row["median_us"] / 1e3
+    return f"{milliseconds:,.3g} ms" if milliseconds < 10_000 else f"{milliseconds / 1e3:,.0f} s"

@@ -343,9 +343,3 @@ def page(rows: Sequence[Row]) -> Page:
     sections.append(Section(MODELLED, scaling, [*(_modelled(gpus) if gpus else []), *_published()]))
     line = "two processes against one, and what a cost model says of many devices"
     return Page("parallelism", "Parallelism", line, ABOUT, sections, parallelism_figures.losses(trained))
-
-
-def headline(rows: Sequence[Row]) -> list[Table]:
-    """README's table: the paper's network under every strategy, on the machine that was measured last."""
-    its = [run for run in runs(rows) if run[0]["network"] == "paper"]
-    return _times(max(its, key=lambda run: max(map(moment, run)))) if its else []

@@ -154,11 +154,3 @@ def test_losses_are_told_as_they_are() -> None:
     # A newer record of one strategy alone has nothing to be compared with.
     later = loss_row("data", "float64", [9.0] * 4, record="b.jsonl", date="2027-01-09")
     assert about([*rows, later]) == [said]
-
-
-def test_the_first_screen_has_the_paper_s_network() -> None:
-    rows = [update("none", 50.0), GPU]
-    assert parallelism.headline(rows) == []
-    paper = update("none", 60.0, network="paper", shape="32x3x224x224", date="2026-01-01")
-    (table,) = parallelism.headline([paper, *rows])
-    assert table.title == "Update of paper, 32x3x224x224"

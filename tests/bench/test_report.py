@@ -322,17 +322,22 @@ def test_what_was_found_is_computed_from_the_records(tmp_path: Path) -> None:
 
 
 def test_the_first_screen_shows_the_headline(tmp_path: Path) -> None:
-    # A slower way of ours, and one whose rivals were not measured.
+    # A slower way of ours, one of another dtype, and a whole training.
     others = [step("triton, default", 4900.0), step("triton, eager", 10.0, dtype="float16")]
-    write(tmp_path, "a.jsonl", [*everything(), *others])
-    text = Report(records.read(tmp_path)).parts()["figures"]
-    ours = cells(text, "triton, reduce-overhead")
-    assert (ours["images/s"], ours["x aten"], ours["kernels of"]) == ("26,667", "3.12", "abc")
-    assert cells(text, "loader, 2 reading")["images/s"] == "68,267"
-    assert "triton, default" not in text
-    assert "triton, eager" not in text
-    nothing = {"figures": "Not measured.", "parallelism": "Not measured.", "found": "Nothing is measured yet."}
-    assert nothing.items() <= Report([]).parts().items()
+    training = step("", 33e6, "digits, a whole run", top1_accuracy_percent=98.31)
+    write(tmp_path, "a.jsonl", [*everything(), *others, training])
+    (table,) = Report(records.read(tmp_path)).headline
+    rows = {row[0].text: [cell.text for cell in row[2:5]] for row in table.rows}
+    assert rows["update of the paper's network, 128 images, bfloat16"] == ["4.8 ms", "7.2 ms", "1.5"]
+    assert rows["digits, a whole run, top-1 on test images"] == ["98.3 % in 33 s", "-", "-"]
+    assert {"figures": "Not measured.", "found": "Nothing is measured yet."}.items() <= Report([]).parts().items()
+
+
+def test_what_no_gate_verified_is_marked_and_gets_no_ratio(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", [one | {"unverified": "gate failed"} for one in everything()])
+    (table,) = Report(records.read(tmp_path)).headline
+    assert [cell.text for cell in table.rows[0][2:5]] == ["4.8 ms (unverified)", "7.2 ms", "-"]
+
 
 
 class Page(HTMLParser):
