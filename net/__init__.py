@@ -20,15 +20,17 @@ def load(path: str | os.PathLike[str], device: str | None = None) -> "Classifier
     """A trained network, ready to be asked.
 
     Args:
-        path: a run folder, of which its newest intact checkpoint is taken; a checkpoint (``.pt``); or weights
-            (``.safetensors``) that name their network.
+        path: a run folder, of which its newest intact checkpoint is taken; a checkpoint (``.pt``); weights
+            (``.safetensors``) that name their network; or the name of weights that ship with the package
+            (:func:`net.pretrained.names`).
         device: ``cpu``, ``cuda`` or ``cuda:N``; a GPU by default, or the CPU where there is none.
 
     Returns:
         The :class:`net.classifier.Classifier`: ``.model``, ``.classes``, ``.preprocess(images)``, ``.predict(images)``.
 
     Raises:
-        net.errors.DataError: there is no network that can be used. net.errors.UsageError: no such device.
+        net.errors.DataError: there is no network that can be used. net.errors.UsageError: no such device, or a path
+            that is also the name of weights that ship.
     """
     from .classifier import Classifier
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import cli, runs
+from . import cli, pretrained, runs
 from .config import EvaluateConfig
 from .errors import DataError
 from .files import atomic_write, check_writable
@@ -19,7 +19,7 @@ DESCRIPTION = (
 )
 
 
-def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
+def errors(config: EvaluateConfig) -> list[dict[str, Any]]:
     """A row for each network, and for their average, and each way of cropping."""
     import torch
 
@@ -47,7 +47,7 @@ def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
     models = [item.model.to(memory_format=memory_format) for item in trained]  # type: ignore[call-overload]
     sizes = [item.network.image_size for item in trained]
     print(f"{len(data.val):,} validation images of {data.name} on {describe(device)}, {precision}")
-    names = [str(item.path) for item in trained] + (["average"] if len(trained) > 1 else [])
+    names = [item.name for item in trained] + (["average"] if len(trained) > 1 else [])
     ways = [("1", centre_crop)]
     if config.ten_crops:
         if data.size > max(sizes):
@@ -77,12 +77,12 @@ def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
                 "network": name,
                 "data": data.name,
                 "crops": int(crops),
-                **asdict(errors),
+                **asdict(found),
                 "published": [
                     asdict(item) for item in (published(nets, int(crops)) if is_ilsvrc(data.classes) else ())
                 ],
             }
-            for name, nets, errors in zip(names, variants, results, strict=True)
+            for name, nets, found in zip(names, variants, results, strict=True)
         ]
     return rows
 
@@ -91,9 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate as the command line says; returns the exit status."""
     config = cli.resolve(cli.given(EvaluateConfig, "net.evaluate", DESCRIPTION, arguments), EvaluateConfig)
     check_writable("--output", config.output)
-    cli.check_exist(positional=config.checkpoints, data_path=config.data_path)
+    networks = [pretrained.find(network) for network in config.checkpoints]
+    cli.check_exist(data_path=config.data_path)
     cli.load("evaluation", "features", "trained")
-    rows = _evaluate(config)
+    rows = errors(config)
     names = [printable(row["network"]) for row in rows]
     width = max(map(len, names))
     beside = "  published top-1 / top-5" if any(row["published"] for row in rows) else ""
@@ -105,8 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{line}  {'; '.join(str(Published(**item)) for item in row['published'])}".rstrip())
     if rows[0]["top5_error_percent"] is None:
         print("top-5 error says nothing of five classes or fewer")
-    first = Path(config.checkpoints[0])
-    output = Path(config.output) if config.output is not None else runs.folder_of(first) / "evaluation.json"
+    output = Path(config.output) if config.output is not None else runs.results_folder(networks[0]) / "evaluation.json"
     with atomic_write(output) as file:
         file.write(json.dumps({"results": rows}, indent=1).encode())
     print(f"written to {output}")

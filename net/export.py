@@ -1,16 +1,65 @@
 """A trained network for other programs: ``python -m net.export CHECKPOINT OUTPUT``; ``--help`` lists the flags."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from . import cli
-from .config import ExportConfig
+from . import cli, pretrained, runs
+from .config import EvaluateConfig, ExportConfig, RecipeConfig
+from .errors import DataError
 from .files import atomic_write, check_writable
+
+if TYPE_CHECKING:
+    from .trained import Trained
 
 DESCRIPTION = (
     "Write a trained network as ONNX, as a torch.export program or as a package that AOTInductor compiled. It reads "
-    "any number of images, float32, pixels in 0..255 less the training images' mean, RGB, and gives logits."
+    "any number of images, float32, pixels in 0..255 less the training images' mean, RGB, and gives logits. Or write "
+    "its weights in half precision, with all that net.load and the other commands need, to share them."
 )
+
+#: Flags of a run that decide what it learns.
+RECIPE = {item.name for item in fields(RecipeConfig)} | {"preset", "epochs", "batch_size", "hold_out", "seed"}
+#: What of an evaluation stands in a file of weights.
+REPORTED = ("images", "loss", "top1_error_percent", "top5_error_percent")
+
+
+def _write_weights(trained: "Trained", output: Path, config: ExportConfig) -> None:
+    """Half-precision weights to share: with the mean image, how they were trained, and what they get wrong."""
+    import torch
+
+    from . import evaluate, weights
+
+    if trained.mean is None:
+        raise DataError(f"{trained.path} holds no mean image to subtract; give the run folder or a checkpoint")
+    folder = runs.folder_of(trained.path)
+    recipe = runs.read_config(folder) if (folder / runs.CONFIG).is_file() else {}
+    metadata = {
+        "network": trained.network.to_dict(),
+        "classes": trained.classes,
+        # Where it was is nobody else's business, and what it was called may help.
+        "data_path": None if trained.data_path is None else Path(trained.data_path).name,
+        "precision": trained.precision,
+        "pixels": "RGB, 0..255, less mean_image",
+        "recipe": {name: value for name, value in recipe.items() if name in RECIPE},
+    }
+    tensors = {name: tensor.half() for name, tensor in trained.model.state_dict().items()}
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise DataError(f"{trained.path}: {name} holds weights that are too large for half precision")
+    tensors[weights.MEAN] = trained.mean
+    weights.save(output, tensors, metadata)
+    data_path = config.data_path if config.data_path is not None else trained.data_path
+    asked = EvaluateConfig((str(output.absolute()),), data_path=data_path, device=config.device)
+    rows = evaluate.errors(asked)
+    metadata["errors"] = [{name: row[name] for name in ("crops", *REPORTED)} for row in rows]
+    weights.save(output, tensors, metadata)
+    for row in rows:
+        crops = "the central crop" if row["crops"] == 1 else f"{row['crops']} crops"
+        print(f"top-1 error from {crops}: {row['top1_error_percent']:.2f} %")
+    count, size = trained.network.parameters, output.stat().st_size
+    print(f"{trained.path}: {trained.network.variant}, {count:,} parameters: {output} ({size / 2**20:,.2f} MiB)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = cli.resolve(cli.given(ExportConfig, "net.export", DESCRIPTION, arguments), ExportConfig)
     output = Path(config.output)
     check_writable("OUTPUT", config.output)
-    cli.check_exist(positional=config.checkpoint)
+    pretrained.find(config.checkpoint)
+    cli.check_exist(data_path=config.data_path)
     cli.load("interchange", "trained")
 
     import torch
@@ -29,6 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     device = choose(config.device)
     trained = open_trained(config.checkpoint, device)
+    if config.format == "safetensors":
+        _write_weights(trained, output, config)
+        return 0
     metadata = {
         "network": trained.network.to_dict(),
         "classes": trained.classes,

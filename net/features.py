@@ -2,11 +2,13 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .augmentation import centre_crop
+from .config import SYNTHETIC
 from .data.images import ImageData, Split
 from .data.loader import Loader
 from .data.sources import open_data
@@ -71,6 +73,8 @@ def open_its_data(trained: Trained, data_path: str | None, device: torch.device)
         DataError: images of other classes or of another size.
     """
     path = data_path if data_path is not None else trained.data_path
+    if data_path is None and path is not None and not path.startswith(SYNTHETIC) and not Path(path).exists():
+        raise DataError(f"{trained.name} was trained on {path}, which is not here: give --data-path")
     data = open_data(path, image_size=trained.network.image_size, classes=trained.network.classes)
     if trained.classes is None and len(data.classes) == trained.network.classes:
         print(f"{trained.path} does not name its classes: they are taken to be those of {data.name}, in their order")

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import cli, runs
+from . import cli, pretrained, runs
 from .config import ActivationsConfig, FiltersConfig, NeighboursConfig, PredictionsConfig, network
 from .errors import DataError, UsageError
 from .files import check_writable
@@ -23,7 +23,7 @@ COUNTED = 1000
 
 def _output(given: str | None, checkpoint: Path, name: str) -> Path:
     """The file to write: as given, else in the run folder."""
-    return Path(given) if given is not None else runs.folder_of(checkpoint) / name
+    return Path(given) if given is not None else runs.results_folder(checkpoint) / name
 
 
 def colour_selectivity(kernels: "NDArray[np.float32]") -> "NDArray[np.float32]":
@@ -238,7 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if config.output is not None:
         Path(config.output).parent.mkdir(parents=True, exist_ok=True)
         check_writable("--output", config.output)
-    cli.check_exist(positional=getattr(config, "checkpoint", None), data_path=getattr(config, "data_path", None))
+    if hasattr(config, "checkpoint"):
+        pretrained.find(config.checkpoint)
+    cli.check_exist(data_path=getattr(config, "data_path", None))
     cli.load("drawings", "trained")
     print(f"written to {draw(config)}")
     return 0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import cli, runs
+from . import cli, pretrained, runs
 from .config import HashingConfig
 from .errors import DataError
 from .files import atomic_write, check_writable
@@ -89,7 +89,7 @@ def _hash(config: HashingConfig) -> dict[str, Any]:
         found = nearest_codes(theirs, ours, LOOKED_AT[-1])
         recalls[name] = {f"recall_at_{count}": recall(found[:, :count], exact) for count in LOOKED_AT}
     return {
-        "network": str(trained.path),
+        "network": trained.name,
         "data": data.name,
         "training_images": len(vectors),
         "queries": len(asked),
@@ -111,12 +111,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Hash as the command line says; returns the exit status."""
     config = cli.resolve(cli.given(HashingConfig, "net.hashing", DESCRIPTION, arguments), HashingConfig)
     check_writable("--output", config.output)
-    cli.check_exist(positional=config.checkpoint, data_path=config.data_path)
+    network = pretrained.find(config.checkpoint)
+    cli.check_exist(data_path=config.data_path)
     cli.load("autoencoder", "features", "trained")
     result = _hash(config)
-    output = (
-        Path(config.output) if config.output is not None else runs.folder_of(Path(result["network"])) / "hashing.json"
-    )
+    output = Path(config.output) if config.output is not None else runs.results_folder(network) / "hashing.json"
     speed, size = result["queries_per_s"], result["bytes_per_image"]
     for name in ("autoencoder", "random_hyperplanes", "chance"):
         shares = ", ".join(f"{100 * result[name][f'recall_at_{count}']:.1f} % in {count}" for count in LOOKED_AT)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import cli
+from . import cli, pretrained
 from .config import PredictConfig
 from .errors import DataError, UsageError
 from .files import atomic_write, check_writable
@@ -77,14 +77,14 @@ def _predict(config: PredictConfig) -> dict[str, Any]:
     if config.features is not None:
         with atomic_write(Path(config.features)) as file:
             np.save(file, np.concatenate(vectors))
-    return {"network": str(trained.path), "crops": 10 if config.ten_crops else 1, "predictions": answers}
+    return {"network": trained.name, "crops": 10 if config.ten_crops else 1, "predictions": answers}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Predict as the command line says; returns the exit status."""
     config = cli.resolve(cli.given(PredictConfig, "net.predict", DESCRIPTION, arguments), PredictConfig)
     check_writable("--features", config.features)
-    cli.check_exist(positional=config.checkpoint)
+    pretrained.find(config.checkpoint)
     for path in config.images:
         if not os.path.exists(path):
             raise DataError(f"{path} cannot be read as an image: does not exist")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import cli, runs
+from . import cli, pretrained, runs
 from .config import TrainConfig
 from .errors import DataError, UsageError
 from .fields import flag_name
@@ -15,12 +15,19 @@ from .parallel.launch import Launch, launched
 
 DESCRIPTION = (
     "Train an AlexNet. Without flags: the embedded digits, in about a minute. With --preset imagenet --data-path "
-    "FOLDER: the paper's run. Defaults in parentheses are the imagenet preset's; digits and cifar10 change some of "
+    "FOLDER: the paper's run. Defaults in parentheses are the imagenet preset's; the other presets change some of "
     "them, and the run folder's config.toml says what was used."
 )
 
 #: Flags that decide what a run is, with what they are where its configuration does not say.
-STARTING: dict[str, Any] = {"network": "paper", "architecture": {}, "image_size": None, "new_head": False, "freeze": ()}
+STARTING: dict[str, Any] = {
+    "network": "paper",
+    "architecture": {},
+    "image_size": None,
+    "new_head": False,
+    "freeze": (),
+    "hold_out": 0,
+}
 
 
 def _run_to_resume(flags: dict[str, Any]) -> Path | None:
@@ -84,8 +91,8 @@ def _check(config: TrainConfig) -> None:
         raise UsageError(f"--preset {config.preset} needs --data-path; synthetic gives random images, for speed")
     runs.settings(config)
     cli.check_exist(data_path=config.data_path, val_labels=config.val_labels)
-    if config.resume is None:
-        cli.check_exist(init_from=config.init_from)
+    if config.resume is None and config.init_from is not None:
+        pretrained.find(config.init_from, "--init-from")
 
 
 def _resume(flags: dict[str, Any], source: Path) -> int:

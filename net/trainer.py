@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from kernels import compiler
 
-from . import checkpoint, extras, runs, weights
+from . import checkpoint, extras, pretrained, runs, weights
 from .alexnet import AlexNet
 from .augmentation import TrainingInput, VariationTable, centre_crop
 from .config import AlexNetConfig, TrainConfig, network
-from .data.images import ImageData
+from .data.images import ImageData, hold_out
 from .data.loader import Batch, Loader, cache_that_fits
 from .data.sources import open_data, packed_size
 from .device import (
@@ -152,8 +152,10 @@ def open_run_data(config: TrainConfig) -> tuple[ImageData, AlexNetConfig]:
         )
     if len(data.classes) < 2:
         raise DataError(f"{data.name} has {len(data.classes)} class; at least two can be told apart")
-    if len(data.train) < config.batch_size:
-        raise UsageError(f"--batch-size {config.batch_size} is more than the {len(data.train)} training images")
+    if not config.hold_out <= len(data.train) - len(data.classes):
+        raise UsageError(f"--hold-out {config.hold_out}: there are {len(data.train)} training images")
+    if (left := len(data.train) - config.hold_out) < config.batch_size:
+        raise UsageError(f"--batch-size {config.batch_size} is more than the {left} training images")
     return data, architecture(config, data)
 
 
@@ -321,7 +323,8 @@ class Trainer:
         model = AlexNet(self.plan)
         if config.init_from is not None and resumed is None:
             head = self.plan.output_name
-            report = weights.load_weights(model, Path(config.init_from), without=[head] if config.new_head else [])
+            source = pretrained.find(config.init_from, "--init-from")
+            report = weights.load_weights(model, source, without=[head] if config.new_head else [])
             new = f", {head} anew for {self.plan.classes} classes" if config.new_head else ""
             print(f"starting from {config.init_from}: {len(report.loaded)} tensors{new}")
         for name in config.freeze:
@@ -335,6 +338,7 @@ class Trainer:
         self.schedule = Schedule(config)
         cache = cache_that_fits(self.data.train, config.cache, self.device)
         common: dict[str, Any] = {"device": self.device, "threads": config.workers}
+        kept, held_out = hold_out(self.data.train.labels, config.hold_out)
         self.train_loader = Loader(
             self.data.train,
             config.batch_size,
@@ -343,14 +347,16 @@ class Trainer:
             cache=cache,
             rank=self.part.training.rank,
             ranks=self.part.training.ranks,
+            only=kept,
             **common,
         )
         self.eval_loader = Loader(
-            self.data.val,
+            self.data.train if config.hold_out else self.data.val,
             config.batch_size,
             shuffle=False,
             rank=self.part.evaluation.rank,
             ranks=self.part.evaluation.ranks,
+            only=held_out if config.hold_out else None,
             **common,
         )
         self.mean = torch.from_numpy(self.data.mean).to(self.device)
@@ -679,7 +685,7 @@ class Trainer:
         (errors,) = results
         self.evaluated_step, self.errors = self.step, errors
         epoch = self.step / self.steps_per_epoch
-        self._say(f"epoch {epoch:g}: validation loss {errors.loss:.4f}  {accuracies(errors)}")
+        self._say(f"epoch {epoch:g}: {'held-out' if self.config.hold_out else 'validation'} loss {errors.loss:.4f}  {accuracies(errors)}")
         self._record(
             {
                 "step": self.step,
@@ -699,7 +705,9 @@ class Trainer:
         plan, config, data = self.plan, self.config, self.data
         print(
             f"{plan.variant}: {plan.parameters:,} parameters, {plan.multiply_adds / 1e6:,.1f} million multiply-adds an "
-            f"image; {len(data.train):,} training and {len(data.val):,} validation images, {len(data.classes)} classes"
+            f"image; {len(self.train_loader):,} training and {len(self.eval_loader):,} "
+            + ("held-out" if config.hold_out else "validation")
+            + f" images, {len(data.classes)} classes"
             + (", synthetic" if data.synthetic else "")
         )
         if data.size > 1.5 * plan.image_size:
@@ -772,7 +780,7 @@ class Trainer:
             why = " (the schedule ended)" if self.schedule.finished else " (the time budget is used up)"
         print(
             f"\ntrained {self.step:,} updates in {duration(self.elapsed)}{why}: {accuracies(self.errors)} of "
-            f"{self.errors.images:,} validation images; "
+            f"{self.errors.images:,} {'held-out' if self.config.hold_out else 'validation'} images; "
             f"{self.step * self.config.batch_size / self.elapsed:,.0f} images/s, evaluations included"
         )
         for name, value in (

@@ -48,6 +48,22 @@ def test_images_and_labels_belong_to_the_samples(cache: module.Cache, threads: i
         assert (batch.labels == torch.from_numpy(batch.samples) * 10).all()
 
 
+def test_only_some_of_the_images() -> None:
+    some = np.array([3, 7, 8, 20, 41])
+    assert len(Loader(split(50), 2, CPU, shuffle=True, only=some)) == 5
+    batches = take(Loader(split(50), 2, CPU, shuffle=True, only=some), 20)
+    assert {int(sample) for batch in batches for sample in batch.samples} == set(some.tolist())
+    (first, last) = take(Loader(split(50), 3, CPU, shuffle=False, only=some), 3)
+    assert [first.samples.tolist(), last.samples.tolist()] == [[3, 7, 8], [20, 41]]
+    assert last.images[:, 0, 0, 0].tolist() == [20, 41]
+    assert last.labels.tolist() == [200, 410]
+    # What a run has of all its images does not depend on whether some could have been left out.
+    everything = take(Loader(split(50), 8, CPU, shuffle=True, seed=3, only=np.arange(50)), 12)
+    assert same(everything, take(Loader(split(50), 8, CPU, shuffle=True, seed=3), 12))
+    with pytest.raises(ValueError, match="batch_size 6 is more than the 5 training images"):
+        Loader(split(50), 6, CPU, shuffle=True, only=some)
+
+
 def test_an_epoch_shows_each_image_at_most_once_in_a_new_order() -> None:
     batches = take(Loader(split(50), 8, CPU, shuffle=True), 18)
     assert [batch.epoch for batch in batches] == [0] * 6 + [1] * 6 + [2] * 6

@@ -347,6 +347,21 @@ def test_threads_sleep_soon() -> None:
         assert done.stdout.strip() == said
 
 
+def test_held_out_images_take_the_validation_images_place(tmp_path: Path) -> None:
+    done = run_here("net.train", "--hold-out", 200, "--max-steps", 2, "--output-dir", tmp_path / "r")
+    assert done.returncode == 0, done.stderr
+    assert "1,242 training and 200 held-out images" in done.stdout
+    assert "19 updates" in done.stdout  # 1,242 images in batches of 64
+    assert "of 200 held-out images" in done.stdout
+    one_line(run_here("net.train", "--hold-out", 1433), 2, "--hold-out 1433: there are 1442 training images")
+    one_line(
+        run_here("net.train", "--hold-out", 1400), 2, "--batch-size 64 is more than the 42 training images"
+    )
+    one_line(
+        run_here("net.train", "--resume", tmp_path / "r", "--hold-out", 0), 2, "--hold-out belongs to the start of a run"
+    )
+
+
 def test_random_images_for_speed(tmp_path: Path) -> None:
     done = run_here(
         "net.train", "--preset", "imagenet", "--data-path", "synthetic:64", "--image-size", 67, "-b", 16,

@@ -42,6 +42,30 @@ class ColourComponents:
     vectors: NDArray[np.float64]
 
 
+#: Of the images that are held out: always the same ones, so that trainings of different seeds can be compared.
+HELD_OUT_SEED = 2012
+
+
+def hold_out(labels: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Part the images of a split in two, each class in the same share as far as whole images go.
+
+    Args:
+        labels: of the split, int64 ``[images]``.
+        count: images in the second part.
+
+    Returns:
+        Their numbers, int64, increasing: those that stay, and the ``count`` that are held out.
+    """
+    shuffled = np.random.default_rng(HELD_OUT_SEED).permutation(len(labels))
+    # An image's place among those of its class, in that class's share of 1: the smallest are taken of every class alike.
+    places = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = shuffled[labels[shuffled] == label]
+        places[members] = (np.arange(len(members)) + 0.5) / len(members)
+    order = shuffled[np.argsort(places[shuffled], kind="stable")]
+    return np.sort(order[count:]), np.sort(order[:count])
+
+
 def short_name(path: str | None, classes: tuple[str, ...]) -> str:
     """What a data set is called in figures: the last part of its path; rendered images are called synthetic."""
     if path is None:
