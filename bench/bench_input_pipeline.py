@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from net.augmentation import TrainingInput, VariationTable
-from net.config import RecipeConfig
+from net.data.augmentation import TrainingInput, VariationTable
 from net.data.images import ColourComponents, Split
 from net.data.loader import Loader
 from net.data.prepare import Task, pack
 from net.doors.store import CHUNK
+from net.training.config import RecipeConfig
 
 BATCH, SIZE, CROP = 128, 256, 224
 Row = Callable[..., None]

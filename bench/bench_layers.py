@@ -8,7 +8,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from net.config import VARIANTS
+from net.model.config import VARIANTS
 
 from .ceilings import Ceilings
 from .network import Step, build, images_and_labels, layer_modes, layer_steps, update_step, whole_work

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import kernels
-from net.alexnet import AlexNet
+from net.model.alexnet import AlexNet
 
 from . import rivals
 from .cases import failure, many_variants

@@ -11,8 +11,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 import kernels
-from net import runs, train
-from net.device import peak_memory_mib
+from net import train
+from net.common.device import peak_memory_mib
+from net.training import runs
 
 from .cases import DTYPES, many_variants
 from .ceilings import Ceilings, lacking

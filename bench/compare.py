@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from tabulate import tabulate
 
-from net.errors import DataError, UsageError
+from net.common.errors import DataError, UsageError
 
 from .records import Row, read_record
 from .tables import KEYS, Machine, machine_of, newest, number, values

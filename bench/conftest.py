@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from net.cli import spin_briefly
+from net.common.cli import spin_briefly
 
 # As the commands do, before torch is imported.
 spin_briefly()
 
 import torch  # noqa: E402
 
-from net.device import keep_freed_memory  # noqa: E402
-from net.progress import duration  # noqa: E402
+from net.common.device import keep_freed_memory  # noqa: E402
+from net.common.progress import duration  # noqa: E402
 
 from . import ceilings as ceilings_module  # noqa: E402
 from .ceilings import Ceilings  # noqa: E402

@@ -19,8 +19,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from net import cli
-from net.fields import flag
+from net.common import cli
+from net.common.fields import flag
 
 from .environment import ROOT
 from .records import time_columns, write

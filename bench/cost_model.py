@@ -6,7 +6,7 @@ Nothing here is measured but what the caller brings. ``reports/parallelism.md`` 
 import math
 from dataclasses import dataclass
 
-from net.config import AlexNetConfig, network
+from net.model.config import AlexNetConfig, network
 
 from .messages import Message, expected
 

@@ -21,9 +21,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
-from net.cli import Parser, spin_briefly
-from net.config import VARIANTS
+from net.common.cli import Parser, spin_briefly
 from net.data.processes import available_cores
+from net.model.config import VARIANTS
 
 from .environment import ROOT, commit
 from .suite.processes import Command

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from kernels import private
-from net.config import AlexNetConfig
+from net.model.config import AlexNetConfig
 
 _TorchDispatchMode: Any = private.found("torch.utils._python_dispatch:TorchDispatchMode")
 #: The collective that an operator of torch.distributed is.

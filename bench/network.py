@@ -10,15 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from net.alexnet import AlexNet, Convolution, Dense, Stage, alexnet
-from net.augmentation import TrainingInput, VariationTable
-from net.blocks import blocks
-from net.config import VARIANTS, AlexNetConfig, Layer, RecipeConfig, TrainConfig
+from net.common.device import autocast, repeat_bits, set_precision
+from net.data.augmentation import TrainingInput, VariationTable
 from net.data.images import ColourComponents
-from net.device import autocast, repeat_bits, set_precision
-from net.forms import untuned, use
-from net.recipe import PaperSGD, Schedule, parameter_groups
-from net.step import TrainingStep
+from net.model.alexnet import AlexNet, Convolution, Dense, Stage, alexnet
+from net.model.blocks import blocks
+from net.model.config import VARIANTS, AlexNetConfig, Layer
+from net.model.forms import untuned, use
+from net.training.config import RecipeConfig, TrainConfig
+from net.training.recipe import PaperSGD, Schedule, parameter_groups
+from net.training.step import TrainingStep
 
 from .cases import DTYPES
 from .memory import kept_bytes

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from kernels import private
-from net.config import VARIANTS
+from net.model.config import VARIANTS
 from net.parallel.strategies import STRATEGIES, parallelize
 
 from .network import build, images_and_labels, update_step
@@ -72,7 +72,7 @@ def alone(
         part = parallelize(build(variant, device), strategy, group)
         if isinstance(part.forward, DistributedDataParallel):
             part.forward.register_comm_hook(None, _own_gradients)
-        images, labels = images_and_labels(variant, batch // part.training.ranks, device)
+        images, labels = images_and_labels(variant, batch // part.training.replicas, device)
         forward = part.forward if how == "eager" else torch.compile(part.forward, mode=how, dynamic=False)
         update = update_step(part.model, forward, images, labels, dtype)
         columns = time_columns(wall_seconds(update, samples))

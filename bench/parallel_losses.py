@@ -13,13 +13,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from net.alexnet import AlexNet
-from net.config import RecipeConfig, network
+from net.common.device import keep_freed_memory, set_precision
 from net.data import digits
 from net.data.images import ImageData, Split
-from net.device import keep_freed_memory, set_precision
+from net.model.alexnet import AlexNet
+from net.model.config import network
 from net.parallel.strategies import parallelize
-from net.recipe import PaperSGD, Schedule, parameter_groups
+from net.training.config import RecipeConfig
+from net.training.recipe import PaperSGD, Schedule, parameter_groups
 
 LOSSES_CASE = "update of a network in parallel, losses"
 VARIANT, BATCH = "digits", 32
@@ -56,7 +57,7 @@ def learn(strategy: str, dtype: str, device: torch.device, epochs: int | None = 
     data = digits.load()
     images, labels = _tensors(data.train, data, dtype, device)
     generator = np.random.default_rng(1)
-    share = BATCH // part.training.ranks
+    share = BATCH // part.training.replicas
     mine = slice(part.training.rank * share, (part.training.rank + 1) * share)
     losses: list[float] = []
     for epoch in range(epochs):

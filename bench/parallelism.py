@@ -21,14 +21,15 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from kernels import private
-from net.alexnet import AlexNet
-from net.cli import spin_briefly
-from net.config import VARIANTS, TrainConfig, network
+from net.common.cli import spin_briefly
+from net.common.device import keep_freed_memory, peak_memory_mib, set_precision
+from net.common.progress import duration
 from net.data.processes import available_cores
-from net.device import keep_freed_memory, peak_memory_mib, set_precision
+from net.model.alexnet import AlexNet
+from net.model.config import VARIANTS, network
 from net.parallel.strategies import parallelize
-from net.progress import duration
-from net.recipe import PaperSGD, parameter_groups
+from net.training.config import TrainConfig
+from net.training.recipe import PaperSGD, parameter_groups
 
 from .environment import ROOT
 from .messages import SENT, Count, expected
@@ -121,7 +122,7 @@ def measure(strategy: str, variant: str, batch: int, updates: int, device: torch
     recipe = TrainConfig()
     optimizer = PaperSGD(parameter_groups(part.model, recipe), recipe.lr, recipe.momentum, recipe.weight_decay)
     generator = torch.Generator().manual_seed(1)
-    share = batch // part.training.ranks
+    share = batch // part.training.replicas
     mine = slice(part.training.rank * share, (part.training.rank + 1) * share)
     whole = 60 * torch.randn(batch, 3, config.image_size, config.image_size, generator=generator)
     images = whole[mine].to(device).contiguous(memory_format=torch.channels_last)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from tabulate import tabulate
 
-from net.config import network
-from net.files import atomic_write
+from net.common.files import atomic_write
+from net.model.config import network
 
 from .cost_model import (
     IMAGES,

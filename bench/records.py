@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from net.errors import DataError
+from net.common.errors import DataError
 
 from .environment import HOME
 

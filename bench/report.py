@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from net import cli
-from net.errors import DataError, UsageError
-from net.fields import flag
-from net.files import atomic_write
+from net.common import cli
+from net.common.errors import DataError, UsageError
+from net.common.fields import flag
+from net.common.files import atomic_write
 
 from .environment import HOME
 
@@ -25,7 +25,7 @@ DESCRIPTION = (
     "Make reports/*.md, reports/index.html, reports/figures and the tables on README's first screen from the records "
     "in reports/data, or compare two records."
 )
-#: Pages of :mod:`bench.parallelism_report` and :mod:`net.ablation_report`: name, title, and a line for the list.
+#: Pages of :mod:`bench.parallelism_report` and :mod:`net.analysis.ablation_report`: name, title, a line for the list.
 OTHERS = (
     ("parallelism", "Parallelism", "two processes against one, and what a cost model says of many devices"),
     ("accuracy", "Accuracy without each part", "the validation error without each part of the network"),
@@ -136,7 +136,7 @@ def write(root: Path, rows: "Sequence[Row]") -> list[Path]:
         rows: as :func:`bench.records.read` returns them.
     """
 
-    from net import ablation_report
+    from net.analysis import ablation_report
 
     from . import figures, pages, parallelism_report, tables
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 import kernels
-from net import interchange
-from net.alexnet import AlexNet
+from net.model import export
+from net.model.alexnet import AlexNet
 
 from .cases import WrongResultError
 from .installed import package
@@ -32,7 +32,7 @@ def exported(model: AlexNet) -> bytes:
         NotInstalledError: the package ``onnx`` is missing.
     """
     package("onnx")
-    return interchange.onnx_bytes(model, {"network": model.config.to_dict(), "classes": None, "data_path": None})
+    return export.onnx_bytes(model, {"network": model.config.to_dict(), "classes": None, "data_path": None})
 
 
 def onnxruntime(content: bytes, images: Tensor) -> Inference:
@@ -54,8 +54,8 @@ def onnxruntime(content: bytes, images: Tensor) -> Inference:
     (output,) = session.get_outputs()
     logits = np.empty((len(images), output.shape[1]), np.float32)
     binding = session.io_binding()
-    binding.bind_ortvalue_input(interchange.INPUT, runtime.OrtValue.ortvalue_from_numpy(images.contiguous().numpy()))
-    binding.bind_output(interchange.OUTPUT, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+    binding.bind_ortvalue_input(export.INPUT, runtime.OrtValue.ortvalue_from_numpy(images.contiguous().numpy()))
+    binding.bind_output(export.OUTPUT, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
 
     def infer() -> Tensor:
         session.run_with_iobinding(binding)

@@ -11,7 +11,7 @@ from typing import Any
 
 from kernels.arguments import Normalization, Pooling
 from kernels.flops import backward_flops, forward_flops
-from net.config import AlexNetConfig, Layer
+from net.model.config import AlexNetConfig, Layer
 
 from .ceilings import Ceilings
 

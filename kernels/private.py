@@ -39,10 +39,10 @@ NAMES = (
     "torch._dynamo.config:patch",  # kernels.inductor
     "torch._dynamo.config:recompile_limit",
     "torch._dynamo.config:accumulated_recompile_limit",  # bench
-    "torch._foreach_mul_",  # net.recipe
+    "torch._foreach_mul_",  # net.training.recipe
     "torch._foreach_add_",
     "torch.optim.sgd:sgd",
-    "torch._inductor.aoti_compile_and_package",  # net.interchange
+    "torch._inductor.aoti_compile_and_package",  # net.model.export
     "torch.distributed._functional_collectives:all_to_all_single_autograd",  # net.parallel
     "torch.distributed._functional_collectives:AsyncCollectiveTensor",
     "torch.distributed.distributed_c10d:_set_pg_timeout",

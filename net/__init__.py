@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .classifier import Classifier
+    from .analysis.classifier import Classifier
 
 __all__ = ["load"]
 
@@ -26,12 +26,13 @@ def load(path: str | os.PathLike[str], device: str | None = None) -> "Classifier
         device: ``cpu``, ``cuda`` or ``cuda:N``; a GPU by default, or the CPU where there is none.
 
     Returns:
-        The :class:`net.classifier.Classifier`: ``.model``, ``.classes``, ``.preprocess(images)``, ``.predict(images)``.
+        The :class:`net.analysis.classifier.Classifier`, with ``.model``, ``.classes``, ``.preprocess(images)`` and
+        ``.predict(images)``.
 
     Raises:
-        net.errors.DataError: there is no network that can be used. net.errors.UsageError: no such device, or a path
-            that is also the name of weights that ship.
+        net.common.errors.DataError: there is no network that can be used. net.common.errors.UsageError: no such device,
+            or a path that is also the name of weights that ship.
     """
-    from .classifier import Classifier
+    from .analysis.classifier import Classifier
 
     return Classifier(os.fspath(path), device)

@@ -4,7 +4,7 @@ import importlib
 import sys
 from typing import NoReturn
 
-from . import cli
+from .common import cli
 
 #: A module of this package, and what it does.
 COMMANDS = {

@@ -7,20 +7,23 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import cli, runs
-from .ablation_cases import ABLATIONS, BASELINE, Ablation
-from .config import AblationsConfig, AlexNetConfig, TrainConfig
+from .analysis.ablation_cases import ABLATIONS, BASELINE, Ablation
+from .common import cli
+from .common.errors import DataError, UsageError
+from .common.fields import DEVICES, MOST_WORKERS, at_least, at_most, flag, flag_name, near
+from .common.files import atomic_write, locked
+from .common.progress import duration
 from .data import processes
 from .doors.config import read_toml
 from .doors.metrics import read_results
-from .errors import DataError, UsageError
-from .fields import near
-from .files import atomic_write, locked
-from .progress import duration
-from .trainings import one_by_one, side_by_side
+from .model.config import AlexNetConfig
+from .training import runs
+from .training.concurrent import one_by_one, side_by_side
+from .training.config import TrainConfig
 
 if TYPE_CHECKING:
     from .data.images import ImageData
@@ -38,6 +41,37 @@ EPOCHS, BATCH_SIZE = 6, 32
 QUICK = 6
 #: Stored images of at least so many rows are for the paper's network.
 LARGE = 256
+
+
+@dataclass(frozen=True)
+class AblationsConfig:
+    """What ``python -m net.ablations`` is asked to do."""
+
+    names: tuple[str, ...] = flag((), "ablations; all by default", positional=True, nargs="*", metavar="NAME")
+    data_path: str | None = flag(None, "as in net.train; the embedded digits by default", metavar="PATH")
+    baseline: str | None = flag(
+        None,
+        "TOML file of net.train's flags for the network that is compared with; by default the small network of the "
+        "digits preset, and the paper's on stored images of 256x256 and more",
+        metavar="FILE.toml",
+    )
+    seeds: int = flag(3, "trainings of each network, with the seeds 0, 1, ...; at least 3", metavar="COUNT")
+    quick: bool = flag(False, "a sixth of the epochs: to see that it works, not to learn much")
+    workers: int | None = flag(
+        None,
+        "trainings at a time, each in a process with its share of the cores; by default as many as there are cores for "
+        "small images on a CPU, else one",
+        short="j",
+    )
+    device: str | None = flag(None, DEVICES)
+    output_dir: str | None = flag(
+        None, "folder of the results, runs/ablations or runs/ablations-quick by default", metavar="DIR"
+    )
+
+    def __post_init__(self) -> None:
+        at_least(self, 3, "seeds", called=flag_name)
+        at_least(self, 1, "workers", called=flag_name)
+        at_most(self, MOST_WORKERS, "workers", called=flag_name)
 
 
 def _effective(network: AlexNetConfig) -> AlexNetConfig:
@@ -60,7 +94,7 @@ def baseline(config: AblationsConfig) -> "tuple[TrainConfig, ImageData]":
         UsageError: flags in ``--baseline`` that do not belong there. DataError: no such images.
     """
     from .data.sources import open_data
-    from .trainer import open_run_data
+    from .training.setup import open_run_data
 
     flags: dict[str, Any] = {}
     if config.baseline is not None:
@@ -88,7 +122,7 @@ def baseline(config: AblationsConfig) -> "tuple[TrainConfig, ImageData]":
 
 def ablated(ablation: Ablation, config: TrainConfig, data: "ImageData") -> TrainConfig | str:
     """The training without a part, or why it would show nothing."""
-    from .trainer import architecture
+    from .training.setup import architecture
 
     network = architecture(config, data)
     if "colour_noise" in ablation.recipe and data.colour.values[1] <= 1e-9 * data.colour.values[0]:
@@ -144,7 +178,7 @@ def _settings(config: TrainConfig, data: "ImageData") -> dict[str, Any]:
 
 def _workers(config: AblationsConfig, base: TrainConfig, data: "ImageData") -> int:
     """Trainings at a time: two threads train a small network no faster than one, so that each core gets its own."""
-    from .device import choose
+    from .common.device import choose
 
     if config.workers is not None:
         return config.workers
@@ -173,8 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if folder.exists() and not folder.is_dir():
         raise DataError(f"--output-dir {folder} is a file")
     cli.check_exist(data_path=config.data_path, baseline=config.baseline)
-    cli.load("ablation_report", "trainer")
-    from . import ablation_report
+    cli.load("analysis.ablation_report", "training.trainer")
+    from .analysis import ablation_report
 
     base, data = baseline(config)
     settings, machine = _settings(base, data), _machine()

@@ -2,16 +2,18 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from . import cli, pretrained, runs
-from .config import EvaluateConfig
-from .errors import DataError
-from .files import atomic_write, check_writable
-from .printing import printable
-from .published import Published, is_ilsvrc, published
+from . import pretrained
+from .analysis.published import Published, is_ilsvrc, published
+from .common import cli
+from .common.errors import DataError
+from .common.fields import DEVICES, MOST_IMAGES, MOST_WORKERS, at_least, at_most, check_rgb, flag, flag_name
+from .common.files import atomic_write, check_writable
+from .common.printing import printable
+from .training import runs
 
 DESCRIPTION = (
     "Top-1 and top-5 errors on the validation images, from the central crop and from ten crops. Several networks are "
@@ -19,17 +21,51 @@ DESCRIPTION = (
 )
 
 
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What ``python -m net.evaluate`` is asked to do."""
+
+    checkpoints: tuple[str, ...] = flag(
+        (),
+        "run folders, checkpoints (.pt) or weights (.safetensors, .onnx, .pt, .pth); several are averaged",
+        positional=True,
+    )
+    data_path: str | None = flag(None, "as in net.train; by default what the first was trained on", metavar="PATH")
+    ten_crops: bool = flag(True, "also average over ten crops where the images are larger than the network's input")
+    batch_size: int = flag(128, "images in a batch", short="b")
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = flag(
+        "auto", "as in net.train; auto is what the network was trained in, where the device has it"
+    )
+    channels_last: bool = flag(True, "keep activations in channels_last memory format")
+    device: str | None = flag(None, DEVICES)
+    workers: int = flag(2, "threads that read images", short="j")
+    output: str | None = flag(None, "JSON file; evaluation.json beside the first checkpoint by default", metavar="FILE")
+    mean_rgb: tuple[float, ...] | None = flag(
+        None,
+        "colour to subtract, in 0..255, for a network whose file holds no mean image; Caffe's ImageNet models were "
+        "trained with 123 117 104",
+        nargs=3,
+        metavar=("R", "G", "B"),
+    )
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch_size", "workers", called=flag_name)
+        at_most(self, MOST_IMAGES, "batch_size", called=flag_name)
+        at_most(self, MOST_WORKERS, "workers", called=flag_name)
+        check_rgb(self.mean_rgb)
+
+
 def errors(config: EvaluateConfig) -> list[dict[str, Any]]:
     """A row for each network, and for their average, and each way of cropping."""
     import torch
 
-    from .augmentation import centre_crop, ten_crops
+    from .analysis.features import mean_image, open_its_data
+    from .analysis.trained import check_mean_rgb, open_trained
+    from .common.device import choose, describe, keep_freed_memory, resolve_precision, set_precision
+    from .common.progress import Progress
+    from .data.augmentation import centre_crop, ten_crops
     from .data.loader import Loader
-    from .device import choose, describe, keep_freed_memory, resolve_precision, set_precision
-    from .evaluation import evaluate
-    from .features import mean_image, open_its_data
-    from .progress import Progress
-    from .trained import check_mean_rgb, open_trained
+    from .training.evaluation import evaluate
 
     device = choose(config.device)
     keep_freed_memory()
@@ -93,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_writable("--output", config.output)
     networks = [pretrained.find(network) for network in config.checkpoints]
     cli.check_exist(data_path=config.data_path)
-    cli.load("evaluation", "features", "trained")
+    cli.load("training.evaluation", "analysis.features", "analysis.trained")
     rows = errors(config)
     names = [printable(row["network"]) for row in rows]
     width = max(map(len, names))

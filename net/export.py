@@ -1,17 +1,20 @@
 """A trained network for other programs: ``python -m net.export CHECKPOINT OUTPUT``; ``--help`` lists the flags."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from . import cli, pretrained, runs
-from .config import EvaluateConfig, ExportConfig, RecipeConfig
-from .errors import DataError
-from .files import atomic_write, check_writable
+from . import pretrained
+from .common import cli
+from .common.errors import DataError, UsageError
+from .common.fields import flag
+from .common.files import atomic_write, check_writable
+from .training import runs
+from .training.config import RecipeConfig
 
 if TYPE_CHECKING:
-    from .trained import Trained
+    from .analysis.trained import Trained
 
 DESCRIPTION = (
     "Write a trained network as ONNX, as a torch.export program or as a package that AOTInductor compiled. It reads "
@@ -19,17 +22,44 @@ DESCRIPTION = (
     "its weights in half precision, with all that net.load and the other commands need, to share them."
 )
 
+
 #: Flags of a run that decide what it learns.
 RECIPE = {item.name for item in fields(RecipeConfig)} | {"preset", "epochs", "batch_size", "hold_out", "seed"}
 #: What of an evaluation stands in a file of weights.
 REPORTED = ("images", "loss", "top1_error_percent", "top5_error_percent")
 
 
+@dataclass(frozen=True)
+class ExportConfig:
+    """What ``python -m net.export`` is asked to do."""
+
+    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors, .onnx)", positional=True)
+    output: str = flag("", "file to write: .onnx, .safetensors, or .pt2 for the other formats", positional=True)
+    format: Literal["onnx", "torch-export", "aoti", "safetensors"] = flag(
+        "onnx",
+        "ONNX, a torch.export program, a package that AOTInductor compiled, or half-precision weights with the mean "
+        "image, the recipe and the error of that very file",
+    )
+    data_path: str | None = flag(
+        None,
+        "images on which the error of --format safetensors is measured, as in net.evaluate; by default what the "
+        "network was trained on",
+        metavar="PATH",
+    )
+    device: str | None = flag(None, "as in net.train; where an aoti package runs")
+
+    def __post_init__(self) -> None:
+        suffix = {"onnx": ".onnx", "safetensors": ".safetensors"}.get(self.format, ".pt2")
+        if not self.output.endswith(suffix):
+            raise UsageError(f"OUTPUT of --format {self.format} must end in {suffix}; got {self.output}")
+        if self.data_path is not None and self.format != "safetensors":
+            raise UsageError("--data-path goes with --format safetensors, whose error is measured")
+
+
 def _write_weights(trained: "Trained", output: Path, config: ExportConfig) -> None:
     """Half-precision weights to share: with the mean image, how they were trained, and what they get wrong."""
-    import torch
-
-    from . import evaluate, weights
+    from . import evaluate
+    from .model import weights
 
     if trained.mean is None:
         raise DataError(f"{trained.path} holds no mean image to subtract; give the run folder or a checkpoint")
@@ -51,7 +81,7 @@ def _write_weights(trained: "Trained", output: Path, config: ExportConfig) -> No
     tensors[weights.MEAN] = trained.mean
     weights.save(output, tensors, metadata)
     data_path = config.data_path if config.data_path is not None else trained.data_path
-    asked = EvaluateConfig((str(output.absolute()),), data_path=data_path, device=config.device)
+    asked = evaluate.EvaluateConfig((str(output.absolute()),), data_path=data_path, device=config.device)
     rows = evaluate.errors(asked)
     metadata["errors"] = [{name: row[name] for name in ("crops", *REPORTED)} for row in rows]
     weights.save(output, tensors, metadata)
@@ -69,13 +99,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_writable("OUTPUT", config.output)
     pretrained.find(config.checkpoint)
     cli.check_exist(data_path=config.data_path)
-    cli.load("interchange", "trained")
+    cli.load("model.export", "analysis.trained")
 
     import torch
 
-    from . import interchange
-    from .device import choose, describe
-    from .trained import open_trained
+    from .analysis.trained import open_trained
+    from .common.device import choose, describe
+    from .model import export
 
     device = choose(config.device)
     trained = open_trained(config.checkpoint, device)
@@ -92,9 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if config.format == "aoti":
         print(f"compiling for {describe(device)}, a minute or so", flush=True)
     write = {
-        "onnx": interchange.onnx_bytes,
-        "torch-export": interchange.torch_export_bytes,
-        "aoti": interchange.aoti_bytes,
+        "onnx": export.onnx_bytes,
+        "torch-export": export.torch_export_bytes,
+        "aoti": export.aoti_bytes,
     }[config.format]
     # torch.export saves other memory formats with a warning.
     content = write(trained.model.to(memory_format=torch.contiguous_format), metadata)  # type: ignore[call-overload]

@@ -1,14 +1,19 @@
 """The paper's figures: ``python -m net.figures FIGURE ...``; ``--help`` lists them, ``FIGURE --help`` the flags."""
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import cli, pretrained, runs
-from .config import ActivationsConfig, FiltersConfig, NeighboursConfig, PredictionsConfig, network
-from .errors import DataError, UsageError
-from .files import check_writable
+from . import pretrained
+from .common import cli
+from .common.errors import DataError, UsageError
+from .common.fields import DEVICES, at_least, check_png, flag, flag_name
+from .common.files import check_writable
+from .model.config import network
+from .training import runs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +24,72 @@ DESCRIPTION = "Draw a figure of the paper from a trained network, as a PNG file.
 SHOWN, QUERIES, NEIGHBOURS = 8, 5, 6
 #: Validation images over which the neighbours' classes are counted.
 COUNTED = 1000
+
+
+@dataclass(frozen=True)
+class FiltersConfig:
+    """What ``python -m net.figures filters`` is asked to do."""
+
+    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors)", positional=True)
+    output: str | None = flag(None, "filters.png in the run folder by default", metavar="FILE.png")
+
+    def __post_init__(self) -> None:
+        check_png(self.output)
+
+
+@dataclass(frozen=True)
+class PredictionsConfig:
+    """What ``python -m net.figures predictions`` is asked to do."""
+
+    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors)", positional=True)
+    data_path: str | None = flag(None, "as in net.train; by default what it was trained on", metavar="PATH")
+    seed: int = flag(0, "which images are drawn")
+    device: str | None = flag(None, DEVICES)
+    output: str | None = flag(None, "predictions.png in the run folder by default", metavar="FILE.png")
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "seed", called=flag_name)
+        check_png(self.output)
+
+
+@dataclass(frozen=True)
+class NeighboursConfig:
+    """What ``python -m net.figures neighbours`` is asked to do."""
+
+    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors)", positional=True)
+    data_path: str | None = flag(None, "as in net.train; by default what it was trained on", metavar="PATH")
+    seed: int = flag(0, "which images are drawn")
+    batch_size: int = flag(128, "images in a batch", short="b")
+    device: str | None = flag(None, DEVICES)
+    output: str | None = flag(None, "neighbours.png in the run folder by default", metavar="FILE.png")
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "seed", called=flag_name)
+        at_least(self, 1, "batch_size", called=flag_name)
+        check_png(self.output)
+
+
+@dataclass(frozen=True)
+class ActivationsConfig:
+    """What ``python -m net.figures activations`` is asked to do."""
+
+    data_path: str | None = flag(None, "as in net.train; the embedded digits by default", metavar="PATH")
+    rates: tuple[float, ...] = flag(
+        (0.001, 0.003, 0.01), "learning rates to try; each activation keeps its fastest", metavar="RATE"
+    )
+    max_epochs: int = flag(60, "epochs after which a training that has not come to 25 % is given up")
+    batch_size: int = flag(128, "images in an update", short="b")
+    seed: int = flag(0, "of weights and order")
+    device: str | None = flag(None, DEVICES)
+    output: str | None = flag(None, "runs/activations.png by default", metavar="FILE.png")
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "max_epochs", "batch_size", called=flag_name)
+        at_least(self, 0, "seed", called=flag_name)
+        for rate in self.rates:
+            if not 0 < rate < math.inf:
+                raise UsageError(f"--rates must be more than 0; got {rate!r}")
+        check_png(self.output)
 
 
 def _output(given: str | None, checkpoint: Path, name: str) -> Path:
@@ -46,9 +117,9 @@ def filters(config: FiltersConfig) -> Path:
     import numpy as np
     import torch
 
-    from . import drawings
+    from .analysis import drawings
+    from .analysis.trained import open_trained
     from .data.images import short_name
-    from .trained import open_trained
 
     trained = open_trained(config.checkpoint, torch.device("cpu"))
     name = next(layer for layer, _ in trained.model.trunk if layer is not None)
@@ -81,21 +152,21 @@ def filters(config: FiltersConfig) -> Path:
 
 def predictions(config: PredictionsConfig) -> Path:
     """Figure 4, left: eight validation images and the five most probable labels."""
-    import numpy as np
     import torch
 
-    from . import drawings
-    from .augmentation import centre_crop
-    from .device import choose, keep_freed_memory
-    from .evaluation import TOP, probabilities
-    from .features import open_its_data
-    from .trained import open_trained
+    from .analysis import drawings
+    from .analysis.features import open_its_data
+    from .analysis.trained import open_trained
+    from .common import seeds
+    from .common.device import choose, keep_freed_memory
+    from .data.augmentation import centre_crop
+    from .training.evaluation import TOP, probabilities
 
     device = choose(config.device)
     keep_freed_memory()
     trained = open_trained(config.checkpoint, device)
     data, mean = open_its_data(trained, config.data_path, device)
-    generator = np.random.default_rng(config.seed)
+    generator = seeds.sample(config.seed)
     drawn = generator.choice(len(data.val), min(SHOWN, len(data.val)), replace=False)
     images = data.val.images[drawn]
     with torch.no_grad():
@@ -119,13 +190,14 @@ def neighbours(config: NeighboursConfig) -> Path:
     import numpy as np
     import torch
 
-    from . import drawings
+    from .analysis import drawings
+    from .analysis.features import features_of, open_its_data
+    from .analysis.retrieval import nearest
+    from .analysis.trained import open_trained
+    from .common import seeds
+    from .common.device import choose, keep_freed_memory
+    from .common.progress import Progress
     from .data.images import Split
-    from .device import choose, keep_freed_memory
-    from .features import features_of, open_its_data
-    from .progress import Progress
-    from .retrieval import nearest
-    from .trained import open_trained
 
     device = choose(config.device)
     keep_freed_memory()
@@ -133,7 +205,7 @@ def neighbours(config: NeighboursConfig) -> Path:
     data, mean = open_its_data(trained, config.data_path, device)
     if len(data.train) < NEIGHBOURS:
         raise DataError(f"{data.name} has {len(data.train)} training images; the figure shows {NEIGHBOURS} neighbours")
-    generator = np.random.default_rng(config.seed)
+    generator = seeds.sample(config.seed)
     drawn = generator.choice(len(data.val), min(COUNTED, len(data.val)), replace=False)
     asked = Split(data.val.images[drawn], data.val.labels[drawn])
     with Progress("images", len(asked) + len(data.train)) as progress:
@@ -159,12 +231,12 @@ def neighbours(config: NeighboursConfig) -> Path:
 
 def activations(config: ActivationsConfig) -> Path:
     """Figure 1: the 4-layer network with ReLU and with tanh, trained to 25 % training error."""
-    from . import drawings
-    from .activations import TARGET, fastest
+    from .analysis import drawings
+    from .analysis.activations import TARGET, fastest
+    from .common.device import choose, keep_freed_memory
+    from .common.progress import Progress
     from .data.cifar10 import CLASSES
     from .data.sources import open_data
-    from .device import choose, keep_freed_memory
-    from .progress import Progress
 
     device = choose(config.device)
     keep_freed_memory()
@@ -241,7 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if hasattr(config, "checkpoint"):
         pretrained.find(config.checkpoint)
     cli.check_exist(data_path=getattr(config, "data_path", None))
-    cli.load("drawings", "trained")
+    cli.load("analysis.drawings", "analysis.trained")
     print(f"written to {draw(config)}")
     return 0
 

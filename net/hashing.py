@@ -3,13 +3,16 @@
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import cli, pretrained, runs
-from .config import HashingConfig
-from .errors import DataError
-from .files import atomic_write, check_writable
+from . import pretrained
+from .common import cli
+from .common.errors import DataError, UsageError
+from .common.fields import DEVICES, at_least, flag, flag_name
+from .common.files import atomic_write, check_writable
+from .training import runs
 
 DESCRIPTION = (
     "Section 6.1's proposal: an auto-encoder compresses a network's last hidden features (fc7) to short binary codes, "
@@ -25,19 +28,40 @@ TIMINGS = 3
 _PART = 8192
 
 
+@dataclass(frozen=True)
+class HashingConfig:
+    """What ``python -m net.hashing`` is asked to do."""
+
+    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors)", positional=True)
+    data_path: str | None = flag(None, "as in net.train; by default what it was trained on", metavar="PATH")
+    bits: int = flag(64, "bits of a code, a multiple of 64")
+    epochs: int = flag(30, "passes of the auto-encoder over the training images' features")
+    queries: int = flag(1000, "validation images that are searched for")
+    seed: int = flag(0, "of the auto-encoder and of the queries")
+    batch_size: int = flag(128, "images in a batch", short="b")
+    device: str | None = flag(None, DEVICES)
+    output: str | None = flag(None, "JSON file; hashing.json in the run folder by default", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "bits", "epochs", "queries", "batch_size", called=flag_name)
+        at_least(self, 0, "seed", called=flag_name)
+        if self.bits % 64:
+            raise UsageError(f"--bits must be a multiple of 64; got {self.bits}")
+
+
 def _hash(config: HashingConfig) -> dict[str, Any]:
     """What is measured, as it is written to the JSON file."""
-    import numpy as np
     import torch
 
-    from .autoencoder import learn
+    from .analysis.autoencoder import learn
+    from .analysis.features import features_of, open_its_data
+    from .analysis.retrieval import nearest, nearest_codes, packed, recall
+    from .analysis.trained import open_trained
+    from .common import seeds
+    from .common.device import choose, describe, keep_freed_memory
+    from .common.progress import Progress
     from .data.images import Split
-    from .device import choose, describe, keep_freed_memory
     from .doors.files import free_host_memory
-    from .features import features_of, open_its_data
-    from .progress import Progress
-    from .retrieval import nearest, nearest_codes, packed, recall
-    from .trained import open_trained
 
     device = choose(config.device)
     keep_freed_memory()
@@ -45,7 +69,7 @@ def _hash(config: HashingConfig) -> dict[str, Any]:
     data, mean = open_its_data(trained, config.data_path, device)
     if len(data.train) < LOOKED_AT[-1]:
         raise DataError(f"{data.name} has {len(data.train)} training images; at least {LOOKED_AT[-1]} are searched")
-    drawn = np.random.default_rng(config.seed).permutation(len(data.val))[: config.queries]
+    drawn = seeds.sample(config.seed).permutation(len(data.val))[: config.queries]
     asked = Split(data.val.images[drawn], data.val.labels[drawn])
     print(f"{len(asked):,} validation images against {len(data.train):,} training images of {data.name}", flush=True)
     with Progress("images", len(asked) + len(data.train)) as progress:
@@ -64,7 +88,7 @@ def _hash(config: HashingConfig) -> dict[str, Any]:
         model, error = learn(
             vectors.to(device), config.bits, epochs=config.epochs, seed=config.seed, progress=progress.update
         )
-    planes = torch.randn(width, config.bits, generator=torch.Generator().manual_seed(config.seed))
+    planes = torch.randn(width, config.bits, generator=seeds.planes(config.seed))
     centre = vectors.mean(0)
     codes = {
         "autoencoder": [packed(model.bits(part.to(device))) for part in (queries, vectors)],
@@ -113,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_writable("--output", config.output)
     network = pretrained.find(config.checkpoint)
     cli.check_exist(data_path=config.data_path)
-    cli.load("autoencoder", "features", "trained")
+    cli.load("analysis.autoencoder", "analysis.features", "analysis.trained")
     result = _hash(config)
     output = Path(config.output) if config.output is not None else runs.results_folder(network) / "hashing.json"
     speed, size = result["queries_per_s"], result["bytes_per_image"]

@@ -5,14 +5,16 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from . import cli, pretrained
-from .config import PredictConfig
-from .errors import DataError, UsageError
-from .files import atomic_write, check_writable
-from .printing import printable
+from . import pretrained
+from .common import cli
+from .common.errors import DataError, UsageError
+from .common.fields import DEVICES, MOST_IMAGES, at_least, at_most, check_rgb, flag, flag_name
+from .common.files import atomic_write, check_writable
+from .common.printing import printable
 
 DESCRIPTION = (
     "The five most probable classes of each image, which is scaled and cropped as the training images were and has the "
@@ -20,19 +22,51 @@ DESCRIPTION = (
 )
 
 
+@dataclass(frozen=True)
+class PredictConfig:
+    """What ``python -m net.predict`` is asked to do."""
+
+    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights", positional=True)
+    images: tuple[str, ...] = flag((), "image files", positional=True)
+    ten_crops: bool = flag(False, "average over ten crops; else the central one")
+    json: bool = flag(False, "JSON instead of a table")
+    features: str | None = flag(
+        None, "write the central crops' last hidden features (fc7), float32 [images, features]", metavar="FILE.npy"
+    )
+    mean_rgb: tuple[float, ...] | None = flag(
+        None,
+        "colour to subtract, in 0..255, for a network whose file holds no mean image; Caffe's ImageNet models were "
+        "trained with 123 117 104",
+        nargs=3,
+        metavar=("R", "G", "B"),
+    )
+    batch_size: int = flag(128, "images in a batch", short="b")
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = flag(
+        "auto", "as in net.train; auto is what the network was trained in, where the device has it"
+    )
+    device: str | None = flag(None, DEVICES)
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch_size", called=flag_name)
+        at_most(self, MOST_IMAGES, "batch_size", called=flag_name)
+        check_rgb(self.mean_rgb)
+        if self.features is not None and not self.features.endswith(".npy"):
+            raise UsageError(f"--features must end in .npy; got {self.features}")
+
+
 def _predict(config: PredictConfig) -> dict[str, Any]:
     """The answers as they are written with ``--json``; writes the features if they are wanted."""
     import numpy as np
     import torch
 
-    from .augmentation import centre_crop, ten_crops
+    from .analysis.features import check_colours, class_names, features
+    from .analysis.trained import MEAN_RGB_HINT, check_mean_rgb, open_trained
+    from .common.device import choose, keep_freed_memory, resolve_precision, set_precision
+    from .common.progress import Progress
+    from .data.augmentation import centre_crop, ten_crops
     from .data.decode import decode
-    from .device import choose, keep_freed_memory, resolve_precision, set_precision
     from .doors.image import UnreadableImageError
-    from .evaluation import TOP, probabilities
-    from .features import check_colours, class_names, features
-    from .progress import Progress
-    from .trained import MEAN_RGB_HINT, check_mean_rgb, open_trained
+    from .training.evaluation import TOP, probabilities
 
     device = choose(config.device)
     keep_freed_memory()
@@ -88,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path in config.images:
         if not os.path.exists(path):
             raise DataError(f"{path} cannot be read as an image: does not exist")
-    cli.load("evaluation", "features", "trained")
+    cli.load("training.evaluation", "analysis.features", "analysis.trained")
     # With --json nothing but JSON is printed to stdout.
     with contextlib.redirect_stdout(sys.stderr) if config.json else contextlib.nullcontext():
         result = _predict(config)

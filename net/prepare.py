@@ -1,15 +1,41 @@
 """Pack an image folder: ``python -m net.prepare SOURCE TARGET``; ``--help`` lists the flags."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from . import cli
-from .config import PrepareConfig
+from .common import cli
+from .common.errors import UsageError
+from .common.fields import MOST_ROWS, MOST_WORKERS, at_least, at_most, flag, flag_name
 
 DESCRIPTION = (
     "Decode, scale and crop the images of SOURCE into TARGET, from which training reads. An interrupted run goes on "
     "where it stopped when the same command is given again."
 )
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """What ``python -m net.prepare`` is asked to do."""
+
+    source: str = flag("", "image folder: train/CLASS/*, val/CLASS/* (or val/* with --val-labels)", positional=True)
+    target: str | None = flag(None, "folder of the packed store", positional=True, optional_value=None)
+    size: int = flag(256, "rows and columns of a packed image")
+    val_labels: str | None = flag(
+        None,
+        "label file of a flat val folder: lines of 'FILE CLASS' or a table with such columns, ImageNet's "
+        "LOC_val_solution.csv, or one class a line in the order of the file names",
+        metavar="FILE",
+    )
+    workers: int | None = flag(None, "processes; one a core by default", short="j")
+    verify: bool = flag(False, "compare every byte of the finished store SOURCE with its checksums, and stop")
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "size", "workers", called=flag_name)
+        at_most(self, MOST_WORKERS, "workers", called=flag_name)
+        at_most(self, MOST_ROWS, "size", called=flag_name)
+        if (self.target is None) != self.verify:
+            raise UsageError("give SOURCE and TARGET, or --verify and a store")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

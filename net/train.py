@@ -7,16 +7,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import cli, pretrained, runs
-from .config import TrainConfig
-from .errors import DataError, UsageError
-from .fields import flag_name
+from . import pretrained
+from .common import cli
+from .common.errors import DataError, UsageError
+from .common.fields import flag_name
 from .parallel.launch import Launch, launched
+from .training import runs
+from .training.config import TrainConfig
 
 DESCRIPTION = (
     "Train an AlexNet. Without flags: the embedded digits, in about a minute. With --preset imagenet --data-path "
-    "FOLDER: the paper's run. Defaults in parentheses are the imagenet preset's; the other presets change some of "
-    "them, and the run folder's config.toml says what was used."
+    "FOLDER: the paper's run. Defaults are in parentheses, those of digits unless --preset says otherwise."
 )
 
 #: Flags that decide what a run is, with what they are where its configuration does not say.
@@ -66,18 +67,18 @@ def _train(
     config: TrainConfig, launch: Launch, folder: Path | None, resumed: tuple[Path, dict[str, Any]] | None
 ) -> int:
     """Meet the other processes, build the run and train."""
-    cli.load("parallel.process_group", "trainer")
+    cli.load("parallel.process_group", "training.trainer")
     from .parallel.process_group import join
-    from .trainer import Trainer
+    from .training.trainer import Trainer
 
-    ranks, device = join(launch, config)
-    with ranks.watched():
-        folder = Path(ranks.broadcast(str(folder)))
-        trainer = Trainer(config, folder, resumed, device, ranks)
-        if ranks.first:
+    world, device = join(launch, config)
+    with world.watched():
+        folder = Path(world.broadcast(str(folder)))
+        trainer = Trainer(config, folder, resumed, device, world)
+        if world.first:
             runs.write_config(folder, trainer.config)
         status = trainer.run()
-        ranks.close()
+        world.close()
     return status
 
 
@@ -110,9 +111,9 @@ def _resume(flags: dict[str, Any], source: Path) -> int:
     folder = Path(config.output_dir) if config.output_dir is not None else source
     same = folder.resolve() == source.resolve()
     with _claimed(folder, config.preset, launch, not same):
-        cli.load("checkpoint")
-        from . import checkpoint
+        cli.load("training.checkpoint")
         from .doors.checkpoint import RESUMED, load
+        from .training import checkpoint
 
         kept = checkpoint.checkpoints(source / "checkpoints")
         resumed: tuple[Path, dict[str, Any]] | None

@@ -1,10 +1,13 @@
 """Measure in which forms a network trains fastest on this GPU: ``python -m net.tune``; ``--help`` lists the flags."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from . import cli
-from .config import TuneConfig, network
-from .errors import UsageError
+from .common import cli
+from .common.errors import UsageError
+from .common.fields import at_least, flag, flag_name
+from .model.config import VARIANTS, network
 
 DESCRIPTION = (
     "Measure one update of a network in each form it has, and remember the fastest for net.train. Long runs do it by "
@@ -12,11 +15,24 @@ DESCRIPTION = (
 )
 
 
+@dataclass(frozen=True)
+class TuneConfig:
+    """What ``python -m net.tune`` is asked to do."""
+
+    network: Literal[tuple(VARIANTS)] = flag("paper", "architecture")  # type: ignore[valid-type]
+    batch_size: int = flag(128, "images in an update", short="b")
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = flag("auto", "as in net.train")
+    device: str | None = flag(None, "cuda, cuda:1, ...; the first GPU by default")
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch_size", called=flag_name)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure as the command line says; returns the exit status."""
     config = cli.resolve(cli.given(TuneConfig, "net.tune", DESCRIPTION, arguments), TuneConfig)
-    from .device import choose, resolve_precision, set_precision
-    from .tuning import tuned
+    from .common.device import choose, resolve_precision, set_precision
+    from .training.tuning import tuned
 
     device = choose(config.device)
     if device.type != "cuda":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from net import cli
+from net.common import cli
 
 ROOT = Path(__file__).parents[1]
 

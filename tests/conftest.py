@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from net.cli import spin_briefly
+from net.common.cli import spin_briefly
 
 spin_briefly()
 

@@ -1,4 +1,4 @@
-"""The house: kernels <- net <- bench, and nothing heavy behind --help."""
+"""The repository layout: kernels <- net <- bench, one direction inside net, and nothing heavy behind --help."""
 
 import ast
 import re
@@ -55,28 +55,61 @@ def test_the_direction_is_checked_at_all(tmp_path: Path) -> None:
     assert imports(tmp_path / "a.py") == [(2, "net"), (0, "bench.report"), (0, "torch")]
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "net.config",
-        "net.cli",
-        "net.runs",
-        "net.train",
-        "net.evaluate",
-        "net.prepare",
-        "net.tune",
-        "net.predict",
-        "net.figures",
-        "net.hashing",
-        "net.data.shapes",
-        "net.export",
-        "net.ablations",
-    ],
-)
-def test_commands_start_without_torch(module: str) -> None:
-    code = f"import sys, {module}; print(sorted({{'torch', 'numpy', 'matplotlib'}} & set(sys.modules)))"
+#: net's packages; each imports from those before it. Anything may import the ``config`` modules, which are dataclasses.
+ORDER = ("common", "pretrained", "doors", "model", "data", "parallel", "training", "analysis")
+#: Why an import goes the other way.
+UPWARD = {"net/model/weights.py imports net.training": "a run folder is read by its newest checkpoint"}
+COMMANDS = sorted(path.stem for path in (ROOT / "net").glob("*.py") if not path.stem.startswith("__"))
+
+
+def imported_packages(path: Path) -> set[tuple[str, str]]:
+    """(package of net, module) that a file of net imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = path.relative_to(ROOT).parts[: -node.level]
+            module = [*base, *(node.module or "").split(".")] if node.module else [*base]
+            modules = [module] if len(module) > 1 else [[*module, alias.name] for alias in node.names]
+            found |= {(parts[1], ".".join(parts)) for parts in modules if parts[0] == "net"}
+    return found
+
+
+def test_imports_inside_net_go_one_way() -> None:
+    assert {path.parent.name for path in (ROOT / "net").glob("*/__init__.py")} == set(ORDER)
+    upward = set()
+    for path in sources("net"):
+        here = path.relative_to(ROOT).parts[1]
+        for package, module in imported_packages(path):
+            if here not in ORDER or module.endswith(".config"):
+                continue
+            assert package in ORDER, f"{path} imports the command {module}"
+            if ORDER.index(package) > ORDER.index(here):
+                upward.add(f"{path.relative_to(ROOT)} imports net.{package}")
+    assert upward == set(UPWARD)
+
+
+def test_net_s_root_holds_the_commands() -> None:
+    from net.__main__ import COMMANDS as LISTED
+
+    assert set(COMMANDS) == {name for name in LISTED if "." not in name}
+
+
+def test_no_file_of_net_is_long() -> None:
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in sources("net")}
+    assert {path: length for path, length in lengths.items() if length > 450} == {}
+
+
+def test_commands_start_without_torch() -> None:
+    modules = ["net", *(f"net.{name}" for name in COMMANDS), "net.data.shapes"]
+    code = f"""
+import importlib, sys
+for module in {modules}:
+    importlib.import_module(module)
+    heavy = {{"torch", "numpy", "matplotlib"}} & set(sys.modules)
+    assert not heavy, f"{{module}} imports {{heavy}}"
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.strip() == "[]", done.stderr
+    assert done.returncode == 0, done.stderr
 
 
 #: What opens a file or builds something from one.
@@ -85,18 +118,18 @@ LOADS = {"np.load", "torch.load", "onnx.load", "tomllib.load", "json.load", "pic
 #: Where something is opened outside of net/doors, and why it is nothing that a user gives.
 OPENED = {
     "net/ablations.py": "appends a result",
-    "net/cli.py": "/dev/null, and the package kernels",
+    "net/common/cli.py": "/dev/null, and the package kernels",
     "net/data/digits.py": "the embedded digits",
     "net/data/prepare.py": "the store that is being written",
-    "net/device.py": "/proc",
-    "net/drawings.py": "a picture just drawn",
-    "net/extras.py": "what pip noted",
-    "net/files.py": "what is being written, and folders",
-    "net/printing.py": "/dev/null",
-    "net/runs.py": "appends to the log",
+    "net/common/device.py": "/proc",
+    "net/analysis/drawings.py": "a picture just drawn",
+    "net/common/extras.py": "what pip noted",
+    "net/common/files.py": "what is being written, and folders",
+    "net/common/printing.py": "/dev/null",
+    "net/training/runs.py": "appends to the log",
     "net/train.py": "/dev/null",
-    "net/trainings.py": "appends to the log",
-    "net/tuning.py": "this program's own sources",
+    "net/training/concurrent.py": "appends to the log",
+    "net/training/tuning.py": "this program's own sources",
 }
 
 

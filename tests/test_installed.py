@@ -13,8 +13,8 @@ import pytest
 
 import kernels
 from net import __main__ as commands
-from net import cli, extras
-from net.errors import UsageError
+from net.common import cli, extras
+from net.common.errors import UsageError
 from tests.commands import ROOT, one_line, run
 
 
@@ -62,7 +62,7 @@ assert kernels.__version__ == importlib.metadata.version("alexnet-fused")
 for package in (kernels, net):
     assert importlib.resources.files(package).joinpath("py.typed").is_file(), package
 print(kernels.max_pool2d(torch.ones(1, 1, 3, 3), 3).item())
-from net import extras
+from net.common import extras
 print(extras.install("onnx"))
 """
     imported, one, extra = output(tmp_path, python, "-c", code).splitlines()
@@ -158,5 +158,5 @@ def test_where_an_extra_comes_from(
             return None if noted is None else json.dumps(noted)
 
     monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Distribution())
-    monkeypatch.setattr(extras, "__file__", str(tmp_path / "net" / "extras.py"))
+    monkeypatch.setattr(extras, "__file__", str(tmp_path / "net" / "common" / "extras.py"))
     assert extras.install("onnx") == f"pip install {says}"

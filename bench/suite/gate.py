@@ -23,7 +23,7 @@ from .run import CHECKER, FIRST, Rows, Run, cores
 REPEATS = 20
 #: The tests that a GPU is for, and the core of them: every dtype, memory format and special value, and that an image's
 #: result does not depend on its batch.
-TESTS = ("tests/test_triton_stage.py", "tests/test_one_pass.py", "tests/test_fuse.py")
+TESTS = ("tests/kernels/test_triton_stage.py", "tests/kernels/test_one_pass.py", "tests/kernels/test_fuse.py")
 CORE = "half_types or every_dtype or special_values or nan_reaches or its_batch or layout or one_pass"
 #: Two quick ones, in the interpreter, to see that they are run.
 TOY = "count_offsets_alike or flops_are_counted"

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from net.common.device import keep_freed_memory
 from net.data.processes import available_cores
-from net.device import keep_freed_memory
 
 from .. import ceilings as ceilings_module
 from ..ceilings import Ceilings

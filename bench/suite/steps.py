@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import kernels
-from net.alexnet import AlexNet, Stage
-from net.forms import untuned, use
+from net.model.alexnet import AlexNet, Stage
+from net.model.forms import untuned, use
 
 from ..cases import DTYPES, failure, many_variants
 from ..network import (

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from net.config import AlexNetConfig
+from net.model.config import AlexNetConfig
 
 Event = dict[str, Any]
 Shape = tuple[int, ...]

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from net import runs
 from net.data.prepare import prepare
 from net.data.store import is_store
+from net.training import runs
 
 from ..environment import ROOT
 from ..network import PRECISIONS, STORED, plan_of

@@ -2,7 +2,7 @@
 
 For ``[N, H, W, 3]`` bytes and a crop of S pixels it reads 3 S^2 bytes an image and writes the input once: as pixels, or
 as blocks of pixels side by side that become channels, which is what the first convolution reads on a GPU
-(:func:`net.blocks.blocks`). The mean image stays in the caches.
+(:func:`net.model.blocks.blocks`). The mean image stays in the caches.
 """
 
 import contextlib

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..common.errors import DataError
 from ..doors.archive import batch, read_batch, read_members
-from ..errors import DataError
 from .images import ImageData, Split, statistics
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

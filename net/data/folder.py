@@ -5,9 +5,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..common.errors import DataError
 from ..doors import labels as label_files
 from ..doors.store import SPLITS
-from ..errors import DataError
 
 
 @dataclass(frozen=True)

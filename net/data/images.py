@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..config import SHAPES, SYNTHETIC
-from ..printing import printable
+from ..common import seeds
+from ..common.cli import SYNTHETIC
+from ..common.printing import printable
+from .config import SHAPES
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,6 @@ class ColourComponents:
     vectors: NDArray[np.float64]
 
 
-#: Of the images that are held out: always the same ones, so that trainings of different seeds can be compared.
-HELD_OUT_SEED = 2012
-
-
 def hold_out(labels: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Part the images of a split in two, each class in the same share as far as whole images go.
 
@@ -56,8 +54,8 @@ def hold_out(labels: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], 
     Returns:
         Their numbers, int64, increasing: those that stay, and the ``count`` that are held out.
     """
-    shuffled = np.random.default_rng(HELD_OUT_SEED).permutation(len(labels))
-    # An image's place among those of its class, in that class's share of 1: the smallest are taken of every class alike.
+    shuffled = seeds.held_out().permutation(len(labels))
+    # An image's place among those of its class, from 0 to 1: a limit takes the same share of every class.
     places = np.empty(len(labels))
     for label in np.unique(labels):
         members = shuffled[labels[shuffled] == label]

@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..common import seeds
+from ..common.progress import Progress
 from ..doors.files import free_host_memory
-from ..progress import Progress
 from .images import Split
 
 #: Batches read ahead, the one in use included.
@@ -70,7 +71,8 @@ class Loader:
         cache: keep the images in the device's or the host's memory.
         threads: threads that read one batch together.
         rank, ranks: this process and how many share each batch; ``ranks`` divides ``batch_size``.
-        only: int64 numbers of the images that there are; all of the split's by default.
+
+        only: int64 numbers of the images that are read; all of the split's by default.
 
     Raises:
         ValueError: fewer images than a batch needs, or ranks that do not divide the batch.
@@ -87,16 +89,16 @@ class Loader:
         cache: Cache = "none",
         threads: int = 1,
         rank: int = 0,
-        ranks: int = 1,
+        replicas: int = 1,
         only: NDArray[np.int64] | None = None,
     ) -> None:
         self.samples = np.arange(len(split)) if only is None else only
-        if batch_size % ranks:
-            raise ValueError(f"batch_size {batch_size} cannot be shared by {ranks} ranks")
-        if shuffle and len(self.samples) < batch_size:
-            raise ValueError(f"batch_size {batch_size} is more than the {len(self.samples)} training images")
+        if batch_size % replicas:
+            raise ValueError(f"batch_size {batch_size} cannot be shared by {replicas} ranks")
+        if shuffle and len(self) < batch_size:
+            raise ValueError(f"batch_size {batch_size} is more than the {len(self)} training images")
         self.split, self.batch_size, self.device = split, batch_size, device
-        self.shuffle, self.seed, self.rank, self.ranks = shuffle, seed, rank, ranks
+        self.shuffle, self.seed, self.rank, self.replicas = shuffle, seed, rank, replicas
         self.threads = threads
         self.batches = len(self) // batch_size if shuffle else -(-len(self) // batch_size)
         self.epoch = 0
@@ -134,7 +136,7 @@ class Loader:
         """The numbers of the images in the order of ``epoch``."""
         if not self.shuffle:
             return self.samples
-        return np.random.default_rng([self.seed, epoch]).permutation(self.samples)
+        return seeds.order(self.seed, epoch).permutation(self.samples)
 
     def _samples(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """(epoch, this rank's samples) of each batch from the position on."""
@@ -143,7 +145,7 @@ class Loader:
             order = self.order(epoch)
             while batch < self.batches:
                 rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-                share = -(-len(rows) // self.ranks)
+                share = -(-len(rows) // self.replicas)
                 yield epoch, rows[self.rank * share : (self.rank + 1) * share]
                 batch += 1
             if not self.shuffle:
@@ -189,7 +191,7 @@ class Loader:
 
     def _read_ahead(self) -> Generator[Batch]:
         shape = self.images.shape[1:]
-        share = -(-self.batch_size // self.ranks)
+        share = -(-self.batch_size // self.replicas)
         free: queue.SimpleQueue[_Buffer | None] = queue.SimpleQueue()
         full: queue.SimpleQueue[_Buffer | BaseException | None] = queue.SimpleQueue()
         for _ in range(BUFFERS):

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..device import keep_freed_memory
+from ..common.device import keep_freed_memory
+from ..common.errors import DataError
+from ..common.files import PARTIAL, atomic_write, locked
+from ..common.printing import printable
+from ..common.progress import Progress, duration
 from ..doors.files import read
 from ..doors.image import UnreadableImageError
 from ..doors.store import CHUNK, FORMAT, META, SPLITS, read_arrays, read_meta
-from ..errors import DataError
-from ..files import PARTIAL, atomic_write, locked
-from ..printing import printable
-from ..progress import Progress, duration
 from . import processes
 from .decode import decode
 from .folder import Listing, scan

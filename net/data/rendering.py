@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..config import SHAPES, ShapesConfig
+from ..common import seeds
+from ..common.progress import Progress
 from ..doors.store import SPLITS
-from ..progress import Progress
 from . import processes
+from .config import SHAPES, ShapesConfig
 
 #: Red, green and blue's share of the luminance (ITU-R BT.601), by which a gray picture is made.
 LUMINANCE = np.array([0.299, 0.587, 0.114])
@@ -66,7 +67,7 @@ def render(label: int, size: int, seed: tuple[int, ...]) -> NDArray[np.uint8]:
         seed: numbers that the image is drawn from, together with ``label``.
     """
     colour, texture, shape = SHAPES[label].split("_")
-    generator = np.random.default_rng([*seed, label])
+    generator = seeds.shape(*seed, label)
     hue = _HUES[colour] + generator.uniform(-_HUE_SPREAD, _HUE_SPREAD)
     saturation = generator.uniform(0.7, 1)
     colours = [

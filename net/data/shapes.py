@@ -7,10 +7,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .. import cli
-from ..config import SHAPES, ShapesConfig
-from ..errors import DataError
-from ..files import PARTIAL
+from ..common import cli
+from ..common.errors import DataError
+from ..common.files import PARTIAL
+from .config import SHAPES, ShapesConfig
 
 DESCRIPTION = (
     f"Render an image folder (train/CLASS/*.jpg, val/CLASS/*.jpg) of {len(SHAPES)} classes of shapes on textured "

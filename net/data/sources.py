@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..errors import DataError, UsageError
+from ..common.errors import DataError, UsageError
 from . import cifar10, digits, synthetic
 from .folder import is_image_folder
 from .images import ImageData

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..common.errors import DataError
+from ..common.progress import Progress
 from ..doors.store import CHUNK, META, SPLITS, mapped_images, read_array, read_meta
-from ..errors import DataError
-from ..progress import Progress
 from .images import ColourComponents, ImageData, Split
 
 #: A store up to this size is checked whole when it is opened; of a larger one a few chunks are.

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from ..config import SYNTHETIC
+from ..common import seeds
+from ..common.cli import SYNTHETIC
+from ..common.errors import UsageError
 from ..doors.files import free_host_memory
-from ..errors import UsageError
 from .images import ColourComponents, ImageData, Split
 
 DEFAULT_COUNT = 1024
@@ -35,7 +36,7 @@ def load(count: int, size: int, classes: int) -> ImageData:
             f"--data-path {SYNTHETIC}:{count}: the images take {needed / 2**30:,.1f} GiB of memory and "
             f"{free / 2**30:,.1f} GiB are free; ask for fewer"
         )
-    generator = np.random.default_rng(0)
+    generator = seeds.noise()
 
     def split(length: int) -> Split:
         images = np.frombuffer(generator.bytes(length * size * size * 3), np.uint8)

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, MissingError
+from ..common.errors import DataError, MissingError
 from .files import opened, read, reason
 from .pickles import values
 

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from ..errors import DataError, UsageError
-from ..fields import typed
+from ..common.errors import DataError, UsageError
+from ..common.fields import typed
 from .files import opened, reason
 from .pickles import values
 

@@ -5,8 +5,8 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, UsageError
-from ..fields import near, typed
+from ..common.errors import DataError, UsageError
+from ..common.fields import near, typed
 from .files import read_text, reason
 
 #: Bytes of a file, and characters of a line: reading a key takes the square of its length. Every flag takes 2 KB, and a

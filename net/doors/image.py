@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import DataError
+from ..common.errors import DataError
 from .files import opened
 
 #: What is decoded here, in this process. Pillow knows others: for EPS it starts Ghostscript, for which a file need only

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePath
 
-from ..errors import DataError
+from ..common.errors import DataError
 from .files import read_text
 
 #: Bytes, lines, and characters of a line; a line for each of ImageNet's 50,000 images takes 3 MB.

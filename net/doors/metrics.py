@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, MissingError
+from ..common.errors import DataError, MissingError
 from .files import read
 
 #: A run of ninety epochs writes 20 MB.

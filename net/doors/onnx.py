@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import extras
-from ..errors import DataError, UsageError
+from ..common import extras
+from ..common.errors import DataError, UsageError
 from .files import opened, read, reason
 
 #: Protocol buffers hold no more.

@@ -7,7 +7,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import DataError, MissingError
+from ..common.errors import DataError, MissingError
 from .files import opened, reason
 
 #: The key of what this program says of a network, as JSON.

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from ..errors import DataError, MissingError, UsageError
-from ..fields import typed
+from ..common.errors import DataError, MissingError, UsageError
+from ..common.fields import typed
 from .files import opened, read, read_text, reason
 
 FORMAT = 1

@@ -6,8 +6,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kernels import private
 
-from ..alexnet import AlexNet
-from ..errors import UsageError
+from ..common.errors import UsageError
+from ..model.alexnet import AlexNet
 from .part import Parallel, Share
 
 

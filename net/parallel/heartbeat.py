@@ -11,8 +11,8 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store, _world
 
-from ..errors import RankError
-from ..progress import Progress
+from ..common.errors import RankError
+from ..common.progress import Progress
 
 #: Seconds between beats; at a short timeout there are ten in it.
 INTERVAL = 1.0
@@ -33,8 +33,8 @@ class Heartbeat(threading.Thread):
 
     - a rank's number stands still for longer than ``timeout``: it was stopped or killed, or its host is gone;
     - a rank has failed;
-    - the main thread has neither sent a message nor reported progress (:class:`net.progress.Progress`) for longer than
-      ``progress_timeout``, although no rank has sent fewer messages, which it would be waiting for;
+    - the main thread has neither sent a message nor reported progress (:class:`net.common.progress.Progress`) for
+      longer than ``progress_timeout``, although no rank has sent fewer messages, which it would be waiting for;
     - the store is gone, which went with torchrun or the first host.
 
     Time is counted in this thread's own looks: clocks are never compared, and time in which this process stood still
@@ -57,7 +57,7 @@ class Heartbeat(threading.Thread):
         self.beats = [""] * ranks
         self.missed = [0] * ranks
         #: How often this rank came to wait for the first one to pass.
-        self.holds = 0
+        self.waits = 0
         #: What the main thread had done at the last look, and looks since that changed.
         self.done: tuple[dict[str, int], int] = {}, 0
         self.idle = 0
@@ -150,7 +150,7 @@ class Heartbeat(threading.Thread):
         """How many messages of each group this rank has sent, or waits to send."""
         groups: list[Any] = list(_world.pg_map)
         counts = {group.group_name: group._get_sequence_number_for_group() for group in groups}
-        return counts | {"hold": self.holds}
+        return counts | {"hold": self.waits}
 
     def _behind(self) -> list[int]:
         """The ranks that have sent fewer messages than this one, which waits for them or soon will."""

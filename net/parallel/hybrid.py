@@ -11,8 +11,8 @@ from functools import partial
 import torch.distributed as dist
 from torch import Tensor
 
-from ..alexnet import AlexNet, Dense, concatenate
-from ..errors import UsageError
+from ..common.errors import UsageError
+from ..model.alexnet import AlexNet, Dense, concatenate
 from .collectives import gather, replicate, scale_gradient, transpose
 from .data import averaged
 from .part import Parallel, Share

@@ -3,8 +3,8 @@
 import os
 from dataclasses import dataclass
 
-from ..config import TrainConfig
-from ..errors import UsageError
+from ..common.errors import UsageError
+from ..training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -12,9 +12,9 @@ class Launch:
     """This process among those of the run, and among those of the run on this machine."""
 
     rank: int = 0
-    ranks: int = 1
+    world_size: int = 1
     local_rank: int = 0
-    local_ranks: int = 1
+    local_world_size: int = 1
 
 
 def batch_parts(strategy: str, ranks: int) -> int:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..alexnet import AlexNet
+from ..model.alexnet import AlexNet
 from .shards import Shard
 
 
@@ -14,7 +14,7 @@ class Share:
     """Which slice of each batch a rank sees; ``group`` holds the ranks that see the others."""
 
     rank: int = 0
-    ranks: int = 1
+    replicas: int = 1
     group: dist.ProcessGroup | None = None
 
     def total(self, tensor: Tensor) -> Tensor:

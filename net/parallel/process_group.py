@@ -19,9 +19,9 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from kernels import private
 
-from ..config import TrainConfig
-from ..device import choose
-from ..errors import DataError, RankError, UsageError
+from ..common.device import choose
+from ..common.errors import DataError, RankError, UsageError
+from ..training.config import TrainConfig
 from .heartbeat import DIED, ENDED, FAILED, LEFT, SILENT, Heartbeat, place
 from .launch import Launch
 
@@ -34,11 +34,61 @@ POLL = 0.1
 Value = TypeVar("Value")
 
 
-class Ranks:
+class Votes:
+    """The largest of some numbers on any rank, again and again; here of the only process.
+
+    Of several processes a vote travels beside the work that follows it, so what has been decided is the vote before.
+
+    Args:
+        count: numbers in a vote.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.last = [0] * count
+
+    def cast(self, *values: int) -> None:
+        """This rank's numbers, at least 0. Every rank casts equally often."""
+        self.last = list(values)
+
+    def decided(self) -> list[int]:
+        """The maxima of the last vote, or, of several processes, of the one before; zeros when there was none."""
+        return self.last
+
+    def settled(self) -> list[int]:
+        """The maxima of the last vote, for which several processes wait."""
+        return self.last
+
+
+class VotesOfSeveral(Votes):
+    """Votes of a group of processes; see :class:`Votes`.
+
+    Args:
+        count: numbers in a vote.
+        group: the processes.
+    """
+
+    def __init__(self, count: int, group: dist.ProcessGroup) -> None:
+        super().__init__(count)
+        self.group = group
+        self.sent = torch.zeros(count, dtype=torch.int64)
+        self.work: Any = None
+
+    def cast(self, *values: int) -> None:
+        self.last = self.settled()
+        self.sent = torch.tensor(values)
+        self.work = dist.all_reduce(self.sent, dist.ReduceOp.MAX, self.group, async_op=True)
+
+    def settled(self) -> list[int]:
+        if self.work is not None:
+            self.work.wait()
+        return self.sent.tolist()
+
+
+class World:
     """A run's only process. :class:`Processes` is what several make of the same methods."""
 
     rank = 0
-    ranks = 1
+    size = 1
     group: dist.ProcessGroup | None = None
 
     @property
@@ -50,10 +100,9 @@ class Ranks:
         """The processes in words, for the first lines of a log."""
         return ""
 
-    def agree(self, *values: int) -> list[int]:
-        """The largest of each value on any rank. Of several ranks it is that of the call before this one, so that the
-        message travels beside the work; zeros at first."""
-        return list(values)
+    def votes(self, count: int) -> "Votes":
+        """Votes on ``count`` numbers among these processes."""
+        return Votes(count)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over the ranks, on each of them."""
@@ -67,11 +116,11 @@ class Ranks:
         """Every rank's value; they travel as JSON."""
         return [value]
 
-    def hold(self) -> None:
-        """The other ranks wait here until the first one comes by, however long that takes."""
+    def wait_for_first(self) -> None:
+        """The other ranks wait here until the first one arrives, however long that takes."""
 
-    def hurry(self, groups: Iterable[dist.ProcessGroup]) -> None:
-        """All ranks meet; from then on one that keeps ``groups`` waiting for longer than the timeout is lost."""
+    def enforce_timeout(self, groups: Iterable[dist.ProcessGroup]) -> None:
+        """A barrier; from there on a rank that keeps ``groups`` waiting for longer than the timeout is lost."""
 
     def opened(self, open: Callable[[], Value], identity: Callable[[Value], Mapping[str, object]]) -> Value:
         """What ``open`` returns; the first rank opens before the others.
@@ -91,7 +140,7 @@ class Ranks:
         """Leave the other processes."""
 
 
-class Processes(Ranks):
+class Processes(World):
     """Several processes, started by torchrun.
 
     Args:
@@ -108,19 +157,18 @@ class Processes(Ranks):
     meetings = 0
 
     def __init__(self, launch: Launch, backend: str, config: TrainConfig) -> None:
-        self.rank, self.ranks, self.timeout, self.backend = launch.rank, launch.ranks, config.timeout, backend
+        self.rank, self.size, self.timeout, self.backend = launch.rank, launch.world_size, config.timeout, backend
         Processes.meetings += 1
-        self.pending: tuple[Tensor, Any] | None = None
         try:
             # torchrun keeps its store when it starts the processes again.
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             prefix = f"attempt {attempt}, meeting {Processes.meetings}"
             self.store = PrefixStore(prefix, _store(self.rank, config.start_timeout))
-            self.heartbeat = Heartbeat(self.store, self.rank, self.ranks, self.timeout, config.progress_timeout)
+            self.heartbeat = Heartbeat(self.store, self.rank, self.size, self.timeout, config.progress_timeout)
             self._gather_at(self.store, config.start_timeout)
             self.heartbeat.start()
             dist.init_process_group(
-                backend, store=self.store, rank=self.rank, world_size=self.ranks, timeout=_seconds(PATIENCE)
+                backend, store=self.store, rank=self.rank, world_size=self.size, timeout=_seconds(PATIENCE)
             )
             self.group = dist.group.WORLD
             #: For small messages between the hosts, beside those of the network.
@@ -133,24 +181,17 @@ class Processes(Ranks):
         """Wait until every rank is there."""
         store.set(place(self.rank), socket.gethostname())
         end = time.monotonic() + seconds
-        while not store.check(list(map(place, range(self.ranks)))):
+        while not store.check(list(map(place, range(self.size)))):
             if time.monotonic() > end:
-                missing = [rank for rank in range(self.ranks) if not store.check([place(rank)])]
+                missing = [rank for rank in range(self.size) if not store.check([place(rank)])]
                 raise self.heartbeat.verdict(missing, f"did not come within {seconds:g} s (--start-timeout)")
             time.sleep(POLL)
 
     def describe(self) -> str:
-        return f"{self.ranks} processes ({self.backend})"
+        return f"{self.size} processes ({self.backend})"
 
-    def agree(self, *values: int) -> list[int]:
-        before = self.pending
-        tensor = torch.tensor(values)
-        self.pending = tensor, dist.all_reduce(tensor, dist.ReduceOp.MAX, self.control, async_op=True)
-        if before is None:
-            return [0] * len(values)
-        result, work = before
-        work.wait()
-        return result.tolist()
+    def votes(self, count: int) -> "Votes":
+        return VotesOfSeveral(count, self.control)
 
     def sum(self, tensor: Tensor) -> Tensor:
         total = tensor.clone()
@@ -162,16 +203,16 @@ class Processes(Ranks):
 
     def gathered(self, value: Value) -> list[Value]:
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        sizes = list(torch.zeros(self.ranks, 1, dtype=torch.int64))
+        sizes = list(torch.zeros(self.size, 1, dtype=torch.int64))
         dist.all_gather(sizes, torch.tensor([len(text)]), self.control)
         longest = int(max(sizes))
-        texts = list(torch.zeros(self.ranks, longest, dtype=torch.uint8))
+        texts = list(torch.zeros(self.size, longest, dtype=torch.uint8))
         dist.all_gather(texts, F.pad(text, (0, longest - len(text))), self.control)
         return [json.loads(text[:size].numpy().tobytes()) for text, size in zip(texts, sizes, strict=True)]
 
-    def hold(self) -> None:
-        self.heartbeat.holds += 1
-        key = f"hold {self.heartbeat.holds}"
+    def wait_for_first(self) -> None:
+        self.heartbeat.waits += 1
+        key = f"hold {self.heartbeat.waits}"
         if self.first:
             self.store.set(key, "")
             return
@@ -180,7 +221,7 @@ class Processes(Ranks):
             if self.heartbeat.lost.wait(POLL):
                 raise SystemExit(1)
 
-    def hurry(self, groups: Iterable[dist.ProcessGroup]) -> None:
+    def enforce_timeout(self, groups: Iterable[dist.ProcessGroup]) -> None:
         dist.barrier(self.control)
         for group in {self.group, self.control, *groups}:
             private.set_group_timeout(group, self.timeout)
@@ -190,14 +231,14 @@ class Processes(Ranks):
         seen: Mapping[str, object] = {}
         refused: UsageError | DataError | None = None
         if not self.first:
-            self.hold()
+            self.wait_for_first()
         try:
             opened.append(open())
             seen = identity(opened[0])
         except (UsageError, DataError) as error:
             refused = error
         if self.first:
-            self.hold()
+            self.wait_for_first()
         errors = self.gathered(None if refused is None else [isinstance(refused, UsageError), str(refused)])
         everywhere = all(each == errors[0] for each in errors)
         for rank, each in enumerate(errors):
@@ -254,8 +295,6 @@ class Processes(Ranks):
         signal.raise_signal(number)
 
     def close(self) -> None:
-        if self.pending is not None:
-            self.pending[1].wait()
         dist.destroy_process_group()
         self.heartbeat.leave(LEFT)
         signal.signal(signal.SIGTERM, self.before)
@@ -317,14 +356,14 @@ def _backend(device: torch.device, shared: bool) -> str:
 
 def _device_name(name: str | None, launch: Launch, count: int) -> tuple[str | None, bool]:
     """What ``--device`` means for this rank on a machine with ``count`` GPUs, and whether ranks share a GPU there."""
-    if name == "cpu" or count == 0 or launch.local_ranks == 1:
+    if name == "cpu" or count == 0 or launch.local_world_size == 1:
         return name, False
     if name is None or name == "cuda":
-        return f"cuda:{launch.local_rank % count}", launch.local_ranks > count
+        return f"cuda:{launch.local_rank % count}", launch.local_world_size > count
     return name, True
 
 
-def join(launch: Launch, config: TrainConfig) -> tuple[Ranks, torch.device]:
+def join(launch: Launch, config: TrainConfig) -> tuple[World, torch.device]:
     """This rank's device, and the other processes of the run, met.
 
     Raises:
@@ -335,5 +374,5 @@ def join(launch: Launch, config: TrainConfig) -> tuple[Ranks, torch.device]:
     if device.type == "mps" and config.parallel != "none":
         raise UsageError(f"--device mps computes in one process, without --parallel {config.parallel}")
     if config.parallel == "none":
-        return Ranks(), device
+        return World(), device
     return Processes(launch, _backend(device, shared), config), device

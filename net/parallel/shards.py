@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..alexnet import Dense, Exchange
+from ..model.alexnet import Dense, Exchange
 from .collectives import gather
 
 

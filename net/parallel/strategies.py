@@ -2,7 +2,7 @@
 
 import torch.distributed as dist
 
-from ..alexnet import AlexNet
+from ..model.alexnet import AlexNet
 from .data import data
 from .hybrid import hybrid
 from .part import Parallel

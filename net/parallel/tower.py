@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
-from ..alexnet import AlexNet, Convolution, Dense
-from ..errors import UsageError
+from ..common.errors import UsageError
+from ..model.alexnet import AlexNet, Convolution, Dense
 from .collectives import gather, replicate
 from .data import averaged
 from .part import Parallel, Share

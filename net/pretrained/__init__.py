@@ -6,7 +6,7 @@ They are written by ``python -m net.export RUN NAME.safetensors --format safeten
 import os
 from pathlib import Path
 
-from ..errors import DataError, UsageError
+from ..common.errors import DataError, UsageError
 
 FOLDER = Path(__file__).resolve().parent
 

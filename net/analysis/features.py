@@ -1,0 +1,117 @@
+"""What a trained network says of images: the names of its classes, the data it belongs to, its features (fc7)."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..common.cli import SYNTHETIC
+from ..common.errors import DataError
+from ..data.augmentation import centre_crop
+from ..data.images import ImageData, Split
+from ..data.loader import Loader
+from ..data.sources import open_data
+from .trained import MEAN_RGB_HINT, Trained
+
+
+def class_names(trained: Trained) -> tuple[str, ...]:
+    """The names of the network's classes; their numbers, and that is said on stderr, where its file names none.
+
+    Raises:
+        DataError: more or fewer names than classes.
+    """
+    count = trained.network.classes
+    if not trained.classes:
+        print(f"{trained.path} holds no class names: classes are called by their numbers", file=sys.stderr)
+        return tuple(map(str, range(count)))
+    if len(trained.classes) != count:
+        raise DataError(f"{trained.path} names {len(trained.classes)} classes and its network has {count}")
+    return trained.classes
+
+
+def check_colours(trained: Trained) -> None:
+    """Refuse a network that does not read RGB, which is what all images are opened as.
+
+    Raises:
+        DataError: it reads another number of channels.
+    """
+    channels = trained.network.image_channels
+    if channels != 3:
+        raise DataError(f"{trained.path}: its first layer reads images of {channels} channels and not of 3 (RGB)")
+
+
+def mean_image(trained: Trained, data: ImageData, device: torch.device) -> Tensor:
+    """What the network expects to be subtracted: the mean image of its training, or of ``data`` if its file has none.
+
+    Raises:
+        DataError: stored images of another size, or a network that does not read RGB.
+    """
+    check_colours(trained)
+    size, stored = trained.network.image_size, f"{data.name} holds {data.size}x{data.size}"
+    if trained.mean is None:
+        if data.size < size:
+            raise DataError(f"{trained.path} reads {size}x{size} images; {stored}")
+        if trained.mean_rgb is not None:
+            return trained.colour_image(data.size)
+        print(f"{trained.path} holds no mean image: subtracting that of {data.name} ({MEAN_RGB_HINT})")
+        return torch.from_numpy(data.mean).to(device)
+    if tuple(trained.mean.shape) != data.mean.shape:
+        size = trained.mean.shape[0]
+        raise DataError(
+            f"{trained.path} was trained on stored images of {size}x{size} and {stored}; "
+            f"prepare the images with --size {size}"
+        )
+    return trained.mean
+
+
+def open_its_data(trained: Trained, data_path: str | None, device: torch.device) -> tuple[ImageData, Tensor]:
+    """The data set it was trained on, or another of the same classes, and the mean image to be subtracted.
+
+    Raises:
+        DataError: images of other classes or of another size.
+    """
+    path = data_path if data_path is not None else trained.data_path
+    if data_path is None and path is not None and not path.startswith(SYNTHETIC) and not Path(path).exists():
+        raise DataError(f"{trained.name} was trained on {path}, which is not here: give --data-path")
+    data = open_data(path, image_size=trained.network.image_size, classes=trained.network.classes)
+    if trained.classes is None and len(data.classes) == trained.network.classes:
+        print(f"{trained.path} does not name its classes: they are taken to be those of {data.name}, in their order")
+    elif data.classes != trained.classes:
+        raise DataError(f"{data.name} has other classes than {trained.path} was trained on")
+    return data, mean_image(trained, data, device)
+
+
+def features(trained: Trained, images: Tensor, mean: Tensor) -> Tensor:
+    """The last hidden features (fc7) of the images' central crops: float32 ``[N, features]``.
+
+    Args:
+        trained: the network.
+        images: uint8 ``[N, size, size, 3]`` on its device.
+        mean: mean image, float32 ``[size, size, 3]``.
+    """
+    with torch.no_grad():
+        crops = centre_crop(images, mean, trained.network.image_size)[:, 0]
+        return trained.model.features(crops.contiguous(memory_format=torch.channels_last)).float()
+
+
+def features_of(
+    trained: Trained,
+    split: Split,
+    mean: Tensor,
+    batch_size: int,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Iterator[Tensor]:
+    """:func:`features` of a split, batch by batch, in order.
+
+    Args:
+        trained, mean: the network and its mean image.
+        split: the images.
+        batch_size: images in a batch.
+        progress: told the number of images of each batch that is done.
+    """
+    loader = Loader(split, batch_size, mean.device, shuffle=False)
+    for batch in loader:
+        yield features(trained, batch.images, mean)
+        progress(len(batch.labels))

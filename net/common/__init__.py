@@ -1,0 +1,1 @@
+"""What every command uses: command lines, errors, files, progress, the device."""

@@ -1,0 +1,1 @@
+"""The network: its architecture, its forms, and its weights as others keep them."""

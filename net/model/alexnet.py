@@ -1,0 +1,347 @@
+"""The network: one definition for every variant, on one device or with its towers on several.
+
+Activations travel as a list with one tensor for each tower that lives on this device. A layer that reads its own tower
+works on each tensor with its own slice of the weights; a layer that reads all towers first calls ``exchange``. On one
+device the exchange is a concatenation; a parallel strategy puts a collective in its place and leaves this file alone.
+So the grouped convolutions of the paper are dense ones here, a tower each, while the parameters keep the usual grouped
+layout (``conv2.weight`` is ``[256, 48, 5, 5]``).
+
+How a layer computes may be chosen (:class:`net.model.forms.Forms`); what it computes stays the same.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import kernels
+
+from .blocks import BlockLayout, block_count, block_weight, blocks
+from .config import AlexNetConfig, Layer, network
+
+Exchange = Callable[[list[Tensor]], Tensor]
+
+# The first call by one thread alone, for the reason that kernels.reference has for the square root.
+torch.tanh(torch.ones(1, device="cpu"))
+
+
+def concatenate(towers: list[Tensor]) -> Tensor:
+    """The exchange on one device: the towers' maps or features, one after the other along dimension 1."""
+    return towers[0] if len(towers) == 1 else torch.cat(towers, 1)
+
+
+def parts(tensor: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Rows for each of ``count`` towers. A single part is the tensor itself: its gradient is not copied together."""
+    return (tensor,) if count == 1 else tensor.chunk(count)
+
+
+def laid_out(part: Tensor) -> Tensor:
+    """A slice of maps or features, contiguous in the memory format that it is a slice of."""
+    last = part.dim() == 4 and part.stride(1) == 1 and part.stride(3) > 1
+    return part.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+class _TowerLayer(nn.Module):
+    """What convolutions and dense layers share: whose maps they read, and which rows of the weights belong to whom."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, layer: Layer, reads: str, towers: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.reads = reads
+        #: Towers whose weights this module holds. A layer that reads all has no use for the border between its rows
+        #: unless a layer behind it reads by tower.
+        self.towers = towers
+
+    def inputs(self, towers: list[Tensor], exchange: Exchange) -> list[Tensor]:
+        """One input for each slice of the weights."""
+        if self.reads == "image":
+            return [towers[0]] * self.towers
+        if self.reads == "all":
+            return [exchange(towers)] * self.towers
+        if len(towers) != self.towers:
+            # Laid out once: a convolution would copy each slice forward and again backward.
+            towers = [laid_out(part) for part in exchange(towers).chunk(self.towers, 1)]
+        return towers
+
+    def extra_repr(self) -> str:
+        shapes = " -> ".join("x".join(map(str, shape)) for shape in (self.layer.input_shape, self.layer.output_shape))
+        return f"{shapes}, weight={list(self.weight.shape)}, reads={self.reads}"
+
+
+class Convolution(_TowerLayer):
+    """A convolution of every tower on this device; its bias is added by the stage behind it."""
+
+    def __init__(self, layer: Layer, reads: str, towers: int, kernel_size: int, stride: int, padding: int) -> None:
+        super().__init__(layer, reads, towers)
+        self.stride, self.padding = stride, padding
+        in_channels, size, _ = layer.input_shape
+        out_channels, out_size, _ = layer.output_shape
+        #: Rows of zeros at the bottom and columns at the right that make the last window whole.
+        self.missing = max(0, (out_size - 1) * stride + kernel_size - size - 2 * padding)
+        #: Rows and columns of blocks of pixels, where it reads blocks; 0 where it reads pixels.
+        self.blocks = 0
+        #: Whether towers that read the same are one convolution, whose output is one tensor.
+        self.together = False
+        #: Where the second and further towers run at the same time as the first; None runs them in turn.
+        self.streams: tuple[torch.cuda.Stream, ...] | None = None
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // layer.groups, kernel_size, kernel_size))
+        self.bias = nn.Parameter(torch.empty(out_channels))
+
+    def read_blocks(self, wanted: bool) -> None:
+        """Read blocks of ``stride`` x ``stride`` pixels as channels, where that is another form of this convolution."""
+        able = self.reads == "image" and self.stride > 1
+        size = self.layer.output_shape[1]
+        self.blocks = block_count(size, self.weight.shape[-1], self.stride) if wanted and able else 0
+
+    def forward(self, towers: list[Tensor], exchange: Exchange) -> list[Tensor]:
+        stride, padding, weight = self.stride, self.padding, self.weight
+        if self.blocks:
+            (images,) = towers
+            if images.shape[1] == self.layer.input_shape[0]:
+                images = blocks(images, stride, self.blocks, padding)
+            towers, weight, stride, padding = [images], block_weight(weight, stride), 1, 0
+        inputs = self.inputs(towers, exchange)
+        shared = inputs[0] is inputs[-1]
+        if self.missing and not self.blocks:
+            border = (0, self.missing, 0, self.missing)
+            inputs = [F.pad(inputs[0], border)] * len(inputs) if shared else [F.pad(input, border) for input in inputs]
+        if self.together and shared:
+            return [F.conv2d(inputs[0], weight, None, stride, padding)]
+        slices = zip(inputs, parts(weight, self.towers), strict=True)
+        calls = [partial(F.conv2d, input, part, None, stride, padding) for input, part in slices]
+        return [call() for call in calls] if self.streams is None else at_once(calls, self.streams)
+
+
+def at_once(calls: Sequence[Callable[[], Tensor]], streams: tuple[torch.cuda.Stream, ...]) -> list[Tensor]:
+    """What ``calls`` return, the first run on the current stream and each of the others on one of its own.
+
+    Autograd runs their backward passes on the same streams. What the current stream had to do is done before they
+    begin, and it goes on after all of them: so memory that one stream frees is not written by another too early.
+    """
+    current = torch.cuda.current_stream()
+    for stream in streams:
+        stream.wait_stream(current)
+    results = []
+    for call, stream in zip(calls, (current, *streams), strict=True):
+        with torch.cuda.stream(stream):
+            results.append(call())
+    for stream, result in zip(streams, results[1:], strict=True):
+        current.wait_stream(stream)
+        result.record_stream(current)
+    return results
+
+
+class Dense(_TowerLayer):
+    """A fully-connected layer; one matrix product unless it reads by tower."""
+
+    def __init__(self, layer: Layer, reads: str, towers: int) -> None:
+        super().__init__(layer, reads, towers if reads == "tower" else 1)
+        self.weight = nn.Parameter(torch.empty(layer.output_shape[0], layer.input_shape[0] // layer.groups))
+        self.bias = nn.Parameter(torch.empty(layer.output_shape[0]))
+
+    def forward(self, towers: list[Tensor], exchange: Exchange) -> list[Tensor]:
+        inputs = self.inputs([tower.flatten(1) for tower in towers], exchange)
+        slices = zip(inputs, parts(self.weight, self.towers), parts(self.bias, self.towers), strict=True)
+        return [F.linear(input, weight, bias) for input, weight, bias in slices]
+
+
+class Stage(nn.Module):
+    """What follows a convolution: bias, activation, normalization and pooling in the configured order."""
+
+    def __init__(self, config: AlexNetConfig, operations: tuple[str, ...]) -> None:
+        super().__init__()
+        self.operations = operations
+        self.activation = config.activation
+        self.lrn: dict[str, Any] = {
+            "size": config.lrn_size,
+            "alpha": config.lrn_alpha,
+            "beta": config.lrn_beta,
+            "k": config.lrn_k,
+        }
+        self.pool: dict[str, Any] = {
+            "kernel_size": config.pool_size,
+            "stride": 2,
+            "ceil_mode": config.pool_ceil_mode,
+        }
+        self.across_towers = "lrn" in operations and config.lrn_across_towers
+        #: Towers that come in one tensor.
+        self.joint = 1
+
+    def forward(self, towers: list[Tensor], bias: Tensor | None, exchange: Exchange) -> list[Tensor]:
+        if self.across_towers:
+            towers = [exchange(towers)]
+        elif self.joint > 1 and not {"lrn", "pool"} & set(self.operations):
+            # Element by element it costs nothing to write the towers to tensors of their own.
+            towers = list(towers[0].chunk(self.joint, 1))
+        biases = [None] * len(towers) if bias is None else parts(bias, len(towers))
+        return [self.run(tower, part) for tower, part in zip(towers, biases, strict=True)]
+
+    def run(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The operations on one tower's maps."""
+        match (self.activation, *self.operations):
+            case ("relu", "activation", "lrn", "pool"):
+                return kernels.relu_lrn_max_pool2d(x, **self.lrn, bias=bias, **self.pool)
+            case ("relu", "activation", "lrn", *rest):
+                x = kernels.relu_local_response_norm(x, **self.lrn, bias=bias)
+            case ("relu", "activation", "pool", *rest):
+                x = kernels.relu_max_pool2d(x, **self.pool, bias=bias)
+            case ("relu", "activation", *rest):
+                x = kernels.bias_relu(x, bias)
+            case (_, *rest):
+                if bias is not None:
+                    x = x + bias.to(x.dtype).reshape(-1, 1, 1)
+        for operation in rest:
+            if operation == "activation":
+                x = F.relu(x) if self.activation == "relu" else torch.tanh(x)
+            elif operation == "lrn":
+                x = kernels.local_response_norm(x, **self.lrn)
+            elif operation == "pool":
+                x = kernels.max_pool2d(x, **self.pool)
+            else:
+                x = map_norm(x)
+        return x
+
+    def extra_repr(self) -> str:
+        return ", ".join(self.activation if item == "activation" else item for item in self.operations)
+
+
+def map_norm(x: Tensor) -> Tensor:
+    """The 2012 program's second normalization of stage 2: over 5x5 pixels of the same map, scale 0.001 / 25."""
+    mean_square = F.avg_pool2d(x * x, 5, stride=1, padding=2)
+    return x * (1 + 0.001 * mean_square) ** -0.75
+
+
+class AlexNet(nn.Module):
+    """The network of ``config``. Input is ``[N, 3, image_size, image_size]`` pixels in 0..255 less their mean.
+
+    Parameters are named ``conv1.weight``, ``conv1.bias``, ..., ``fc8.bias`` and start from the paper's
+    initialisation (section 5), drawn from PyTorch's default generator.
+
+    Args:
+        config: the architecture; see :func:`net.config.network` for the named ones.
+    """
+
+    def __init__(self, config: AlexNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.exchange: Exchange = concatenate
+        layers = {layer.name: layer for layer in config.layers()}
+        #: (convolution or None where it was removed, stage or None where nothing follows), in order.
+        self.trunk: list[tuple[str | None, str | None]] = []
+        first = True
+        for convolution in config.convolutions:
+            name: str | None = None
+            if convolution.name in layers:
+                name = convolution.name
+                reads = config.reads(convolution, first)
+                shape = (convolution.kernel_size, convolution.stride, convolution.padding)
+                self.add_module(name, Convolution(layers[name], reads, config.towers, *shape))
+                first = False
+            stage = None
+            if operations := config.operations(convolution):
+                stage = "stage" + convolution.name.removeprefix("conv")
+                self.add_module(stage, Stage(config, operations))
+            self.trunk.append((name, stage))
+        for dense in config.hidden:
+            self.add_module(dense.name, Dense(layers[dense.name], config.reads(dense, False), config.towers))
+        self.add_module(config.output_name, Dense(layers[config.output_name], "all", 1))
+        self.dropout = nn.Dropout(config.dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights and set the biases anew (section 5; ``weight_std=None`` is PyTorch's own way)."""
+        config = self.config
+        starts = [(layer.name, layer.weight_std, layer.bias) for layer in config.convolutions]
+        starts += [(layer.name, layer.weight_std, layer.bias) for layer in config.hidden]
+        starts.append((config.output_name, config.output_weight_std, 0.0))
+        for name, std, bias in starts:
+            if name in config.without:
+                continue
+            module = self.get_submodule(name)
+            assert isinstance(module, _TowerLayer)
+            if std is None:
+                nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                nn.init.uniform_(module.bias, -bound, bound)
+            else:
+                nn.init.normal_(module.weight, 0.0, std)
+                nn.init.constant_(module.bias, bias)
+
+    @property
+    def input_layout(self) -> BlockLayout:
+        """How the first convolution reads images: as pixels, or in blocks of them."""
+        for name, _ in self.trunk:
+            module = None if name is None else self.get_submodule(name)
+            if isinstance(module, Convolution) and module.blocks:
+                return BlockLayout(module.stride, module.blocks, module.padding)
+        return BlockLayout(1, self.config.image_size, 0)
+
+    def _check(self, images: Tensor) -> None:
+        size, channels = self.config.image_size, self.config.image_channels
+        block, count, _ = self.input_layout
+        if block > 1 and images.shape[1:] == (channels * block**2, count, count):
+            return
+        if images.dim() != 4 or images.shape[1] != channels or tuple(images.shape[2:]) != (size, size):
+            raise ValueError(
+                f"images must have shape [N, {channels}, {size}, {size}] (variant {self.config.variant}); "
+                f"got {list(images.shape)}"
+            )
+        if not images.is_floating_point():
+            raise TypeError(f"images must be floating-point pixels in 0..255 less their mean; got {images.dtype}")
+
+    def hidden(self, images: Tensor) -> list[Tensor]:
+        """The last hidden features of each tower on this device, after dropout in training."""
+        self._check(images)
+        towers = [images]
+        for convolution, stage in self.trunk:
+            bias = None
+            if convolution is not None:
+                module = self.get_submodule(convolution)
+                towers, bias = module(towers, self.exchange), module.bias
+            if stage is not None:
+                towers = self.get_submodule(stage)(towers, bias, self.exchange)
+        for dense in self.config.hidden:
+            if self.config.dropout_position == "input":
+                towers = [self.dropout(tower) for tower in towers]
+            towers = self.get_submodule(dense.name)(towers, self.exchange)
+            activation = F.relu if self.config.activation == "relu" else torch.tanh
+            towers = [activation(tower) for tower in towers]
+            if self.config.dropout_position == "output":
+                towers = [self.dropout(tower) for tower in towers]
+        return towers
+
+    def features(self, images: Tensor) -> Tensor:
+        """The activations of the last hidden layer (fc7 in the paper, 4096 numbers an image): ``[N, features]``.
+
+        In training dropout is applied to them where the architecture has it; call ``eval()`` first for the features
+        of section 6.1.
+        """
+        return self.exchange(self.hidden(images)).flatten(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[N, classes]``.
+
+        Args:
+            images: ``[N, 3, image_size, image_size]``, floating point, pixels in 0..255 less their mean; or blocks of
+                them, as :func:`net.model.blocks.blocks` makes them, where the first convolution reads blocks.
+
+        Raises:
+            ValueError: another shape. TypeError: not floating point.
+        """
+        logits: list[Tensor] = self.get_submodule(self.config.output_name)(self.hidden(images), self.exchange)
+        return logits[0]
+
+
+def alexnet(variant: str = "paper", **fields: Any) -> AlexNet:
+    """Build a named variant, with fields of :class:`net.config.AlexNetConfig` replaced.
+
+    >>> alexnet("paper", classes=100, lrn=False)
+    """
+    return AlexNet(network(variant, **fields))

@@ -1,0 +1,72 @@
+"""How a network computes what it computes: choices that change its speed on a device, and no result but by rounding."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+
+from .alexnet import AlexNet, Convolution, Stage
+
+
+@dataclass(frozen=True)
+class Forms:
+    """A form for each part of the network that has more than one.
+
+    Attributes:
+        first: the first convolution reads ``pixels``, or ``blocks`` of them as channels (:mod:`net.model.blocks`).
+        shared: towers that read the same maps are convolutions ``apart``, or one ``together``.
+        towers: convolutions of different towers run ``in turn``, or ``at once`` on streams of their own.
+    """
+
+    first: Literal["pixels", "blocks"] = "pixels"
+    shared: Literal["apart", "together"] = "apart"
+    towers: Literal["in turn", "at once"] = "in turn"
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in asdict(self).items())
+
+
+def forms(model: AlexNet, device: torch.device) -> Iterator[Forms]:
+    """All forms that make a difference to ``model`` on ``device``."""
+    convolutions = [module for module in model.modules() if isinstance(module, Convolution)]
+    strided = any(module.reads == "image" and module.stride > 1 for module in convolutions)
+    several = model.config.towers > 1
+    slots: tuple[tuple[str, ...], ...] = (
+        ("pixels", "blocks") if strided else ("pixels",),
+        ("apart", "together") if several else ("apart",),
+        ("in turn", "at once") if several and device.type == "cuda" else ("in turn",),
+    )
+    for choice in itertools.product(*slots):
+        yield Forms(*choice)  # type: ignore[arg-type]
+
+
+def untuned(model: AlexNet, device: torch.device) -> Forms:
+    """The forms that serve on devices of this kind where nothing has been measured (an H100's best; a CPU's)."""
+    available = set(forms(model, device))
+    for choice in (Forms("blocks", "together"), Forms("blocks"), Forms("pixels", "together")):
+        if device.type == "cuda" and choice in available:
+            return choice
+    return Forms()
+
+
+def use(model: AlexNet, chosen: Forms) -> None:
+    """Have ``model``, a whole network on one device, compute in these forms. Its parameters stay as they are."""
+    towers = model.config.towers
+    streams = None
+    if chosen.towers == "at once" and towers > 1:
+        streams = tuple(torch.cuda.Stream() for _ in range(towers - 1))
+    for convolution, stage in model.trunk:
+        together = False
+        if convolution is not None:
+            module = model.get_submodule(convolution)
+            assert isinstance(module, Convolution)
+            module.read_blocks(chosen.first == "blocks")
+            module.together = together = chosen.shared == "together" and module.reads != "tower" and towers > 1
+            module.streams = streams
+        if stage is not None:
+            behind = model.get_submodule(stage)
+            assert isinstance(behind, Stage)
+            behind.joint = towers if together else 1
+            behind.lrn["groups"] = 1 if behind.across_towers else behind.joint

@@ -1,0 +1,234 @@
+"""Weights in and out of the network, by the names that AlexNets go by elsewhere."""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+from ..common.errors import DataError
+from ..common.files import atomic_write
+from ..doors import checkpoint as checkpoint_door
+from ..doors import safetensors as safetensors_door
+from ..training import checkpoint
+from .alexnet import AlexNet, alexnet
+
+#: Parts of a name that only say what the network was wrapped in: by DataParallel (which pytorch/examples puts around
+#: ``features`` alone), torch.compile, FSDP, Lightning and people.
+_WRAPPERS = {"module", "model", "net", "network", "backbone", "alexnet", "_orig_mod", "_fsdp_wrapped_module"}
+#: What torchvision's models are trained with: of pixels in [0, 1], red, green, blue.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_HEAD = "fc8.weight"
+#: What the mean image is called among a file's tensors.
+MEAN = "mean_image"
+#: "conv1.weight" (this project), "conv1_w_0" (ONNX from Caffe2), "conv1_w", "conv1_weight", "conv1.0" (Caffe's blobs).
+_NAMED = re.compile(r"^((?:conv|fc)\d+)[._](weight|bias|w|b|0|1)(?:_0)?$")
+#: torchvision and its like: numbered layers of two sequences.
+_NUMBERED = re.compile(r"^(features|classifier)\.(\d+)\.(weight|bias)$")
+_KIND = {"weight": "weight", "w": "weight", "0": "weight", "bias": "bias", "b": "bias", "1": "bias"}
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What :func:`load_weights` found: parameters loaded; names that only the network or only the source has; shapes
+    that differ, as (name, the network's, the source's)."""
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+
+    def problems(self) -> str:
+        """One line about everything that did not match; empty when all did."""
+        parts = [f"{name} is {list(theirs)} instead of {list(ours)}" for name, ours, theirs in self.mismatched]
+        if self.missing:
+            parts.append(f"missing: {', '.join(self.missing)}")
+        if self.unexpected:
+            parts.append(f"not in the network: {', '.join(self.unexpected)}")
+        return "; ".join(parts)
+
+
+def _stripped(name: str) -> str:
+    """``name`` without what the network was wrapped in, wherever that stands."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _canonical(source: Mapping[str, Tensor], model: AlexNet) -> dict[str, Tensor]:
+    """``source`` under this network's parameter names; names that mean nothing here stay."""
+    convolutions = [name for name, _ in model.trunk if name is not None]
+    dense = [*(layer.name for layer in model.config.hidden), model.config.output_name]
+    stripped = [(_stripped(name), tensor) for name, tensor in source.items()]
+    numbers: dict[str, list[int]] = {"features": [], "classifier": []}
+    for name, _ in stripped:
+        if (match := _NUMBERED.match(name)) and int(match[2]) not in numbers[match[1]]:
+            numbers[match[1]].append(int(match[2]))
+    result: dict[str, Tensor] = {}
+    for name, tensor in stripped:
+        if match := _NAMED.match(name):
+            name = f"{match[1]}.{_KIND[match[2]]}"
+        elif match := _NUMBERED.match(name):
+            position = sorted(numbers[match[1]]).index(int(match[2]))
+            layers = convolutions if match[1] == "features" else dense
+            if position < len(layers):
+                name = f"{layers[position]}.{match[3]}"
+        if name in result:
+            raise DataError(f"two of the source's tensors mean {name}")
+        result[name] = tensor
+    return result
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a file; see :func:`read_state`."""
+    _, state = read_state(path)
+    return state["model"], state["metadata"]
+
+
+def read_state(path: Path, needed: tuple[str, ...] = ("model",)) -> tuple[Path, dict[str, Any]]:
+    """What a file holds: ``model`` (its tensors), ``metadata``, perhaps ``mean_image``, and a checkpoint's members.
+
+    It may be a ``.safetensors`` or ``.onnx`` file, a checkpoint of this program, a run folder, of which the newest
+    intact checkpoint is taken, or a state dict that another program wrote with ``torch.save``. Torchvision's AlexNet
+    gives weights for pixels in 0..255, see :func:`from_normalized`, under this project's names.
+
+    Args:
+        path: the file or folder.
+        needed: members that a checkpoint of this program must have.
+
+    Returns:
+        The path of the file, and the state.
+
+    Raises:
+        DataError: the file is missing, damaged or none of these. UsageError: ONNX, and onnx is not installed.
+    """
+    if path.is_dir():
+        path, state = checkpoint.of_run(path)
+    elif path.suffix == ".onnx":
+        from .onnx_import import read_onnx
+
+        state = dict(zip(("model", "metadata"), read_onnx(path), strict=True))
+    elif path.suffix == ".safetensors":
+        tensors, metadata = safetensors_door.read(path)
+        state = {"model": tensors} if metadata is None else {"model": tensors, "metadata": metadata}
+        if metadata is not None and MEAN in tensors:
+            try:
+                checkpoint_door.check_mean_image(tensors[MEAN], MEAN)
+            except ValueError as error:
+                raise DataError(f"weights {path} are damaged: {error}") from None
+            state[MEAN] = tensors.pop(MEAN)
+    else:
+        state = checkpoint_door.load_weights(path, needed)
+    for name, tensor in state["model"].items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise DataError(f"{path}: {name} holds weights that are infinite or not a number: its training diverged")
+    if not isinstance(state.get("metadata"), dict):
+        state["model"], state["metadata"] = _from_torchvision(path, state["model"])
+    return path, state
+
+
+def _from_torchvision(path: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of another program; where they are torchvision's AlexNet, with what that wants of its images."""
+    if not any(_NUMBERED.match(_stripped(name)) for name in tensors):
+        return tensors, {}
+    with torch.device("meta"):
+        model = alexnet("one_weird_trick")
+        named = _canonical(tensors, model)
+        shapes = {name: tensor.shape for name, tensor in named.items()}
+        if shapes.get(_HEAD) is not None and len(shapes[_HEAD]) == 2:
+            model = alexnet("one_weird_trick", classes=max(1, shapes[_HEAD][0]))
+    if shapes != {name: parameter.shape for name, parameter in model.named_parameters()}:
+        return tensors, {}
+    print(
+        f"{path}: torchvision's AlexNet, for pixels in [0, 1] less a mean and divided by a deviation; its first "
+        "convolution is scaled for pixels in 0..255"
+    )
+    return from_normalized(named), {
+        "network": model.config.to_dict(),
+        "classes": None,
+        "data_path": None,
+        "subtracted_rgb": [255 * value for value in IMAGENET_MEAN],
+    }
+
+
+def from_normalized(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights for pixels in 0..255 less 255 times ``IMAGENET_MEAN``, from those of a network that reads pixels in
+    [0, 1], less that mean and divided by ``IMAGENET_STD``, as torchvision's do. The logits are the same.
+
+    Args:
+        tensors: a state dict with ``conv1.weight``, ``[N, 3, rows, columns]`` in red, green, blue.
+    """
+    scale = 255 * torch.tensor(IMAGENET_STD, dtype=torch.float64).view(1, 3, 1, 1)
+    first = tensors["conv1.weight"]
+    return {**tensors, "conv1.weight": (first.double() / scale).to(first.dtype)}
+
+
+def save(path: Path, parameters: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write a network's state dict to a ``.safetensors`` file, with ``metadata`` as JSON under the key ``alexnet``.
+
+    Args:
+        path: the file.
+        parameters: the state dict, and perhaps the mean image of its training, float32 ``[size, size, 3]``, under the
+            name ``mean_image``.
+        metadata: see :meth:`net.trainer.Trainer.metadata`.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in parameters.items()}
+    with atomic_write(path) as file:
+        # One key only: the order of several changes from file to file.
+        file.write(serialize(tensors, {safetensors_door.METADATA: json.dumps(metadata)}))
+
+
+def load_weights(
+    model: AlexNet,
+    source: Path | str | Mapping[str, Tensor],
+    *,
+    strict: bool = True,
+    without: Collection[str] = (),
+) -> LoadReport:
+    """Copy weights into ``model`` from another AlexNet.
+
+    Names of this project, of torchvision's AlexNet (``features.0.weight``), of Caffe's and of the ONNX models made from
+    it (``conv1_w_0``) are understood; convolutions have the usual grouped layout in all of them. Of a state dict only
+    names and shapes are compared: torchvision's weights expect pixels in [0, 1] less a mean and divided by a deviation,
+    which :func:`from_normalized` changes, and Caffe's expect blue, green, red, which
+    :func:`net.model.onnx_import.from_bgr` changes. Of a file :func:`read` has done so.
+
+    Args:
+        model: the network; parameters keep their dtype and device.
+        source: a ``.safetensors`` or ``.onnx`` file, a checkpoint or a state dict in a file of ``torch.save``, or a
+            state dict.
+        strict: refuse, and change nothing, unless every parameter is there in the right shape and nothing is left.
+        without: layers that keep the weights they have, whatever the source holds for them.
+
+    Returns:
+        What was loaded and what did not match.
+
+    Raises:
+        DataError: an unreadable file, or, when ``strict``, anything that does not match.
+    """
+    tensors = read(Path(source))[0] if isinstance(source, (str, Path)) else source
+    left = {f"{layer}.{kind}" for layer in without for kind in ("weight", "bias")}
+    theirs = {name: tensor for name, tensor in _canonical(tensors, model).items() if name not in left}
+    ours = {name: parameter for name, parameter in model.named_parameters() if name not in left}
+    mismatched = tuple(
+        (name, tuple(parameter.shape), tuple(theirs[name].shape))
+        for name, parameter in ours.items()
+        if name in theirs and theirs[name].shape != parameter.shape
+    )
+    different = {name for name, _, _ in mismatched}
+    report = LoadReport(
+        loaded=tuple(name for name in ours if name in theirs and name not in different),
+        missing=tuple(name for name in ours if name not in theirs),
+        unexpected=tuple(name for name in theirs if name not in ours),
+        mismatched=mismatched,
+    )
+    if report.problems() and strict:
+        where = f"{source}: " if isinstance(source, (str, Path)) else ""
+        raise DataError(f"{where}weights do not fit variant {model.config.variant}: {report.problems()}")
+    with torch.no_grad():
+        for name in report.loaded:
+            ours[name].copy_(theirs[name])
+    return report

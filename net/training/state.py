@@ -1,0 +1,117 @@
+"""What a checkpoint holds of a run: taken from a trainer, and given back to one. Always in the one-device layout."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..common import seeds
+from ..common.device import random_state, set_random_state
+from ..common.errors import DataError
+from .evaluation import Errors
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+
+def metadata(trainer: "Trainer") -> dict[str, Any]:
+    """What is said of the network in checkpoints and weights."""
+    return {
+        "network": trainer.plan.to_dict(),
+        "classes": list(trainer.data.classes),
+        "data_path": trainer.data.path,
+        "step": trainer.step,
+        "precision": trainer.config.precision,
+        "pixels": "RGB, 0..255, less the training images' mean image",
+    }
+
+
+def whole_parameters(trainer: "Trainer") -> dict[str, Tensor]:
+    """The network's parameters in the one-device layout; a collective."""
+    return {name: trainer.part.whole(name, tensor) for name, tensor in trainer.model.state_dict().items()}
+
+
+def take(trainer: "Trainer") -> dict[str, Any]:
+    """The content of a checkpoint; a collective."""
+    optimizer = trainer.optimizer.state_dict()
+    optimizer["state"] = {
+        index: {
+            key: trainer.part.whole(name, value) if isinstance(value, Tensor) else value
+            for key, value in values.items()
+        }
+        for (index, values), name in zip(optimizer["state"].items(), _names(trainer), strict=True)
+    }
+    mine = {kind: None if state is None else state.tolist() for kind, state in random_state(trainer.device).items()}
+    random = [
+        {kind: None if state is None else torch.tensor(state, dtype=torch.uint8) for kind, state in each.items()}
+        for each in trainer.world.gathered(mine)
+    ]
+    return {
+        "metadata": metadata(trainer),
+        "parallel": _parallel(trainer),
+        "mean_image": torch.from_numpy(trainer.data.mean),
+        "model": whole_parameters(trainer),
+        "optimizer": optimizer,
+        "schedule": trainer.schedule.state_dict(),
+        "loader": trainer.train_loader.state_dict(),
+        "interval": trainer.interval.state_dict(),
+        "step": trainer.step,
+        "epochs_closed": trainer.epochs_closed,
+        "evaluated_step": trainer.evaluated_step,
+        "errors": None if trainer.errors is None else dict(vars(trainer.errors)),
+        "elapsed": trainer.elapsed,
+        "random": {**random[0], "others": random[1:]},
+    }
+
+
+def restore(trainer: "Trainer", path: Path, state: dict[str, Any]) -> None:
+    """Put a trainer where the run was when :func:`take` made ``state``.
+
+    Raises:
+        DataError: the checkpoint ``path`` is of another network.
+    """
+    theirs, plan = state["metadata"]["network"], trainer.plan.to_dict()
+    if theirs != plan:
+        changed = [name for name, value in plan.items() if theirs.get(name) != value]
+        raise DataError(f"checkpoint {path} is of another network: it differs in {', '.join(changed)}")
+    part = trainer.part
+    # Copied into the parameters, which keep their memory format.
+    trainer.model.load_state_dict({name: part.local(name, whole) for name, whole in state["model"].items()})
+    parameters = dict(trainer.model.named_parameters())
+    states = {
+        index: {
+            key: torch.empty_like(parameters[name]).copy_(part.local(name, value))
+            if isinstance(value, Tensor)
+            else value
+            for key, value in values.items()
+        }
+        for (index, values), name in zip(state["optimizer"]["state"].items(), _names(trainer), strict=True)
+    }
+    trainer.optimizer.load_state_dict({**trainer.optimizer.state_dict(), "state": states})
+    trainer.schedule.load_state_dict(state["schedule"])
+    trainer.train_loader.load_state_dict(state["loader"])
+    trainer.interval.load_state_dict(state["interval"], trainer.world.first)
+    trainer.step, trainer.epochs_closed = state["step"], state["epochs_closed"]
+    trainer.evaluated_step, trainer.elapsed = state["evaluated_step"], state["elapsed"]
+    trainer.errors = None if state["errors"] is None else Errors(**state["errors"])
+    before, now = state.get("parallel", {"strategy": "none", "ranks": 1}), _parallel(trainer)
+    if before == now:
+        set_random_state(trainer.device, [state["random"], *state["random"].get("others", ())][trainer.world.rank])
+    else:
+        torch.manual_seed(seeds.dropout(trainer.config.seed, trainer.step, trainer.world.rank))
+        was, is_now = (f"--parallel {each['strategy']} on {each['ranks']}" for each in (before, now))
+        print(
+            f"note: this run was {was} and is now {is_now}: images, order, crops and colours stay the same; dropout "
+            "masks and the order of sums do not, so resuming is not bit-exact"
+        )
+
+
+def _parallel(trainer: "Trainer") -> dict[str, Any]:
+    return {"strategy": trainer.config.parallel, "ranks": trainer.world.size}
+
+
+def _names(trainer: "Trainer") -> list[str]:
+    """The parameters' names in the order of the optimizer's groups."""
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    return [names[id(parameter)] for group in trainer.optimizer.param_groups for parameter in group["params"]]

@@ -1,0 +1,161 @@
+"""One update of a network: forward pass, loss, backward pass and optimizer; on a GPU as one CUDA graph.
+
+An update of the paper's network is some 170 kernels, which a Python program takes longer to launch than a GPU takes to
+run. The first updates run as they are written; then one is recorded, and from there on its replay is one launch of the
+same kernels.
+
+In bfloat16 the optimizer writes each weight's rounded copy with the weight, and the network reads the copies: no weight
+is cast in the forward pass, and no gradient in the backward pass. The float32 weights stay the module's parameters.
+"""
+
+from collections import deque
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..common.device import autocast
+from .recipe import PaperSGD
+
+#: Updates before one is recorded: what is set up at a first call must not be recorded.
+UNRECORDED = 3
+#: Updates that may be queued on the GPU; a signal or a checkpoint waits for no more.
+QUEUED = 2
+
+
+class TrainingStep:
+    """Updates of a network, one a call.
+
+    Args:
+        model: the network whose parameters the optimizer updates.
+        forward: what is called with the images: ``model``, or what compiles or parallelizes it.
+        optimizer: of the model's parameters.
+        precision: ``fp32``, ``tf32`` or ``bf16``.
+        record: replay a recorded CUDA graph of the update. For one process on a GPU.
+        copies: let the network read the weights' bfloat16 copies. ``forward`` must be ``model``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        forward: Callable[[Tensor], Tensor],
+        optimizer: PaperSGD,
+        precision: str,
+        *,
+        record: bool = False,
+        copies: bool = False,
+    ) -> None:
+        self.model, self.forward, self.optimizer, self.precision = model, forward, optimizer, precision
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.device = self.parameters[0].device
+        self.record = record
+        #: Parameters by name, and what the network reads in their place.
+        self.copied: dict[str, tuple[nn.Parameter, Tensor]] = {}
+        if copies:
+            assert forward is model
+            assert optimizer.capturable
+            for name, parameter in model.named_parameters():
+                if parameter.dim() > 1:
+                    copy = parameter.detach().to(torch.bfloat16).requires_grad_(parameter.requires_grad)
+                    self.copied[name] = parameter, copy
+        self._versions = [parameter._version for parameter, _ in self.copied.values()]
+        self.updates = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        #: Where the recorded update reads its images and labels; None before it is recorded.
+        self.images: Tensor | None = None
+        self._labels: Tensor | None = None
+        self._results: tuple[Tensor, Tensor] | None = None
+        self._queue: deque[torch.cuda.Event] = deque()
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One update.
+
+        Args:
+            images: the network's input; :attr:`images` itself spares a copy.
+            labels: int64 ``[N]``.
+
+        Returns:
+            The mean loss of the batch, float32, and how many images were classified correctly, both before the update
+            and on the device.
+        """
+        self.optimizer.send_rates()
+        self._refresh()
+        if self.record and self.graph is None and self.updates >= UNRECORDED:
+            self._record(images, labels)
+        self.updates += 1
+        if self.graph is None or self.images is None or images.shape != self.images.shape:
+            results = self._compute(images, labels)
+        else:
+            assert self._labels is not None
+            assert self._results is not None
+            if images is not self.images:
+                self.images.copy_(images)
+            self._labels.copy_(labels)
+            self.graph.replay()
+            loss, correct = self._results
+            # The next replay overwrites them.
+            results = loss.clone(), correct.clone()
+        if self.device.type == "cuda":
+            self._wait()
+        return results
+
+    def _compute(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        alone = self.forward is self.model or self.record
+        with autocast(self.precision, self.device):
+            if self.copied:
+                copies = {name: copy for name, (_, copy) in self.copied.items()}
+                logits: Tensor = torch.func.functional_call(self.model, copies, (images,))
+            else:
+                logits = self.forward(images)
+        loss = F.cross_entropy(logits.float(), labels)
+        if alone:
+            # Gradients of the copies have a dtype that the parameters' .grad cannot have.
+            replaced = dict(self.copied.values())
+            leaves = [replaced.get(parameter, parameter) for parameter in self.parameters]
+            gradients = torch.autograd.grad(loss, leaves)
+            self.optimizer.update(dict(zip(self.parameters, gradients, strict=True)), replaced)
+        else:
+            # What parallelizes the network hangs on the parameters' .grad.
+            loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        correct = (logits.detach().argmax(1) == labels).sum()
+        return loss.detach(), correct
+
+    def _record(self, images: Tensor, labels: Tensor) -> None:
+        """Record an update, which runs none; a step that cannot be recorded goes on without."""
+        torch.cuda.synchronize(self.device)
+        torch.cuda.empty_cache()
+        self.images, self._labels = images.clone(memory_format=torch.preserve_format), labels.clone()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # The threads that read images go on meanwhile, and call CUDA as well.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._results = self._compute(self.images, self._labels)
+        except (RuntimeError, torch.OutOfMemoryError) as error:
+            # After a failure the generator takes itself to be recorded still.
+            generator = torch.cuda.default_generators[self.device.index]
+            generator.graphsafe_set_state(generator.clone_state())
+            reason = str(error).strip().splitlines()[0]
+            print(f"note: the update cannot be recorded as a CUDA graph and runs kernel by kernel: {reason}")
+            self.record, self.images, self._labels, self._results = False, None, None, None
+            return
+        self.graph = graph
+
+    def _refresh(self) -> None:
+        """Round the weights again where somebody else has changed them."""
+        versions = [parameter._version for parameter, _ in self.copied.values()]
+        if versions != self._versions:
+            with torch.no_grad():
+                for parameter, copy in self.copied.values():
+                    copy.copy_(parameter)
+            self._versions = versions
+
+    def _wait(self) -> None:
+        """Wait until no more than :data:`QUEUED` updates are queued."""
+        event = torch.cuda.Event()
+        event.record()
+        self._queue.append(event)
+        if len(self._queue) > QUEUED:
+            self._queue.popleft().synchronize()

@@ -1,0 +1,526 @@
+"""Records, and the tables, figures and page made from them."""
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from bench import figures, findings, pages, records, report, tables
+from bench.environment import ROOT, describe
+from net.common.errors import DataError
+from tests.commands import one_line, run, run_here
+
+GPU = {"machine": "NVIDIA H200", "threads": 16, "torch": "2.11.0", "triton": "3.6.0", "driver": "580"}
+CPU = {"machine": "CPU: Xeon", "threads": 2, "torch": "2.13.0+cpu", "triton": "3.9.0", "driver": ""}
+Row = dict[str, Any]
+
+
+def row(case: str, median: float | None = None, machine: Row = GPU, **columns: Any) -> Row:
+    """A row as a benchmark writes it."""
+    times = {} if median is None else {"median_us": median, "p20_us": median * 0.99, "p80_us": median * 1.01}
+    return {"case": case, **times, **machine, "commit": "abc", "dirty": False, "date": "2026-12-01", **columns}
+
+
+def kernel(implementation: str, median: float | None = None, mode: str = "forward", **columns: Any) -> Row:
+    names = {"suite": "kernels", "implementation": implementation, "mode": mode, "shape": "128x96x55x55"}
+    return row("stage1", median, **{**names, "dtype": "bfloat16", "memory_format": "channels_last", **columns})
+
+
+def layer(case: str, median: float, mode: str, gflop: float, mb: float, **columns: Any) -> Row:
+    names = {"suite": "layers", "implementation": "triton", "mode": mode, "dtype": "bfloat16", "shape": "128x1"}
+    return row(case, median, **{**names, "gflop": gflop, "fewest_mb": mb, **columns})
+
+
+def step(implementation: str, median: float, case: str = "update of paper", **columns: Any) -> Row:
+    names = {"suite": "steps", "implementation": implementation, "mode": "train_step", "dtype": "bfloat16"}
+    rates = {"shape": "128x3x224x224", "images_per_s": 128e6 / median, "peak_mib": 900}
+    return row(case, median, **{**names, **rates, **columns})
+
+
+def on_a_cpu() -> list[Row]:
+    """A CPU's rows of every suite that has any."""
+    found = []
+    for case, times in (("stage1", (30.0, 120.0, 290.0)), ("stage2", (20.0, 80.0, 160.0))):
+        for name, milliseconds in zip(("inductor", "compiled", "aten"), times, strict=True):
+            names = {"dtype": "float32", "shape": "16x96x55x55", "machine": CPU}
+            found.append(kernel(name, milliseconds * 1e3, "forward_backward", **names) | CPU | {"case": case})
+    found.append(kernel("triton", status="needs a GPU") | CPU)
+    for name, quiet, busy in (("reference", 55_000.0, 100_000.0), ("aten", 300_000.0, 450_000.0)):
+        for count, time in ((0, quiet), (2, busy)):
+            columns = {"suite": "contention", "mode": "forward_backward", "busy_processes": count, "dtype": "float32"}
+            found.append(row("stages 1 + 2", time, CPU, implementation=name, shape="16", **columns))
+    for name, time in (("aten, eager", 960_000.0), ("aten, compiled", 700_000.0), ("auto, compiled", 480_000.0)):
+        found.append(step(name, time, dtype="float32", shape="16x3", images_per_s=16e6 / time) | CPU)
+    for name, time in (("auto, compiled", 600_000.0), ("onnxruntime", 800_000.0), ("aten, compiled", 700_000.0)):
+        columns = {"mode": "inference", "dtype": "float32", "shape": "64x3x224x224", "images_per_s": 64e6 / time}
+        found.append(step(name, time, "inference of paper", **columns) | CPU)
+    found.append(row("loader, 2 reading", 30_000.0, CPU, suite="input", images_per_s=68_266.7))
+    return found
+
+
+def everything() -> list[Row]:
+    """Rows of every suite, of a GPU and of a CPU."""
+    found = [
+        row("copy", 33.0, suite="ceilings", shape="64 MiB", gb_per_s=4000.0),
+        row("matrix product", 1400.0, suite="ceilings", shape="8192", dtype="bfloat16", gflop_per_s=780_000.0),
+        row("two stages, forward and backward", 33.0, suite="gate", status="passed"),
+        row("memory checker", suite="gate", status="stopped after 60 s"),
+    ]
+    for mode, limit in (("inference", 21.5), ("forward", 23.0), ("backward", 40.0), ("forward_backward", 63.0)):
+        for factor, name in ((40, "aten"), (12, "compiled"), (5, "traced"), (2, "triton")):
+            percent = {"limit_us": limit, "percent_of_limit": 100 / factor}
+            found.append(kernel(name, limit * factor, mode, saved_mib=70.9, **percent))
+    found.append(kernel("reference", status="failed: RuntimeError: out of memory"))
+    for name, parameters, saved, gflop, mb in (
+        ("conv1", 34_944, 37.0, 27.0, 114.0),
+        ("stage1", 0, 76.0, 0.9, 101.0),
+        ("conv2", 307_456, 18.0, 57.3, 66.3),
+        ("fc6", 37_752_832, 2.0, 9.7, 79.0),
+    ):
+        columns = {"parameters": parameters, "saved_mib": saved, "output_mib": saved, "percent_of_limit": 50.0}
+        for mode, part in (("forward", 1.0), ("input_gradient", 1.0), ("weight_gradient", 1.2)):
+            found.append(layer(name, part * (2.0 * gflop + mb), mode, gflop, mb, **columns))
+    found.append(layer("whole step", 5000.0, "training", 500.0, 3000.0, parameters=60_965_224))
+    for name, time in (
+        ("aten, eager", 15_000.0),
+        ("aten, reduce-overhead", 7200.0),
+        ("triton, reduce-overhead", 4800.0),
+    ):
+        found.append(step(name, time, synchronized_us=time + 100))
+    profile = {"suite": "profile", "implementation": "triton, reduce-overhead", "mode": "train_step", "shape": "128x3"}
+    for name, of, time in (
+        ("sm90_gemm<128, 256>", "fc6", 600.0),
+        ("wgrad", "conv1", 1500.0),
+        ("dgrad", "conv1", 300.0),
+    ):
+        columns = {"kernel": name, "layer": of, "launches_per_step": 2, "percent_of_step": time / 48}
+        found.append(row("update of paper", **profile, dtype="bfloat16", us_per_step=time, **columns))
+    total = {"kernel": "sum", "us_per_step": 2400.0, "wall_us": 4800.0, "gaps_us": 2400.0}
+    found.append(row("update of paper", **profile, dtype="bfloat16", **total))
+    train = {"suite": "train", "shape": "128x3", "images_per_s": 24_000.0, "percent_of_step": 90.0}
+    found.append(row("net.train of paper", 5300.0, implementation="auto", **train))
+    return [*found, *on_a_cpu()]
+
+
+def write(folder: Path, name: str, rows: Sequence[Row]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    return path
+
+
+def measured(folder: Path) -> list[Row]:
+    return tables.measured(records.read(folder))
+
+
+def cells(text: str, *words: str) -> dict[str, str]:
+    """The cells, by column, of the first line of a Markdown text's tables that has all ``words`` as cells."""
+    titles: list[str] = []
+    for line in text.splitlines():
+        parts = [part.strip() for part in line.split("|")[1:-1]]
+        if not parts or set(line) <= set("|-: "):
+            continue
+        if parts[0] in ("case", "kernel"):
+            titles = parts
+        elif set(words) <= set(parts):
+            return dict(zip(titles, parts, strict=True))
+    raise AssertionError(f"no line with {words} in\n{text}")
+
+
+def test_rows_carry_the_machine(tmp_path: Path) -> None:
+    rows = [{"case": "copy", "median_us": 1.5}, {"case": "prepare, one process", "median_us": 2.5}]
+    path = records.write(rows, tmp_path)
+    assert records.write(rows[:1], tmp_path) == path
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(lines) == 3
+    for line in lines:
+        assert {"machine", "torch", "triton", "commit", "dirty", "date", "threads"} <= set(line)
+    read = records.read(tmp_path)
+    assert [one["suite"] for one in read] == ["ceilings", "input", "ceilings"]
+    assert {one["record"] for one in read} == {path.name}
+    assert str(read[0]["torch"]) == describe()["torch"]
+
+
+def test_rows_are_in_the_order_of_time(tmp_path: Path) -> None:
+    """The names of one day's records end in commits, which are in no order."""
+    for name, columns in (
+        ("2026-01-02-cpu-b", {"date": "2026-01-02", "time": "09:00:00"}),
+        ("2026-01-02-cpu-a", {"date": "2026-01-02", "time": "11:00:00"}),
+        ("2026-01-02-cpu-c", {"date": "2026-01-02"}),
+        ("2026-01-01-cpu-z", {"date": "2026-01-01", "time": "23:00:00"}),
+    ):
+        write(tmp_path, f"{name}.jsonl", [row("copy", shape=name[-1], **columns)])
+    assert [one["shape"] for one in records.read(tmp_path)] == ["z", "c", "b", "a"]
+
+
+def test_percentiles() -> None:
+    assert records.time_columns([2e-3]) == {"median_us": 2000.0}
+    assert records.time_columns([1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3]) == {
+        "median_us": 3500.0,
+        "p20_us": 2000.0,
+        "p80_us": 5000.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{not json", "is not JSON"),
+        ("[1]", "must be an object"),
+        (json.dumps({"case": "copy", "date": "2026-12-01"}), "a row must say its machine"),
+        (json.dumps(row("copy", suite="what")), "must be one of ceilings, gate, kernels, contention, layers"),
+        (json.dumps(row("nobody knows")), "must be one of ceilings"),
+        (json.dumps(row("copy", median_us="fast")), "median_us must be a positive number; got 'fast'"),
+    ],
+)
+def test_a_line_that_is_no_row_is_named(tmp_path: Path, line: str, says: str) -> None:
+    path = write(tmp_path, "r.jsonl", [row("copy", 1.0)])
+    with open(path, "a") as file:
+        file.write(f"\n{line}\n")
+    with pytest.raises(DataError) as refusal:
+        records.read(tmp_path)
+    assert str(refusal.value).startswith(f"{path}, line 3")
+    assert says in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    # Of a comparison 1 means that something got slower.
+    one_line(run_here("bench.report", "--compare", path, path), 2, f"{path}, line 3", says)
+
+
+def test_tables_show_the_newest_row_and_say_where_it_is_from(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", [step("aten, eager", 20_000.0), step("aten, eager", 16_000.0)])
+    write(tmp_path, "b.jsonl", [step("aten, eager", 10_000.0, date="2026-11-30", dirty=True)])
+    made = report.texts(measured(tmp_path))["steps.md"]
+    line = cells(made, "aten, eager")
+    assert (line["median ms"], line["images/s"]) == ("16.00", "8,000")
+    assert "- `reports/data/a.jsonl`: 2026-12-01, commit abc;\n  NVIDIA H200, 16 threads, torch 2.11.0" in made
+    assert "b.jsonl" not in made
+    write(tmp_path, "c.jsonl", [step("aten, eager", 9000.0, date="2026-12-02", dirty=True)])
+    assert (
+        "`reports/data/c.jsonl`: 2026-12-02, commit abc with changes;" in report.texts(measured(tmp_path))["steps.md"]
+    )
+
+
+def test_ratios_are_against_rivals_of_the_same_record_and_machine(tmp_path: Path) -> None:
+    rows = [
+        kernel("aten", 600.0, memory_format="contiguous"),
+        kernel("aten", 800.0),
+        kernel("compiled", 90.0),
+        kernel("triton", 30.0),
+        kernel("triton", 45.0, dtype="float32"),
+        kernel("inductor", 60.0, unverified="gate failed"),
+    ]
+    write(tmp_path, "a.jsonl", rows)
+    write(tmp_path, "b.jsonl", [kernel("traced", 60.0), {**kernel("aten", 1000.0), **CPU, "dtype": "float32"}])
+    found = {(one["implementation"], one["dtype"], one["memory_format"]): one for one in measured(tmp_path)}
+    ratios = {key: (one.get("x_aten"), one.get("x_compiled")) for key, one in found.items()}
+    # 600 / 30: the rival's faster memory format.
+    assert ratios["triton", "bfloat16", "channels_last"] == (20.0, 3.0)
+    assert ratios["aten", "bfloat16", "contiguous"] == (1.0, 0.15)
+    # A rival in another record or dtype, and a row that no check stands behind.
+    for name, dtype in (("traced", "bfloat16"), ("triton", "float32"), ("inductor", "bfloat16")):
+        assert ratios[name, dtype, "channels_last"] == (None, None), name
+    steps = [step("aten, eager", 12_000.0), step("aten, default", 9000.0), step("aten, reduce-overhead", 6000.0)]
+    write(tmp_path, "c.jsonl", [*steps, step("triton, eager", 3000.0)])
+    ours = next(one for one in measured(tmp_path) if one["implementation"] == "triton, eager")
+    assert (ours["x_aten"], ours["x_compiled"]) == (4.0, 2.0)
+
+
+def test_machines_are_never_mixed(tmp_path: Path) -> None:
+    others = [{**GPU, "threads": 8}, {**GPU, "torch": "2.12.0"}, CPU]
+    rows = [step("aten, eager", 9000.0), *({**step("triton, eager", 3000.0), **one} for one in others)]
+    write(tmp_path, "a.jsonl", rows)
+    headings = [line for line in report.texts(measured(tmp_path))["steps.md"].splitlines() if line.startswith("## ")]
+    assert len(headings) == 4
+    assert headings[-1].startswith("## CPU")
+    assert [one.get("x_aten") for one in measured(tmp_path)] == [1.0, None, None, None]
+
+
+def test_rewritten_kernels_are_told_from_todays(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", [kernel("triton", 50.0), kernel("aten", 900.0)])
+    write(tmp_path, "b.jsonl", [kernel("triton", 40.0, "backward", kernels_code="old")])
+    assert {one.get("kernels_of") for one in measured(tmp_path)} == {"abc, rewritten since", None, "old"}
+    # A CPU's record tells that they have changed.
+    write(tmp_path, "c.jsonl", [step("auto, eager", 1.0, kernels_code="new", date="2026-12-02") | CPU])
+    assert {one.get("kernels_of") for one in measured(tmp_path)} == {
+        *("abc, rewritten since", "old, rewritten since"),
+        None,
+    }
+
+
+def test_what_is_missing_says_so_once(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", [*everything(), kernel("inductor", 9.0, unverified="gate not finished")])
+    text = report.texts(measured(tmp_path))["kernels.md"]
+    gpu, cpu = text.split("## CPU: Xeon, 2 threads, torch 2.13.0+cpu")
+    assert "stage1, reference, forward: failed: RuntimeError: out of memory." in gpu
+    assert "9.000 (unverified)" in gpu
+    assert "gate not finished" in gpu
+    side = cells(gpu, "forward")
+    assert (side["aten us"], side["reference us"], side["triton us"]) == ("920.0", "-", "46.00")
+    # In the note below each of the two tables, and in no cell.
+    assert cpu.count("for want of a GPU: triton") == 2
+    assert "| triton" not in cpu
+    assert "needs a GPU" not in text
+
+
+def test_memory_is_computed_from_the_parameters(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", everything())
+    text = report.texts(measured(tmp_path))["memory.md"]
+    mib = f"{37_752_832 * 4 / 2**20:.1f}"
+    line = cells(text, "fc6")
+    assert [line[f"{name} MiB"] for name in ("weights", "gradients", "momentum")] == [mib] * 3
+    total = cells(text, "sum")
+    assert (total["parameters"], total["saved MiB"]) == ("38,095,232", "133.0")
+
+
+def test_a_profile_is_in_the_order_of_time_with_its_sum_last(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", everything())
+    lines = [line for line in report.texts(measured(tmp_path))["profile.md"].splitlines() if line.startswith("| ")]
+    assert [line.split("|")[1].strip() for line in lines[:5]] == [
+        "kernel",
+        "wgrad",
+        "sm90_gemm&lt;128, 256>",
+        "dgrad",
+        "sum",
+    ]
+
+
+def test_kernels_of_an_earlier_profile_are_not_shown(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", everything())
+    again = [one | {"date": "2026-12-02"} for one in everything() if one["suite"] == "profile"]
+    write(tmp_path, "b.jsonl", [*again[1:3], again[3] | {"wall_us": 4000.0}])
+    profile = [one for one in measured(tmp_path) if one["suite"] == "profile"]
+    assert [one["kernel"] for one in profile] == ["wgrad", "dgrad", "sum"]
+    assert profile[-1]["wall_us"] == 4000.0
+
+
+def test_what_was_found_is_computed_from_the_records(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", everything())
+    rows = measured(tmp_path)
+    step_, time, stages, network = findings.sentences(rows)
+    assert "4.80 ms on an NVIDIA H200" in step_
+    assert "1.50 times" in step_
+    assert "3.12 times" in step_  # 15 / 4.8
+    assert "conv1 (38 %), fc6 (12 %)" in time  # (1500 + 300) / 48
+    assert "24,000 images/s, 90 %" in time
+    # 30 + 20 against 120 + 80 and 290 + 160; beside busy processes 450 to 100.
+    for words in ("50.0 ms", "4.00 times", "9.00 times", "100 ms", "4.50 times as fast as PyTorch called eagerly"):
+        assert words in stages
+    assert "33 images/s" in network
+    assert "batches of 64 runs at 107 images/s; PyTorch compiled, the fastest rival measured, reaches 91" in network
+    bars = {group.title: [round(bar.ratio, 2) for bar in group.bars] for group in findings.groups(rows)}
+    assert list(bars.values()) == [[3.12, 2.08, 1.0], [2.0, 1.37, 1.0], [9.0, 2.25, 1.0], [4.5, 1.0]]
+    # What no check stands behind is not quoted, and what is not in the records is left out.
+    write(tmp_path, "a.jsonl", [one | {"unverified": "gate failed"} for one in everything()])
+    assert "times" not in " ".join(findings.sentences(measured(tmp_path)))
+    assert findings.sentences([]) == []
+    assert "Nothing is measured" in report.found([])
+
+
+def test_the_first_screen_shows_the_headline(tmp_path: Path) -> None:
+    # A slower way of ours, and one whose rivals were not measured.
+    others = [step("triton, default", 4900.0), step("triton, eager", 10.0, dtype="float16")]
+    write(tmp_path, "a.jsonl", [*everything(), *others])
+    text = report.first_screen(measured(tmp_path))
+    ours = cells(text, "triton, reduce-overhead")
+    assert (ours["images/s"], ours["x aten"], ours["kernels of"]) == ("26,667", "3.12", "abc")
+    assert cells(text, "loader, 2 reading")["images/s"] == "68,267"
+    assert "triton, default" not in text
+    assert "triton, eager" not in text
+    assert report.first_screen([]) == "Not measured."
+
+
+class Page(HTMLParser):
+    """What a page fetches, its ids and links, the columns that its tables show at once; its tags must close."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.ids: list[str] = []
+        self.shown: list[int] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        values = dict(attributes)
+        if tag not in ("meta", "link", "input", "img"):
+            self._open.append(tag)
+        names = ("src", "href", "srcset", "action", "xlink:href")
+        self.fetched += [value or "" for name, value in attributes if name in names]
+        self.ids += [value or "" for name, value in attributes if name == "id"]
+        if tag == "thead":
+            self.shown.append(0)
+        if values.get("scope") == "col":
+            assert values["aria-sort"] == "none"
+            self.shown[-1] += "extra" not in str(values.get("class"))
+        if tag == "svg":
+            assert values["role"] == "img"
+            assert values["aria-label"]
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the whole report of :func:`everything`."""
+    folder = tmp_path_factory.mktemp("root")
+    write(folder / "reports" / "data", "a.jsonl", everything())
+    results = folder / "reports" / "data" / "ablations"
+    shutil.copytree(records.DATA / "ablations", results)
+    (folder / "README.md").write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    (folder / "reports" / "README.md").write_text(f"{report.FOUND_BEGIN}{report.FOUND_END}\nwritten by hand\n")
+    (folder / "reports" / "figures").mkdir()
+    (folder / "reports" / "figures" / "kernels-of-long-ago.png").touch()
+    (folder / "reports" / "figures" / "of-another-command.png").touch()
+    report.write(folder, records.read(folder / "reports" / "data"))
+    return folder
+
+
+def test_the_page_fetches_nothing_and_shows_nine_columns(drawn: Path) -> None:
+    text = (drawn / "reports" / "index.html").read_text()
+    page = Page(text.replace("<!doctype html>", ""))
+    assert len(page.ids) == len(set(page.ids))
+    pictures = [name for name in page.fetched if name.endswith(".png")]
+    links = [name.removeprefix("#") for name in page.fetched if name.startswith("#")]
+    assert set(page.fetched) == {"data:,", *pictures, *(f"#{name}" for name in links)}
+    assert set(links) <= set(page.ids)
+    assert {"found", "kernels", "contention", "steps", "profile", "layers", "memory", "gate"} < set(page.ids)
+    assert {"parallelism", "accuracy"} < set(page.ids)
+    for name in pictures:
+        assert (drawn / "reports" / name).is_file()
+    assert max(page.shown) <= 9
+    assert "url(http" not in text
+    assert not re.search(r"(?<!\.w3\.org/)//[a-z]+\.[a-z]", re.sub(r'xmlns(:xlink)?="[^"]*"', "", text))
+    # The title behind a dash.
+    assert 'title="failed: RuntimeError: out of memory"' in text
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", [kernel("aten", 1.0, shape="<script>x</script> & |"), kernel("triton", 1.0)])
+    rows = measured(tmp_path)
+    text = report.page(rows, {})
+    assert "<script>x" not in text
+    assert "&lt;script&gt;x&lt;/script&gt; &amp; |" in text
+    assert r"&lt;script>x&lt;/script> & \|" in report.texts(rows)["kernels.md"]
+
+
+def test_figures_are_small_and_readable(drawn: Path) -> None:
+    folder = drawn / "reports" / "figures"
+    made = sorted(path for path in folder.iterdir() if path.stat().st_size)
+    kinds = [path.stem.split("-")[0] for path in made]
+    assert kinds == ["found", "kernels", "kernels", "memory", "roofline", "steps", "steps"]
+    for path in made:
+        assert path.stat().st_size < 120_000
+        with Image.open(path) as image:
+            assert 400 < image.width < 1400
+            assert len(image.convert("RGB").getcolors(1 << 20)) > 10
+    assert not (folder / "kernels-of-long-ago.png").exists()
+    assert (folder / "of-another-command.png").exists()
+
+
+@pytest.mark.slow
+def test_the_same_records_make_the_same_bytes(drawn: Path) -> None:
+    before = {path: path.read_bytes() for path in drawn.rglob("*") if path.is_file()}
+    report.write(drawn, records.read(drawn / "reports" / "data"))
+    assert {path for path in drawn.rglob("*") if path.is_file()} == set(before)
+    assert [path for path, content in before.items() if path.read_bytes() != content] == []
+    readme = (drawn / "README.md").read_text()
+    assert readme.startswith(f"before\n{report.BEGIN}\n")
+    assert readme.endswith(f"{report.END}\nafter\n")
+    assert "old" not in readme
+
+
+def test_colours_of_the_page_are_its_own(drawn: Path) -> None:
+    """A chart in which black or a color of a file is left stays as it is in the dark."""
+    text = (drawn / "reports" / "index.html").read_text()
+    style, _, body = text.partition("</style>")
+    charts = re.findall("<svg.*?</svg>", body, re.DOTALL)
+    assert len(charts) > 5
+    used = set(re.findall(r"var\((--\w+)\)", " ".join(charts)))
+    assert {"--ink", "--c0"} <= used
+    for colours in (style.split("@media")[0], style.split("dark) {")[1]):
+        assert used <= set(re.findall(r"(--\w+):", colours))
+    for chart in charts:
+        assert not re.search("#(000000|ffffff)|(fill|stroke): ?(black|white)", chart)
+
+
+def test_committed_files_are_those_of_the_records() -> None:
+    rows = tables.measured(records.read())
+    made = report.texts(rows)
+    for name, text in made.items():
+        assert text == (ROOT / "reports" / name).read_text(), f"{name} is not what the records make"
+    assert {name for name in pages.PAGES if (ROOT / "reports" / name).is_file()} == set(made)
+    assert report.first_screen(rows) in (ROOT / "README.md").read_text()
+    for text in (report.found(rows), report.contents(rows)):
+        assert text in (ROOT / "reports" / "README.md").read_text()
+    others = {name: (ROOT / "reports" / f"{name}.md").read_text() for name, *_ in report.OTHERS}
+    # How matplotlib writes a chart changes with its version.
+    shown, committed = (
+        re.sub("<svg.*?</svg>", "", text, flags=re.DOTALL)
+        for text in (report.page(rows, others), (ROOT / "reports" / "index.html").read_text())
+    )
+    assert shown == committed, "index.html is not what python -m bench.report makes of the records"
+    folder = ROOT / "reports" / "figures"
+    wanted = {figure.file.removeprefix("figures/") for figure in figures.figures(rows)}
+    assert wanted == {path.name for kind in ("found", *figures.KINDS) for path in folder.glob(f"{kind}*.png")}
+
+
+def test_everything_recorded_is_in_a_table() -> None:
+    rows = measured(records.DATA)
+    suites = {suite for kind in pages.PAGES.values() for suite in kind.suites}
+    recorded = [one for one in rows if one["suite"] in suites and one.get("status") != tables.NEEDS_GPU]
+    shown = sum(
+        len(table.rows)
+        for page in pages.pages(rows)
+        if page.file != "memory.md"
+        for section in page.sections
+        for table in section.tables
+        if table.title != "Medians side by side"
+    )
+    assert shown == len(recorded) > 30
+
+
+def test_help_needs_nothing_heavy() -> None:
+    done = run("bench.report", "--help", PYTHONPROFILEIMPORTTIME="1")
+    assert done.returncode == 0
+    assert "--compare RECORD" in done.stdout
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "net.common.cli" in imported
+    assert not imported & {"torch", "numpy", "matplotlib"}
+
+
+def test_committed_accuracy_is_that_of_the_results(drawn: Path) -> None:
+    assert (drawn / "reports" / "accuracy.md").read_text() == (ROOT / "reports" / "accuracy.md").read_text()
+
+
+def test_a_record_cannot_write_html_or_lines_into_a_page(tmp_path: Path) -> None:
+    """Records come from other machines; what they say is shown, not obeyed."""
+    hostile = "<script>alert(1)</script>\n\n<img src=x onerror=alert(2)>\x1b[2J"
+    machine = {**GPU, "machine": f"NVIDIA {hostile}", "driver": hostile, "torch": f"2.11.0{hostile}"}
+    rows = [
+        kernel("triton", 50.0, machine=machine, kernel=hostile),
+        kernel("aten", 900.0, machine=machine),
+        row(f"update of {hostile}", 5.0, machine, suite="steps", implementation=f"auto, {hostile}", dtype=hostile),
+        row("conv1", 5.0, machine, suite="layers", implementation="triton", mode="forward", dtype="x", layer=hostile),
+    ]
+    write(tmp_path, "a.jsonl", rows)
+    found_rows = measured(tmp_path)
+    made = {**report.texts(found_rows), "README": report.first_screen(found_rows) + report.found(found_rows)}
+    assert any("&lt;script" in text for text in made.values())
+    for name, text in made.items():
+        left = re.sub(r"</?(details|summary)>", "", text)
+        assert "<" not in re.sub(r"<!--.*?-->", "", left), name
+        assert "\x1b" not in text, name
+        assert not any(line.startswith("&lt;img") for line in text.splitlines()), name

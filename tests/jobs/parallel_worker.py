@@ -1,0 +1,206 @@
+"""What the tests of several processes run in each of them, in one start: ``torchrun parallel_worker.py FOLDER FLAGS``.
+
+The first rank leaves what it found in ``FOLDER/found.json``; the tests judge it.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+
+from bench.messages import Count, expected
+from net import train
+from net.common.errors import DataError
+from net.model.alexnet import alexnet
+from net.parallel.launch import Launch
+from net.parallel.process_group import Processes
+from net.parallel.strategies import parallelize
+from net.training.config import RecipeConfig, TrainConfig
+from net.training.recipe import PaperSGD, parameter_groups
+
+BATCH = 12
+STEPS = 6
+#: Of the images.
+SEEDS = (1, 2, 3)
+#: Nine classes: ranks hold unequal numbers of them.
+NETWORK = {"image_size": 20, "dropout": 0.0, "classes": 9}
+Result = dict[str, Any]
+
+
+def learn(
+    strategy: str,
+    dtype: torch.dtype,
+    group: dist.ProcessGroup | None,
+    steps: int = STEPS,
+    *,
+    seed: int = SEEDS[0],
+    shift: int = 0,
+) -> Result:
+    """Losses of the global batches, gradients of the first update, weights after the last, and logits then.
+
+    ``shift`` begins each batch with another of its images, which changes nothing but the order of sums.
+    """
+    torch.manual_seed(0)
+    model = alexnet("digits", **NETWORK).to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    part = parallelize(model, strategy, group)
+    recipe = RecipeConfig()
+    optimizer = PaperSGD(parameter_groups(part.model, recipe), recipe.lr, recipe.momentum, recipe.weight_decay)
+    generator = torch.Generator().manual_seed(seed)
+    share = BATCH // part.training.replicas
+    mine = slice(part.training.rank * share, (part.training.rank + 1) * share)
+    losses: list[float] = []
+    gradients: dict[str, Tensor] = {}
+    counted = Count(2)
+    for step in range(steps):
+        images = 60 * torch.randn(BATCH, 3, 20, 20, generator=generator, dtype=torch.float64).to(dtype)
+        labels = torch.randint(0, 9, (BATCH,), generator=generator)
+        images, labels = images.roll(shift, 0), labels.roll(shift, 0)
+        # The second update: DistributedDataParallel arranges its buckets after the first.
+        with counted if step == 1 else torch.enable_grad():
+            logits = part.forward(images[mine].contiguous(memory_format=torch.channels_last))
+            loss = F.cross_entropy(logits, labels[mine])
+            loss.backward()
+        if step == 0:
+            named = part.model.named_parameters()
+            gradients = {name: part.whole(name, each.grad).clone() for name, each in named if each.grad is not None}
+        optimizer.step()
+        optimizer.zero_grad()
+        total = loss.detach().double() * part.weight
+        if group is not None:
+            dist.all_reduce(total)
+        losses.append(float(total))
+    part.model.eval()
+    with torch.no_grad():
+        logits = part.model(60 * torch.randn(5, 3, 20, 20, generator=generator, dtype=torch.float64).to(dtype))
+    weights = {name: part.whole(name, tensor.detach()) for name, tensor in part.model.named_parameters()}
+    return {
+        "losses": losses,
+        "gradients": gradients,
+        "weights": weights,
+        "logits": logits,
+        "messages": sorted((message.kind, message.size) for message in counted.messages),
+        "held": sum(parameter.numel() for parameter in part.model.parameters()),
+    }
+
+
+def distance(ours: Result, theirs: Result) -> dict[str, float]:
+    """The largest differences of two runs; of gradients and weights relative to the parameter's largest value."""
+    result = {"loss": max(abs(a - b) for a, b in zip(ours["losses"], theirs["losses"], strict=True))}
+    result["first_loss"] = abs(ours["losses"][0] - theirs["losses"][0])
+    for kind in ("gradients", "weights"):
+        result[kind] = max(
+            float((ours[kind][name] - exact).abs().max() / exact.abs().max()) for name, exact in theirs[kind].items()
+        )
+    result["logits"] = float((ours["logits"] - theirs["logits"]).abs().max())
+    return result
+
+
+def unequal(ranks: Processes) -> dict[str, str]:
+    """What is said when ranks see other images, or one cannot open them."""
+
+    def fails() -> int:
+        if ranks.rank == 1:
+            raise DataError("no such folder")
+        return 0
+
+    said = {}
+    for name, open, identity in (
+        ("count", lambda: 7 + ranks.rank, lambda count: {"training images": count}),
+        ("missing", fails, lambda count: {}),
+    ):
+        try:
+            ranks.opened(open, identity)
+        except DataError as error:
+            said[name] = str(error)
+    return said
+
+
+def largest_loss_error(ours: Result, exact: Result) -> float:
+    return max(abs(a - b) for a, b in zip(ours["losses"], exact["losses"], strict=True))
+
+
+def drifts(group: dist.ProcessGroup) -> dict[str, float]:
+    """How far losses in float32 come from those in float64 at most, with any of the seeds: in one process, at one and
+    at two threads and with the images of a batch in other orders, and by each strategy."""
+    rank = dist.get_rank(group)
+    found: dict[str, float] = dict.fromkeys(("none", "data", "tower", "hybrid"), 0.0)
+    for seed in SEEDS:
+        exact = learn("none", torch.float64, None, seed=seed)
+        torch.set_num_threads(2 if rank == 0 else 1)
+        shifts = range(2) if rank == 0 else range(4)
+        runs = [learn("none", torch.float32, None, seed=seed, shift=shift) for shift in shifts]
+        torch.set_num_threads(1)
+        for strategy in found:
+            if strategy != "none":
+                runs = [learn(strategy, torch.float32, group, seed=seed)]
+            errors = torch.tensor([largest_loss_error(run, exact) for run in runs], dtype=torch.float64).max()
+            dist.all_reduce(errors, dist.ReduceOp.MAX, group)
+            found[strategy] = max(found[strategy], float(errors))
+    return found
+
+
+def equality(group: dist.ProcessGroup) -> Result:
+    """Every strategy against one process."""
+    found: Result = {"drift": drifts(group)}
+    plain = learn("none", torch.float64, None)
+    exact_first = learn("none", torch.float64, None, 1)
+    for strategy in ("data", "tower", "hybrid"):
+        double, single, again = (
+            learn(strategy, dtype, group) for dtype in (torch.float64, torch.float32, torch.float32)
+        )
+        config = alexnet("digits", **NETWORK).config
+        found[strategy] = {
+            "float64": distance(double, plain),
+            "first": distance(learn(strategy, torch.float32, group, 1), exact_first),
+            "repeats": single["losses"] == again["losses"]
+            and all(torch.equal(single["weights"][name], again["weights"][name]) for name in single["weights"]),
+            "messages": single["messages"],
+            "expected": sorted((each.kind, each.size) for each in expected(config, strategy, 2, BATCH)),
+            "held": single["held"],
+            "parameters": config.parameters,
+        }
+    return found
+
+
+def masks(folder: Path) -> None:
+    """Have every dropout note its mask of the first update."""
+    forward = nn.Dropout.forward
+
+    def noted(self: nn.Dropout, x: Tensor) -> Tensor:
+        y = forward(self, x)
+        if self.training and len(seen) < 2:
+            seen.append((y == 0)[x != 0].int().tolist())
+            (folder / f"masks_{os.environ['RANK']}.json").write_text(json.dumps(seen))
+        return y
+
+    seen: list[list[int]] = []
+    nn.Dropout.forward = noted  # type: ignore[method-assign]
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    rank, ranks = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    # Keys of its own: the training below meets at the same store.
+    store, _, _ = next(rendezvous("env://"))
+    dist.init_process_group("gloo", store=dist.PrefixStore("worker", store), rank=rank, world_size=ranks)
+    assert dist.group.WORLD is not None
+    found = equality(dist.group.WORLD)
+    dist.destroy_process_group()
+    group = Processes(Launch(rank, ranks, rank, ranks), "gloo", TrainConfig())
+    found["unequal"] = unequal(group)
+    group.close()
+    if rank == 0:
+        (folder / "found.json").write_text(json.dumps(found))
+    masks(folder)
+    assert train.main(sys.argv[2:]) == 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""The kernels that are no operators, training input and update, against the formulas written out in float64."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+triton = pytest.importorskip("triton")
+
+import kernels  # noqa: E402
+from kernels.gpu.bias_relu import pixel_stride  # noqa: E402
+from kernels.gpu.input import training_input  # noqa: E402
+from kernels.gpu.update import suits, update_  # noqa: E402
+from net.common.device import repeat_bits  # noqa: E402
+from net.model.alexnet import alexnet  # noqa: E402
+from net.model.blocks import block_count, blocks  # noqa: E402
+from net.model.forms import forms, use  # noqa: E402
+from net.training.config import TrainConfig  # noqa: E402
+from net.training.recipe import PaperSGD, Schedule, parameter_groups  # noqa: E402
+from net.training.step import TrainingStep  # noqa: E402
+from tests.net.test_recipe import RATES, paper_rule  # noqa: E402
+from tests.tolerances import TOLERANCES  # noqa: E402
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+INTERPRETED = DEVICE.type == "cpu"
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(INTERPRETED and not triton.knobs.runtime.interpret, reason="the emulator runs the stages only"),
+]
+#: The interpreter cuts a float32 off where a GPU rounds it to bfloat16.
+BFLOAT16 = 2**-7 if INTERPRETED else 2**-8
+
+
+def formula(
+    images: np.ndarray, mean: np.ndarray, places: np.ndarray, noise: np.ndarray, divisor: float, size: int
+) -> np.ndarray:
+    """Sections 2 and 4.1, image by image, in float64: ``[N, 3, size, size]``."""
+    result = []
+    for image, (top, left, reflect), colour in zip(images, places.astype(int), noise, strict=True):
+        crop = (image.astype(np.float64) - mean)[top : top + size, left : left + size]
+        result.append(((crop[:, ::-1] if reflect else crop) + colour) / divisor)
+    return np.stack(result).transpose(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("height", "width", "size"), [(13, 16, 12), (9, 9, 9)])
+def test_one_pass_input(height: int, width: int, size: int, dtype: torch.dtype) -> None:
+    generator = np.random.default_rng(size)
+    images = generator.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+    mean = generator.uniform(0, 255, (height, width, 3)).astype(np.float32)
+    noise = generator.normal(0, 20, (2, 3)).astype(np.float32)
+    places = np.array([[0, 0, 0], [height - size, width - size, 1]], np.float32)
+    sent = torch.from_numpy(np.concatenate([places, noise], 1)).to(DEVICE)
+    given = (torch.from_numpy(images).to(DEVICE), torch.from_numpy(mean).to(DEVICE), sent[:, :3])
+    half = BFLOAT16 if dtype == torch.bfloat16 else 2**-21
+    for drawn, divisor in ((None, 1.0), (noise, 1.1)):
+        exact = formula(images, mean, places, np.zeros((2, 3)) if drawn is None else drawn, divisor, size)
+        colours = None if drawn is None else sent[:, 3:]
+        pixels = training_input(*given, colours, divisor, size, dtype=dtype)
+        assert pixels.dtype == dtype
+        assert pixels.is_contiguous(memory_format=torch.channels_last)
+        np.testing.assert_allclose(pixels.double().cpu(), exact, rtol=half, atol=256 * 2**-23)
+        for kernel, padding in ((7, 0), (9, 2)):
+            count = block_count((size + 2 * padding - kernel) // 4 + 1, kernel, 4)
+            out = torch.full((2, 48, count, count), torch.nan, dtype=dtype, device=DEVICE)
+            out = out.contiguous(memory_format=torch.channels_last)
+            result = training_input(
+                *given, colours, divisor, size, block=4, blocks=count, padding=padding, dtype=dtype, out=out
+            )
+            assert result is out
+            assert torch.equal(out, blocks(pixels, 4, count, padding))
+
+
+FORMATS = [torch.contiguous_format, torch.channels_last]
+
+
+@pytest.mark.parametrize("rates", RATES.values(), ids=list(RATES))
+@pytest.mark.parametrize("gradient_dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_one_pass_update(gradient_dtype: torch.dtype, rates: list[float]) -> None:
+    """The paper's rule at rates that change, and a copy that is the weight rounded."""
+    generator = np.random.default_rng(0)
+    starts = [generator.normal(size=shape).astype(np.float32) for shape in ((3, 5), (2, 3, 2, 2), (1, 7), (37, 41))]
+    parameters, copies, gradients = [], {}, []
+    for number, start in enumerate(starts):
+        format = FORMATS[number % 2] if start.ndim == 4 else torch.contiguous_format
+        weight = torch.from_numpy(start.copy()).to(DEVICE).contiguous(memory_format=format)
+        parameters.append(torch.nn.Parameter(weight))
+        copies[parameters[-1]] = torch.full_like(weight, torch.nan, dtype=torch.bfloat16)
+        drawn = torch.from_numpy(generator.normal(size=(len(rates), *start.shape))).to(DEVICE, gradient_dtype)
+        gradients.append(drawn)
+    optimizer = PaperSGD(parameters, lr=rates[0], momentum=0.9, weight_decay=0.05, fused="triton")
+    for step, rate in enumerate(rates):
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.send_rates()
+        drawn = [gradient[step] for gradient in gradients]
+        optimizer.update(dict(zip(parameters, drawn, strict=True)), copies)
+    for parameter, start, drawn in zip(parameters, starts, gradients, strict=True):
+        exact = paper_rule(start.astype(np.float64), list(drawn.double().cpu().numpy()), rates, 0.9, 0.05)
+        # A few roundings of float32 an update, of weight, velocity and rate.
+        np.testing.assert_allclose(parameter.detach().double().cpu(), exact, rtol=1e-5, atol=1e-6)
+        copy = copies[parameter]
+        assert copy.stride() == parameter.stride()
+        np.testing.assert_allclose(copy.float().cpu(), parameter.detach().cpu(), rtol=BFLOAT16, atol=0)
+
+
+def test_one_pass_update_of_an_unaligned_view() -> None:
+    memory = torch.randn(1 + 3 * 5, device=DEVICE)
+    weight, gradient, velocity = memory[1:].view(3, 5), torch.randn(3, 5, device=DEVICE), torch.zeros(3, 5).to(DEVICE)
+    expected = weight - 0.5 * gradient
+    first = memory[0].clone()
+    update_(weight, gradient, velocity, None, torch.tensor(0.5, device=DEVICE), 0.9, 0.0)
+    torch.testing.assert_close(weight, expected)
+    assert torch.equal(memory[0], first)
+
+
+def test_one_pass_update_refuses_other_strides() -> None:
+    weight = torch.zeros(3, 5, device=DEVICE)
+    transposed = torch.zeros(5, 3, device=DEVICE).t()
+    rate = torch.tensor(0.1, device=DEVICE)
+    for name, tensors in (("gradient", (transposed, weight, None)), ("copy", (weight, weight, transposed))):
+        with pytest.raises(ValueError, match=f"{name} must have the weight's strides"):
+            update_(weight, *tensors, rate, 0.9, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "fits"),
+    [
+        (torch.zeros(3, 4), True),
+        (torch.zeros(3, 4).t(), True),
+        (torch.zeros(2, 3, 4, 5).contiguous(memory_format=torch.channels_last), True),
+        (torch.zeros(()), True),
+        (torch.zeros(3, 8)[:, :4], False),
+        (torch.zeros(1).expand(4), False),
+        (torch.zeros(3, dtype=torch.float64), False),
+    ],
+)
+def test_one_pass_update_suits_dense_float32(tensor: Tensor, fits: bool) -> None:
+    assert suits(tensor) is fits
+
+
+def maps(kind: str, dtype: torch.dtype) -> Tensor:
+    """Input of :func:`kernels.bias_relu` whose sums with a bias of 0.5 are at zero in places, and NaN in one."""
+    shape, channels = {"plain": ((2, 70, 5, 3), 70), "slice": ((3, 96, 4, 4), 48), "one": ((1, 8, 1, 1), 8)}[kind]
+    input = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)
+    input[:, ::5] = -0.5
+    input[0, 1] = torch.nan
+    input[0, 2], input[0, 3] = torch.inf, -torch.inf
+    return input.contiguous(memory_format=torch.channels_last)[:, shape[1] - channels :]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["plain", "slice", "one"])
+def test_one_pass_bias_and_relu(kind: str, dtype: torch.dtype) -> None:
+    """Output and both gradients; a gradient passes where the sum is over zero or NaN."""
+    input = maps(kind, dtype).requires_grad_()
+    assert pixel_stride(input) is not None
+    bias = torch.full((input.shape[1],), 0.5, device=DEVICE, requires_grad=True)
+    with kernels.implementation("triton"):
+        output = kernels.bias_relu(input, bias)
+    assert output.dtype == dtype
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    total = input.detach().double() + 0.5
+    exact = torch.where(total < 0, 0.0, total)
+    half = 2 * TOLERANCES[dtype].forward
+    torch.testing.assert_close(output.detach().double(), exact, rtol=half, atol=0, equal_nan=True)
+    given = torch.randn_like(output)
+    gradient, bias_gradient = torch.autograd.grad(output, (input, bias), given)
+    expected = torch.where(total <= 0, 0.0, given.double())
+    assert gradient.dtype == dtype
+    assert torch.equal(gradient.double(), expected)
+    scale = expected.abs().sum((0, 2, 3))
+    assert ((bias_gradient.double() - expected.sum((0, 2, 3))).abs() <= 32 * 2**-24 * scale).all()
+
+
+def test_one_pass_bias_and_relu_differentiates_twice() -> None:
+    input = torch.randn(2, 8, 3, 3, device=DEVICE).contiguous(memory_format=torch.channels_last).requires_grad_()
+    bias = torch.zeros(8, device=DEVICE, requires_grad=True)
+    with kernels.implementation("triton"):
+        output = kernels.bias_relu(input, bias)
+        (gradient,) = torch.autograd.grad((output**2).sum(), input, create_graph=True)
+        (second,) = torch.autograd.grad(gradient.sum(), input)
+    assert torch.equal(second, 2 * (input > 0).float())
+
+
+@pytest.mark.parametrize("implementation", ["auto", "aten", "reference", "triton"])
+def test_one_pass_bias_and_relu_of_any_layout(implementation: str) -> None:
+    """What the kernel does not take runs PyTorch's operators; no bias is ReLU."""
+    contiguous = torch.randn(2, 6, 3, 4, device=DEVICE)
+    bias = torch.randn(6, device=DEVICE)
+    for input in (contiguous, contiguous.transpose(2, 3), contiguous.double(), contiguous[:0], contiguous[:, :, 0, 0]):
+        exact = torch.relu(input + bias.to(input.dtype).reshape(-1, *[1] * (input.dim() - 2)))
+        with kernels.implementation(implementation):
+            torch.testing.assert_close(kernels.bias_relu(input, bias), exact)
+            assert torch.equal(kernels.bias_relu(input), torch.relu(input))
+    with pytest.raises(ValueError, match="bias_relu: bias must have shape"):
+        kernels.bias_relu(contiguous, bias[:5])
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="a CUDA graph needs a GPU")
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_one_pass_recorded_updates_have_the_bits_of_others(precision: str) -> None:
+    """In every form, dropout included: recorded, unrecorded, and recorded again; copies are the weights rounded."""
+    repeat_bits()
+    labels = torch.arange(8, device=DEVICE) % 10
+    for form in forms(alexnet("paper", image_size=67, hidden=()), DEVICE):
+        results = []
+        for record in (True, False, True):
+            torch.manual_seed(0)
+            model = alexnet("paper", image_size=67, classes=10).to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            use(model, form)
+            optimizer = PaperSGD(parameter_groups(model.train(), TrainConfig()))
+            Schedule(TrainConfig()).apply(optimizer)
+            step = TrainingStep(model, model, optimizer, precision, record=record, copies=precision == "bf16")
+            images = torch.randn(8, 3, 67, 67, device=DEVICE).contiguous(memory_format=torch.channels_last) * 60
+            losses = [step(images, labels)[0] for _ in range(8)]
+            assert (step.graph is not None) is record
+            for parameter, copy in step.copied.values():
+                assert torch.equal(copy, parameter.to(torch.bfloat16))
+            results.append([*losses, *(parameter.detach() for parameter in model.parameters())])
+        for other in results[1:]:
+            assert all(map(torch.equal, other, results[0])), form
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="a GPU can run it")
+def test_one_pass_bias_and_relu_refuses_what_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the other operators do: an explicit choice is never replaced without a word."""
+    monkeypatch.setattr(kernels.dispatch, "INTERPRETED", False)
+    with kernels.implementation("triton"), pytest.raises(ValueError, match="'triton' needs a tensor on a GPU"):
+        kernels.bias_relu(torch.ones(1, 4, 2, 2), torch.ones(4))

@@ -1,0 +1,212 @@
+"""The figures' numbers against numbers by hand, the files they leave, and what is refused."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from net.analysis import drawings
+from net.analysis.activations import crossing, fastest, train
+from net.data import digits
+from net.data.config import SHAPES
+from net.data.images import ImageData, Split, short_name, statistics
+from net.data.sources import open_data
+from net.figures import colour_selectivity
+from net.model.alexnet import alexnet
+from net.training import checkpoint
+from tests.commands import ROOT, one_line, run_here
+
+
+def colours_of(path: Path) -> tuple[tuple[int, int], bool]:
+    """Size of a PNG on white, and whether there is any colour in it."""
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    assert (pixels[0] == 255).all()
+    assert (pixels[-1] == 255).all()
+    assert path.stat().st_size < 150_000
+    return pixels.shape[:2], bool((pixels.max(2) - pixels.min(2) > 60).any())
+
+
+def test_colour_selectivity_of_known_kernels() -> None:
+    generator = np.random.default_rng(0)
+    gray = np.repeat(generator.standard_normal((1, 1, 5, 5)), 3, axis=1)
+    red_against_green = np.stack([gray[:, 0], -gray[:, 0], 0 * gray[:, 0]], 1)
+    red = np.stack([gray[:, 0], 0 * gray[:, 0], 0 * gray[:, 0]], 1)
+    found = colour_selectivity(np.concatenate([gray, red_against_green, red, 0 * red]).astype(np.float32))
+    assert found == pytest.approx([0, 1, 2 / 3, 0], abs=1e-6)
+    random = generator.standard_normal((200, 3, 11, 11)).astype(np.float32)
+    assert colour_selectivity(random).mean() == pytest.approx(2 / 3, abs=0.01)
+
+
+def test_filters_tower_by_tower(shapes_run: Path, tmp_path: Path) -> None:
+    done = run_here("net.figures", "filters", shapes_run)
+    assert done.returncode == 0, done.stderr
+    assert f"written to {shapes_run / 'filters.png'}" in done.stdout
+    assert colours_of(shapes_run / "filters.png")[1]
+    found = checkpoint.newest(shapes_run / "checkpoints")
+    assert found is not None
+    kernels = found[1]["model"]["conv1.weight"].double()
+    for number, tower in enumerate(kernels.chunk(2), 1):
+        gray = tower.sum(1) / 3
+        share = 1 - 3 * gray.square().sum((1, 2)) / tower.square().sum((1, 2, 3))
+        assert f"tower {number}: colour selectivity {share.mean():.2f} on average, {share.min():.2f} to" in done.stdout
+    assert "gray" not in done.stdout.splitlines()[-1]
+
+
+def save(path: Path, **fields: object) -> Path:
+    """A checkpoint of an untrained network, as from a run on the embedded digits."""
+    model = alexnet("digits", **fields)
+    data = digits.load()
+    classes = list(data.classes)[: model.config.classes]
+    metadata = {"network": model.config.to_dict(), "classes": classes, "data_path": None}
+    mean = torch.from_numpy(data.mean)
+    checkpoint.save(path, {"model": dict(model.state_dict()), "metadata": metadata, "mean_image": mean})
+    return path
+
+
+def test_gray_images_and_gray_networks(tmp_path: Path) -> None:
+    done = run_here("net.figures", "filters", save(tmp_path / "digits.pt"), "--output", tmp_path / "a.png")
+    assert done.returncode == 0, done.stderr
+    assert "its training images are gray" in done.stdout
+    assert short_name(None, tuple("0123456789")) == "embedded digits"
+    assert short_name("some/cats.packed", ("a", "b")) == "cats.packed"
+    assert short_name("x.packed", SHAPES) == "synthetic shapes"
+    one = save(tmp_path / "one.pt", towers=1)
+    assert "all kernels: colour" in run_here("net.figures", "filters", one, "--output", tmp_path / "b.png").stdout
+    gray = save(tmp_path / "gray.pt", image_channels=1)
+    done = run_here("net.figures", "filters", gray, "--output", tmp_path / "c.png")
+    one_line(done, 1, "gray.pt: its first layer, conv1, reads 1 channels: grayscale has no colour-selective filters")
+    assert not (tmp_path / "c.png").exists()
+
+
+def test_predictions(shapes_run: Path, tmp_path: Path) -> None:
+    done = run_here("net.figures", "predictions", shapes_run, "--output", tmp_path / "p.png")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\d of these 8 validation images are named rightly first", done.stdout)
+    assert colours_of(tmp_path / "p.png")[1]
+    again = run_here("net.figures", "predictions", shapes_run, "--output", tmp_path / "q.png")
+    assert again.returncode == 0
+    assert (tmp_path / "p.png").read_bytes() == (tmp_path / "q.png").read_bytes()
+
+
+def test_bars_are_red_for_the_true_label_alone(tmp_path: Path) -> None:
+    def reds(truth: str) -> int:
+        likely = [[("cat", 0.5), ("dog", 0.3), ("sheep", 0.2)]]
+        drawings.predictions(tmp_path / "p.png", "", np.full((1, 9, 9, 3), 255, np.uint8), [truth], likely)
+        with Image.open(tmp_path / "p.png") as picture:
+            pixels = np.asarray(picture.convert("RGB")).astype(int)
+        return int((abs(pixels - [0xE8, 0x68, 0x6A]).max(2) < 8).sum())
+
+    cat, dog, neither = reds("cat"), reds("dog"), reds("horse")
+    assert neither == 0
+    assert 1.2 < cat / dog < 2.2, "a bar is as long as the label is probable"
+
+
+def test_fewer_than_five_classes(tmp_path: Path) -> None:
+    few = save(tmp_path / "few.pt", classes=3, image_size=28)
+    for figure in ("predictions", "neighbours"):
+        output = tmp_path / f"{figure}.png"
+        done = run_here("net.figures", figure, few, "--data-path", "synthetic:40", "--output", output)
+        assert done.returncode == 0, done.stderr
+        colours_of(output)
+
+
+def test_neighbours_by_features(shapes_run: Path) -> None:
+    done = run_here("net.figures", "neighbours", shapes_run)
+    assert done.returncode == 0, done.stderr
+    assert colours_of(shapes_run / "neighbours.png")[1]
+    found = checkpoint.newest(shapes_run / "checkpoints")
+    assert found is not None
+    model = alexnet("digits", classes=len(SHAPES), image_size=28).eval()
+    model.load_state_dict(found[1]["model"])
+    data = open_data(found[1]["metadata"]["data_path"], image_size=28, classes=len(SHAPES))
+    assert (data.classes, data.short_name) == (SHAPES, "synthetic shapes")
+    with torch.no_grad():
+        val, train = (
+            model.features(torch.from_numpy((split.images - data.mean)[:, 2:30, 2:30]).permute(0, 3, 1, 2)).numpy()
+            for split in (data.val, data.train)
+        )
+    order = ((val[:, None] - train[None]) ** 2).sum(2).argsort(1)[:, :6]
+    same = (data.train.labels[order] == data.val.labels[:, None]).mean()
+    (percent,) = re.findall(r"nearest training images ([\d.]+) % have the class", done.stdout)
+    assert float(percent) == pytest.approx(100 * same, abs=0.5)
+
+
+def test_where_a_curve_crosses_the_target() -> None:
+    assert crossing([1, 2, 3], [90, 50, 10]) == pytest.approx(2 + 25 / 40)
+    assert crossing([0.5], [20]) == 0.5
+    assert crossing([1, 2], [90, 25]) == 2
+    assert crossing([1, 2], [90, 26]) is None
+
+
+@pytest.mark.slow
+def test_relu_against_tanh(shapes_run: Path, tmp_path: Path) -> None:
+    flags = ("--data-path", shapes_run.parent / "shapes.packed", "--rates", 0.01, 0.003, "-b", 24, "--max-epochs", 1)
+    done = run_here("net.figures", "activations", *flags, "--output", tmp_path / "deep" / "a.png")
+    assert done.returncode == 0, done.stderr
+    assert "(synthetic shapes): not what the paper used, CIFAR-10" in done.stdout
+    assert re.findall(r"(relu|tanh) at rate (\S+):", done.stdout) == [
+        ("relu", "0.01"),
+        ("relu", "0.003"),
+        ("tanh", "0.01"),
+        ("tanh", "0.003"),
+    ]
+    assert "ReLU did not come to 25 % in 1 epochs: there is no ratio" in done.stdout
+    assert "relu was fastest at the last of --rates" in done.stdout
+    colours_of(tmp_path / "deep" / "a.png")
+
+
+def test_a_training_ends_at_the_target() -> None:
+    """Dark images and bright ones: guessing is wrong half the time, and learning takes a few updates."""
+    labels = np.arange(16) % 2
+    images = np.random.default_rng(0).integers(0, 100, (16, 32, 32, 3)) + 150 * labels[:, None, None, None]
+    split = Split(images.astype(np.uint8), labels)
+    data = ImageData("x", split, split, ("dark", "bright"), *statistics(split.images))
+    settings = {"batch_size": 8, "seed": 0, "device": torch.device("cpu")}
+    curve = train(data, "relu", 0.001, max_epochs=12, **settings)
+    assert curve.reached is not None
+    assert curve.errors[-1] <= 25 < curve.errors[:-1].min()
+    assert curve.epochs == pytest.approx(np.arange(1, len(curve.epochs) + 1) / 2)
+    assert curve.epochs[-2] < curve.reached <= curve.epochs[-1] < 12
+    assert train(data, "relu", 0.001, max_epochs=curve.epochs[-2], **settings).reached is None
+    best = fastest(data, "relu", [1e-9, 0.001], max_epochs=12, **settings)
+    assert (best.rate, best.reached) == (0.001, curve.reached)
+
+
+def test_what_cannot_be_drawn_costs_one_line(shapes_run: Path, tmp_path: Path) -> None:
+    larger, few = save(tmp_path / "larger.pt"), save(tmp_path / "few.pt", classes=3, image_size=28)
+    for status, says, *arguments in (
+        (2, "invalid choice: 'kernels'", "kernels"),
+        (2, "the following arguments are required: NAME", *()),
+        (2, "--output must end in .png; got x.jpg", "filters", shapes_run, "--output", "x.jpg"),
+        (1, "nowhere does not exist", "filters", tmp_path / "nowhere"),
+        (1, "was trained on stored images of 32x32 and", "predictions", larger, "--data-path", "synthetic:20"),
+        (1, "has other classes than", "neighbours", shapes_run, "--data-path", "synthetic:20"),
+        (1, "shows 6 neighbours", "neighbours", few, "--data-path", "synthetic:5"),
+        (2, "--rates must be more than 0; got -1.0", "activations", "--rates", -1),
+        (2, "--batch-size 5000 is more than the 1442 training images", "activations", "-b", 5000),
+    ):
+        one_line(run_here("net.figures", *arguments), status, says)
+
+
+def test_the_committed_figures_are_small_and_listed() -> None:
+    listed = (ROOT / "reports" / "README.md").read_text()
+    figures = sorted((ROOT / "reports" / "figures").glob("*_*.png"))
+    assert len(figures) >= 8
+    for path in figures:
+        colours_of(path)
+        assert f"figures/{path.name}" in listed
+
+
+def test_names_of_classes_are_text_and_no_formulas(tmp_path: Path) -> None:
+    """Between dollar signs matplotlib reads TeX, and raises where it is none."""
+    names = ["a$b^$", "cat\x1b[2J\nnewline"]
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    drawings.predictions(tmp_path / "a.png", "title $\\frac$", images, names, [[(name, 0.5) for name in names]] * 2)
+    drawings.neighbours(tmp_path / "b.png", "title", images, names, images[:, None], [[name] for name in names])
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    assert (tmp_path / "b.png").stat().st_size > 1000

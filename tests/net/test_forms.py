@@ -1,0 +1,305 @@
+"""Forms change no result; the choice among them; updates with copies of the weights."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import kernels
+from net.common.device import choose as choose_device
+from net.common.device import resolve_precision
+from net.common.errors import UsageError
+from net.model.alexnet import alexnet
+from net.model.blocks import block_count, block_weight, blocks
+from net.model.config import network
+from net.model.forms import Forms, forms, untuned, use
+from net.training import tuning
+from net.training.config import TrainConfig
+from net.training.recipe import PaperSGD, Schedule, parameter_groups
+from net.training.step import TrainingStep
+from tests.commands import one_line, run_here
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding"), [(20, 11, 4, 0), (23, 11, 4, 2), (21, 5, 2, 1), (9, 3, 3, 0)]
+)
+def test_blocks_are_the_same_convolution(size: int, kernel: int, stride: int, padding: int) -> None:
+    images = torch.randn(2, 3, size, size, dtype=torch.float64)
+    weight = torch.randn(5, 3, kernel, kernel, dtype=torch.float64)
+    exact = torch.nn.functional.conv2d(images, weight, stride=stride, padding=padding)
+    count = block_count(exact.shape[-1], kernel, stride)
+    result = torch.nn.functional.conv2d(blocks(images, stride, count, padding), block_weight(weight, stride))
+    torch.testing.assert_close(result, exact, rtol=1e-12, atol=1e-12)
+
+
+#: What has a stride, towers, windows of normalization across them, and layers removed.
+NETWORKS = {
+    "paper": {"image_size": 67},
+    "caffe": {"image_size": 67},
+    "original_code": {"image_size": 67},
+    "sixth_conv": {"image_size": 99},
+    "one_weird_trick": {"image_size": 63},
+    "digits": {},
+    "cifar10": {},
+}
+
+
+@pytest.mark.parametrize("variant", NETWORKS)
+def test_every_form_computes_the_same(variant: str) -> None:
+    """Logits and the gradient of every parameter, in float64."""
+    torch.manual_seed(0)
+    model = alexnet(variant, classes=7, hidden=(), **NETWORKS[variant]).double().eval()
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    size = model.config.image_size
+    images = torch.randn(2, 3, size, size, dtype=torch.float64) * 60
+    exact = model(images)
+    gradient = torch.randn_like(exact)
+    exact_gradients = torch.autograd.grad(exact, list(model.parameters()), gradient)
+    found = list(forms(model, CPU))
+    assert Forms() in found
+    for form in found:
+        use(model, form)
+        logits = model(images)
+        torch.testing.assert_close(logits, exact, rtol=1e-10, atol=1e-10 * float(exact.detach().abs().max()))
+        for one, other in zip(
+            torch.autograd.grad(logits, list(model.parameters()), gradient), exact_gradients, strict=True
+        ):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9 * float(other.abs().max()))
+        layout = model.input_layout
+        if form.first == "blocks":
+            assert torch.equal(model(blocks(images, *layout)), logits)
+    use(model, Forms())
+    assert torch.equal(model(images), exact)
+
+
+def test_the_forms_of_a_network() -> None:
+    paper, cifar10 = alexnet("paper", image_size=67, hidden=()), alexnet("cifar10")
+    assert len(set(forms(paper, CPU))) == 4
+    assert list(forms(cifar10, CPU)) == [Forms()]
+    assert len(set(forms(paper, torch.device("cuda")))) == 8
+    assert untuned(paper, CPU) == Forms()
+    assert untuned(paper, torch.device("cuda")) == Forms("blocks", "together")
+    assert untuned(cifar10, torch.device("cuda")) == Forms()
+
+
+def test_other_input_is_refused_by_its_shape() -> None:
+    model = alexnet("paper", image_size=67, hidden=())
+    use(model, Forms("blocks"))
+    with pytest.raises(ValueError, match=r"images must have shape \[N, 3, 67, 67\]"):
+        model(torch.zeros(1, 48, 5, 5))
+
+
+def digits_step(fused: bool | str | None, precision: str, copies: bool) -> tuple[TrainingStep, Callable[[], float]]:
+    torch.manual_seed(0)
+    model = alexnet("digits", hidden=()).train()
+    config = TrainConfig()
+    optimizer = PaperSGD(parameter_groups(model, config), fused=fused)  # type: ignore[arg-type]
+    Schedule(config).apply(optimizer)
+    step = TrainingStep(model, model, optimizer, precision, copies=copies)
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(4, 3, 32, 32, generator=generator) * 60
+    labels = torch.tensor([3, 1, 4, 1])
+    return step, lambda: float(step(images, labels)[0])
+
+
+def test_an_update_with_copies_is_the_update_without() -> None:
+    """In bfloat16: the network sees the same rounded weights, the optimizer the same gradients."""
+    with kernels.implementation("reference"):
+        plain, plain_update = digits_step("triton", "bf16", False)
+        copied, copied_update = digits_step("triton", "bf16", True)
+        for _ in range(3):
+            # The interpreter's copies are cut off, not rounded; an edit has them rounded again.
+            for parameter, _copy in copied.copied.values():
+                parameter.detach().add_(0)
+            assert plain_update() == copied_update()
+        for one, other in zip(plain.parameters, copied.parameters, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_copies_follow_an_edit() -> None:
+    with kernels.implementation("reference"):
+        step, update = digits_step("triton", "bf16", True)
+        before = update()
+        for parameter in step.parameters:
+            parameter.detach().zero_()
+        # Logits of zero: every class is as likely.
+        assert update() == pytest.approx(math.log(10)) != before
+
+
+def test_frozen_layers_stay() -> None:
+    torch.manual_seed(0)
+    model = alexnet("digits", hidden=())
+    model.conv1.requires_grad_(False)
+    before = model.conv1.weight.clone()
+    optimizer = PaperSGD(parameter_groups(model, TrainConfig()))
+    step = TrainingStep(model, model, optimizer, "fp32")
+    loss, correct = step(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]))
+    assert loss.isfinite()
+    assert 0 <= int(correct) <= 4
+    assert torch.equal(model.conv1.weight, before)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+# The choice, with a clock that is told
+
+
+def test_chooses_slot_by_slot_and_asks_once() -> None:
+    paper = alexnet("paper", image_size=67, hidden=())
+    available = list(forms(paper, torch.device("cuda")))
+    asked: list[Forms] = []
+
+    def seconds(form: Forms) -> float:
+        asked.append(form)
+        return {"pixels": 3.0, "blocks": 1.0}[form.first] + {"apart": 0.0, "together": -0.1}[form.shared]
+
+    assert tuning.slot_by_slot(available, Forms(), seconds) == Forms("blocks", "together")
+    assert len(asked) == len(set(asked))
+
+
+def test_a_gain_that_is_noise_changes_nothing() -> None:
+    available = [Forms(), Forms("blocks")]
+    for times, expected in (((1.0, 0.99), Forms()), ((1.0, 0.97), Forms("blocks")), ((1.0, 1.0), Forms())):
+        told = dict(zip(available, times, strict=True))
+        assert tuning.slot_by_slot(available, Forms(), told.__getitem__) == expected
+
+
+def test_a_form_that_fails_is_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def milliseconds(*arguments: object) -> float:
+        form = arguments[-1]
+        assert isinstance(form, Forms)
+        if form.shared == "together":
+            raise RuntimeError("no engine\nand more")
+        return 1.0 if form.towers == "at once" else 2.0
+
+    monkeypatch.setattr(tuning, "milliseconds", milliseconds)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    entry = tuning.measure(network("paper"), 8, "bf16", torch.device("cuda"))
+    assert entry["chosen"] == {"first": "blocks", "shared": "apart", "towers": "at once"}
+    assert None in entry["milliseconds"].values()
+    assert "cannot run here: no engine" in capsys.readouterr().out
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(tuning, "key", lambda *_: "this machine")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_choice_is_measured_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    measured: list[object] = []
+    entry = {
+        "chosen": {"first": "blocks", "shared": "apart", "towers": "in turn"},
+        "milliseconds": {str(Forms("blocks")): 2.0},
+        "seconds": 3.0,
+    }
+    monkeypatch.setattr(tuning, "measure", lambda *arguments: measured.append(arguments) or entry)
+
+    def tuned(how: str, worth: bool = True) -> Forms:
+        return tuning.tuned(network("paper"), 128, "bf16", torch.device("cuda"), how, worth)
+
+    assert tuned("off") == tuned("auto", worth=False) == Forms("blocks", "together")
+    assert not measured
+    assert tuned("auto") == Forms("blocks")
+    assert "measured in 0:00:03" in (said := capsys.readouterr().out)
+    assert "64,000 images/s" in said
+    assert tuned("auto", worth=False) == Forms("blocks")
+    assert len(measured) == 1
+    assert tuned("again") == Forms("blocks")
+    assert len(measured) == 2
+    # A file that is torn, or of another kind, is no choice.
+    for content in ("{", "[]", json.dumps({"this machine": {"chosen": {"first": "bricks"}}})):
+        tuning.cache_file().write_text(content)
+        assert tuning.remembered("this machine") is None
+        assert tuned("auto") == Forms("blocks")
+        assert tuning.remembered("this machine") == entry
+
+
+def test_short_runs_measure_nothing() -> None:
+    plan = network("paper")
+    assert not tuning.worth_measuring(plan, 200 * 128, None)
+    assert tuning.worth_measuring(plan, 90 * 1_200_000, None)
+    assert not tuning.worth_measuring(plan, 90 * 1_200_000, 60.0)
+
+
+# What a run asks for
+
+
+GPU = torch.device("cuda", 0)
+
+
+def test_one_process_on_a_gpu_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    from net.training.setup import compile_wanted, record_wanted
+
+    monkeypatch.setattr("net.training.setup.compiler.obstacle", lambda: None)
+    plan = network("paper")
+    assert record_wanted(TrainConfig(), GPU)
+    assert not record_wanted(TrainConfig(), CPU)
+    assert not record_wanted(TrainConfig(parallel="data"), GPU)
+    assert not record_wanted(TrainConfig(cuda_graph=False), GPU)
+    # What is recorded is not compiled unless it is asked for; what is not recorded is compiled where it pays.
+    assert not compile_wanted(TrainConfig(), plan, 10**6, GPU)
+    assert compile_wanted(TrainConfig(compile=True), plan, 10**6, GPU)
+    assert compile_wanted(TrainConfig(cuda_graph=False), plan, 10**6, GPU)
+    assert compile_wanted(TrainConfig(parallel="data"), plan, 10**6, GPU)
+    for config, device in ((TrainConfig(cuda_graph=True), CPU), (TrainConfig(cuda_graph=True, parallel="tower"), GPU)):
+        with pytest.raises(UsageError, match="--cuda-graph needs a GPU and --parallel none"):
+            record_wanted(config, device)
+
+
+def test_precision_is_the_device_s_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    capability = (9, 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert resolve_precision("auto", CPU) == "fp32"
+    assert resolve_precision("auto", CPU, trained="bf16") == "fp32"
+    assert resolve_precision("auto", GPU) == "bf16"
+    assert resolve_precision("auto", GPU, trained="tf32") == "tf32"
+    assert resolve_precision("bf16", CPU) == "bf16"
+    capability = (7, 5)
+    assert resolve_precision("auto", GPU, trained="bf16") == "fp32"
+
+
+def test_a_gpu_is_current_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.cuda.set_device refuses a device without one."""
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert choose_device(None) == choose_device("cuda") == GPU
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    assert [device.index for device in current] == [0, 0, 1]
+
+
+def test_a_run_keeps_its_forms(tmp_path: Path) -> None:
+    """Given by hand on a CPU: the run says so, and what is no form is refused."""
+    flags = [
+        "--preset",
+        "imagenet",
+        "--network",
+        "digits",
+        "--data-path",
+        "synthetic:16",
+        "-b",
+        "8",
+        "--image-size",
+        "32",
+    ]
+    folder = tmp_path / "run"
+    done = run_here("net.train", *flags, "--max-steps", 2, "--output-dir", folder, "--forms", "shared=together")
+    assert done.returncode == 0, done.stderr
+    assert 'forms = { shared = "together" }' in (folder / "config.toml").read_text()
+    assert 'precision = "fp32"' in (folder / "config.toml").read_text()
+    one_line(
+        run_here("net.train", *flags, "--output-dir", tmp_path / "other", "--forms", "shared=apart", "first=bricks"),
+        2,
+        "--forms",
+        "first must be one of pixels, blocks; got 'bricks'",
+    )
+    one_line(run_here("net.tune", "--device", "cpu"), 2, "net.tune measures on a GPU")

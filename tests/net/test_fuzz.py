@@ -1,0 +1,319 @@
+"""Damaged and hostile files at every door: read, or refused by name; never a traceback, never without end.
+
+``make test`` tries some of each; ``make test-all`` ten thousand, half of them single bits and truncations, and watches
+the memory.
+"""
+
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import pickle
+import shutil
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from net.analysis.trained import open_trained
+from net.common.device import peak_memory_mib
+from net.common.errors import DataError, UsageError
+from net.data.decode import decode
+from net.data.store import open_store
+from net.doors import archive, labels, metrics, store
+from net.doors import checkpoint as checkpoint_door
+from net.doors.config import read_toml
+from net.model import weights
+from net.model.alexnet import alexnet
+from net.training import checkpoint
+from net.training.config import TrainConfig
+from tests.net.test_doors import state
+from tests.net.test_interchange import caffe_graph, onnx_installed
+from tests.pictures import picture
+from tests.stores import small_store
+
+#: What a damaged file may add to the memory that reading a whole one takes; an image's pixels are the most.
+MEMORY_MIB = 1024
+CPU = torch.device("cpu")
+#: Integers at the ends of their ranges, brackets, digits, line ends.
+FRAGMENTS = (b"\xff" * 8, b"\0" * 8, b"\x7f" + b"\xff" * 7, b"\x80" + b"\0" * 7, b"[" * 40, b"{" * 40, b"9" * 40)
+FRAGMENTS += (b"-1", b"NaN", b"1e999", b'"', b"\n", b"\t,", b"\\u0000", b"..", b"q\x00h\x00", b"\x86", b"}", b"None")
+
+
+@dataclass(frozen=True)
+class Door:
+    """A format: a whole file's content, how a damaged one is put in place, and how it is read.
+
+    ``same`` says of what was read whether it is the whole file's, for formats with a checksum.
+    """
+
+    content: bytes
+    write: Callable[[Path, bytes], None]
+    read: Callable[[Path], Any]
+    same: Callable[[Any], bool] = lambda result: True
+    name: str = "given"
+
+
+def mutated(content: bytes, random: np.random.Generator, simple: bool) -> bytes:
+    """``content`` with one bit flipped or its end cut off (``simple``), or with one to three other changes."""
+    data = bytearray(content)
+
+    def place() -> int:
+        """Anywhere, and as often near the beginning or the end, where formats say what they are."""
+        at = int(random.integers(len(data) + 1))
+        near = int(random.integers(min(len(data), 200) + 1))
+        return (at, at, near, len(data) - near)[random.integers(4)]
+
+    if simple:
+        if random.integers(4) == 0:
+            del data[place() :]
+        elif data:
+            data[place() % len(data)] ^= 1 << int(random.integers(8))
+        return bytes(data)
+    for _ in range(random.integers(1, 4)):
+        at, length = place(), int(random.integers(1, 40))
+        part = data[place() :][:length]
+        fragment = FRAGMENTS[random.integers(len(FRAGMENTS))]
+        kind = random.integers(6)
+        if kind == 0:
+            data[at : at + len(fragment)] = fragment
+        elif kind == 1:
+            data[at:at] = fragment
+        elif kind == 2:
+            del data[at : at + length]
+        elif kind == 3:
+            data[at:at] = part
+        elif kind == 4:
+            data[at : at + length] = random.bytes(length)
+        else:
+            data[at : at + length] = part
+    return bytes(data)
+
+
+def plain(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def rezipped(whole: bytes, member: str, path: Path, content: bytes) -> None:
+    """An archive with one member changed and its checksums right."""
+    with zipfile.ZipFile(io.BytesIO(whole)) as source, zipfile.ZipFile(path, "w") as target:
+        for item in source.infolist():
+            target.writestr(item.filename, content if item.filename.endswith(member) else source.read(item))
+
+
+def in_store(whole: Path, member: str, path: Path, content: bytes) -> None:
+    """A store with one file changed and, but for meta.json itself, the checksum right."""
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(whole, path)
+    (path / member).write_bytes(content)
+    meta = json.loads((whole / "meta.json").read_text())
+    if member in meta["sha256"]:
+        meta["sha256"][member] = hashlib.sha256(content).hexdigest()
+        (path / "meta.json").write_text(json.dumps(meta))
+
+
+def with_header(tensors: bytes, path: Path, content: bytes) -> None:
+    path.write_bytes(struct.pack("<Q", len(content)) + content + tensors)
+
+
+def png(**options: Any) -> bytes:
+    content = io.BytesIO()
+    picture(1, 2, 40, 30).save(content, **options)
+    return content.getvalue()
+
+
+@pytest.fixture(scope="module")
+def doors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Door]:
+    root = tmp_path_factory.mktemp("fuzz")
+    result: dict[str, Door] = {}
+
+    checkpoint.save(root / "a.pt", state())
+    whole = (root / "a.pt").read_bytes()
+    digest = checkpoint_door.load(root / "a.pt")["digest"]
+    load = partial(checkpoint_door.load, needed=checkpoint_door.RESUMED)
+    same = lambda found: checkpoint_door.digest(found) == digest  # noqa: E731
+    result["checkpoint"] = Door(whole, plain, load, same)
+    with zipfile.ZipFile(root / "a.pt") as members:
+        (pickled,) = [members.read(item) for item in members.infolist() if item.filename.endswith("data.pkl")]
+    result["checkpoint's pickle"] = Door(pickled, partial(rezipped, whole, "data.pkl"), load, same)
+
+    tensors = {name: torch.ones(shape) for name, shape in (("conv1.weight", (2, 3, 2, 2)), ("fc8.bias", (3,)))}
+    for legacy in (False, True):
+        torch.save({"state_dict": tensors}, root / "b.pt", _use_new_zipfile_serialization=not legacy)
+        door = Door((root / "b.pt").read_bytes(), plain, checkpoint_door.load_weights)
+        result["legacy state dict" if legacy else "state dict"] = door
+
+    model = alexnet("digits", image_size=28, hidden=[])
+    metadata = {"network": model.config.to_dict(), "classes": None, "data_path": None}
+    weights.save(root / "a.safetensors", model.state_dict(), metadata)
+    whole = (root / "a.safetensors").read_bytes()
+    read = lambda path: open_trained(str(path), CPU)  # noqa: E731
+    result["safetensors"] = Door(whole, plain, read, name="a.safetensors")
+    end = 8 + struct.unpack("<Q", whole[:8])[0]
+    result["safetensors' header"] = Door(whole[8:end], partial(with_header, whole[end:]), read, name="a.safetensors")
+
+    content = io.BytesIO()
+    rng = np.random.default_rng(0)
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+            batch = {b"labels": [1, 2], b"data": rng.integers(0, 256, (2, 3072), np.uint8)}
+            packed = pickle.dumps(batch, protocol=2)
+            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            info.size = len(packed)
+            tar.addfile(info, io.BytesIO(packed))
+    wanted = ("data_batch_1", "test_batch")
+    tarred, unpack = content.getvalue(), partial(archive.read_members, wanted=wanted)
+    plain(root / "a.tar", tarred)
+    members_ = unpack(root / "a.tar")
+    result["archive"] = Door(gzip.compress(tarred, mtime=0), plain, unpack, lambda found: found == members_)
+    result["tar"] = Door(tarred, lambda path, content: plain(path, gzip.compress(content, 1)), unpack)
+    read_batch = lambda path: archive.batch(path, "test_batch", path.read_bytes())  # noqa: E731
+    result["batch"] = Door(members_["test_batch"], plain, read_batch)
+
+    small_store(root)
+    for member in ("meta.json", "train_labels.npy", "val_checksums.npy", "mean_image.npy", "val_images.npy"):
+        place = partial(in_store, root / "store", member)
+        result[f"store's {member}"] = Door((root / "store" / member).read_bytes(), place, open_store)
+    content = io.BytesIO()
+    np.savez(content, key=np.arange(3, dtype=np.uint8), done=np.ones(2, bool))
+    expected: dict[str, Any] = {"key": (np.uint8, None), "done": (np.bool_, (2,))}
+    result["progress"] = Door(content.getvalue(), plain, partial(store.read_arrays, expected=expected))
+
+    names, classes = [f"val_{number}.JPEG" for number in range(3)], ("cat", "dog")
+    read_labels = lambda path: labels.read(path, Path("val"), names, classes)  # noqa: E731
+    for form, text in (
+        ("spaces", "val_0.JPEG cat\nval_1.JPEG dog\nval_2.JPEG cat\n"),
+        ("table", 'file,class\n"val_0.JPEG","cat"\n"val_1.JPEG","dog"\n"val_2.JPEG","cat"\n'),
+        ("Kaggle's", "ImageId,PredictionString\nval_0,cat 1 2\nval_1,dog 1 2\nval_2,cat 1 2\n"),
+        ("in order", "cat\ndog\ncat\n"),
+    ):
+        result[f"labels, {form}"] = Door(text.encode(), plain, read_labels)
+    text = 'network = "digits"\nlr = 0.01\nlr_milestones = [1, 2]\narchitecture = { lrn = false }\ncrop = true\n'
+    result["configuration"] = Door(text.encode(), plain, lambda path: read_toml(str(path), TrainConfig))
+    row = {"step": 10, "epoch": 0.5, "kind": "train", "loss": 0.5, "top1_error_percent": 3.5}
+    result["metrics"] = Door((json.dumps(row) + "\n").encode() * 3, plain, metrics.read_metrics)
+
+    for form, options in (
+        ("PNG", {"format": "PNG", "exif": b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"}),
+        ("JPEG", {"format": "JPEG"}),
+        ("GIF", {"format": "GIF"}),
+        ("TIFF", {"format": "TIFF", "compression": "tiff_lzw"}),
+        ("WebP", {"format": "WEBP"}),
+        ("BMP", {"format": "BMP"}),
+    ):
+        result[f"image, {form}"] = Door(png(**options), plain, partial(decode, size=16))
+    return result
+
+
+@pytest.fixture(scope="module")
+def onnx_door(tmp_path_factory: pytest.TempPathFactory) -> Door:
+    path = tmp_path_factory.mktemp("onnx") / "a.onnx"
+    caffe_graph(path)
+    return Door(path.read_bytes(), plain, weights.read, name="a.onnx")
+
+
+def knock(door: Door, path: Path, content: bytes) -> bool:
+    """Whether the door let it in; what it raises but for its two refusals is a failure."""
+    door.write(path, content)
+    try:
+        result = door.read(path)
+    except (DataError, UsageError):
+        return False
+    assert door.same(result) or content == door.content, "another content passed for the whole file's"
+    return True
+
+
+NAMES = (
+    "checkpoint", "checkpoint's pickle", "state dict", "legacy state dict", "safetensors", "safetensors' header",
+    "archive", "tar", "batch", "store's meta.json", "store's train_labels.npy", "store's val_checksums.npy",
+    "store's mean_image.npy", "store's val_images.npy", "progress", "labels, spaces", "labels, table",
+    "labels, Kaggle's", "labels, in order", "configuration", "metrics", "image, PNG", "image, JPEG", "image, GIF",
+    "image, TIFF", "image, WebP", "image, BMP",
+)  # fmt: skip
+cheaply = settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@cheaply
+@given(seed=st.integers(0, 2**32), simple=st.booleans())
+def test_a_door(doors: dict[str, Door], tmp_path: Path, name: str, seed: int, simple: bool) -> None:
+    door = doors[name]
+    knock(door, tmp_path / door.name, mutated(door.content, np.random.default_rng(seed), simple))
+
+
+@onnx_installed
+@cheaply
+@given(seed=st.integers(0, 2**32), simple=st.booleans())
+def test_the_door_for_onnx(onnx_door: Door, tmp_path: Path, seed: int, simple: bool) -> None:
+    knock(onnx_door, tmp_path / onnx_door.name, mutated(onnx_door.content, np.random.default_rng(seed), simple))
+
+
+def test_whole_files_pass(doors: dict[str, Door], tmp_path: Path) -> None:
+    assert set(doors) == set(NAMES)
+    for name, door in doors.items():
+        assert knock(door, tmp_path / door.name, door.content), name
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()
+
+
+#: JSON as it may stand anywhere in what a file says of itself.
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(cheaply, max_examples=25)
+@given(value=JSON, place=st.integers(0, 10**6))
+def test_what_weights_say_of_their_network(tmp_path: Path, value: object, place: int) -> None:
+    """Any value at any place of the metadata."""
+    model = alexnet("digits", image_size=28, hidden=[])
+    metadata: Any = {"network": model.config.to_dict(), "classes": ["a"] * 10, "data_path": None}
+    places: list[tuple[Any, Any]] = []
+    waiting: list[Any] = [metadata]
+    while waiting:
+        inner = waiting.pop()
+        for key in inner if isinstance(inner, dict) else range(len(inner)):
+            places.append((inner, key))
+            if isinstance(inner[key], (dict, list)):
+                waiting.append(inner[key])
+    inner, key = places[place % len(places)]
+    inner[key] = value
+    weights.save(tmp_path / "a.safetensors", dict(model.state_dict()), metadata)
+    with contextlib.suppress(DataError):
+        open_trained(str(tmp_path / "a.safetensors"), CPU)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_ten_thousand_inputs(doors: dict[str, Door], onnx_door: Door, tmp_path: Path) -> None:
+    every = {**doors, "ONNX": onnx_door}
+    before, let_in = peak_memory_mib(CPU), 0
+    for number in range(10_000):
+        name, door = list(every.items())[number % len(every)]
+        content = mutated(door.content, np.random.default_rng([number, 7]), simple=number // len(every) % 2 == 0)
+        try:
+            let_in += knock(door, tmp_path / f"{number % len(every)}{door.name}", content)
+        except BaseException:
+            print(f"{name}, input {number}: {content!r:.2000}")
+            raise
+    assert let_in > 100, "some changes mean nothing"
+    assert peak_memory_mib(CPU) < before + MEMORY_MIB

@@ -1,0 +1,200 @@
+"""The embedded digits, CIFAR-10, random images, and what a path means."""
+
+import io
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from net.common.errors import DataError, UsageError
+from net.data import cifar10, digits, synthetic
+from net.data.images import hold_out
+from net.data.sources import open_data, packed_size
+from net.data.store import open_store
+from tests.pictures import image_folder
+
+
+def test_digits_are_all_there_and_split_by_class() -> None:
+    data = digits.load()
+    assert len(data.train) + len(data.val) == 1797
+    assert len(data.val) == 355
+    assert data.train.images.shape[1:] == (32, 32, 3)
+    assert data.classes == tuple("0123456789")
+    for split, least, most in ((data.train, 140, 147), (data.val, 34, 37)):
+        counts = np.bincount(split.labels)
+        assert counts.min() >= least
+        assert counts.max() <= most
+    assert np.array_equal(digits.load().val.images, data.val.images)
+
+
+def test_digits_are_enlarged_and_not_changed() -> None:
+    with np.load(Path(digits.__file__).with_name("digits.npz")) as archive:
+        small, labels = archive["images"], archive["labels"]
+    assert small.shape == (1797, 8, 8)
+    assert small.max() == 16
+    data = digits.load()
+    # The mean over each digit's pixels survives the enlargement.
+    whole = np.concatenate([data.train.images, data.val.images]).mean((1, 2, 3))
+    assert sorted(np.round(whole)) == pytest.approx(sorted(np.round(np.minimum(small * 16.0, 255).mean((1, 2)))), abs=2)
+    assert sorted(np.concatenate([data.train.labels, data.val.labels])) == sorted(labels)
+
+
+def cifar_files(version: str, count: int = 6) -> dict[str, bytes]:
+    """The files of CIFAR-10's python or binary archive, with ``count`` images each."""
+    files = {}
+    names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+    for number, name in enumerate(names):
+        generator = np.random.default_rng(number)
+        pixels = generator.integers(0, 256, (count, 3072), dtype=np.uint8)
+        labels = [(number + item) % 10 for item in range(count)]
+        if version == "python":
+            files[name] = pickle.dumps({b"batch_label": b"x", b"labels": labels, b"data": pixels}, protocol=2)
+        else:
+            rows = [bytes([label]) + row.tobytes() for label, row in zip(labels, pixels, strict=True)]
+            files[name + ".bin"] = b"".join(rows)
+    return files
+
+
+def write(files: dict[str, bytes], root: Path, version: str, archive: bool) -> Path:
+    folder = "cifar-10-batches-py" if version == "python" else "cifar-10-batches-bin"
+    if archive:
+        path = root / f"cifar-10-{version}.tar.gz"
+        with tarfile.open(path, "w:gz") as tar:
+            for name, content in files.items():
+                info = tarfile.TarInfo(f"{folder}/{name}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+        return path
+    (root / folder).mkdir()
+    for name, content in files.items():
+        (root / folder / name).write_bytes(content)
+    return root / folder
+
+
+@pytest.mark.parametrize("version", ["python", "binary"])
+@pytest.mark.parametrize("archive", [True, False], ids=["archive", "folder"])
+@pytest.mark.parametrize("parent", [True, False], ids=["parent", "itself"])
+def test_cifar10(tmp_path: Path, version: str, archive: bool, parent: bool) -> None:
+    path = write(cifar_files(version), tmp_path, version, archive)
+    data = open_data(str(tmp_path if parent else path), image_size=32, classes=10)
+    assert (len(data.train), len(data.val)) == (30, 6)
+    assert data.classes[3] == "cat"
+    assert data.train.labels[6:12].tolist() == [1, 2, 3, 4, 5, 6]
+    planes = np.random.default_rng(0).integers(0, 256, (6, 3072), dtype=np.uint8).reshape(6, 3, 32, 32)
+    assert np.array_equal(data.train.images[:6], planes.transpose(0, 2, 3, 1))
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[object, ...]:
+        return print, ("this must not run",)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda files: files.pop("data_batch_3"), "data_batch_3 is missing"),
+        (lambda files: files.update(test_batch=b"junk"), "test_batch is not a batch of CIFAR-10"),
+        (lambda files: files.update(test_batch=pickle.dumps(Malicious())), "it asks for builtins.print"),
+        (
+            lambda files: files.update(
+                test_batch=pickle.dumps({b"labels": [11], b"data": np.zeros((1, 3072), np.uint8)})
+            ),
+            "labels are not 0 to 9",
+        ),
+    ],
+)
+def test_damaged_cifar10(tmp_path: Path, change, says: str, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    files = cifar_files("python")
+    change(files)
+    with pytest.raises(DataError, match=says):
+        open_data(str(write(files, tmp_path, "python", False)), image_size=32, classes=10)
+    assert "must not run" not in capsys.readouterr().out
+
+
+def test_cut_off_archives(tmp_path: Path) -> None:
+    path = write(cifar_files("python"), tmp_path, "python", True)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz"):
+        cifar10.load(path)
+    binary = tmp_path / "cifar-10-batches-bin"
+    write({**cifar_files("binary"), "data_batch_2.bin": b"x" * 100}, tmp_path, "binary", False)
+    with pytest.raises(DataError, match=r"data_batch_2\.bin is not a batch"):
+        cifar10.load(binary)
+
+
+def test_held_out_images_are_of_every_class_and_always_the_same() -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [10, 30, 5]))
+    stay, held_out = hold_out(labels, 9)
+    assert np.bincount(labels[held_out]).tolist() == [2, 6, 1]
+    assert sorted([*stay, *held_out]) == list(range(45))
+    assert (np.diff(stay) > 0).all()
+    assert (hold_out(labels, 9)[1] == held_out).all()
+    # Not simply the first of each class.
+    assert held_out.tolist() != sorted(np.concatenate([np.flatnonzero(labels == n)[: (2, 6, 1)[n]] for n in range(3)]))
+    assert [len(part) for part in hold_out(labels, 0)] == [45, 0]
+
+
+def test_random_images() -> None:
+    data = open_data("synthetic:40", image_size=28, classes=5)
+    assert data.train.images.shape == (40, 32, 32, 3)
+    assert data.train.labels.max() == 4
+    assert len(data.val) == 5
+    assert np.array_equal(data.train.images, open_data("synthetic:40", image_size=28, classes=5).train.images)
+    assert abs(data.train.images.mean() - 127.5) < 1
+    assert len(open_data("synthetic", image_size=8, classes=5).train) == synthetic.DEFAULT_COUNT
+
+
+@pytest.mark.parametrize("path", ["synthetic:", "synthetic:0", "synthetic:many"])
+def test_random_images_of_no_number(path: str) -> None:
+    with pytest.raises(UsageError, match="comes a positive number of images"):
+        open_data(path, image_size=28, classes=5)
+
+
+def test_random_images_that_do_not_fit() -> None:
+    with pytest.raises(UsageError, match=r"GiB of memory and .* GiB are free; ask for fewer"):
+        open_data("synthetic:100000000", image_size=224, classes=5)
+
+
+def test_packed_size_keeps_the_paper_s_ratio() -> None:
+    assert packed_size(224) == packed_size(227) == 256
+    assert packed_size(28) == 32
+    assert packed_size(64) == 73
+
+
+def test_an_image_folder_is_packed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = image_folder(tmp_path / "images", train=2, val=1)
+    data = open_data(str(root), image_size=14, classes=3, workers=1)
+    assert data.size == 16
+    assert open_store(tmp_path / "images.packed").classes == data.classes
+    assert "packing 9 images" in capsys.readouterr().out
+    again = open_data(str(root), image_size=14, classes=3, workers=1)
+    assert "prepared already" in capsys.readouterr().out
+    assert np.array_equal(again.train.images, data.train.images)
+    assert len(open_data(str(tmp_path / "images.packed"), image_size=14, classes=3).train) == 6
+    open_data(str(root), image_size=14, classes=3, store=str(tmp_path / "elsewhere"), workers=1)
+    assert (tmp_path / "elsewhere" / "meta.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.mkdir(), "is empty"),
+        (lambda path: (path / "pictures").mkdir(parents=True), "is no image folder"),
+        (lambda path: path.write_text("x"), "is no image folder"),
+    ],
+)
+def test_paths_that_mean_nothing(tmp_path: Path, make, says: str) -> None:  # type: ignore[no-untyped-def]
+    make(tmp_path / "data")
+    with pytest.raises(DataError, match=says):
+        open_data(str(tmp_path / "data"), image_size=28, classes=5)
+
+
+def test_a_store_needs_no_other_store(tmp_path: Path) -> None:
+    image_folder(tmp_path / "images", train=2, val=1)
+    open_data(str(tmp_path / "images"), image_size=14, classes=3, workers=1)
+    with pytest.raises(UsageError, match="is a packed store already"):
+        open_data(str(tmp_path / "images.packed"), image_size=14, classes=3, store="x")

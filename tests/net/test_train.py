@@ -1,0 +1,481 @@
+"""The training command: what it leaves, how it goes on, how it stops."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from net.common.files import locked
+from net.model import weights
+from net.model.config import network
+from net.training import checkpoint, runs
+from net.training.config import TrainConfig
+from net.training.setup import compile_wanted
+from net.training.signals import StopSignal
+from tests.commands import ROOT, Done, environment, one_line, run, run_here, start, wait_for
+
+#: A short run of fixed length: 44 updates, two epochs, the rate falls in between.
+SHORT = ("--max-steps", 44, "--epochs", 2, "--log-every", 5, "--checkpoint-every", 4, "--seed", 3)
+
+
+def final(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def learned(folder: Path) -> list[dict[str, object]]:
+    """The metrics but for what depends on the clock and the machine."""
+    clock = ("images_per_s", "memory_mib", "elapsed_s")
+    return [{key: value for key, value in row.items() if key not in clock} for row in runs.read_metrics(folder)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The short run, never stopped."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    done = run("net.train", *SHORT, "--output-dir", folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout.txt").write_text(done.stdout)
+    return folder
+
+
+def test_leaves_everything_it_names(whole: Path) -> None:
+    output = (whole / "stdout.txt").read_text()
+    for name in ("model.safetensors", "metrics.csv", "curve.png"):
+        assert f"{whole / name}" in output
+        assert (whole / name).stat().st_size > 0
+    assert f"{whole}/checkpoints/step_00000044.pt" in output
+    assert f"python -m net.evaluate {whole}" in output
+    assert [path.name for path in checkpoint.checkpoints(whole / "checkpoints")] == [
+        "step_00000044.pt",
+        "step_00000040.pt",
+        "step_00000036.pt",
+    ]
+    with Image.open(whole / "curve.png") as picture:
+        assert picture.size[0] > 600
+    state = checkpoint.load(whole / "checkpoints" / "step_00000044.pt")
+    assert state["step"] == 44
+    tensors, metadata = weights.read(whole / "model.safetensors")
+    assert all(torch.equal(tensors[name], state["model"][name]) for name in tensors)
+    assert metadata["classes"] == list("0123456789")
+    assert metadata["network"] == network("digits").to_dict()
+
+
+def test_lines_of_progress_and_metrics(whole: Path) -> None:
+    output = (whole / "stdout.txt").read_text().splitlines()
+    progress = [line for line in output if line.startswith("step ")]
+    assert len(progress) == 8
+    for word in ("step 40/44", "epoch 1.82", "loss ", "top-1 ", "lr 0.001", "images/s", "MiB", "ETA 0:00:0"):
+        assert word in progress[-1]
+    rows = runs.read_metrics(whole)
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [5, 10, 15, 20, 25, 30, 35, 40]
+    assert [row["step"] for row in rows if row["kind"] == "eval"] == [22, 44]
+    assert rows[-1]["top1_error_percent"] < rows[0]["top1_error_percent"]
+    assert rows[0]["memory_mib"] > 50
+    assert len((whole / "metrics.csv").read_text().splitlines()) == len(rows) + 1
+    assert "epoch 1: learning rate: 0.01 -> 0.001" in output
+
+
+@pytest.mark.slow  # A killed and resumed run ends with these bits too.
+def test_the_same_command_gives_the_same_bits(whole: Path, tmp_path: Path) -> None:
+    assert run("net.train", *SHORT, "--output-dir", tmp_path / "again").returncode == 0
+    assert final(tmp_path / "again") == final(whole)
+    assert learned(tmp_path / "again") == learned(whole)
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_bits(whole: Path, tmp_path: Path) -> None:
+    """SIGKILL twice, at moments drawn anew in every run of this test."""
+    folder = tmp_path / "killed"
+    moments = random.Random()
+    kills = 0
+    while kills < 2:
+        process = start("net.train", *SHORT, "--output-dir", folder, "--resume", "auto")
+        wait_for(process, "run folder")
+        time.sleep(moments.uniform(0.05, 1.2))
+        process.kill()
+        process.communicate()
+        kills += 1
+    done = run("net.train", *SHORT, "--output-dir", folder, "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    assert final(folder) == final(whole)
+    assert learned(folder) == learned(whole)
+    assert (folder / "metrics.csv").read_text().count("\n") == len(learned(whole)) + 1
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        (signal.SIGTERM, 143),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in ((signal.SIGINT, 130), (signal.SIGHUP, 129))),
+    ],
+)
+def test_a_signal_saves_and_the_run_goes_on_with_the_same_bits(
+    whole: Path, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    folder = tmp_path / "stopped"
+    # Without --checkpoint-every: only the signal's checkpoint can be there. The interval is in the middle.
+    arguments = [*SHORT[:6], "--seed", 3, "--output-dir", folder]
+    process = start("net.train", *arguments)
+    wait_for(process, "step 15/44")
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert f"{number.name}: saved update" in output
+    assert f"--resume {folder}" in output
+    assert errors == ""
+    found = checkpoint.newest(folder / "checkpoints")
+    assert found is not None
+    assert 15 <= found[1]["step"] < 44
+    done = run("net.train", "--resume", folder)
+    assert done.returncode == 0, done.stderr
+    assert f"resuming from {found[0]}\n" in done.stdout
+    assert final(folder) == final(whole)
+    assert learned(folder) == learned(whole)
+
+
+def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+    process = start("net.train", "--epochs", 500, "-b", 1024, "--log-every", 1, "--output-dir", tmp_path / "run")
+    wait_for(process, "step 1/")
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    # Ended by the signal itself, or by the first one's checkpoint when that was sooner.
+    assert process.returncode in (-signal.SIGTERM, 143)
+
+
+def test_resume_takes_the_newest_intact_checkpoint(whole: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(whole, tmp_path / "run")
+    newest = folder / "checkpoints" / "step_00000044.pt"
+    newest.write_bytes(newest.read_bytes()[:5000])
+    done = run("net.train", "--resume", "auto", "--output-dir", folder)
+    assert done.returncode == 0, done.stderr
+    assert "step_00000044.pt is damaged" in done.stdout
+    assert "resuming from" in done.stdout
+    assert "step_00000040.pt" in done.stdout
+    assert final(folder) == final(whole)
+    assert learned(folder) == learned(whole)
+
+
+def test_a_finished_run_says_so_again_and_can_go_on(whole: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(whole, tmp_path / "run")
+    done = run_here("net.train", "--resume", folder)
+    assert done.returncode == 0, done.stderr
+    assert "trained 44 updates" in done.stdout
+    assert final(folder) == final(whole)
+    more = run_here("net.train", "--resume", folder, "--max-steps", 50, "--epochs", 3)
+    assert more.returncode == 0, more.stderr
+    assert "with" in more.stdout
+    assert "epochs 2 -> 3" in more.stdout
+    assert "max_steps 44 -> 50" in more.stdout
+    assert "trained 50 updates" in more.stdout
+    assert runs.read_config(folder)["max_steps"] == 50
+
+
+@pytest.mark.slow
+def test_resume_from_an_older_checkpoint_needs_its_own_folder(whole: Path, tmp_path: Path) -> None:
+    older = whole / "checkpoints" / "step_00000040.pt"
+    one_line(run("net.train", "--resume", older), 2, "is not its run's newest checkpoint")
+    done = run("net.train", "--resume", older, "--output-dir", tmp_path / "branch")
+    assert done.returncode == 0, done.stderr
+    assert final(tmp_path / "branch") == final(whole)
+
+
+def test_resume_refusals(whole: Path, tmp_path: Path) -> None:
+    one_line(run_here("net.train", "--resume", tmp_path / "nowhere"), 1, "nowhere does not exist")
+    one_line(run_here("net.train", "--resume", tmp_path), 1, "holds no run")
+    one_line(run_here("net.train", "--resume", whole, "--preset", "cifar10"), 2, "has the preset digits")
+    for flags in (("--network", "paper"), ("--architecture", "lrn=false"), ("--image-size", 28)):
+        done = run_here("net.train", "--resume", whole, *flags)
+        one_line(done, 2, f"{flags[0]} belongs to the start of a run; the one in {whole} keeps its own")
+    one_line(run_here("net.train", *SHORT, "--output-dir", whole), 2, "holds a run already")
+    folder = shutil.copytree(whole, tmp_path / "damaged")
+    for path in checkpoint.checkpoints(folder / "checkpoints"):
+        path.write_bytes(b"junk")
+    done = run_here("net.train", "--resume", folder)
+    assert done.returncode == 1
+    assert "no checkpoint in" in done.stderr
+
+
+def test_two_runs_do_not_share_a_folder(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = shutil.copytree(whole, tmp_path / "run")
+    with locked(folder):
+        one_line(run_here("net.train", "--resume", folder, "--epochs", 9), 1, f"{folder} is in use by another process")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "digits-001").mkdir(parents=True)
+    with locked(tmp_path / "runs" / "digits-001"):
+        done = run_here("net.train", "--max-steps", 1, "--log-every", 10**15)
+    assert "run folder runs/digits-002" in done.stdout, done.stderr
+
+
+def test_resume_auto_without_a_run_starts_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run_here("net.train", "--max-steps", 2, "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    assert "there is no run to resume" in done.stdout
+    assert (tmp_path / "runs" / "digits-001" / "model.safetensors").exists()
+    again = run_here("net.train", "--resume")
+    assert "resuming from runs/digits-001/checkpoints/step_00000002.pt" in again.stdout
+    new = run_here("net.train", "--max-steps", 2)
+    assert (tmp_path / "runs" / "digits-002" / "curve.png").exists(), new.stderr
+
+
+def test_not_a_number_stops_with_the_update_s_number(whole: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(whole, tmp_path / "run")
+    kept = {path: path.read_bytes() for path in checkpoint.checkpoints(folder / "checkpoints")}
+    done = run_here("net.train", "--resume", folder, "--epochs", 9, "--max-steps", 99, "--lr", "1e9")
+    one_line(done, 1, "of update 4", "is nan", f"the last good checkpoint is {folder}/checkpoints/step_00000044.pt")
+    assert {path: path.read_bytes() for path in checkpoint.checkpoints(folder / "checkpoints")} == kept
+
+
+def test_a_full_disk_ends_with_one_line_and_leaves_the_checkpoints(whole: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(whole, tmp_path / "run")
+    kept = {path: path.read_bytes() for path in checkpoint.checkpoints(folder / "checkpoints")}
+    done = subprocess.run(
+        [sys.executable, "-m", "net.train", "--resume", str(folder), "--epochs", "9", "--max-steps", "60"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        # No file may grow beyond a megabyte: writing a checkpoint fails as on a full disk.
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)),
+    )
+    ended = Done(done.returncode, done.stdout, done.stderr)
+    one_line(ended, 1, "cannot write checkpoint", "File too large", "step_00000044.pt is whole")
+    assert {path: path.read_bytes() for path in checkpoint.checkpoints(folder / "checkpoints")} == kept
+    assert not list((folder / "checkpoints").glob("*.partial"))
+
+
+def test_starts_from_weights(whole: Path, tmp_path: Path) -> None:
+    done = run_here(
+        "net.train",
+        "--init-from",
+        whole / "model.safetensors",
+        "--max-steps",
+        1,
+        "--lr",
+        0,
+        "--output-dir",
+        tmp_path / "r",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "16 tensors" in done.stdout
+    tensors, _ = weights.read(whole / "model.safetensors")
+    same, _ = weights.read(tmp_path / "r" / "model.safetensors")
+    assert all(torch.equal(tensors[name], same[name]) for name in tensors)
+    other = run_here("net.train", "--init-from", whole / "model.safetensors", "--architecture", "towers=1")
+    one_line(other, 1, "model.safetensors: weights do not fit variant digits", "conv2.weight is [64, 16, 5, 5]")
+    one_line(run_here("net.train", "--init-from", tmp_path / "nowhere.pt"), 1, "nowhere.pt does not exist")
+
+
+def test_time_budget_ends_the_training(tmp_path: Path) -> None:
+    done = run_here("net.train", "--epochs", 500, "--time-budget", 2, "--output-dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "the time budget is used up" in done.stdout
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    done = run_here("net.train", "--resume", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert (
+        "note: its time budget of 2 s is used up, so nothing more is trained; to go on give --time-budget"
+        in done.stdout
+    )
+
+
+def test_signals_that_stop_and_those_that_are_ignored() -> None:
+    """A closed terminal saves too; nohup and a shell's background have their signals ignored, and that stays."""
+    before = {number: signal.getsignal(number) for number in StopSignal.NUMBERS}
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            with StopSignal() as stop:
+                signal.raise_signal(number)
+            assert stop.number == number
+            assert signal.getsignal(number) == before[number]
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+            with StopSignal() as stop:
+                signal.raise_signal(number)
+                assert stop.number is None
+            assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.slow  # The schedules themselves are in tests/net/test_recipe.py.
+def test_the_schedule_ends_the_training(tmp_path: Path) -> None:
+    """At a rate of zero nothing improves: three falls, and the next stall is the end."""
+    done = run_here(
+        "net.train", "--epochs", 99, "-b", 720, "--lr", 0, "--lr-scheduler", "plateau", "--patience", 1,
+        "--image-size", 20, "--output-dir", tmp_path / "run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "trained 10 updates" in done.stdout
+    assert "the schedule ended" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--precision", "bf16"),
+        ("--no-channels-last",),
+        ("--recipe", "paper"),
+        ("--network", "cifar10"),
+        ("--architecture", "activation=tanh", "lrn=false"),
+        ("--image-size", 28, "--cache", "host", "-j", 1),
+        ("--eval-every", 2, "--epochs", 1),
+    ],
+    ids=str,
+)
+def test_other_ways_of_training(tmp_path: Path, flags: tuple[object, ...]) -> None:
+    done = run_here("net.train", "--max-steps", 3, *flags, "--output-dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "trained 3 updates" in done.stdout
+    assert run_here("net.evaluate", tmp_path / "run").returncode == 0
+
+
+def test_threads_sleep_soon() -> None:
+    """See net.common.cli.spin_briefly; whoever has chosen already keeps the choice."""
+    code = "import os; from net.common import cli; cli.spin_briefly(); print(os.environ.get('GOMP_SPINCOUNT'))"
+    clean = {name: value for name, value in environment().items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    for given, said in (({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**clean, **given})
+        assert done.stdout.strip() == said
+
+
+def test_held_out_images_take_the_validation_images_place(tmp_path: Path) -> None:
+    done = run_here("net.train", "--hold-out", 200, "--max-steps", 2, "--output-dir", tmp_path / "r")
+    assert done.returncode == 0, done.stderr
+    assert "1,242 training and 200 held-out images" in done.stdout
+    assert "19 updates" in done.stdout  # 1,242 images in batches of 64
+    assert "of 200 held-out images" in done.stdout
+    says = "--batch-size 64 is more than the 42 training images that --hold-out 1400 leaves"
+    one_line(run_here("net.train", "--hold-out", 1400), 2, says)
+    one_line(run_here("net.train", "--hold-out", 1443), 2, "the 0 training images that --hold-out 1443 leaves")
+    resumed = run_here("net.train", "--resume", tmp_path / "r", "--hold-out", 0)
+    one_line(resumed, 2, "--hold-out belongs to the start of a run")
+
+
+def test_random_images_for_speed(tmp_path: Path) -> None:
+    done = run_here(
+        "net.train", "--preset", "imagenet", "--data-path", "synthetic:64", "--image-size", 67, "-b", 16,
+        "--max-steps", 2, "--output-dir", tmp_path / "run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "64 training and 8 validation images, 1000 classes" in done.stdout
+
+
+def test_tf32_needs_a_gpu_that_has_it() -> None:
+    one_line(run_here("net.train", "--precision", "tf32"), 2, "--precision tf32 needs an NVIDIA GPU")
+
+
+def test_tensorboard_is_written_or_asked_for(tmp_path: Path) -> None:
+    done = run_here("net.train", "--max-steps", 2, "--log-every", 1, "--tensorboard", "--output-dir", tmp_path / "run")
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError:
+        one_line(done, 2, f"pip install -e '{ROOT}[tensorboard]'")
+        assert not (tmp_path / "run").exists(), "a second try must find no run there"
+    else:
+        assert done.returncode == 0, done.stderr
+        assert list((tmp_path / "run").glob("events.*"))
+
+
+def test_a_stored_image_much_larger_than_the_crop_is_remarked(tmp_path: Path) -> None:
+    done = run_here("net.train", "--image-size", 20, "--max-steps", 1, "--output-dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "note: a crop shows 39 % of a stored image (32x32)" in done.stdout
+
+
+def test_images_smaller_than_the_input_are_refused() -> None:
+    one_line(
+        run_here("net.train", "--image-size", 64), 1, "the embedded digits holds images of 32x32 and digits reads 64x64"
+    )
+
+
+def test_the_first_line_comes_at_once(tmp_path: Path) -> None:
+    began = time.monotonic()
+    process = start("net.train", "--max-steps", 1, "--output-dir", tmp_path / "run")
+    wait_for(process, "training digits on the embedded digits")
+    assert time.monotonic() - began < 5
+    process.communicate()
+
+
+class TestCompile:
+    """When the network is compiled."""
+
+    @pytest.mark.compiles
+    def test_long_runs_on_a_cpu_and_no_short_ones(self) -> None:
+        cpu = torch.device("cpu")
+        assert not compile_wanted(TrainConfig(preset="digits"), network("digits"), 440, cpu)
+        assert compile_wanted(TrainConfig(), network("paper"), 900_000, cpu)
+        assert not compile_wanted(TrainConfig(time_budget=60.0), network("paper"), 900_000, cpu)
+        assert not compile_wanted(TrainConfig(compile=False), network("paper"), 900_000, cpu)
+        assert compile_wanted(TrainConfig(compile=True), network("digits"), 1, cpu)
+        # Of several processes; what one process records is in tests/net/test_forms.py.
+        cuda = torch.device("cuda")
+        assert compile_wanted(TrainConfig(parallel="data"), network("digits"), 1, cuda)
+        assert not compile_wanted(TrainConfig(parallel="data", time_budget=60.0), network("digits"), 440, cuda)
+        assert compile_wanted(TrainConfig(parallel="data", time_budget=3600.0), network("digits"), 440, cuda)
+        assert compile_wanted(
+            TrainConfig(parallel="data", time_budget=60.0, compile=True), network("digits"), 440, cuda
+        )
+
+    def test_without_a_compiler_it_says_so_and_runs_eager(self, tmp_path: Path) -> None:
+        done = run(
+            "net.train", "--max-steps", 1, "--compile", "--output-dir", tmp_path / "run", PATH=str(tmp_path), CXX=""
+        )
+        assert done.returncode == 0, done.stderr
+        assert "running eager, because torch.compile finds no C++ compiler (g++); install one" in done.stdout
+        assert ", eager;" in done.stdout
+
+    @pytest.mark.compiles
+    @pytest.mark.slow
+    def test_a_compiled_run_goes_on_with_the_same_bits(self, tmp_path: Path) -> None:
+        for name, steps in (("whole", 12), ("half", 6)):
+            done = run("net.train", *SHORT[4:], "--max-steps", steps, "--compile", "--output-dir", tmp_path / name)
+            assert done.returncode == 0, done.stderr
+            assert "compiled" in done.stdout
+        done = run("net.train", "--resume", tmp_path / "half", "--max-steps", 12)
+        assert done.returncode == 0, done.stderr
+        assert final(tmp_path / "half") == final(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_digits_are_learned_from_any_seed(tmp_path: Path) -> None:
+    """97 % or more after the last epoch, in about a minute, on two cores."""
+    accuracies = []
+    for seed in range(5):
+        folder = tmp_path / str(seed)
+        began = time.monotonic()
+        done = run("net.train", "--seed", seed, "--output-dir", folder)
+        assert done.returncode == 0, done.stderr
+        assert time.monotonic() - began < 90
+        accuracies.append(100 - runs.read_metrics(folder)[-1]["top1_error_percent"])
+    assert min(accuracies) >= 97, accuracies
+
+
+@pytest.mark.slow
+def test_make_train(tmp_path: Path) -> None:
+    """The README's first command, in a copy of the checkout without a .venv."""
+    copy = tmp_path / "checkout"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".git", "runs", "*.egg-info"))
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["make", "train", "ARGS=--max-steps 2"],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": path},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "python -m net.evaluate runs/digits-001" in done.stdout
+    assert json.loads((copy / "runs" / "digits-001" / "metrics.jsonl").read_text().splitlines()[-1])["kind"] == "eval"
