@@ -1,4 +1,4 @@
-"""Whole jobs of several processes in which something goes wrong, all at once: ``python -m tests.jobs.faults FOLDER``.
+"""Whole jobs of processes in which something goes wrong, all at once: ``python -m tests.jobs.faults FOLDER [JOB...]``.
 
 This process plays torchrun: it holds the store and starts the ranks, but ends none, so that what is seen is what ranks
 do by themselves. It forks them, which spares them the imports. ``FOLDER/JOB.json`` has how each ended: its exit status,
@@ -30,6 +30,8 @@ from net.training.config import TrainConfig
 TIMEOUT = 5.0
 #: After so many a job is over, whatever it is at.
 LIMIT = 60.0
+#: By how much the one that comes late is late.
+LATE = float(os.environ.get("LATE", 1.5 * TIMEOUT))
 
 
 def no_object_travels(*_: Any) -> None:
@@ -152,7 +154,7 @@ def never_comes(world: Processes) -> None:
 PID = os.getpid
 #: What the last rank does before it meets the others.
 BEFORE: dict[Callable[[Processes], None], Callable[[int], object]] = {
-    comes_late: lambda rank: time.sleep(1.5 * TIMEOUT) if rank else None,
+    comes_late: lambda rank: time.sleep(LATE) if rank else None,
     never_comes: lambda rank: os.kill(PID(), signal.SIGSTOP) if rank == 2 else None,
 }
 JOBS = (
@@ -243,9 +245,11 @@ def play(job: Job, folder: Path) -> None:
 
 
 def main() -> None:
-    root = Path(sys.argv[1])
+    root, names = Path(sys.argv[1]), sys.argv[2:]
     players = []
     for job in JOBS:
+        if names and job.run.__name__ not in names:
+            continue
         folder = root / job.run.__name__
         folder.mkdir()
         players.append(forked(lambda job=job, folder=folder: play(job, folder), root / f"{folder.name}.log"))  # type: ignore[misc]

@@ -97,3 +97,12 @@ def test_networks(network: Callable[[], nn.Module], shapes: str) -> None:
 def test_modes(mode: str, shapes: str) -> None:
     """Where a graph breaks, it breaks before Inductor: one operator stands for all."""
     check(*OPERATORS["relu_lrn_max_pool2d"], stage_images(), shapes, mode=mode)
+
+
+@pytest.mark.slow
+@pytest.mark.compiles
+@pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.parametrize("mode", MODES)
+def test_whole_networks_in_each_mode(mode: str, shapes: str) -> None:
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    check(digits(), (), images, shapes, mode=mode)

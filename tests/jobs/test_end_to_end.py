@@ -7,32 +7,19 @@ from pathlib import Path
 import pytest
 
 from net.training import runs
-from tests.commands import one_line, run, run_here, start, wait_for
+from tests.commands import one_line, run_here, start, wait_for
 from tests.pictures import image_folder
 
 TRAIN = (
-    "--network",
-    "digits",
-    "--image-size",
-    28,
-    "--recipe",
-    "paper",
-    "-b",
-    30,
-    "--epochs",
-    12,
-    "--seed",
-    1,
-    "--lr",
-    0.02,
-)
+    "--network", "digits", "--image-size", 28, "--recipe", "paper", "-b", 30, "--epochs", 12, "--seed", 1, "--lr", 0.02,
+)  # fmt: skip
 
 
 def test_images_to_an_evaluated_network(tmp_path: Path) -> None:
     """270 JPEG files: prepare, train, SIGKILL, resume, evaluate, and average with an earlier state of the run."""
     images = image_folder(tmp_path / "images", train=80, val=10)
     assert len(list(images.rglob("*.jpg"))) == 270
-    done = run("net.prepare", images, tmp_path / "store", "--size", 32)
+    done = run_here("net.prepare", images, tmp_path / "store", "--size", 32)
     assert done.returncode == 0, done.stderr
     assert "packed 240 training and 30 validation images" in done.stdout
     arguments = ["--data-path", tmp_path / "store", *TRAIN, "--checkpoint-every", 12, "--log-every", 8]
@@ -42,11 +29,11 @@ def test_images_to_an_evaluated_network(tmp_path: Path) -> None:
     process.kill()
     process.communicate()
     assert not (tmp_path / "killed" / "model.safetensors").exists()
-    resumed = run("net.train", "--resume", tmp_path / "killed")
+    resumed = run_here("net.train", "--resume", tmp_path / "killed")
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming from" in resumed.stdout
     earlier = tmp_path / "killed" / "checkpoints" / "step_00000084.pt"
-    evaluated = run("net.evaluate", tmp_path / "killed", earlier)
+    evaluated = run_here("net.evaluate", tmp_path / "killed", earlier)
     assert evaluated.returncode == 0, evaluated.stderr
     results = json.loads((tmp_path / "killed" / "evaluation.json").read_text())["results"]
     assert [row["crops"] for row in results] == [1, 1, 1, 10, 10, 10]

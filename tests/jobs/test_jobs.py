@@ -22,6 +22,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
+def test_a_rank_that_starts_40_s_late(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.jobs.faults", str(tmp_path), "comes_late"]
+    subprocess.run(command, check=True, cwd=ROOT, env=environment(OMP_NUM_THREADS="1", LATE="40"), timeout=4 * LIMIT)
+    results = json.loads((tmp_path / "comes_late.json").read_text())
+    assert [status for status, _, _ in results.values()] == [0, 0], results
+    assert all(seconds >= 40 for _, seconds, _ in results.values())
+
+
 #: The exit status of each rank, None where one had to be ended from outside, and the one line that was said.
 EXPECTED: dict[str, tuple[list[int | None], str]] = {
     "is_killed": ([1, -9, 1], "rank 1 on container died;"),

@@ -365,7 +365,13 @@ def test_an_empty_batch_gives_no_logits() -> None:
 
 
 @pytest.mark.parametrize(
-    "backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, pytest.mark.compiles])]
+    "backend",
+    [
+        # Dynamo alone finds graph breaks; that the operators trace further is opcheck's to show.
+        "eager",
+        pytest.param("aot_eager", marks=pytest.mark.slow),
+        pytest.param("inductor", marks=[pytest.mark.slow, pytest.mark.compiles]),
+    ],
 )
 def test_compiles_without_a_break(backend: str) -> None:
     torch.manual_seed(0)
