@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import pretrained
 from .common import cli
@@ -33,7 +33,9 @@ REPORTED = ("images", "loss", "top1_error_percent", "top5_error_percent")
 class ExportConfig:
     """What ``python -m net.export`` is asked to do."""
 
-    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors, .onnx)", positional=True)
+    checkpoint: str = flag(
+        "", "run folder, checkpoint (.pt), weights (.safetensors, .onnx) or name of weights that ship", positional=True
+    )
     output: str = flag("", "file to write: .onnx, .safetensors, or .pt2 for the other formats", positional=True)
     format: Literal["onnx", "torch-export", "aoti", "safetensors"] = flag(
         "onnx",
@@ -65,7 +67,7 @@ def _write_weights(trained: "Trained", output: Path, config: ExportConfig) -> No
         raise DataError(f"{trained.path} holds no mean image to subtract; give the run folder or a checkpoint")
     folder = runs.folder_of(trained.path)
     recipe = runs.read_config(folder) if (folder / runs.CONFIG).is_file() else {}
-    metadata = {
+    metadata: dict[str, Any] = {
         "network": trained.network.to_dict(),
         "classes": trained.classes,
         # Where it was is nobody else's business, and what it was called may help.

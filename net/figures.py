@@ -30,7 +30,9 @@ COUNTED = 1000
 class FiltersConfig:
     """What ``python -m net.figures filters`` is asked to do."""
 
-    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors)", positional=True)
+    checkpoint: str = flag(
+        "", "run folder, checkpoint (.pt), weights (.safetensors) or name of weights that ship", positional=True
+    )
     output: str | None = flag(None, "filters.png in the run folder by default", metavar="FILE.png")
 
     def __post_init__(self) -> None:
@@ -41,7 +43,9 @@ class FiltersConfig:
 class PredictionsConfig:
     """What ``python -m net.figures predictions`` is asked to do."""
 
-    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors)", positional=True)
+    checkpoint: str = flag(
+        "", "run folder, checkpoint (.pt), weights (.safetensors) or name of weights that ship", positional=True
+    )
     data_path: str | None = flag(None, "as in net.train; by default what it was trained on", metavar="PATH")
     seed: int = flag(0, "which images are drawn")
     device: str | None = flag(None, DEVICES)
@@ -56,7 +60,9 @@ class PredictionsConfig:
 class NeighboursConfig:
     """What ``python -m net.figures neighbours`` is asked to do."""
 
-    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors)", positional=True)
+    checkpoint: str = flag(
+        "", "run folder, checkpoint (.pt), weights (.safetensors) or name of weights that ship", positional=True
+    )
     data_path: str | None = flag(None, "as in net.train; by default what it was trained on", metavar="PATH")
     seed: int = flag(0, "which images are drawn")
     batch_size: int = flag(128, "images in a batch", short="b")

@@ -32,7 +32,9 @@ _PART = 8192
 class HashingConfig:
     """What ``python -m net.hashing`` is asked to do."""
 
-    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors)", positional=True)
+    checkpoint: str = flag(
+        "", "run folder, checkpoint (.pt), weights (.safetensors) or name of weights that ship", positional=True
+    )
     data_path: str | None = flag(None, "as in net.train; by default what it was trained on", metavar="PATH")
     bits: int = flag(64, "bits of a code, a multiple of 64")
     epochs: int = flag(30, "passes of the auto-encoder over the training images' features")

@@ -26,7 +26,7 @@ DESCRIPTION = (
 class PredictConfig:
     """What ``python -m net.predict`` is asked to do."""
 
-    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights", positional=True)
+    checkpoint: str = flag("", "run folder, checkpoint (.pt), weights or name of weights that ship", positional=True)
     images: tuple[str, ...] = flag((), "image files", positional=True)
     ten_crops: bool = flag(False, "average over ten crops; else the central one")
     json: bool = flag(False, "JSON instead of a table")

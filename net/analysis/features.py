@@ -73,7 +73,7 @@ def open_its_data(trained: Trained, data_path: str | None, device: torch.device)
         DataError: images of other classes or of another size.
     """
     path = data_path if data_path is not None else trained.data_path
-    if data_path is None and path is not None and not path.startswith(SYNTHETIC) and not Path(path).exists():
+    if data_path is None and path is not None and path.partition(":")[0] != SYNTHETIC and not Path(path).exists():
         raise DataError(f"{trained.name} was trained on {path}, which is not here: give --data-path")
     data = open_data(path, image_size=trained.network.image_size, classes=trained.network.classes)
     if trained.classes is None and len(data.classes) == trained.network.classes:

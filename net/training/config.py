@@ -149,7 +149,9 @@ class TrainConfig(RecipeConfig):
         None, "rows and columns of the input; the architecture's own by default", metavar="N"
     )
     init_from: str | None = _model(
-        None, "start from these weights (run folder, checkpoint, state dict, .safetensors, .onnx)", metavar="PATH"
+        None,
+        "start from these weights (run folder, checkpoint, state dict, .safetensors, .onnx, a name that ships)",
+        metavar="PATH",
     )
     new_head: bool = _model(False, "with --init-from: initialise the last layer, for other classes (transfer)")
     freeze: tuple[str, ...] = _model((), "with --init-from: layers that stay fixed, such as conv1", metavar="LAYER")
