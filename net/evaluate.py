@@ -27,8 +27,8 @@ class EvaluateConfig:
 
     checkpoints: tuple[str, ...] = flag(
         (),
-        "run folders, checkpoints (.pt), weights (.safetensors, .onnx, .pt, .pth) or names of weights that ship; several "
-        "are averaged",
+        "run folders, checkpoints (.pt), weights (.safetensors, .onnx, .pt, .pth) or names of weights that ship; "
+        "several are averaged",
         positional=True,
     )
     data_path: str | None = flag(None, "as in net.train; by default what the first was trained on", metavar="PATH")
