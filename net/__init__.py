@@ -17,21 +17,19 @@ __all__ = ["load"]
 
 
 def load(path: str | os.PathLike[str], device: str | None = None) -> "Classifier":
-    """A trained network, ready to be asked.
+    """Load a trained network for inference.
 
     Args:
-        path: a run folder, of which its newest intact checkpoint is taken; a checkpoint (``.pt``); weights
-            (``.safetensors``) that name their network; or the name of weights that ship with the package
-            (:func:`net.pretrained.names`).
-        device: ``cpu``, ``cuda`` or ``cuda:N``; a GPU by default, or the CPU where there is none.
+        path: a run folder (its newest intact checkpoint is loaded), a checkpoint (``.pt``), or weights
+            (``.safetensors``) with the architecture in their metadata.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; by default a GPU if there is one, else the CPU.
 
     Returns:
         The :class:`net.analysis.classifier.Classifier`, with ``.model``, ``.classes``, ``.preprocess(images)`` and
         ``.predict(images)``.
 
     Raises:
-        net.common.errors.DataError: there is no network that can be used. net.common.errors.UsageError: no such device,
-            or a path that is also the name of weights that ship.
+        net.common.errors.DataError: ``path`` holds no usable network. net.common.errors.UsageError: no such device.
     """
     from .analysis.classifier import Classifier
 

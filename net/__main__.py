@@ -6,17 +6,17 @@ from typing import NoReturn
 
 from .common import cli
 
-#: A module of this package, and what it does.
+#: Module of this package: one-line summary.
 COMMANDS = {
     "train": "train the network",
-    "evaluate": "errors on validation images, of one network or several",
-    "predict": "the most probable classes of image files",
+    "evaluate": "top-1 and top-5 errors of one network or an ensemble",
+    "predict": "classify image files",
     "prepare": "pack a folder of images for training",
-    "figures": "the paper's figures from a trained network",
-    "hashing": "binary codes for the features, and searches among them",
-    "export": "a trained network for other programs",
-    "ablations": "train without each part and compare",
-    "tune": "measure the network's forms on this GPU",
+    "figures": "draw the paper's figures from a trained network",
+    "hashing": "binary codes of the features, and retrieval with them",
+    "export": "write a trained network as ONNX, torch.export or AOTInductor",
+    "ablations": "train with each component removed and compare",
+    "tune": "benchmark the network's variants on this GPU",
     "data.shapes": "write synthetic images",
 }
 
@@ -28,7 +28,7 @@ def _command() -> int | None:
 
 
 def main() -> NoReturn:
-    """Run the command that ``sys.argv`` names, and exit."""
+    """Run the command named in ``sys.argv`` and exit."""
     cli.run(_command)
 
 

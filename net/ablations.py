@@ -1,4 +1,4 @@
-"""What each part of the paper's network is worth: ``python -m net.ablations``; ``--help`` lists the flags."""
+"""Ablation study of the paper's network: ``python -m net.ablations``; ``--help`` lists the flags."""
 
 import contextlib
 import dataclasses
@@ -29,43 +29,42 @@ if TYPE_CHECKING:
     from .data.images import ImageData
 
 DESCRIPTION = (
-    "Train the network without one of its parts after the other, each with several seeds, and compare the validation "
-    "error with that of the whole network, seed by seed. Killed, it goes on where it stopped when the same command is "
-    "given again. Ablations: "
+    "Train the network with each of its parts removed, with several seeds, and compare the validation error with that "
+    "of the whole network, seed by seed. After an interruption, the same command continues. Ablations: "
 )
 RESULTS = "results.jsonl"
-#: Of the trainings of the digits network: what keeps all of them on the embedded digits under half an hour, on two
-#: cores of which each trains 170 images/s.
+#: Epochs and batch size of the digits network: all its runs on the embedded digits take under half an hour on two cores
+#: that train 170 images/s each.
 EPOCHS, BATCH_SIZE = 6, 32
-#: One part in so many of the epochs is what --quick trains.
+#: --quick divides the epochs by this.
 QUICK = 6
-#: Stored images of at least so many rows are for the paper's network.
+#: Data sets whose stored images have at least this many rows use the paper's network.
 LARGE = 256
 
 
 @dataclass(frozen=True)
 class AblationsConfig:
-    """What ``python -m net.ablations`` is asked to do."""
+    """The flags of ``python -m net.ablations``."""
 
     names: tuple[str, ...] = flag((), "ablations; all by default", positional=True, nargs="*", metavar="NAME")
     data_path: str | None = flag(None, "as in net.train; the embedded digits by default", metavar="PATH")
     baseline: str | None = flag(
         None,
-        "TOML file of net.train's flags for the network that is compared with; by default the small network of the "
-        "digits preset, and the paper's on stored images of 256x256 and more",
+        "TOML file of net.train's flags for the baseline; by default the small network of the digits preset, or the "
+        "paper's for stored images of 256x256 or more",
         metavar="FILE.toml",
     )
-    seeds: int = flag(3, "trainings of each network, with the seeds 0, 1, ...; at least 3", metavar="COUNT")
-    quick: bool = flag(False, "a sixth of the epochs: to see that it works, not to learn much")
+    seeds: int = flag(3, "runs of each network, with the seeds 0, 1, ...; at least 3", metavar="COUNT")
+    quick: bool = flag(False, "a sixth of the epochs: a smoke test, not a measurement")
     workers: int | None = flag(
         None,
-        "trainings at a time, each in a process with its share of the cores; by default as many as there are cores for "
-        "small images on a CPU, else one",
+        "parallel runs, each in a process with its share of the cores; by default one per core for small images on a "
+        "CPU, else one",
         short="j",
     )
     device: str | None = flag(None, DEVICES)
     output_dir: str | None = flag(
-        None, "folder of the results, runs/ablations or runs/ablations-quick by default", metavar="DIR"
+        None, "folder of the results; runs/ablations or runs/ablations-quick by default", metavar="DIR"
     )
 
     def __post_init__(self) -> None:
@@ -75,7 +74,7 @@ class AblationsConfig:
 
 
 def _effective(network: AlexNetConfig) -> AlexNetConfig:
-    """``network`` without what makes no difference: one tower has nobody to exchange with."""
+    """``network`` in a canonical form: ``exchange`` has no effect with one tower."""
     return dataclasses.replace(network, exchange=True) if network.towers == 1 else network
 
 
@@ -83,15 +82,15 @@ def _chosen(names: Sequence[str]) -> list[Ablation]:
     known = {ablation.name: ablation for ablation in ABLATIONS}
     for name in names:
         if name not in known:
-            raise UsageError(f"{name!r} is no ablation{near(name, known)}; there are {', '.join(known)}")
+            raise UsageError(f"unknown ablation {name!r}{near(name, known)}; available are {', '.join(known)}")
     return [ablation for ablation in ABLATIONS if ablation.name in names or not names]
 
 
 def baseline(config: AblationsConfig) -> "tuple[TrainConfig, ImageData]":
-    """The training that everything is compared with, and its images.
+    """The baseline's configuration and its data set.
 
     Raises:
-        UsageError: flags in ``--baseline`` that do not belong there. DataError: no such images.
+        UsageError: flags in ``--baseline`` that net.ablations sets itself. DataError: unusable data.
     """
     from .data.sources import open_data
     from .training.setup import open_run_data
@@ -101,13 +100,13 @@ def baseline(config: AblationsConfig) -> "tuple[TrainConfig, ImageData]":
         flags = read_toml(config.baseline, TrainConfig, "--baseline")
         for name in ("resume", "output_dir", "seed", "data_path", "device"):
             if name in flags:
-                raise UsageError(f"--baseline: {config.baseline}: {name} is for net.ablations itself to say")
+                raise UsageError(f"--baseline: {config.baseline}: {name} is set by net.ablations itself")
     else:
         data = open_data(config.data_path, image_size=32, classes=10)
         if data.size >= LARGE:
             flags = {"preset": "imagenet"}
         else:
-            # A seventh of an image's rows and columns is left for the crops, as of the paper's 256.
+            # Crops of 7/8 of an image's rows and columns, as in the paper (224 of 256).
             recipe = "digits" if config.data_path is None else "paper"
             flags = {"network": "digits", "recipe": recipe, "image_size": round(data.size * 7 / 8)}
             flags |= {"epochs": EPOCHS, "batch_size": BATCH_SIZE}
@@ -121,7 +120,7 @@ def baseline(config: AblationsConfig) -> "tuple[TrainConfig, ImageData]":
 
 
 def ablated(ablation: Ablation, config: TrainConfig, data: "ImageData") -> TrainConfig | str:
-    """The training without a part, or why it would show nothing."""
+    """The configuration with a part removed, or why that would show nothing."""
     from .training.setup import architecture
 
     network = architecture(config, data)
@@ -141,7 +140,7 @@ def ablated(ablation: Ablation, config: TrainConfig, data: "ImageData") -> Train
 
 
 def _commit() -> str:
-    """The checkout's commit, "-dirty" with changes; empty where there is none."""
+    """The checkout's commit, with "-dirty" if modified; empty outside of a checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
@@ -150,10 +149,10 @@ def _commit() -> str:
 
 
 def _read(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The results that are there already; a last line that was cut short is left out.
+    """The results so far; a truncated last line is skipped.
 
     Raises:
-        UsageError: they are of other trainings.
+        UsageError: they are of runs with other settings.
     """
     if not path.exists():
         return []
@@ -161,13 +160,13 @@ def _read(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     if before != settings:
         changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
         raise UsageError(
-            f"--output-dir {path.parent} holds results of other trainings: they differ in {', '.join(sorted(changed))}"
+            f"--output-dir {path.parent} holds results of other settings: they differ in {', '.join(sorted(changed))}"
         )
     return results
 
 
 def _settings(config: TrainConfig, data: "ImageData") -> dict[str, Any]:
-    """What the results depend on but for the seed; as JSON gives it back."""
+    """The settings that results depend on, except the seed, after a JSON round trip."""
     values = runs.settings(config)
     for name in ("seed", "device", "workers", "cache", "keep", "log_every", "checkpoint_every", "tensorboard"):
         values.pop(name, None)
@@ -177,7 +176,7 @@ def _settings(config: TrainConfig, data: "ImageData") -> dict[str, Any]:
 
 
 def _workers(config: AblationsConfig, base: TrainConfig, data: "ImageData") -> int:
-    """Trainings at a time: two threads train a small network no faster than one, so that each core gets its own."""
+    """Number of parallel runs. Two threads train a small network no faster than one, so each core gets its own run."""
     from .common.device import choose
 
     if config.workers is not None:
@@ -199,7 +198,7 @@ def _machine() -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Ablate as the command line says; returns the exit status."""
+    """Run the command; returns the exit status."""
     description = DESCRIPTION + ", ".join(ablation.name for ablation in ABLATIONS) + "."
     config = cli.resolve(cli.given(AblationsConfig, "net.ablations", description, arguments), AblationsConfig)
     chosen = _chosen(config.names)
@@ -228,13 +227,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
         done = {(row["ablation"], row.get("seed")) for row in results}
         seeds = config.seeds
-        # Seed by seed, so that whenever it is stopped there are as many trainings of one network as of another.
+        # Seed by seed, so that an interruption leaves about equally many runs of every network.
         missing = [(name, seed) for seed in range(seeds) for name in trainings if (name, seed) not in done]
         total = seeds * len(trainings)
         workers = max(1, min(_workers(config, base, data), len(missing)))
         print(
-            f"{len(trainings)} networks on {data.name}, {seeds} seeds: {total} trainings of "
-            f"{ablation_report.epochs(settings)}, {total - len(missing)} of them done before, {workers} at a time; "
+            f"{len(trainings)} networks on {data.name}, {seeds} seeds: {total} runs of "
+            f"{ablation_report.epochs(settings)}, {total - len(missing)} of them already done, {workers} in parallel; "
             f"results in {folder / RESULTS}",
             flush=True,
         )
@@ -245,16 +244,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for number, row in side_by_side(plans, workers) if workers > 1 else one_by_one(plans):
             name, seed = missing[number]
             if isinstance(row, int):
-                print(f"stopped in {name}, seed {seed}; go on with the same command", flush=True)
+                print(f"stopped in {name}, seed {seed}; continue with the same command", flush=True)
                 status = row
                 continue
             with open(folder / RESULTS, "a") as file:
                 file.write(json.dumps({"ablation": name, "seed": seed, **row, **machine}) + "\n")
             ended, seconds = ended + 1, seconds + row["seconds"]
             left = seconds / ended * (len(missing) - ended) / workers
-            said = "diverged" if "diverged" in row else f"top-1 error {row['top1_error_percent']:.2f} %"
+            outcome = "diverged" if "diverged" in row else f"top-1 error {row['top1_error_percent']:.2f} %"
             print(
-                f"{total - len(missing) + ended}/{total}  {name}, seed {seed}: {said} in {row['seconds']:.1f} s  "
+                f"{total - len(missing) + ended}/{total}  {name}, seed {seed}: {outcome} in {row['seconds']:.1f} s  "
                 f"ETA {duration(left)}",
                 flush=True,
             )

@@ -16,26 +16,27 @@ from .common.printing import printable
 from .training import runs
 
 DESCRIPTION = (
-    "Top-1 and top-5 errors on the validation images, from the central crop and from ten crops. Several networks are "
-    "evaluated one by one and with their softmax outputs averaged."
+    "Top-1 and top-5 errors on the validation images, with the centre crop and with ten crops. Several networks are "
+    "evaluated individually and as an ensemble with averaged softmax outputs."
 )
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What ``python -m net.evaluate`` is asked to do."""
+    """The flags of ``python -m net.evaluate``."""
 
     checkpoints: tuple[str, ...] = flag(
         (),
-        "run folders, checkpoints (.pt), weights (.safetensors, .onnx, .pt, .pth) or names of weights that ship; "
-        "several are averaged",
+        "run folders, checkpoints (.pt) or weights (.safetensors, .onnx, .pt, .pth); several form an ensemble",
         positional=True,
     )
-    data_path: str | None = flag(None, "as in net.train; by default what the first was trained on", metavar="PATH")
+    data_path: str | None = flag(
+        None, "as in net.train; by default the data the first network was trained on", metavar="PATH"
+    )
     ten_crops: bool = flag(True, "also average over ten crops where the images are larger than the network's input")
-    batch_size: int = flag(128, "images in a batch", short="b")
+    batch_size: int = flag(128, "images per batch", short="b")
     precision: Literal["auto", "fp32", "tf32", "bf16"] = flag(
-        "auto", "as in net.train; auto is what the network was trained in, where the device has it"
+        "auto", "as in net.train; auto: the precision of training, if the device supports it"
     )
     channels_last: bool = flag(True, "keep activations in channels_last memory format")
     device: str | None = flag(None, DEVICES)
@@ -43,8 +44,8 @@ class EvaluateConfig:
     output: str | None = flag(None, "JSON file; evaluation.json beside the first checkpoint by default", metavar="FILE")
     mean_rgb: tuple[float, ...] | None = flag(
         None,
-        "colour to subtract, in 0..255, for a network whose file holds no mean image; Caffe's ImageNet models were "
-        "trained with 123 117 104",
+        "mean colour to subtract, in 0..255, if the network's file has no mean image; 123 117 104 for Caffe's ImageNet "
+        "models",
         nargs=3,
         metavar=("R", "G", "B"),
     )
@@ -56,8 +57,8 @@ class EvaluateConfig:
         check_rgb(self.mean_rgb)
 
 
-def errors(config: EvaluateConfig) -> list[dict[str, Any]]:
-    """A row for each network, and for their average, and each way of cropping."""
+def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
+    """A row for each network and for the ensemble, with each kind of crops."""
     import torch
 
     from .analysis.features import mean_image, open_its_data
@@ -77,7 +78,7 @@ def errors(config: EvaluateConfig) -> list[dict[str, Any]]:
     set_precision(precision, device)
     for other in trained[1:]:
         if other.classes != first.classes:
-            raise DataError(f"{other.path} has other classes than {first.path}: their outputs cannot be averaged")
+            raise DataError(f"{other.path} and {first.path} have different classes: their outputs cannot be averaged")
     data, mean = open_its_data(first, config.data_path, device)
     means = [mean] + [mean_image(other, data, device) for other in trained[1:]]
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -125,7 +126,7 @@ def errors(config: EvaluateConfig) -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Evaluate as the command line says; returns the exit status."""
+    """Run the command; returns the exit status."""
     config = cli.resolve(cli.given(EvaluateConfig, "net.evaluate", DESCRIPTION, arguments), EvaluateConfig)
     check_writable("--output", config.output)
     networks = [pretrained.find(network) for network in config.checkpoints]
@@ -142,8 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         line = f"{name:<{width}}  {row['crops']:>5}  {row['top1_error_percent']:>9.2f} %  {last:>11}"
         print(f"{line}  {'; '.join(str(Published(**item)) for item in row['published'])}".rstrip())
     if rows[0]["top5_error_percent"] is None:
-        print("top-5 error says nothing of five classes or fewer")
-    output = Path(config.output) if config.output is not None else runs.results_folder(networks[0]) / "evaluation.json"
+        print("no top-5 error with five classes or fewer")
+    first = Path(config.checkpoints[0])
+    output = Path(config.output) if config.output is not None else runs.folder_of(first) / "evaluation.json"
     with atomic_write(output) as file:
         file.write(json.dumps({"results": rows}, indent=1).encode())
     print(f"written to {output}")

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DESCRIPTION = "Draw a figure of the paper from a trained network, as a PNG file."
-#: Images in Figure 4, left, and rows and columns of neighbours in Figure 4, right.
+#: Images in Figure 4, left; queries and neighbours per query in Figure 4, right.
 SHOWN, QUERIES, NEIGHBOURS = 8, 5, 6
-#: Validation images over which the neighbours' classes are counted.
+#: Maximum number of queries for the share of neighbours of the same class.
 COUNTED = 1000
 
 
 @dataclass(frozen=True)
 class FiltersConfig:
-    """What ``python -m net.figures filters`` is asked to do."""
+    """The flags of ``python -m net.figures filters``."""
 
     checkpoint: str = flag(
         "", "run folder, checkpoint (.pt), weights (.safetensors) or name of weights that ship", positional=True
@@ -41,13 +41,13 @@ class FiltersConfig:
 
 @dataclass(frozen=True)
 class PredictionsConfig:
-    """What ``python -m net.figures predictions`` is asked to do."""
+    """The flags of ``python -m net.figures predictions``."""
 
-    checkpoint: str = flag(
-        "", "run folder, checkpoint (.pt), weights (.safetensors) or name of weights that ship", positional=True
+    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors)", positional=True)
+    data_path: str | None = flag(
+        None, "as in net.train; by default the data the network was trained on", metavar="PATH"
     )
-    data_path: str | None = flag(None, "as in net.train; by default what it was trained on", metavar="PATH")
-    seed: int = flag(0, "which images are drawn")
+    seed: int = flag(0, "seed of the choice of images")
     device: str | None = flag(None, DEVICES)
     output: str | None = flag(None, "predictions.png in the run folder by default", metavar="FILE.png")
 
@@ -58,14 +58,14 @@ class PredictionsConfig:
 
 @dataclass(frozen=True)
 class NeighboursConfig:
-    """What ``python -m net.figures neighbours`` is asked to do."""
+    """The flags of ``python -m net.figures neighbours``."""
 
-    checkpoint: str = flag(
-        "", "run folder, checkpoint (.pt), weights (.safetensors) or name of weights that ship", positional=True
+    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors)", positional=True)
+    data_path: str | None = flag(
+        None, "as in net.train; by default the data the network was trained on", metavar="PATH"
     )
-    data_path: str | None = flag(None, "as in net.train; by default what it was trained on", metavar="PATH")
-    seed: int = flag(0, "which images are drawn")
-    batch_size: int = flag(128, "images in a batch", short="b")
+    seed: int = flag(0, "seed of the choice of images")
+    batch_size: int = flag(128, "images per batch", short="b")
     device: str | None = flag(None, DEVICES)
     output: str | None = flag(None, "neighbours.png in the run folder by default", metavar="FILE.png")
 
@@ -77,15 +77,15 @@ class NeighboursConfig:
 
 @dataclass(frozen=True)
 class ActivationsConfig:
-    """What ``python -m net.figures activations`` is asked to do."""
+    """The flags of ``python -m net.figures activations``."""
 
     data_path: str | None = flag(None, "as in net.train; the embedded digits by default", metavar="PATH")
     rates: tuple[float, ...] = flag(
         (0.001, 0.003, 0.01), "learning rates to try; each activation keeps its fastest", metavar="RATE"
     )
-    max_epochs: int = flag(60, "epochs after which a training that has not come to 25 % is given up")
-    batch_size: int = flag(128, "images in an update", short="b")
-    seed: int = flag(0, "of weights and order")
+    max_epochs: int = flag(60, "epochs after which a run that has not reached 25 % is stopped")
+    batch_size: int = flag(128, "images per update", short="b")
+    seed: int = flag(0, "seed of weights and order")
     device: str | None = flag(None, DEVICES)
     output: str | None = flag(None, "runs/activations.png by default", metavar="FILE.png")
 
@@ -99,18 +99,18 @@ class ActivationsConfig:
 
 
 def _output(given: str | None, checkpoint: Path, name: str) -> Path:
-    """The file to write: as given, else in the run folder."""
-    return Path(given) if given is not None else runs.results_folder(checkpoint) / name
+    """The output file: ``given``, or ``name`` in the run folder."""
+    return Path(given) if given is not None else runs.folder_of(checkpoint) / name
 
 
 def colour_selectivity(kernels: "NDArray[np.float32]") -> "NDArray[np.float32]":
-    """The share of each kernel's energy that is colour: what remains without every pixel's mean over R, G and B.
+    """The fraction of each kernel's energy that is colour: that of the kernel minus its mean over R, G and B.
 
     Args:
         kernels: ``[kernels, 3, rows, columns]``.
 
     Returns:
-        ``[kernels]`` numbers between 0, for a gray kernel, and 1; independent random weights come to 2/3.
+        ``[kernels]``, between 0 for a gray kernel and 1; about 2/3 for independent random weights.
     """
     colour = kernels - kernels.mean(1, keepdims=True)
     energy = (kernels**2).sum((1, 2, 3))
@@ -132,8 +132,8 @@ def filters(config: FiltersConfig) -> Path:
     kernels = trained.model.get_parameter(f"{name}.weight").detach().contiguous().numpy()
     if kernels.shape[1] != 3:
         raise DataError(
-            f"{trained.path}: its first layer, {name}, reads {kernels.shape[1]} channels: grayscale has no colour-"
-            "selective filters; Figure 3 needs a network that reads RGB"
+            f"{trained.path}: its first layer, {name}, reads {kernels.shape[1]} channels; Figure 3 needs a network "
+            "that reads RGB"
         )
     towers = np.split(kernels, trained.network.towers)
     captions = []
@@ -147,9 +147,9 @@ def filters(config: FiltersConfig) -> Path:
     print("(0: a gray kernel, 0.67: random weights, 1: colour alone)")
     gray = trained.mean is not None and bool((trained.mean == trained.mean[..., :1]).all())
     if gray:
-        print("its training images are gray: what colour the kernels have is left from their random start")
+        print("the training images are gray: any colour in the kernels is left over from their initialisation")
     title = f"{name}, {len(kernels)} kernels, trained on {short_name(trained.data_path, trained.classes or ())}" + (
-        "\n(gray images: what colour there is is left from the random start)" if gray else ""
+        "\n(gray images: any colour is left over from the initialisation)" if gray else ""
     )
     path = _output(config.output, trained.path, "filters.png")
     drawings.filters(path, title, towers, captions)
@@ -184,7 +184,7 @@ def predictions(config: PredictionsConfig) -> Path:
     ]
     truth = [data.classes[label] for label in data.val.labels[drawn]]
     right = sum(bars[0][0] == name for bars, name in zip(likely, truth, strict=True))
-    print(f"{right} of these {len(drawn)} validation images are named rightly first")
+    print(f"top-1 is correct for {right} of these {len(drawn)} validation images")
     path = _output(config.output, trained.path, "predictions.png")
     title = f"{data.short_name}: validation images, most probable labels (true one red, bar ends at 1)"
     drawings.predictions(path, title, images, truth, likely)
@@ -213,22 +213,22 @@ def neighbours(config: NeighboursConfig) -> Path:
         raise DataError(f"{data.name} has {len(data.train)} training images; the figure shows {NEIGHBOURS} neighbours")
     generator = seeds.sample(config.seed)
     drawn = generator.choice(len(data.val), min(COUNTED, len(data.val)), replace=False)
-    asked = Split(data.val.images[drawn], data.val.labels[drawn])
-    with Progress("images", len(asked) + len(data.train)) as progress:
-        queries = torch.cat(list(features_of(trained, asked, mean, config.batch_size, progress.update)))
+    query_images = Split(data.val.images[drawn], data.val.labels[drawn])
+    with Progress("images", len(query_images) + len(data.train)) as progress:
+        queries = torch.cat(list(features_of(trained, query_images, mean, config.batch_size, progress.update)))
         searched = features_of(trained, data.train, mean, config.batch_size, progress.update)
         _, found = nearest(queries, searched, NEIGHBOURS)
     numbers = found.cpu().numpy()
-    same = 100 * (data.train.labels[numbers] == asked.labels[:, None]).mean()
-    print(f"of the {NEIGHBOURS} nearest training images {same:.1f} % have the class of the image asked for")
-    print(f"({len(asked):,} validation images against {len(data.train):,}; {queries.shape[1]} features)")
-    shown = min(QUERIES, len(asked))
+    same = 100 * (data.train.labels[numbers] == query_images.labels[:, None]).mean()
+    print(f"{same:.1f} % of the {NEIGHBOURS} nearest training images have the class of the query")
+    print(f"({len(query_images):,} validation images against {len(data.train):,}; {queries.shape[1]} features)")
+    shown = min(QUERIES, len(query_images))
     path = _output(config.output, trained.path, "neighbours.png")
     drawings.neighbours(
         path,
         f"{data.short_name}: validation images (left) and nearest training images (another class: red)",
-        asked.images[:shown],
-        [data.classes[label] for label in asked.labels[:shown]],
+        query_images.images[:shown],
+        [data.classes[label] for label in query_images.labels[:shown]],
         np.stack([data.train.images[row] for row in numbers[:shown]]),
         [[data.classes[label] for label in data.train.labels[row]] for row in numbers[:shown]],
     )
@@ -253,7 +253,7 @@ def activations(config: ActivationsConfig) -> Path:
     if len(data.train) < config.batch_size:
         raise UsageError(f"--batch-size {config.batch_size} is more than the {len(data.train)} training images")
     theirs = data.classes == CLASSES
-    print(f"the 4-layer network on {data.name}" + ("" if theirs else ": not what the paper used, CIFAR-10"))
+    print(f"the 4-layer network on {data.name}" + ("" if theirs else "; the paper used CIFAR-10"))
     updates = len(data.train) // config.batch_size * config.max_epochs
     curves = []
     for activation in ("relu", "tanh"):
@@ -272,7 +272,7 @@ def activations(config: ActivationsConfig) -> Path:
             )
     relu, tanh = curves
     if relu.reached is None:
-        outcome = f"ReLU did not come to {TARGET:g} % in {config.max_epochs} epochs: there is no ratio"
+        outcome = f"ReLU did not reach {TARGET:g} % in {config.max_epochs} epochs: no ratio"
     elif tanh.reached is None:
         outcome = (
             f"to {TARGET:g} %: ReLU {relu.reached:.2f} epochs, tanh more than {config.max_epochs}, ratio more than "
@@ -287,11 +287,11 @@ def activations(config: ActivationsConfig) -> Path:
     for curve in curves:
         if len(config.rates) > 1 and curve.rate in (min(config.rates), max(config.rates)):
             print(
-                f"{curve.activation} was fastest at the last of --rates, {curve.rate:g}: a rate beyond it may be faster"
+                f"{curve.activation} was fastest at an end of --rates, {curve.rate:g}: a rate beyond it may be faster"
             )
     path = Path(config.output) if config.output is not None else runs.RUNS / "activations.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    title = f"{data.short_name}" + ("" if theirs else " (not what the paper used)") + f"\n{outcome}"
+    title = f"{data.short_name}" + ("" if theirs else " (the paper used CIFAR-10)") + f"\n{outcome}"
     labels = (f"ReLU, rate {relu.rate:g}", f"tanh, rate {tanh.rate:g}")
     drawings.activations(
         path, title, [(label, curve.epochs, curve.errors) for label, curve in zip(labels, curves, strict=True)], TARGET
@@ -308,7 +308,7 @@ FIGURES: dict[str, tuple[Any, Callable[[Any], Path]]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw as the command line says; returns the exit status."""
+    """Run the command; returns the exit status."""
     summaries = {name: draw.__doc__ or "" for name, (_, draw) in FIGURES.items()}
     name, rest = cli.subcommand("net.figures", DESCRIPTION, summaries, arguments)
     config_type, draw = FIGURES[name]

@@ -15,32 +15,32 @@ from .common.files import atomic_write, check_writable
 from .training import runs
 
 DESCRIPTION = (
-    "Section 6.1's proposal: an auto-encoder compresses a network's last hidden features (fc7) to short binary codes, "
-    "which are searched by Hamming distance. Says how many of the exact Euclidean neighbours the codes find, beside "
-    "codes from random hyperplanes, and how fast both searches are on the CPU."
+    "The proposal of section 6.1: an auto-encoder compresses a network's last hidden features (fc7) to short binary "
+    "codes, which are searched by Hamming distance. Reports the recall of the exact Euclidean neighbours, with random "
+    "hyperplanes for comparison, and the speed of both searches on the CPU."
 )
-#: Exact neighbours that are to be found, and the numbers of nearest codes among which they are looked for.
+#: Recall is of the EXACT nearest neighbours, among each of these numbers of nearest codes.
 EXACT = 10
 LOOKED_AT = (10, 100)
-#: Each search is timed so many times; the fastest counts.
+#: Timings of each search, of which the fastest counts.
 TIMINGS = 3
-#: Vectors of the training images that the exact search compares with all queries at a time.
+#: Training vectors per batch of the exact search.
 _PART = 8192
 
 
 @dataclass(frozen=True)
 class HashingConfig:
-    """What ``python -m net.hashing`` is asked to do."""
+    """The flags of ``python -m net.hashing``."""
 
-    checkpoint: str = flag(
-        "", "run folder, checkpoint (.pt), weights (.safetensors) or name of weights that ship", positional=True
+    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors)", positional=True)
+    data_path: str | None = flag(
+        None, "as in net.train; by default the data the network was trained on", metavar="PATH"
     )
-    data_path: str | None = flag(None, "as in net.train; by default what it was trained on", metavar="PATH")
-    bits: int = flag(64, "bits of a code, a multiple of 64")
-    epochs: int = flag(30, "passes of the auto-encoder over the training images' features")
-    queries: int = flag(1000, "validation images that are searched for")
-    seed: int = flag(0, "of the auto-encoder and of the queries")
-    batch_size: int = flag(128, "images in a batch", short="b")
+    bits: int = flag(64, "bits per code, a multiple of 64")
+    epochs: int = flag(30, "epochs of training of the auto-encoder")
+    queries: int = flag(1000, "number of validation images used as queries")
+    seed: int = flag(0, "seed of the auto-encoder and of the choice of queries")
+    batch_size: int = flag(128, "images per batch", short="b")
     device: str | None = flag(None, DEVICES)
     output: str | None = flag(None, "JSON file; hashing.json in the run folder by default", metavar="FILE")
 
@@ -52,7 +52,7 @@ class HashingConfig:
 
 
 def _hash(config: HashingConfig) -> dict[str, Any]:
-    """What is measured, as it is written to the JSON file."""
+    """The measurements, in the form of the JSON file."""
     import torch
 
     from .analysis.autoencoder import learn
@@ -70,12 +70,15 @@ def _hash(config: HashingConfig) -> dict[str, Any]:
     trained = open_trained(config.checkpoint, device)
     data, mean = open_its_data(trained, config.data_path, device)
     if len(data.train) < LOOKED_AT[-1]:
-        raise DataError(f"{data.name} has {len(data.train)} training images; at least {LOOKED_AT[-1]} are searched")
+        raise DataError(f"{data.name} has {len(data.train)} training images; at least {LOOKED_AT[-1]} are needed")
     drawn = seeds.sample(config.seed).permutation(len(data.val))[: config.queries]
-    asked = Split(data.val.images[drawn], data.val.labels[drawn])
-    print(f"{len(asked):,} validation images against {len(data.train):,} training images of {data.name}", flush=True)
-    with Progress("images", len(asked) + len(data.train)) as progress:
-        queries = torch.cat(list(features_of(trained, asked, mean, config.batch_size, progress.update)))
+    query_images = Split(data.val.images[drawn], data.val.labels[drawn])
+    print(
+        f"{len(query_images):,} validation images against {len(data.train):,} training images of {data.name}",
+        flush=True,
+    )
+    with Progress("images", len(query_images) + len(data.train)) as progress:
+        queries = torch.cat(list(features_of(trained, query_images, mean, config.batch_size, progress.update)))
         width = queries.shape[1]
         if (needed := 4 * width * len(data.train)) > 0.8 * free_host_memory():
             raise DataError(f"the features of {len(data.train):,} images take {needed / 2**30:,.1f} GiB of memory")
@@ -98,18 +101,18 @@ def _hash(config: HashingConfig) -> dict[str, Any]:
     }
 
     def timed(search: Any) -> tuple[Any, float]:
-        """What a search finds and its queries per second."""
+        """The result of a search, and its queries per second."""
         seconds = []
         for _ in range(TIMINGS):
             began = time.perf_counter()
             found = search()
             seconds.append(time.perf_counter() - began)
-        return found, len(asked) / min(seconds)
+        return found, len(query_images) / min(seconds)
 
     (_, numbers), exact_speed = timed(lambda: nearest(queries, vectors.split(_PART), EXACT))
     exact = numbers.numpy()
-    asked_codes, searched_codes = codes["autoencoder"]
-    _, hamming_speed = timed(lambda: nearest_codes(asked_codes, searched_codes, EXACT))
+    query_codes, searched_codes = codes["autoencoder"]
+    _, hamming_speed = timed(lambda: nearest_codes(query_codes, searched_codes, EXACT))
     recalls: dict[str, dict[str, float]] = {}
     for name, (theirs, ours) in codes.items():
         found = nearest_codes(theirs, ours, LOOKED_AT[-1])
@@ -118,7 +121,7 @@ def _hash(config: HashingConfig) -> dict[str, Any]:
         "network": trained.name,
         "data": data.name,
         "training_images": len(vectors),
-        "queries": len(asked),
+        "queries": len(query_images),
         "features": width,
         "bits": config.bits,
         "bytes_per_image": {"features": 4 * width, "code": config.bits // 8},
@@ -134,7 +137,7 @@ def _hash(config: HashingConfig) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Hash as the command line says; returns the exit status."""
+    """Run the command; returns the exit status."""
     config = cli.resolve(cli.given(HashingConfig, "net.hashing", DESCRIPTION, arguments), HashingConfig)
     check_writable("--output", config.output)
     network = pretrained.find(config.checkpoint)
@@ -145,9 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     speed, size = result["queries_per_s"], result["bytes_per_image"]
     for name in ("autoencoder", "random_hyperplanes", "chance"):
         shares = ", ".join(f"{100 * result[name][f'recall_at_{count}']:.1f} % in {count}" for count in LOOKED_AT)
-        print(f"{name.replace('_', ' '):<18}  of the {EXACT} nearest by Euclidean distance {shares} nearest codes")
+        print(f"{name.replace('_', ' '):<18}  recall of the {EXACT} nearest by Euclidean distance: {shares} codes")
     print(
-        f"{config.bits} bits: {size['code']} bytes an image instead of {size['features']:,}; "
+        f"{config.bits} bits: {size['code']} bytes per image instead of {size['features']:,}; "
         f"{speed['hamming']:,.0f} queries/s by Hamming distance, {speed['exact']:,.0f} exact; "
         f"{result['search_ran_on']}"
     )

@@ -1,4 +1,4 @@
-"""Name what is in images: ``python -m net.predict CHECKPOINT IMAGE...``; ``--help`` lists the flags."""
+"""Classify images: ``python -m net.predict CHECKPOINT IMAGE...``; ``--help`` lists the flags."""
 
 import contextlib
 import json
@@ -17,32 +17,31 @@ from .common.files import atomic_write, check_writable
 from .common.printing import printable
 
 DESCRIPTION = (
-    "The five most probable classes of each image, which is scaled and cropped as the training images were and has the "
-    "run's own mean image subtracted."
+    "The five most probable classes of each image. Images are scaled, cropped and mean-subtracted as in training."
 )
 
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """What ``python -m net.predict`` is asked to do."""
+    """The flags of ``python -m net.predict``."""
 
     checkpoint: str = flag("", "run folder, checkpoint (.pt), weights or name of weights that ship", positional=True)
     images: tuple[str, ...] = flag((), "image files", positional=True)
-    ten_crops: bool = flag(False, "average over ten crops; else the central one")
+    ten_crops: bool = flag(False, "average over ten crops instead of the centre crop")
     json: bool = flag(False, "JSON instead of a table")
     features: str | None = flag(
-        None, "write the central crops' last hidden features (fc7), float32 [images, features]", metavar="FILE.npy"
+        None, "write the last hidden features (fc7) of the centre crops, float32 [images, features]", metavar="FILE.npy"
     )
     mean_rgb: tuple[float, ...] | None = flag(
         None,
-        "colour to subtract, in 0..255, for a network whose file holds no mean image; Caffe's ImageNet models were "
-        "trained with 123 117 104",
+        "mean colour to subtract, in 0..255, if the network's file has no mean image; 123 117 104 for Caffe's ImageNet "
+        "models",
         nargs=3,
         metavar=("R", "G", "B"),
     )
-    batch_size: int = flag(128, "images in a batch", short="b")
+    batch_size: int = flag(128, "images per batch", short="b")
     precision: Literal["auto", "fp32", "tf32", "bf16"] = flag(
-        "auto", "as in net.train; auto is what the network was trained in, where the device has it"
+        "auto", "as in net.train; auto: the precision of training, if the device supports it"
     )
     device: str | None = flag(None, DEVICES)
 
@@ -55,7 +54,7 @@ class PredictConfig:
 
 
 def _predict(config: PredictConfig) -> dict[str, Any]:
-    """The answers as they are written with ``--json``; writes the features if they are wanted."""
+    """The predictions in the form that ``--json`` prints; also writes ``--features``."""
     import numpy as np
     import torch
 
@@ -83,7 +82,7 @@ def _predict(config: PredictConfig) -> dict[str, Any]:
         )
     stored = mean.shape[0]
     if config.ten_crops and stored == size:
-        raise UsageError(f"--ten-crops: {trained.path} was trained on images of {size}x{size}, which it reads whole")
+        raise UsageError(f"--ten-crops: {trained.path} was trained on uncropped {size}x{size} images")
     classes = class_names(trained)
     count = min(TOP, len(classes))
     crops = ten_crops if config.ten_crops else centre_crop
@@ -115,7 +114,7 @@ def _predict(config: PredictConfig) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Predict as the command line says; returns the exit status."""
+    """Run the command; returns the exit status."""
     config = cli.resolve(cli.given(PredictConfig, "net.predict", DESCRIPTION, arguments), PredictConfig)
     check_writable("--features", config.features)
     pretrained.find(config.checkpoint)
@@ -123,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not os.path.exists(path):
             raise DataError(f"{path} cannot be read as an image: does not exist")
     cli.load("training.evaluation", "analysis.features", "analysis.trained")
-    # With --json nothing but JSON is printed to stdout.
+    # With --json, only JSON goes to stdout.
     with contextlib.redirect_stdout(sys.stderr) if config.json else contextlib.nullcontext():
         result = _predict(config)
     if config.json:

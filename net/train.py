@@ -17,22 +17,15 @@ from .training.config import TrainConfig
 
 DESCRIPTION = (
     "Train an AlexNet. Without flags: the embedded digits, in about a minute. With --preset imagenet --data-path "
-    "FOLDER: the paper's run. Defaults are in parentheses, those of digits unless --preset says otherwise."
+    "FOLDER: the paper's run. Defaults, in parentheses, are those of the digits preset or of the --preset given."
 )
 
-#: Flags that decide what a run is, with what they are where its configuration does not say.
-STARTING: dict[str, Any] = {
-    "network": "paper",
-    "architecture": {},
-    "image_size": None,
-    "new_head": False,
-    "freeze": (),
-    "hold_out": 0,
-}
+#: Flags that cannot change when a run is resumed, with their defaults for configurations that lack them.
+STARTING: dict[str, Any] = {"network": "paper", "architecture": {}, "image_size": None, "new_head": False, "freeze": ()}
 
 
 def _run_to_resume(flags: dict[str, Any]) -> Path | None:
-    """The folder of the run that ``--resume`` means; None when there is no run yet."""
+    """The run folder that ``--resume`` refers to; None if there is no run yet."""
     wanted = flags["resume"]
     if wanted != "auto":
         path = Path(wanted)
@@ -44,7 +37,7 @@ def _run_to_resume(flags: dict[str, Any]) -> Path | None:
 
 
 def _launched(config: TrainConfig) -> Launch:
-    """Which process this is; all but the first fall silent."""
+    """This process's rank and world size; ranks other than 0 stop printing."""
     launch = launched(config)
     if launch.rank > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
@@ -53,7 +46,7 @@ def _launched(config: TrainConfig) -> Launch:
 
 @contextlib.contextmanager
 def _claimed(folder: Path | None, preset: str, launch: Launch, new: bool) -> Iterator[Path | None]:
-    """The run's folder, made and kept by the first process, which tells the others later."""
+    """The run folder, created and locked by rank 0, which broadcasts it later."""
     if launch.rank > 0:
         yield folder
         return
@@ -66,7 +59,7 @@ def _claimed(folder: Path | None, preset: str, launch: Launch, new: bool) -> Ite
 def _train(
     config: TrainConfig, launch: Launch, folder: Path | None, resumed: tuple[Path, dict[str, Any]] | None
 ) -> int:
-    """Meet the other processes, build the run and train."""
+    """Join the other processes, build the run and train."""
     cli.load("parallel.process_group", "training.trainer")
     from .parallel.process_group import join
     from .training.trainer import Trainer
@@ -83,13 +76,13 @@ def _train(
 
 
 def _check(config: TrainConfig) -> None:
-    """Refuse what can be seen at once, before anything is made or imported.
+    """Check what can be checked before anything is created or imported.
 
     Raises:
-        UsageError: no data set is named, or a path that no configuration can hold. DataError: nothing is there.
+        UsageError: no data set is given, or a path is not valid UTF-8. DataError: a path does not exist.
     """
     if config.data_path is None and config.preset != "digits":
-        raise UsageError(f"--preset {config.preset} needs --data-path; synthetic gives random images, for speed")
+        raise UsageError(f"--preset {config.preset} needs --data-path; synthetic gives random images, to measure speed")
     runs.settings(config)
     cli.check_exist(data_path=config.data_path, val_labels=config.val_labels)
     if config.resume is None and config.init_from is not None:
@@ -97,7 +90,7 @@ def _check(config: TrainConfig) -> None:
 
 
 def _resume(flags: dict[str, Any], source: Path) -> int:
-    """Go on with the run in ``source``."""
+    """Continue the run in ``source``."""
     saved = runs.read_config(source)
     preset = saved.get("preset", "digits")
     if flags.get("preset", preset) != preset:
@@ -105,7 +98,7 @@ def _resume(flags: dict[str, Any], source: Path) -> int:
     config = cli.resolve(flags, TrainConfig, saved)
     for name, default in STARTING.items():
         if getattr(config, name) != saved.get(name, default):
-            raise UsageError(f"{flag_name(name)} belongs to the start of a run; the one in {source} keeps its own")
+            raise UsageError(f"{flag_name(name)} cannot change when resuming; the run in {source} keeps its own")
     _check(config)
     launch = _launched(config)
     folder = Path(config.output_dir) if config.output_dir is not None else source
@@ -121,7 +114,9 @@ def _resume(flags: dict[str, Any], source: Path) -> int:
             path = Path(flags["resume"])
             resumed = path, load(path, RESUMED)
             if same and kept and path.resolve() != kept[0].resolve():
-                raise UsageError(f"{path} is not its run's newest checkpoint: to go on from it give a new --output-dir")
+                raise UsageError(
+                    f"{path} is not its run's newest checkpoint: to continue from it use a new --output-dir"
+                )
         else:
             resumed = checkpoint.newest(source / "checkpoints", RESUMED)
         if resumed is None and kept:
@@ -137,17 +132,17 @@ def _resume(flags: dict[str, Any], source: Path) -> int:
             print(f"resuming from {resumed[0]}" + (f" with {', '.join(changes)}" if changes else ""))
             if config.time_budget and resumed[1]["elapsed"] >= config.time_budget:
                 print(
-                    f"note: its time budget of {config.time_budget:g} s is used up, so nothing more is trained; to go "
-                    "on give --time-budget SECONDS, or 0 for no limit"
+                    f"note: its time budget of {config.time_budget:g} s is used up, so it trains no further; to "
+                    "continue, raise --time-budget, or use 0 for no limit"
                 )
         return _train(config, launch, folder, resumed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train as the command line says; returns the exit status."""
+    """Run the command; returns the exit status."""
     flags = cli.given(TrainConfig, "net.train", DESCRIPTION, arguments)
     if "resume" in flags and "init_from" in flags:
-        raise UsageError("--init-from starts a new run and --resume goes on with one: give one of them")
+        raise UsageError("--init-from starts a new run and --resume continues one: use one of them")
     if flags.get("resume") is not None and (source := _run_to_resume(flags)) is not None:
         return _resume(flags, source)
     config = cli.resolve(flags, TrainConfig)

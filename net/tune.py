@@ -1,4 +1,4 @@
-"""Measure in which forms a network trains fastest on this GPU: ``python -m net.tune``; ``--help`` lists the flags."""
+"""Find the forms in which a network trains fastest on this GPU: ``python -m net.tune``; ``--help`` lists the flags."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from .common.fields import at_least, flag, flag_name
 from .model.config import VARIANTS, network
 
 DESCRIPTION = (
-    "Measure one update of a network in each form it has, and remember the fastest for net.train. Long runs do it by "
+    "Measure a network's update in each of its forms, and cache the fastest for net.train. Long runs do so by "
     "themselves before their first update."
 )
 
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """What ``python -m net.tune`` is asked to do."""
+    """The flags of ``python -m net.tune``."""
 
     network: Literal[tuple(VARIANTS)] = flag("paper", "architecture")  # type: ignore[valid-type]
-    batch_size: int = flag(128, "images in an update", short="b")
+    batch_size: int = flag(128, "images per update", short="b")
     precision: Literal["auto", "fp32", "tf32", "bf16"] = flag("auto", "as in net.train")
     device: str | None = flag(None, "cuda, cuda:1, ...; the first GPU by default")
 
@@ -29,14 +29,14 @@ class TuneConfig:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure as the command line says; returns the exit status."""
+    """Run the command; returns the exit status."""
     config = cli.resolve(cli.given(TuneConfig, "net.tune", DESCRIPTION, arguments), TuneConfig)
     from .common.device import choose, resolve_precision, set_precision
     from .training.tuning import tuned
 
     device = choose(config.device)
     if device.type != "cuda":
-        raise UsageError("net.tune measures on a GPU; on a CPU there is nothing to choose")
+        raise UsageError("--device must be cuda or cuda:N; on a CPU there is nothing to tune")
     precision = resolve_precision(config.precision, device)
     set_precision(precision, device)
     tuned(network(config.network), config.batch_size, precision, device, "again", True)

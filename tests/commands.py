@@ -1,4 +1,4 @@
-"""Running the project's commands: as a user does, in a process of their own, or in this one, which is sooner."""
+"""Run the project's commands: in a subprocess, as users do, or in this process, which is faster."""
 
 import contextlib
 import importlib
@@ -36,7 +36,7 @@ def _command(module: str, arguments: Sequence[object]) -> list[str]:
 
 
 def run(module: str, *arguments: object, cwd: Path | None = None, **variables: str) -> Done:
-    """``python -m module arguments`` to its end."""
+    """Run ``python -m module arguments`` to completion."""
     done = subprocess.run(
         _command(module, arguments), capture_output=True, text=True, cwd=cwd, env=environment(**variables)
     )
@@ -44,10 +44,10 @@ def run(module: str, *arguments: object, cwd: Path | None = None, **variables: s
 
 
 def run_here(module: str, *arguments: object) -> Done:
-    """The command in this process, which has PyTorch imported."""
+    """Run the command in this process, which has PyTorch imported."""
     main = importlib.import_module(module).main
     output, errors = io.StringIO(), io.StringIO()
-    # Tests turn this on for uninitialised memory; a user's run has it off.
+    # The fixture poisoned_memory enables it; users' runs have it off.
     torch.use_deterministic_algorithms(False)
     status: object = None
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
@@ -60,7 +60,7 @@ def run_here(module: str, *arguments: object) -> Done:
 
 
 def start(module: str, *arguments: object, cwd: Path | None = None) -> subprocess.Popen[str]:
-    """``python -m module arguments``, its output lines to be read while it runs."""
+    """Start ``python -m module arguments``, with pipes to read its output while it runs."""
     return subprocess.Popen(
         _command(module, arguments),
         stdout=subprocess.PIPE,
@@ -72,7 +72,7 @@ def start(module: str, *arguments: object, cwd: Path | None = None) -> subproces
 
 
 def wait_for(process: subprocess.Popen[str], words: str) -> None:
-    """Read lines up to the one that holds ``words``."""
+    """Read lines until one contains ``words``."""
     assert process.stdout is not None
     assert process.stderr is not None
     lines = []
@@ -84,7 +84,7 @@ def wait_for(process: subprocess.Popen[str], words: str) -> None:
 
 
 def one_line(done: Done, status: int, *says: str) -> None:
-    """A refusal: the exit status, and a single line on stderr with what it says."""
+    """Check the exit status, and that stderr is a single line containing each of ``says``."""
     assert done.returncode == status, done.stderr + done.stdout
     assert len(done.stderr.splitlines()) == 1, done.stderr
     for words in says:

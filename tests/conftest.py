@@ -1,8 +1,8 @@
-"""Where the kernels' tests run, and fixtures that every test shares.
+"""Where the kernels' tests run, and shared fixtures.
 
-Tests see no GPU, whether there is one or not, so that they mean the same everywhere; Triton's kernels run in its
-interpreter. With the environment variable ``KERNELS_TEST=gpu`` only those marked ``gpu`` run, on the GPU. With ``ptx``
-the kernels' tests run what the kernels are compiled to for an H200, in an emulator; with ``ptx:sm_100`` for a B200.
+GPUs are hidden from the tests, so that they behave the same everywhere; Triton kernels run in the interpreter. With the
+environment variable ``KERNELS_TEST=gpu`` only tests marked ``gpu`` run, on the GPU. With ``ptx`` the kernels' tests
+run the PTX compiled for an H200 in an emulator; with ``ptx:sm_100`` that for a B200.
 """
 
 import os
@@ -21,21 +21,21 @@ import torch  # noqa: E402 - after the line above
 from tests.commands import run_here  # noqa: E402
 
 WHERE, _, TARGET = os.environ.get("KERNELS_TEST", "").partition(":")
-#: NVIDIA's; the emulator runs nobody else's code.
+#: NVIDIA targets; the emulator runs only PTX.
 TARGETS = ("", "sm_80", "sm_90", "sm_100", "sm_120")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Before any test is imported: the interpreter is chosen when the kernels are defined, GPUs at their first use."""
+    """Set the environment before any test is imported: kernels read TRITON_INTERPRET when they are defined."""
     if WHERE not in ("", "gpu", "ptx") or TARGET not in (TARGETS if WHERE == "ptx" else ("",)):
         allowed = f"gpu, ptx, ptx:TARGET with one of{', '.join(TARGETS)[1:]}, or nothing"
         raise pytest.UsageError(f"KERNELS_TEST must be {allowed}; got {os.environ['KERNELS_TEST']!r}")
     if config.getoption("benchmark_only", False):
         return
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        # As in a shell's background: programs that the tests start would never see it.
+        # Ignored in a shell's background; child processes would inherit that.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    # In the commands that tests start: a refusal is to be the only line on stderr, whatever PyTorch this is.
+    # For commands that tests start: with an untested PyTorch, an error must still be the only line on stderr.
     os.environ.setdefault("PYTHONWARNINGS", "ignore:kernels was not tried")
     if WHERE == "gpu":
         if not torch.cuda.is_available():
@@ -62,21 +62,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    # Not before: the package reads TRITON_INTERPRET when it is imported.
+    # Not earlier: the package reads TRITON_INTERPRET at import.
     from kernels import compiler
 
     if item.get_closest_marker("compiles") and (obstacle := compiler.obstacle()) is not None:
-        pytest.skip(f"compiles, and there is {obstacle}")
+        pytest.skip(f"needs a C++ compiler: {obstacle}")
 
 
 def pytest_ignore_collect(config: pytest.Config) -> bool | None:
-    """Among the tests there is nothing to benchmark, and it takes seconds to see that."""
+    """Skip collecting the tests for --benchmark-only: it takes seconds, and they contain no benchmarks."""
     return True if config.getoption("benchmark_only", False) else None
 
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
-    """Uninitialised memory holds not-a-number: what reads it shows."""
+    """Fill uninitialised memory with NaN, so that reading it shows."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -84,7 +84,7 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture
 def threads() -> Iterator[None]:
-    """Puts the number of threads back that a test has changed."""
+    """Restore PyTorch's number of threads after the test."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -92,7 +92,7 @@ def threads() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shapes_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder: the digits network after a few updates on small synthetic shapes, whose folder is beside it."""
+    """A run folder: the digits network after a few updates on small synthetic shapes, stored in ``../shapes``."""
     root = tmp_path_factory.mktemp("shapes")
     done = run_here("net.data.shapes", root / "shapes", "--train", 12, "--val", 4, "--size", 32)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Image folders of real JPEG files for tests: smooth coloured shapes that a network can tell apart."""
+"""Folders of real JPEG files for tests: smooth coloured shapes that a network can learn."""
 
 from pathlib import Path
 

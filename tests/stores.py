@@ -1,4 +1,4 @@
-"""A small packed store, made in this process: no worker has to import PyTorch."""
+"""A small packed store, made in this process to avoid starting workers that import PyTorch."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.pictures import picture
 
 
 def small_store(root: Path, *, train: int = 1, val: int = 1, size: int = 16) -> Path:
-    """The store ``root/store`` of pictures in ``root/images``, of two classes with so many images each."""
+    """Pack ``root/images``, with ``train`` and ``val`` images of each of two classes, into ``root/store``."""
     for split, count in (("train", train), ("val", val)):
         for label, name in enumerate("ab"):
             (root / "images" / split / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The repository layout: kernels <- net <- bench, one direction inside net, and nothing heavy behind --help."""
+"""The repository layout: imports go kernels <- net <- bench and one way within net; --help imports nothing heavy."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("kernels", "net", "bench")
-#: What each package may import of the project.
+#: The project's packages that each package may import.
 ALLOWED = {"kernels": {"kernels"}, "net": {"kernels", "net"}, "bench": {"kernels", "net", "bench"}}
 
 
@@ -56,14 +56,14 @@ def test_the_direction_is_checked_at_all(tmp_path: Path) -> None:
 
 
 #: net's packages; each imports from those before it. Anything may import the ``config`` modules, which are dataclasses.
-ORDER = ("common", "pretrained", "doors", "model", "data", "parallel", "training", "analysis")
-#: Why an import goes the other way.
+ORDER = ("common", "doors", "model", "data", "parallel", "training", "analysis")
+#: Exceptions, with their reasons.
 UPWARD = {"net/model/weights.py imports net.training": "a run folder is read by its newest checkpoint"}
 COMMANDS = sorted(path.stem for path in (ROOT / "net").glob("*.py") if not path.stem.startswith("__"))
 
 
 def imported_packages(path: Path) -> set[tuple[str, str]]:
-    """(package of net, module) that a file of net imports."""
+    """(package of net, module) of each import of net within net."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
@@ -112,10 +112,10 @@ for module in {modules}:
     assert done.returncode == 0, done.stderr
 
 
-#: What opens a file or builds something from one.
+#: Functions that open a file or load one.
 OPENS = {"open", "read_text", "read_bytes", "memmap", "fromfile", "safe_open", "load_model_from_string"}
 LOADS = {"np.load", "torch.load", "onnx.load", "tomllib.load", "json.load", "pickle.load", "torch.jit.load"}
-#: Where something is opened outside of net/doors, and why it is nothing that a user gives.
+#: Files outside of net/doors that open something, and why that is not input from a user.
 OPENED = {
     "net/ablations.py": "appends a result",
     "net/common/cli.py": "/dev/null, and the package kernels",
@@ -140,10 +140,10 @@ def opens(path: Path) -> list[str]:
 
 
 def test_files_that_users_give_are_opened_at_the_doors() -> None:
-    """Sizes, kinds and content are checked there; what opens a file elsewhere goes round that."""
+    """net/doors checks sizes, types and content; opening a file elsewhere would bypass that."""
     found = {str(path.relative_to(ROOT)): opens(path) for path in sources("net")}
     assert found["net/doors/files.py"]
-    # What processes say of themselves in /proc is no file of anybody's.
+    # net/parallel calls a parameter that is named open.
     outside = {path for path, calls in found.items() if calls and not path.startswith(("net/doors/", "net/parallel/"))}
     assert outside == set(OPENED), "open files by a module of net/doors, which checks them first"
 
@@ -154,16 +154,16 @@ def test_openings_are_found_at_all(tmp_path: Path) -> None:
     assert opens(tmp_path / "a.py") == ["open", "path.read_text", "np.load", "Image.open"]
 
 
-#: The only places on the network that anything here may name.
+#: The only hosts that the repository may mention.
 HOSTS = re.compile(r"https?://(?!(www\.)?(github\.com|arxiv\.org|pytorch\.org|example\.(com|org)|[a-z.]*w3\.org)\b)")
-#: Where the measured forms of a GPU are kept, unless XDG_CACHE_HOME says otherwise; README says so.
+#: The documented cache of measured forms, unless XDG_CACHE_HOME is set.
 CACHE = 'os.path.expanduser("~/.cache")'
-#: Folders of somebody's own, and the home folder, which no command may write to unasked.
+#: Machine-specific folders, and the home folder, which no command may write to unasked.
 OWN = re.compile(r"(?<![\w.])/(home|root|Users|work|opt)/|Path\.home\(\)|expanduser")
 
 
 def test_nothing_belongs_to_one_machine() -> None:
-    """No folder of a machine's own, no address but those that are listed."""
+    """No machine-specific folders, and no hosts except the listed ones."""
     assert HOSTS.search("pip install --index-url https://mirror.invalid/simple")
     assert OWN.search("open('/home/somebody/x')")
     assert OWN.search("cd /root/")

@@ -1,4 +1,4 @@
-"""The package where people install it: from a wheel, into an environment of its own, used from another folder."""
+"""The installed package: a wheel in a fresh environment, used from another folder."""
 
 import importlib.metadata
 import json
@@ -21,7 +21,7 @@ from tests.commands import ROOT, one_line, run
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment with the wheel, and of all else what the wheel needs from this one."""
+    """The Python of an environment that has the wheel installed and takes its dependencies from this one."""
     folder = tmp_path_factory.mktemp("installed")
     checkout = folder / "checkout"
     ignored = shutil.ignore_patterns(
@@ -102,7 +102,7 @@ def test_a_report_without_records_says_so(python: Path, tmp_path: Path) -> None:
 
 
 def test_every_command_has_a_name() -> None:
-    """Those of README's list, which all end with the same lines."""
+    """All modules that end with the lines of a command are listed."""
     ending = 'if __name__ == "__main__":\n    cli.run(main)\n'
     found = {
         ".".join(path.relative_to(ROOT / "net").with_suffix("").parts)
@@ -125,18 +125,16 @@ def test_the_version_is_said_once() -> None:
 
 
 def test_the_other_package_of_this_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways: it is asked for and ours is imported; ours is needed and it is."""
+    """Either may shadow the other: Hugging Face's is expected and ours imported, or the reverse."""
     with pytest.raises(ImportError, match=re.escape(f"the one that is imported, {ROOT}/kernels, is alexnet-fused's")):
         from kernels import get_kernel  # noqa: F401
     assert not hasattr(kernels, "no_such_thing")
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "__init__.py").write_text("def get_kernel(): ...")
     done = run("net.train", "--max-steps", 1, PYTHONPATH=f"{tmp_path}:{ROOT}", cwd=tmp_path)
-    one_line(
-        done, 2, f"the package kernels that Python imports is {tmp_path}/kernels/__init__.py, and not alexnet-fused's"
-    )
+    one_line(done, 2, f"import kernels finds {tmp_path}/kernels/__init__.py, not the package of alexnet-fused")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match="the package kernels that Python imports is missing"):
+    with pytest.raises(UsageError, match="import kernels finds nothing"):
         cli._check_kernels()
 
 

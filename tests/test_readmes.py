@@ -1,4 +1,4 @@
-"""Every command in the READMEs: its flags are allowed, and what a user copies from Python runs."""
+"""The READMEs: the flags of every command parse, and every Python block runs."""
 
 import importlib
 import re
@@ -18,7 +18,7 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md")), ROOT / "CONTRIBU
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The words of each command in the indented lines and shell blocks of a page; comments are left out."""
+    """The arguments of each command in a page's indented lines and shell blocks, without comments."""
     text = page.read_text().replace("\\\n", " ")
     lines = re.findall(r"^ {4}(\S.*)$", text, re.MULTILINE)
     for block in re.findall(r"```(?:sh|bash|console)?\n(.*?)```", text, re.DOTALL):
@@ -30,11 +30,11 @@ def commands(page: Path) -> list[list[str]]:
 
 
 class Parsed(Exception):  # noqa: N818 - no error
-    """The command line was understood."""
+    """Raised once the command line has been parsed."""
 
 
 def module_and_flags(command: list[str]) -> tuple[str, list[str]] | None:
-    """What follows ``-m``; None for other programs, such as pytest."""
+    """The module after ``-m`` and its flags; None for other programs, such as pytest."""
     if "-m" not in command:
         return ("net", command[1:]) if command[0] == "alexnet" else None
     at = command.index("-m")
@@ -72,7 +72,7 @@ def blocks(page: Path) -> list[str]:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_runs(page: Path, tmp_path: Path, shapes_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder with a trained run and the images that the pages name."""
+    """Run in a folder with a trained run and the images that the pages mention."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "digits-001").symlink_to(shapes_run)
     for name in ("seven.png", "cat.jpg"):

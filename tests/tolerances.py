@@ -1,14 +1,15 @@
-"""How far a result may be from the exact one, for every test, and why.
+"""Tolerances of all tests, and their derivation.
 
-Inputs are compared after rounding to the dtype under test, against a float64 formula written in the tests.
+Inputs are rounded to the dtype under test first, and results compared with a float64 formula written in the tests.
 
-Forward. float32 and float64 arithmetic accumulates the window's sum (at most a few dozen additions of positive numbers,
-each off by half an ulp), one multiplication and addition, a power made of two roots, and a product: under 32 half ulps.
-The half types are computed in float32 and rounded once, so they are off by half an ulp of the result, plus nothing that
-shows: 1 ulp.
+Forward. float32 and float64 accumulate the window's sum (at most a few dozen additions of positive numbers, each with
+an error of half an ulp), one multiplication and addition, a power made of two roots, and a product: under 32 half ulps.
+The half-precision dtypes are computed in float32 and rounded once: half an ulp of the result, and a negligible rest, so
+1 ulp.
 
-Gradients. Two terms of like size can cancel, so their error is measured against the sum of the terms' absolute values:
-the same 32 half ulps for float32 and float64; 3 ulps for the half types, whose output gradient and input are exact.
+Gradients. Two terms of similar size can cancel, so the error is relative to the sum of the terms' absolute values: the
+same 32 half ulps for float32 and float64; 3 ulps for the half-precision dtypes, whose output gradient and input are
+exact.
 """
 
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ TOLERANCES = {
 
 
 def assert_within(actual: Tensor, exact: Tensor, scale: Tensor, tolerance: float) -> None:
-    """Every element of ``actual`` is within ``tolerance * scale`` of ``exact`` (or a float16 subnormal's ulp)."""
+    """Check that each element of ``actual`` is within ``tolerance * scale``, plus a subnormal's ulp, of ``exact``."""
     smallest = torch.finfo(actual.dtype).tiny * torch.finfo(actual.dtype).eps
     error = (actual.double() - exact).abs()
     allowed = tolerance * scale.abs() + smallest

@@ -1,1 +1,1 @@
-"""What is done with trained networks: features, retrieval, ablations, the paper's figures."""
+"""Analysis of trained networks: features, retrieval, ablations, the paper's figures."""

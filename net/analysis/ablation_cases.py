@@ -1,4 +1,4 @@
-"""The parts of the paper's network that :mod:`net.ablations` takes away, one at a time."""
+"""The parts of the paper's network that :mod:`net.ablations` removes, one at a time."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -7,19 +7,19 @@ from typing import Any
 
 from ..model.config import AlexNetConfig, Operation
 
-#: The network from which nothing is taken.
+#: Name of the complete network.
 BASELINE = "baseline"
 
 
 def _half(network: AlexNetConfig) -> dict[str, Any]:
-    """The one-GPU net of section 3.2: half the maps but in the last convolution, which feeds the dense layers."""
+    """The one-GPU net of section 3.2: half the channels, except in the last convolution, before the dense layers."""
     *others, last = network.convolutions
     halved = [dataclasses.replace(layer, channels=layer.channels // 2) for layer in others]
     return {"towers": 1, "convolutions": _tables([*halved, last])}
 
 
-def _program_s_order(network: AlexNetConfig) -> dict[str, Any]:
-    """Stage 1 normalizes and pools before its ReLU, the last pooling stands before its ReLU (net 145 of 2012)."""
+def _program_order(network: AlexNetConfig) -> dict[str, Any]:
+    """Stage 1 normalizes and pools before its ReLU, and the last pooling comes before its ReLU (net 145 of 2012)."""
     order: dict[str, tuple[Operation, ...]] = {
         "conv1": ("lrn", "pool", "activation"),
         "conv5": ("pool", "activation"),
@@ -34,10 +34,10 @@ def _tables(layers: Sequence[Any]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Ablation:
-    """A part that is taken away.
+    """The removal of one part.
 
-    ``fields`` are those of the architecture that change, ``recipe`` those of the training. ``paper`` and ``program``
-    are the changes of top-1 / top-5 error in points that the paper and the notes of its 2012 program give.
+    ``fields`` are the changed fields of the architecture, ``recipe`` those of the training. ``paper`` and ``program``
+    are the changes of top-1 / top-5 error, in percentage points, from the paper and the notes of its 2012 program.
     """
 
     name: str
@@ -69,10 +69,10 @@ ABLATIONS = (
             f"without_conv{number}",
             f"without convolution {number}",
             _always(without=[f"conv{number}"]),
-            # Section 7 says this of the layers in the middle.
+            # Section 7 states this for the middle layers.
             paper="about +2 / -" if number in (2, 3, 4) else "",
         )
         for number in range(1, 6)
     ),
-    Ablation("program_order", "the 2012 program's order of operations", _program_s_order),
+    Ablation("program_order", "the 2012 program's order of operations", _program_order),
 )

@@ -1,4 +1,4 @@
-"""Table and figure of ``python -m net.ablations``, made from its results and nothing else."""
+"""Table and figure of ``python -m net.ablations``, generated only from its results."""
 
 import functools
 import io
@@ -21,11 +21,11 @@ from ..common.files import atomic_write
 from ..doors.metrics import read_results
 from .ablation_cases import ABLATIONS, BASELINE, Ablation
 
-#: Share of repetitions whose interval holds the truth.
+#: Confidence level of the intervals.
 CONFIDENCE = 0.95
-#: Seeds without which there is no interval: Student's t of two is 12.7.
+#: Fewest seeds for an interval: with two, Student's t is 12.7.
 FEWEST = 3
-#: Points of change that the figure's axis reaches; larger ones are written at its edge.
+#: Limit of the figure's axis in points of change; larger changes are written at its edge.
 REACH = 12.0
 HEADER = (
     *("part", "seeds", "top-1 error %", "95 % interval", "change, points", "95 % interval of the change"),
@@ -34,7 +34,7 @@ HEADER = (
 
 
 class Report(NamedTuple):
-    """A table as plain text: an empty cell where there is nothing to say, and ``source`` the results file's name."""
+    """A table of strings, with empty cells for missing values; ``source`` is the results file's name."""
 
     title: str
     headers: tuple[str, ...]
@@ -44,7 +44,7 @@ class Report(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A file beside the report, what it shows in words, and its content."""
+    """An image file of the report: its name, alternative text, and content."""
 
     file: str
     alt: str
@@ -53,7 +53,7 @@ class Picture(NamedTuple):
 
 @functools.cache
 def student_t(degrees: int) -> float:
-    """What Student's t with so many degrees of freedom stays below in absolute value with probability CONFIDENCE.
+    """The two-sided critical value of Student's t at the level CONFIDENCE.
 
     With ``t = sqrt(degrees) * tan(angle)`` the density of the angle is proportional to ``cos(angle)**(degrees - 1)``.
     """
@@ -65,10 +65,10 @@ def student_t(degrees: int) -> float:
 
 @dataclass(frozen=True)
 class Change:
-    """Change of an error in points, averaged over the seeds that both networks have.
+    """Change of an error in percentage points, averaged over the seeds that both networks have.
 
-    ``interval`` is Student's t of the paired differences, cut off where the error would leave 0 to 100 % of the images;
-    None of fewer seeds than :data:`FEWEST`.
+    ``interval`` is the Student's t interval of the paired differences, clipped where the error would leave 0 to 100 %;
+    None with fewer seeds than :data:`FEWEST`.
     """
 
     seeds: int
@@ -77,7 +77,7 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """Whether the interval holds zero."""
+        """Whether the interval contains zero, in words."""
         if self.interval is None:
             return "fewer than three seeds"
         low, high = self.interval
@@ -87,7 +87,7 @@ class Change:
 
 
 def paired(errors: Sequence[float], baseline: Sequence[float]) -> Change | None:
-    """The change from ``baseline`` to ``errors`` in percent, seed by seed; None without any seed."""
+    """The change from ``baseline`` to ``errors``, both in percent and by seed; None without any seed."""
     differences, whole = np.asarray(errors) - np.asarray(baseline), np.asarray(baseline)
     count = len(differences)
     if not count:
@@ -100,10 +100,10 @@ def paired(errors: Sequence[float], baseline: Sequence[float]) -> Change | None:
 
 
 def error_interval(errors: Sequence[float], images: int) -> tuple[float, float] | None:
-    """The interval of an error in percent over seeds: Student's t of its log odds, which cannot leave 0 to 100 %.
+    """The interval of an error in percent over seeds: Student's t of its log odds, which stays within 0 to 100 %.
 
-    Half an image is added to the wrong ones and to the right ones of ``images``, so that no odds are zero or infinite.
-    None of fewer seeds than :data:`FEWEST`.
+    Half an image is added to the wrong and to the right ones of ``images``, so that the log odds are finite. None with
+    fewer seeds than :data:`FEWEST`.
     """
     if len(errors) < FEWEST:
         return None
@@ -120,7 +120,7 @@ def epochs(settings: dict[str, Any]) -> str:
 
 
 def _errors(rows: list[dict[str, Any]], name: str) -> dict[int, float]:
-    """Error of each seed that was trained to the end."""
+    """The error of each seed that finished training."""
     return {
         row["seed"]: row["top1_error_percent"]
         for row in rows
@@ -129,7 +129,7 @@ def _errors(rows: list[dict[str, Any]], name: str) -> dict[int, float]:
 
 
 def change_of(rows: list[dict[str, Any]], name: str) -> Change | None:
-    """What the ablation ``name`` changes, over the seeds that it and the whole network have; None without any."""
+    """The change by the ablation ``name``, over the seeds that it and the baseline have; None without any."""
     errors, whole = _errors(rows, name), _errors(rows, BASELINE)
     seeds = sorted(errors.keys() & whole.keys())
     return paired([errors[seed] for seed in seeds], [whole[seed] for seed in seeds])
@@ -147,7 +147,7 @@ def _error(rows: list[dict[str, Any]], name: str, images: int) -> list[str]:
 
 
 def _line(rows: list[dict[str, Any]], ablation: Ablation, images: int) -> list[str] | None:
-    """An ablation's line of the table; None where nothing was asked of it."""
+    """An ablation's row of the table; None if it was not run."""
     mine = [row for row in rows if row["ablation"] == ablation.name]
     if not mine:
         return None
@@ -163,7 +163,7 @@ def _line(rows: list[dict[str, Any]], ablation: Ablation, images: int) -> list[s
 
 
 def report(path: Path) -> Report:
-    """The results as a table, and what they were measured with.
+    """The results as a table, with notes on how they were measured.
 
     Raises:
         DataError: ``path`` holds no results.
@@ -204,13 +204,13 @@ def table(path: Path) -> str:
 
 
 def _shown(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Name and title of the networks of the figure: the whole one, and those that have an error."""
+    """Name and title of the networks in the figure: all that have an error."""
     named = [(BASELINE, "the whole network"), *((item.name, item.title) for item in ABLATIONS)]
     return [(name, title) for name, title in named if _errors(rows, name)]
 
 
 def _alt(path: Path) -> str:
-    """The figure in words."""
+    """The figure's alternative text."""
     settings, rows = read_results(path)
     whole = list(_errors(rows, BASELINE).values())
     verdicts: dict[str, list[str]] = {}
@@ -257,13 +257,13 @@ def picture(path: Path) -> bytes:
     for axes in (left, right):
         axes.grid(axis="x", alpha=0.3)
     content = io.BytesIO()
-    # No date and no version: the same results make the same file.
+    # No date and no version, so that the file is reproducible.
     figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
     return content.getvalue()
 
 
 def _draw_change(axes: Axes, change: Change, place: int) -> None:
-    """A change and its interval, drawn, or written at the edge of the axis where the change lies beyond it."""
+    """Draw a change and its interval, or write them at the edge of the axis if the change lies beyond it."""
     if abs(change.mean) < REACH:
         if change.interval is not None:
             axes.plot(change.interval, [place, place], color="#0072B2", linewidth=2, solid_capstyle="butt")
@@ -288,7 +288,7 @@ def _draw_change(axes: Axes, change: Change, place: int) -> None:
 
 
 def pictures(records: Sequence[Path]) -> list[Picture]:
-    """A figure for each results file."""
+    """One figure for each results file."""
     names = ["accuracy.png"] if len(records) == 1 else [f"accuracy-{record.stem}.png" for record in records]
     return [
         Picture(name, _alt(record), functools.partial(picture, record))
@@ -297,7 +297,7 @@ def pictures(records: Sequence[Path]) -> list[Picture]:
 
 
 def write(records: Sequence[Path], folder: Path) -> list[Path]:
-    """Write ``accuracy.md`` and a figure beside it for each results file; returns the files."""
+    """Write ``accuracy.md`` and one figure for each results file; returns the paths."""
     text = "# Accuracy without each part\n\nMade from the results of `python -m net.ablations`.\n"
     written = []
     for record, drawn in zip(records, pictures(records), strict=True):

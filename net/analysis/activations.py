@@ -1,4 +1,4 @@
-"""Figure 1: how many epochs the 4-layer network needs to 25 % training error, with ReLU and with tanh."""
+"""Figure 1: epochs until the 4-layer network reaches 25 % training error, with ReLU and with tanh."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,18 +20,18 @@ from ..training.recipe import PaperSGD, parameter_groups
 
 Activation = Literal["relu", "tanh"]
 
-#: Training error in percent at which the paper compares.
+#: Training error in percent at which the paper compares them.
 TARGET = 25.0
-#: Points of the curve in an epoch.
+#: Points of the curve per epoch.
 POINTS = 4
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Training error, while learning, over the training.
+    """Running training error over epochs.
 
-    ``epochs[i]`` is where the updates end over which ``errors[i]``, in percent, was counted; ``reached`` is where the
-    line between two points crosses the target, None if it was not reached.
+    ``errors[i]``, in percent, is the mean over a window of updates that ends at ``epochs[i]``; ``reached`` is the epoch
+    at which the curve, linearly interpolated, crosses the target, None if it does not.
     """
 
     activation: Activation
@@ -41,16 +41,16 @@ class Curve:
     reached: float | None
 
     def summary(self) -> str:
-        """How it went, in words."""
+        """The outcome, for a log."""
         if self.reached is not None:
             return f"{TARGET:g} % after {self.reached:.2f} epochs"
         if not len(self.errors):
-            return "given up"
-        return f"{self.errors[-1]:.1f} % after {self.epochs[-1]:.2f} epochs, given up"
+            return "stopped"
+        return f"{self.errors[-1]:.1f} % after {self.epochs[-1]:.2f} epochs, stopped"
 
 
 def crossing(epochs: Sequence[float], errors: Sequence[float]) -> float | None:
-    """Where the line through the points first falls to ``TARGET``; None if it does not."""
+    """Where the linearly interpolated curve first reaches ``TARGET``; None if it does not."""
     for number, error in enumerate(errors):
         if error <= TARGET:
             if number == 0:
@@ -74,10 +74,10 @@ def train(
     """Train the 4-layer network until its training error is 25 %, without regularization of any kind.
 
     Args:
-        data: its training images are used.
+        data: provides the training images.
         activation: of the network.
-        rate: learning rate, constant.
-        max_epochs: where a training is given up.
+        rate: constant learning rate.
+        max_epochs: epochs after which training stops.
         batch_size, seed, device: of the training.
         progress: called after each update.
     """
@@ -127,9 +127,9 @@ def fastest(
     device: torch.device,
     progress: Callable[[], None] = lambda: None,
 ) -> Curve:
-    """:func:`train` at each rate; the training that came to 25 % first, or came nearest to it.
+    """Call :func:`train` at each rate; returns the curve that reached 25 % first, or came closest to it.
 
-    A training that takes longer than the best one so far is not finished.
+    Runs are stopped once they take longer than the best one so far.
     """
     best: Curve | None = None
     for rate in rates:
@@ -144,7 +144,7 @@ def fastest(
             device=device,
             progress=progress,
         )
-        print(f"{activation} at rate {rate:g}: {curve.summary()}", flush=True)
+        print(f"{activation} at learning rate {rate:g}: {curve.summary()}", flush=True)
         if best is None or _order(curve) < _order(best):
             best = curve
     assert best is not None
@@ -152,6 +152,6 @@ def fastest(
 
 
 def _order(curve: Curve) -> tuple[float, float]:
-    """Smaller is faster."""
+    """Sort key: the fastest first."""
     reached = np.inf if curve.reached is None else curve.reached
     return reached, float(curve.errors.min()) if len(curve.errors) else np.inf

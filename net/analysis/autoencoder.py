@@ -8,23 +8,22 @@ from torch import Tensor, nn
 
 from ..common import seeds
 
-#: Vectors in an update.
+#: Vectors per update.
 BATCH = 128
 RATE = 1e-3
 
 
 class CodeAutoEncoder(nn.Module):
-    """Features to bits through one hidden layer, and back through another.
+    """An auto-encoder with one hidden layer before and one after the code.
 
-    A bit is the sign of a number that batch normalization keeps balanced: one in half of the vectors. In training the
-    sign is passed on as it is and its gradient is that of tanh (a straight-through estimate), so that what is decoded
-    is the code itself.
+    A bit is the sign of a batch-normalized value, which balances it: it is one for half of the vectors. Training
+    decodes the binary code itself; its gradient is that of tanh (a straight-through estimator).
 
     Args:
-        features: numbers in a vector.
-        bits: of a code.
-        mean, scale: what is subtracted from a vector, ``[features]``, and what it is then divided by; one scale for
-            all features, which keeps Euclidean neighbours.
+        features: size of a vector.
+        bits: size of a code.
+        mean, scale: subtracted from a vector, ``[features]``, and divided by; a single scale for all features preserves
+            Euclidean neighbours.
     """
 
     mean: Tensor
@@ -41,16 +40,16 @@ class CodeAutoEncoder(nn.Module):
         self.decoder = nn.Sequential(nn.Linear(bits, hidden), nn.ReLU(), nn.Linear(hidden, features))
 
     def normalized(self, vectors: Tensor) -> Tensor:
-        """The vectors as they are encoded and decoded."""
+        """Normalized vectors, which are encoded and reconstructed."""
         return (vectors - self.mean) / self.scale
 
     def bits(self, vectors: Tensor) -> Tensor:
-        """Codes of vectors ``[N, features]``: bool ``[N, bits]``. Call ``eval()`` first."""
+        """The codes of vectors ``[N, features]``: bool ``[N, bits]``. Call ``eval()`` first."""
         with torch.no_grad():
             return torch.cat([self.encoder(self.normalized(part)) > 0 for part in vectors.split(4096)])
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """Normalized vectors ``[N, features]`` from their codes, with a gradient."""
+        """Reconstruct the normalized vectors ``[N, features]`` from their codes; differentiable."""
         soft = torch.tanh(self.encoder(self.normalized(vectors)))
         hard = torch.where(soft > 0, 1.0, -1.0)
         decoded: Tensor = self.decoder(soft + (hard - soft).detach())
@@ -64,14 +63,14 @@ def learn(
 
     Args:
         vectors: float32 ``[N, features]``, at least two of them.
-        bits: of a code.
+        bits: size of a code.
         epochs: passes over the vectors.
-        seed: of weights and order; PyTorch's default generator is set to it.
-        progress: told the number of vectors of each update.
+        seed: of weights and order; seeds PyTorch's default generator.
+        progress: called after each update with its number of vectors.
 
     Returns:
-        The auto-encoder, ready to be asked, and the share of the vectors' variance that its decoded codes miss in the
-        last epoch.
+        The auto-encoder in evaluation mode, and the fraction of the vectors' variance that the reconstruction missed in
+        the last epoch.
     """
     seeds.weights(seed)
     mean = vectors.mean(0)
@@ -82,7 +81,7 @@ def learn(
     for _ in range(epochs):
         error.zero_()
         order = torch.randperm(len(vectors)).to(vectors.device)
-        # Parts of almost one size: batch normalization needs more than one vector.
+        # Batches of nearly equal size: batch normalization needs more than one vector.
         for part in order.tensor_split(max(1, len(order) // BATCH)):
             batch = vectors[part]
             loss = F.mse_loss(model(batch), model.normalized(batch))

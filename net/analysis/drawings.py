@@ -1,4 +1,4 @@
-"""The paper's figures from numbers and images: for print, on white, no letter smaller than 8 points."""
+"""Plots of the paper's figures: for print, on white, with text of at least 8 points."""
 
 import io
 import textwrap
@@ -18,12 +18,12 @@ from PIL import Image
 from ..common.files import atomic_write
 from ..common.printing import printable
 
-# A class may be called a$b^$: names are shown as they are.
+# Class names such as a$b^$ are shown literally.
 matplotlib.rcParams["text.parse_math"] = False
 
 SMALL, TITLE = 8, 9
 RIGHT, OTHER = "#e8686a", "#a9c8e8"
-#: Letters that fit beside one another under a picture.
+#: Characters that fit on a line under an image.
 _LETTERS = 14
 
 
@@ -36,17 +36,17 @@ def _save(figure: Figure, path: Path) -> None:
     with matplotlib.rc_context({"font.size": SMALL}):
         figure.savefig(picture, format="png", dpi=120)
     with Image.open(picture) as drawn, atomic_write(path) as file:
-        # 256 colours do, and take a third of the bytes.
+        # 256 colours are enough, and take a third of the bytes.
         drawn.convert("RGB").quantize(256).save(file, "PNG", optimize=True)
 
 
 def _words(name: str) -> str:
-    """A class's name, which may be anything, as it is written on one line."""
+    """A class name on one line, with non-printable characters escaped."""
     return printable(name).replace("_", " ")
 
 
 def _wrapped(name: str) -> str:
-    """A class's name in lines that fit under a picture."""
+    """A class name wrapped to fit under an image."""
     lines = textwrap.wrap(_words(name), _LETTERS) or [name]
     return "\n".join([*lines[:2], *([textwrap.shorten(" ".join(lines[2:]), _LETTERS)] if lines[2:] else [])])
 
@@ -57,7 +57,7 @@ def _picture(axes: Axes, image: NDArray[Any]) -> None:
 
 
 def filters(path: Path, title: str, towers: Sequence[NDArray[np.float32]], captions: Sequence[str]) -> None:
-    """Figure 3: first-layer kernels, a block for each tower, each kernel scaled to its own largest weight.
+    """Figure 3: first-layer kernels, a block for each tower, each kernel scaled by its largest weight.
 
     Args:
         path: the PNG file.
@@ -98,7 +98,7 @@ def predictions(
         title: above the figure.
         images: uint8 ``[N, rows, columns, 3]``.
         truth: the name of each image's class.
-        likely: of each image (class, probability), most probable first.
+        likely: for each image, (class, probability) pairs, most probable first.
     """
     columns = 4
     rows = -(-len(images) // columns)
@@ -144,7 +144,7 @@ def neighbours(
     count = found.shape[1]
     figure = _figure(7.0, 1.42 * len(queries) + 0.5)
     figure.suptitle(title, fontsize=TITLE)
-    # An empty column keeps the test images apart.
+    # An empty column separates the test images.
     grid = figure.subplots(len(queries), count + 2, squeeze=False, width_ratios=[1, 0.15, *[1] * count])
     for row, query, name, images, others in zip(grid, queries, truth, found, names, strict=True):
         row[1].set_axis_off()
@@ -163,7 +163,7 @@ def activations(
         path: the PNG file.
         title: above the figure.
         curves: (label, epochs, training error in percent) of each network; the first is drawn solid, others dashed.
-        target: the error in percent that both are trained to.
+        target: the training error in percent to reach.
     """
     figure = _figure(5.2, 3.6)
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""What a trained network says of images: the names of its classes, the data it belongs to, its features (fc7)."""
+"""A trained network's class names, data set, mean image, and features (fc7) of images."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -17,33 +17,33 @@ from .trained import MEAN_RGB_HINT, Trained
 
 
 def class_names(trained: Trained) -> tuple[str, ...]:
-    """The names of the network's classes; their numbers, and that is said on stderr, where its file names none.
+    """The names of the network's classes; if its file has none, their indices, with a note on stderr.
 
     Raises:
         DataError: more or fewer names than classes.
     """
     count = trained.network.classes
     if not trained.classes:
-        print(f"{trained.path} holds no class names: classes are called by their numbers", file=sys.stderr)
+        print(f"{trained.path} holds no class names: showing class indices", file=sys.stderr)
         return tuple(map(str, range(count)))
     if len(trained.classes) != count:
-        raise DataError(f"{trained.path} names {len(trained.classes)} classes and its network has {count}")
+        raise DataError(f"{trained.path} names {len(trained.classes)} classes, but its network has {count}")
     return trained.classes
 
 
 def check_colours(trained: Trained) -> None:
-    """Refuse a network that does not read RGB, which is what all images are opened as.
+    """Check that the network reads RGB, to which all images are converted.
 
     Raises:
         DataError: it reads another number of channels.
     """
     channels = trained.network.image_channels
     if channels != 3:
-        raise DataError(f"{trained.path}: its first layer reads images of {channels} channels and not of 3 (RGB)")
+        raise DataError(f"{trained.path}: its first layer reads images with {channels} channels, not 3 (RGB)")
 
 
 def mean_image(trained: Trained, data: ImageData, device: torch.device) -> Tensor:
-    """What the network expects to be subtracted: the mean image of its training, or of ``data`` if its file has none.
+    """The mean image to subtract: that of the network's training or, if its file has none, that of ``data``.
 
     Raises:
         DataError: stored images of another size, or a network that does not read RGB.
@@ -60,35 +60,35 @@ def mean_image(trained: Trained, data: ImageData, device: torch.device) -> Tenso
     if tuple(trained.mean.shape) != data.mean.shape:
         size = trained.mean.shape[0]
         raise DataError(
-            f"{trained.path} was trained on stored images of {size}x{size} and {stored}; "
+            f"{trained.path} was trained on stored images of {size}x{size}, but {stored}; "
             f"prepare the images with --size {size}"
         )
     return trained.mean
 
 
 def open_its_data(trained: Trained, data_path: str | None, device: torch.device) -> tuple[ImageData, Tensor]:
-    """The data set it was trained on, or another of the same classes, and the mean image to be subtracted.
+    """The data set at ``data_path``, by default the one the network was trained on, and the mean image to subtract.
 
     Raises:
-        DataError: images of other classes or of another size.
+        DataError: its classes or the size of its images differ.
     """
     path = data_path if data_path is not None else trained.data_path
     if data_path is None and path is not None and path.partition(":")[0] != SYNTHETIC and not Path(path).exists():
         raise DataError(f"{trained.name} was trained on {path}, which is not here: give --data-path")
     data = open_data(path, image_size=trained.network.image_size, classes=trained.network.classes)
     if trained.classes is None and len(data.classes) == trained.network.classes:
-        print(f"{trained.path} does not name its classes: they are taken to be those of {data.name}, in their order")
+        print(f"{trained.path} holds no class names: assuming those of {data.name}, in the same order")
     elif data.classes != trained.classes:
-        raise DataError(f"{data.name} has other classes than {trained.path} was trained on")
+        raise DataError(f"{data.name} has different classes from those {trained.path} was trained on")
     return data, mean_image(trained, data, device)
 
 
 def features(trained: Trained, images: Tensor, mean: Tensor) -> Tensor:
-    """The last hidden features (fc7) of the images' central crops: float32 ``[N, features]``.
+    """The last hidden features (fc7) of the images' centre crops: float32 ``[N, features]``.
 
     Args:
         trained: the network.
-        images: uint8 ``[N, size, size, 3]`` on its device.
+        images: uint8 ``[N, size, size, 3]`` on the network's device.
         mean: mean image, float32 ``[size, size, 3]``.
     """
     with torch.no_grad():
@@ -108,8 +108,8 @@ def features_of(
     Args:
         trained, mean: the network and its mean image.
         split: the images.
-        batch_size: images in a batch.
-        progress: told the number of images of each batch that is done.
+        batch_size: images per batch.
+        progress: called after each batch with its number of images.
     """
     loader = Loader(split, batch_size, mean.device, shuffle=False)
     for batch in loader:

@@ -1,22 +1,19 @@
-"""What the paper and the run notes of its 2012 program say, to be shown beside what is measured here.
-
-Nothing here imports torch.
-"""
+"""Errors published in the paper and in the run notes of its 2012 program, for comparison. Does not import torch."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: Class names of ILSVRC: WordNet's numbers.
+#: Class names of ILSVRC: WordNet IDs.
 _WORDNET = re.compile(r"n\d{8}")
 
 
 @dataclass(frozen=True)
 class Published:
-    """A pair of errors in percent, of one network or of the average of several.
+    """Top-1 and top-5 errors in percent, of one network or of an ensemble.
 
-    ``data`` is the images, ``source`` the paper's tables or the program's notes; ``variant`` is this project's name of
-    the network.
+    ``data`` is the test set, ``source`` the paper's tables or the program's notes; ``variant`` is this project's name
+    of the network.
     """
 
     source: str
@@ -33,8 +30,8 @@ class Published:
 
 _2010, _2012 = "2010 test", "2012 validation"
 
-#: Tables 1 and 2 of the paper, and nets of the 2012 program. Its notes do not say what the half net was tested on: only
-#: where that is the test set of 2010 is it worse than the whole one by what section 3.2 says.
+#: Tables 1 and 2 of the paper, and nets of the 2012 program. Its notes do not name the test set of the half net; only
+#: with that of 2010 does its difference from the whole net agree with section 3.2.
 PUBLISHED = (
     Published("paper", _2012, 1, 10, 40.7, 18.2),
     Published("program", _2012, 1, 10, 40.664, 18.210),
@@ -50,15 +47,15 @@ PUBLISHED = (
 
 
 def is_ilsvrc(classes: Sequence[str]) -> bool:
-    """Whether a data set's classes look like those of ILSVRC: a thousand of WordNet's numbers."""
+    """Whether a data set's classes look like those of ILSVRC: a thousand WordNet IDs."""
     return len(classes) == 1000 and all(map(_WORDNET.fullmatch, classes))
 
 
 def published(variants: Sequence[str], crops: int) -> list[Published]:
-    """What was published of networks like these, averaged.
+    """The published errors of a network or ensemble like this one.
 
     Args:
-        variants: of each network. Of several, only the paper's are compared with its averages.
+        variants: the variant of each network. Ensembles are compared only with the paper's.
         crops: 1 or 10.
     """
     alone = {"half": "half", "sixth_conv": "sixth_conv"}

@@ -1,4 +1,4 @@
-"""Nearest neighbours: exact, by Euclidean distance, and among short binary codes, by Hamming distance (section 6.1)."""
+"""Nearest neighbours by Euclidean distance, and of binary codes by Hamming distance (section 6.1)."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-#: Queries whose distances to all codes are held at a time.
+#: Queries per batch; their distances to all codes are held in memory.
 _QUERIES = 64
 
 
@@ -16,11 +16,11 @@ def nearest(queries: Tensor, batches: Iterable[Tensor], count: int) -> tuple[Ten
 
     Args:
         queries: float ``[Q, features]``.
-        batches: the vectors that are searched, ``[n, features]`` at a time, so that they need not fit into memory.
-        count: neighbours of each query; at most the number of vectors.
+        batches: the vectors to search, in batches ``[n, features]``, so that they need not fit into memory.
+        count: neighbours per query; at most the number of vectors.
 
     Returns:
-        distances, float ``[Q, count]``, and the vectors' numbers in their order, int64 ``[Q, count]``.
+        Distances, float ``[Q, count]``, and indices of the vectors, int64 ``[Q, count]``.
     """
     own = queries.square().sum(1, keepdim=True)
     squares = queries.new_empty(len(queries), 0)
@@ -37,19 +37,19 @@ def nearest(queries: Tensor, batches: Iterable[Tensor], count: int) -> tuple[Ten
 
 
 def packed(bits: Tensor) -> NDArray[np.uint64]:
-    """Codes of 64 bits a word: bool ``[N, bits]``, a multiple of 64, to uint64 ``[N, bits / 64]``."""
+    """Pack codes into 64-bit words: bool ``[N, bits]``, a multiple of 64, to uint64 ``[N, bits / 64]``."""
     return np.packbits(bits.cpu().numpy(), axis=1).view(np.uint64)
 
 
 def nearest_codes(queries: NDArray[np.uint64], codes: NDArray[np.uint64], count: int) -> NDArray[np.int64]:
-    """The codes nearest to each query by Hamming distance, nearest first; of equally near ones the first.
+    """The codes nearest to each query by Hamming distance, nearest first; ties go to the lower index.
 
     Args:
         queries, codes: uint64 ``[Q, words]`` and ``[N, words]``, see :func:`packed`.
-        count: neighbours of each query; at most N.
+        count: neighbours per query; at most N.
 
     Returns:
-        Numbers of the codes, int64 ``[Q, count]``.
+        Indices of the codes, int64 ``[Q, count]``.
     """
     found = np.empty((len(queries), count), np.int64)
     numbers = np.arange(len(codes), dtype=np.int64)
@@ -58,7 +58,7 @@ def nearest_codes(queries: NDArray[np.uint64], codes: NDArray[np.uint64], count:
         keys = np.zeros((len(part), len(codes)), np.int64)
         for word in range(codes.shape[1]):
             keys += np.bitwise_count(part[:, word, None] ^ codes[None, :, word])
-        # Distance and number in one integer: a partition by it breaks ties by number.
+        # Distance and index in one integer, so that the partition breaks ties by index.
         keys *= len(codes)
         keys += numbers
         nearest_keys = np.sort(np.partition(keys, count - 1, axis=1)[:, :count], axis=1)
@@ -67,5 +67,5 @@ def nearest_codes(queries: NDArray[np.uint64], codes: NDArray[np.uint64], count:
 
 
 def recall(found: NDArray[np.int64], exact: NDArray[np.int64]) -> float:
-    """The share of each query's exact neighbours ``[Q, k]`` that are among the found ones ``[Q, m]``, on average."""
+    """The mean fraction of each query's exact neighbours ``[Q, k]`` that are among the found ones ``[Q, m]``."""
     return float((found[:, :, None] == exact[:, None, :]).any(1).mean())

@@ -91,7 +91,7 @@ def open_trained(argument: str, device: torch.device, mean_rgb: tuple[float, ...
         precision = typed("precision", metadata.get("precision"), Literal["fp32", "tf32", "bf16"] | None)
     except (UsageError, KeyError, TypeError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise DataError(f"{path}: what it says of its network cannot be used: {what}") from None
+        raise DataError(f"{path}: its network metadata is invalid: {what}") from None
     # Without memory: what the file says of its network may be larger than what it holds.
     with torch.device("meta"):
         model = AlexNet(network)

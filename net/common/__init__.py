@@ -1,1 +1,1 @@
-"""What every command uses: command lines, errors, files, progress, the device."""
+"""Shared by every command: command lines, errors, files, progress, the device."""

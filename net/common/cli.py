@@ -1,4 +1,4 @@
-"""Command lines from dataclasses: flags, TOML files, presets, and errors of one line."""
+"""Command lines from dataclasses: flags, TOML files, presets, and one-line errors."""
 
 import argparse
 import contextlib
@@ -20,16 +20,16 @@ from .fields import flag_name, near, typed, unwrapped
 from .printing import prepare_streams, printable
 
 Config = TypeVar("Config")
-#: The package whose commands these are.
+#: The package of the commands.
 PACKAGE = __package__.rpartition(".")[0]
-#: The ``--data-path`` of random images, perhaps with their number: ``synthetic:2048``.
+#: The ``--data-path`` of random images, optionally with a count: ``synthetic:2048``.
 SYNTHETIC = "synthetic"
 #: Columns of ``--help`` that a flag and its metavar may take.
 FLAG_COLUMNS = 34
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses with one line instead of the whole usage."""
+    """Reports errors in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {printable(message)}\n")
@@ -71,13 +71,13 @@ class Grouped(argparse.HelpFormatter):
 def parser(
     config: type[Any], program: str, description: str, defaults: Mapping[str, Any] | None = None
 ) -> argparse.ArgumentParser:
-    """A parser whose result holds only what the command line gave.
+    """A parser whose result holds only the flags that were given.
 
     Args:
         config: the dataclass of the command.
         program: what follows ``python -m``.
-        description: what ``--help`` begins with.
-        defaults: values that take the place of the dataclass's own in ``--help``.
+        description: the first paragraph of ``--help``.
+        defaults: defaults to show in ``--help`` instead of the dataclass's own.
     """
     headings: tuple[str, ...] = getattr(config, "GROUPS", ())
     grouped = bool(headings)
@@ -125,15 +125,15 @@ def parser(
 
 
 def resolve(given: Mapping[str, Any], config: type[Config], saved: Mapping[str, Any] | None = None) -> Config:
-    """Defaults, then those of a preset, the file's and the command line's values, later ones winning.
+    """Merge the defaults, the preset, the configuration file and the command line; later ones override earlier ones.
 
     Args:
-        given: what the command line gave.
+        given: the flags on the command line.
         config: the dataclass of the command.
-        saved: the flags of a run that goes on; they take the place of ``config.defaults``.
+        saved: the flags of a run to resume; they replace ``config.defaults``.
 
     Raises:
-        UsageError: a value that is not allowed.
+        UsageError: an invalid value.
     """
     given = dict(given)
     if "config" in given:
@@ -144,20 +144,20 @@ def resolve(given: Mapping[str, Any], config: type[Config], saved: Mapping[str, 
 
 
 def _defaults(config: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that a preset gives the flags of a command that has presets."""
+    """The defaults of the preset in ``given``; empty for commands without presets."""
     defaults = getattr(config, "defaults", None)
     return {} if defaults is None else defaults(given)
 
 
 def given(config: type[Any], program: str, description: str, arguments: Sequence[str] | None) -> dict[str, Any]:
-    """What the command line gives (``sys.argv`` when ``arguments`` is None), with its types checked.
+    """Parse the command line (``sys.argv`` if ``arguments`` is None) and check the types.
 
     Raises:
-        UsageError: an empty text, say, which would mean the current folder.
+        UsageError: an invalid value, such as an empty path, which would mean the current folder.
     """
     defaults = None
     if hasattr(config, "defaults"):
-        # --help shows the defaults of the preset that is given beside it.
+        # --help shows the defaults of the given preset.
         early = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS, exit_on_error=False)
         for name in ("preset", "recipe"):
             early.add_argument(f"--{name}", choices=typing.get_args(typing.get_type_hints(config)[name]))
@@ -174,13 +174,13 @@ def given(config: type[Any], program: str, description: str, arguments: Sequence
 def subcommand(
     program: str, description: str, summaries: Mapping[str, str], arguments: Sequence[str] | None
 ) -> tuple[str, list[str]]:
-    """The first argument, which names one of the subcommands, and the arguments behind it.
+    """The first argument, which names one of the subcommands, and the remaining arguments.
 
     Args:
         program: the command.
         description: of the command.
-        summaries: a line about each subcommand, for ``--help``.
-        arguments: None is ``sys.argv``.
+        summaries: a one-line summary of each subcommand, for ``--help``.
+        arguments: ``sys.argv`` if None.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     lines = [f"  {name:<{max(map(len, summaries))}}  {summary}" for name, summary in summaries.items()]
@@ -196,26 +196,26 @@ def subcommand(
 
 
 def spin_briefly() -> None:
-    """Have PyTorch's threads sleep soon when they wait for one another; call it before torch is imported.
+    """Have OpenMP threads sleep soon at a barrier; call it before torch is imported.
 
-    GNU OpenMP lets a thread spin for about a millisecond first. As soon as another program wants one of the cores, a
-    thread spins while the one it waits for has no core to run on, and a small network's training slows down by much
-    more than the core's share.
+    GNU OpenMP threads spin for about a millisecond first. When another program uses one of the cores, threads spin
+    while the one they wait for has no core to run on, and training of a small network slows down by far more than the
+    lost core.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 
 def first_rank() -> bool:
-    """Whether this is the first of the processes that torchrun started, or was not started by it."""
+    """Whether this is rank 0, or torchrun did not start this process."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def check_exist(**paths: str | Sequence[str] | None) -> None:
-    """Refuse paths where nothing is, before anything is imported that takes seconds.
+    """Check that paths exist, before the slow imports.
 
     Args:
-        paths: by flag; a positional one has no flag to name and is called ``positional``.
+        paths: by flag; ``positional`` for a positional argument, whose message names no flag.
 
     Raises:
         DataError: there is no such file or folder.
@@ -227,9 +227,9 @@ def check_exist(**paths: str | Sequence[str] | None) -> None:
 
 
 def load(*modules: str) -> None:
-    """Import modules of :mod:`net` that take seconds. Ctrl-C waits for their end, a second one ends the process.
+    """Import modules of :mod:`net` that take seconds. Ctrl-C takes effect after the imports, a second one at once.
 
-    An exception out of an import leaves half a library behind, and some libraries swallow it.
+    An exception in the middle of an import leaves a half-initialised library behind, and some libraries swallow it.
     """
     before = signal.getsignal(signal.SIGINT)
     heeded = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
@@ -258,37 +258,37 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def end_in_order() -> None:
-    """From here on SIGTERM and, but under nohup, SIGHUP end a command as Ctrl-C does: what is done is noted first."""
+    """Make SIGTERM and SIGHUP (unless ignored, as under nohup) end the command in order, so that it saves its work."""
     for name in ("SIGTERM", "SIGHUP"):
-        # Windows has the first only.
+        # Windows has no SIGHUP.
         number = getattr(signal, name, signal.SIGTERM)
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _terminate)
 
 
-#: What PyTorch says where memory is not enough, in exceptions that are no MemoryError.
+#: PyTorch's messages about insufficient memory, in exceptions other than MemoryError.
 _OUT_OF_MEMORY = re.compile(r"out of memory|allocate memory|not enough memory|Storage size calculation overflowed")
 
 
 def _check_kernels() -> None:
-    """Refuse to go on beside the wrong package ``kernels``: its name is Hugging Face's too, and both may be installed.
+    """Check that ``import kernels`` finds this project's package: Hugging Face has one of the same name.
 
     Raises:
-        UsageError: an import would take another one.
+        UsageError: it would import another package, or none.
     """
     found = importlib.util.find_spec("kernels")
     place = None if found is None else found.origin
     if place is None or "relu_lrn_max_pool2d" not in Path(place).read_text(encoding="utf-8"):
         raise UsageError(
-            f"the package kernels that Python imports is {place or 'missing'}, and not alexnet-fused's; Hugging Face's "
-            "has the same name: give each an environment of its own"
+            f"import kernels finds {place or 'nothing'}, not the package of alexnet-fused; Hugging Face has a package "
+            "of the same name: install the two in separate environments"
         )
 
 
 def run(command: Callable[[], int | None]) -> NoReturn:
     """Run a command and exit: 2 for a usage error, 1 for unusable data, each with one line on stderr.
 
-    Of several processes that torchrun started the first one speaks where all refuse the same.
+    Under torchrun only rank 0 prints usage and data errors, which all ranks share.
     """
     spin_briefly()
     prepare_streams()
@@ -302,7 +302,7 @@ def run(command: Callable[[], int | None]) -> NoReturn:
     except RankError as error:
         status = _refused(str(error), 1)
     except BrokenPipeError:
-        # Whoever read the output has left; Python's own flush at exit would complain again.
+        # The reader closed the pipe; avoid a second error from Python's flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 128 + getattr(signal, "SIGPIPE", 13)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Where and how precisely the network computes."""
+"""The device and the precision the network runs in."""
 
 import contextlib
 import ctypes
@@ -11,10 +11,10 @@ from .errors import UsageError
 
 
 def choose(name: str | None) -> torch.device:
-    """The device called ``name``, made the current one; without a name CUDA's GPU, or the CPU where there is none.
+    """The device ``name``, made the current one; by default a CUDA GPU if there is one, else the CPU.
 
     Raises:
-        UsageError: no such device here.
+        UsageError: no such device.
     """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -23,23 +23,23 @@ def choose(name: str | None) -> torch.device:
     if device.type not in ("cpu", "cuda", "mps") or (device.type != "cuda" and device.index is not None):
         raise UsageError(f"--device must be cpu, cuda, cuda:N or mps; got {name!r}")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("--device mps: PyTorch finds no Apple GPU that it can use here")
+        raise UsageError("--device mps: PyTorch finds no usable Apple GPU")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
     if device.type == "cuda":
-        # set_device takes no device without a number.
+        # set_device requires an index.
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
     return device
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep the memory of freed tensors for the next ones instead of giving it back.
+    """Have glibc reuse the memory of freed tensors instead of returning it to the system.
 
     By default glibc unmaps every large tensor when it is freed, and each new one faults its pages in again: a third of
-    a training step on a CPU. Elsewhere than on glibc this does nothing.
+    a training step on a CPU. Does nothing without glibc.
     """
-    # Windows has no library of that kind.
+    # On Windows, CDLL(None) raises.
     with contextlib.suppress(OSError, TypeError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         trim_threshold, mmap_threshold = -1, -3
@@ -48,10 +48,10 @@ def keep_freed_memory() -> None:
 
 
 def set_precision(precision: str, device: torch.device) -> None:
-    """Turn TF32 on for ``tf32`` and off for everything else.
+    """Enable TF32 for ``tf32`` and disable it for every other precision.
 
     Raises:
-        UsageError: tf32 on a device that has none.
+        UsageError: tf32 on a device without it.
     """
     tf32 = precision == "tf32"
     if tf32 and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
@@ -61,12 +61,12 @@ def set_precision(precision: str, device: torch.device) -> None:
 
 
 def resolve_precision(wanted: str, device: torch.device, trained: str | None = None) -> str:
-    """What ``--precision`` means on a device: ``auto`` is bf16 on GPUs with bfloat16 units, else fp32.
+    """Resolve ``--precision``: ``auto`` is bf16 on GPUs with bfloat16 units, else fp32.
 
     Args:
-        wanted: ``auto``, or what stays as it is.
+        wanted: ``auto``, or a precision, which is returned unchanged.
         device: where the network runs.
-        trained: the precision that a network was trained in; ``auto`` takes it where the device has it.
+        trained: the precision the network was trained in; ``auto`` uses it where the device supports it.
     """
     if wanted != "auto":
         return wanted
@@ -75,7 +75,7 @@ def resolve_precision(wanted: str, device: torch.device, trained: str | None = N
 
 
 def repeat_bits() -> None:
-    """Have cuDNN take algorithms that give the same bits every time."""
+    """Have cuDNN use deterministic algorithms."""
     torch.backends.cudnn.deterministic = True
 
 
@@ -85,16 +85,16 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """The most memory taken so far: by tensors on a GPU (on Apple's, what is taken now), by the process on a CPU.
+    """Peak memory so far: of tensors on a GPU (current memory on an Apple GPU), of the process on a CPU.
 
     Returns:
-        0 where the system does not tell, as on Windows.
+        MiB; 0 where the system does not report it, as on Windows.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if device.type == "mps":
         return torch.mps.driver_allocated_memory() / 2**20
-    # The kernel's own count where there is one: getrusage's begins with the peak of whatever started this process.
+    # Linux's VmHWM where it exists: getrusage's value starts at the peak of the parent process.
     with contextlib.suppress(OSError), open("/proc/self/status") as status:
         for line in status:
             if line.startswith("VmHWM:"):
@@ -108,7 +108,7 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor | None]:
-    """The states of the random numbers of the CPU and of ``device``, by the kind of device."""
+    """The random generator states of the CPU and of ``device``, by device type."""
     state: dict[str, torch.Tensor | None] = {"cpu": torch.get_rng_state(), "cuda": None}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -118,7 +118,7 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor | None]:
 
 
 def set_random_state(device: torch.device, state: Mapping[str, torch.Tensor | None]) -> None:
-    """Go on from what :func:`random_state` returned; a device of another kind goes its own way."""
+    """Restore what :func:`random_state` returned; the generator of another type of device keeps its state."""
     assert state["cpu"] is not None
     torch.set_rng_state(state["cpu"])
     own = state.get(device.type)
@@ -129,12 +129,12 @@ def set_random_state(device: torch.device, state: Mapping[str, torch.Tensor | No
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
-    """What sums over a data set are kept in: float64, which Apple's GPUs lack; counts are exact there up to 2**24."""
+    """The dtype of sums over a data set: float64, or float32 on Apple GPUs, where counts are exact up to 2**24."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def describe(device: torch.device) -> str:
-    """The device in words, for the first lines of a log."""
+    """The device's name, for the first lines of a log."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "mps":

@@ -1,17 +1,17 @@
-"""The ways a command ends early. Their text is one line that names the flag, file or rank and what is allowed."""
+"""Exceptions that end a command. The message is one line naming the flag, file or rank and what is allowed."""
 
 
 class UsageError(ValueError):
-    """A flag or a configuration value that is not allowed; a command exits with 2."""
+    """An invalid flag or configuration value; the command exits with status 2."""
 
 
 class DataError(ValueError):
-    """A file or folder that cannot be used as it is; a command exits with 1."""
+    """An unusable file or folder; the command exits with status 1."""
 
 
 class MissingError(DataError):
-    """A file that does not exist, or no longer does."""
+    """A file that does not exist, or was deleted meanwhile."""
 
 
 class RankError(Exception):
-    """Something is wrong with one of a run's processes, which the message names; a command exits with 1."""
+    """A failure of one of the run's processes, which the message names; the command exits with status 1."""

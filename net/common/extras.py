@@ -1,4 +1,4 @@
-"""How to install an extra: the package is on no index, so it depends on where this copy of it comes from."""
+"""How to install an extra. The package is on no index, so the command depends on where this copy came from."""
 
 import importlib.metadata
 import json
@@ -9,7 +9,7 @@ PACKAGE = "alexnet-fused"
 
 
 def install(extra: str) -> str:
-    """The command that installs what ``extra`` needs, for an error message."""
+    """The pip command that installs ``extra``, for an error message."""
     checkout = Path(__file__).parents[2]
     if (checkout / "pyproject.toml").is_file():
         return f"pip install -e {shlex.quote(f'{checkout}[{extra}]')}"
@@ -17,7 +17,7 @@ def install(extra: str) -> str:
 
 
 def _source() -> str:
-    """`` @ URL`` of where pip installed the package from, as pip noted it; empty if it came from an index."""
+    """`` @ URL`` from which pip installed the package (``direct_url.json``); empty if it came from an index."""
     try:
         noted = importlib.metadata.distribution(PACKAGE).read_text("direct_url.json")
         where = json.loads(noted or "{}")

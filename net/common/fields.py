@@ -1,6 +1,6 @@
-"""Fields of the configuration dataclasses: command-line flags, and values of the declared types from plain data.
+"""Fields of the configuration dataclasses: command-line flags, and type-checked values from plain data.
 
-Nothing here imports torch.
+Does not import torch.
 """
 
 import dataclasses
@@ -17,22 +17,22 @@ from .errors import UsageError
 DEVICES = (
     "cpu, cuda, cuda:1, mps (an Apple GPU, with PyTorch's own operators, in one process); a CUDA GPU when there is one"
 )
-#: Limits far beyond what helps, so that a number with a digit too many is refused by name: threads and processes,
-#: images in a batch that is only looked at, rows of an image, seconds of waiting.
+#: Generous upper limits that catch a digit too many: threads and processes, images in an inference batch, rows of an
+#: image, seconds of waiting.
 MOST_WORKERS, MOST_IMAGES, MOST_ROWS, MOST_SECONDS = 1024, 2**16, 2**16, 10**6
 
 Record = TypeVar("Record")
 
 
 def flag(default: Any, help: str, **options: Any) -> Any:
-    """A field that is a command-line flag.
+    """A dataclass field that is a command-line flag.
 
     Args:
-        default: its value when neither flag, configuration file nor preset gives one.
-        help: the line ``--help`` prints.
+        default: used when neither the command line, the configuration file nor the preset sets it.
+        help: its text in ``--help``.
         options: ``short`` (a one-letter flag), ``metavar``, ``positional``, ``nargs`` (of a tuple; ``"*"`` allows
-            none), ``optional_value`` (what the flag means without a value), ``key_values`` (NAME=VALUE items),
-            ``group`` (its heading in ``--help``).
+            none), ``optional_value`` (the flag's value when it is given without one), ``key_values`` (NAME=VALUE
+            items), ``group`` (its heading in ``--help``).
     """
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata={"help": help, **options})
@@ -52,10 +52,10 @@ def unwrapped(annotation: Any) -> Any:
 
 
 def typed(name: str, value: Any, annotation: Any) -> Any:
-    """``value`` as the type of a field: an integer serves as a float, a list as a tuple, a table as a dataclass.
+    """``value`` converted to the type of a field: integer to float, list to tuple, table to dataclass.
 
     Raises:
-        UsageError: ``value``, called ``name``, is something else.
+        UsageError: ``value`` has another type; the message calls it ``name``.
     """
     if value is None and unwrapped(annotation) is not annotation:
         return None
@@ -79,17 +79,17 @@ def typed(name: str, value: Any, annotation: Any) -> Any:
     if isinstance(value, int) and abs(value) >= 2**63:
         raise UsageError(f"{name} must be less than 2**63; got {shown(value)}")
     if isinstance(value, str) and (not value or "\0" in value):
-        raise UsageError(f"{name} must be a text with no zero byte in it; got {shown(value)}")
+        raise UsageError(f"{name} must be a non-empty string without null bytes; got {shown(value)}")
     return value
 
 
 def shown(value: object) -> str:
-    """A value in a message: cut where it is long."""
+    """``repr(value)`` for a message, truncated to 100 characters."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):
-        # Python writes no integer of more than 4,300 digits.
-        return "more than can be shown"
+        # Python refuses to format integers of more than 4,300 digits.
+        return "a value too large to print"
     return text if len(text) <= 100 else text[:100] + "..."
 
 
@@ -97,8 +97,8 @@ def from_table(cls: type[Record], values: Mapping[str, Any], name: str) -> Recor
     """A dataclass from a table of its fields, with their types checked.
 
     Raises:
-        UsageError: a key of the table, called ``name``, that is no field; a field without a value, or with one of
-            another type.
+        UsageError: an unknown key, a required field that is missing, or a value of the wrong type; the message calls
+            the table ``name``.
     """
     if not isinstance(values, Mapping):
         raise UsageError(f"{name} must be a table of {cls.__name__}'s fields; got {shown(values)}")
@@ -106,7 +106,7 @@ def from_table(cls: type[Record], values: Mapping[str, Any], name: str) -> Recor
     fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
-            raise UsageError(f"{name}: {key!r} is no field{near(str(key), fields)}; fields are {', '.join(fields)}")
+            raise UsageError(f"{name}: unknown field {key!r}{near(str(key), fields)}; fields are {', '.join(fields)}")
     for key, item in fields.items():
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         if required and key not in values:
@@ -115,16 +115,16 @@ def from_table(cls: type[Record], values: Mapping[str, Any], name: str) -> Recor
 
 
 def near(word: str, known: typing.Iterable[str]) -> str:
-    """A hint at the known word that ``word`` may have meant; empty without one."""
+    """``; did you mean X?`` with the closest known word; empty if none is close."""
     close = difflib.get_close_matches(word, list(known), 1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def at_least(record: object, least: float, *names: str, called: typing.Callable[[str], str] = str) -> None:
-    """Refuse a field that is less than ``least``, infinite or not a number; None is nothing to refuse.
+    """Check that fields are at least ``least`` and neither infinite nor NaN; None passes.
 
     Raises:
-        UsageError: with the name that ``called`` gives the field.
+        UsageError: one is not; the message calls it ``called(name)``.
     """
     for name in names:
         value = getattr(record, name)
@@ -133,10 +133,10 @@ def at_least(record: object, least: float, *names: str, called: typing.Callable[
 
 
 def at_most(record: object, most: float, *names: str, called: typing.Callable[[str], str] = str) -> None:
-    """Refuse a field that is more than ``most``; None is nothing to refuse.
+    """Check that fields are at most ``most``; None passes.
 
     Raises:
-        UsageError: with the name that ``called`` gives the field.
+        UsageError: one is not; the message calls it ``called(name)``.
     """
     for name in names:
         value = getattr(record, name)
@@ -145,12 +145,12 @@ def at_most(record: object, most: float, *names: str, called: typing.Callable[[s
 
 
 def check_rgb(colour: tuple[float, ...] | None) -> None:
-    """Refuse a ``--mean-rgb`` that is no colour."""
+    """Check that ``--mean-rgb`` is a colour."""
     if colour is not None and not (len(colour) == 3 and all(0 <= value <= 255 for value in colour)):
         raise UsageError(f"--mean-rgb must be three numbers in 0..255; got {' '.join(map(str, colour))}")
 
 
 def check_png(output: str | None) -> None:
-    """Refuse an ``--output`` that is no PNG file."""
+    """Check that ``--output`` is a PNG file."""
     if output is not None and not output.endswith(".png"):
         raise UsageError(f"--output must end in .png; got {output}")

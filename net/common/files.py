@@ -1,4 +1,7 @@
-"""Files that an interruption or a full disk leaves whole, the old one or the new one; one writing process a folder."""
+"""Atomic file writes, and a lock that gives a folder one writing process.
+
+After an interruption or on a full disk, a file is either the complete old one or the complete new one.
+"""
 
 import contextlib
 import errno
@@ -16,54 +19,54 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
-#: Windows opens no folders: there they can be neither locked nor put on the disk.
+#: Windows cannot open folders, so there they can be neither locked nor synced.
 _OPENS_FOLDERS = fcntl is not None and hasattr(os, "O_DIRECTORY")
 
-#: How the name of a file ends until it is whole.
+#: Suffix of a file that is still being written.
 PARTIAL = ".partial"
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that takes the name ``path`` when the block ends, and vanishes when it raises.
+    """Open a file for writing that is renamed to ``path`` when the block ends, and removed when it raises.
 
-    The bytes are on the disk before the name is, and the name before the block is left. Until then it has a name that
-    nobody else has, so that two writers do not meet and no link that was put there is followed; what a killed writer
-    leaves, :func:`remove_partials` removes.
+    The data is synced before the rename, and the rename before the block is left. Until then the file has a random
+    name, so that two writers never collide and no planted symlink is followed. :func:`remove_partials` removes what a
+    killed writer leaves.
     """
     partial = path.with_name(f"{path.name}.{secrets.token_hex(6)}{PARTIAL}")
     try:
-        # "x" is O_EXCL, which follows no link either.
+        # "x" is O_EXCL, which does not follow symlinks either.
         with open(partial, "xb") as file:
-            # For as long as it is held, the file is not what somebody left.
+            # remove_partials skips files that are locked.
             _try_lock(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
             if _OPENS_FOLDERS:
-                # While the lock is held: nobody takes it for what was left.
+                # While the lock is held, so that remove_partials cannot delete it first.
                 os.replace(partial, path)
         if not _OPENS_FOLDERS:
-            # Windows renames no open file.
+            # Windows cannot rename an open file.
             os.replace(partial, path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in (None, str(partial)):
-            # A failed write does not say of what file, and nobody asked for this one.
+            # A failed write names no file or the temporary one; report the file the caller asked for.
             error.filename = str(path)
         raise
     _sync_folder(path)
 
 
 def _sync_folder(path: Path) -> None:
-    """Put a file's name on the disk, where the file system can."""
+    """Sync the folder entry of a file, where the file system supports it."""
     if not _OPENS_FOLDERS:
         return
     handle = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        # Some file systems (FUSE, network shares) know no such thing for a folder; the file itself is on the disk.
+        # Some file systems (FUSE, network shares) cannot sync a folder; the file itself has been synced.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             error.filename = str(path)
             raise
@@ -72,7 +75,7 @@ def _sync_folder(path: Path) -> None:
 
 
 def _try_lock(handle: int) -> bool:
-    """Whether this process now holds the lock of an open file; on a file system without locks it does."""
+    """Try to lock an open file; True if this process holds the lock, or the file system has no locks."""
     if fcntl is None:
         return True
     try:
@@ -85,13 +88,13 @@ def _try_lock(handle: int) -> bool:
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what killed writers left in ``folder``; for whoever holds its lock."""
+    """Remove what killed writers left in ``folder``; the caller holds its lock."""
     for path in folder.glob(f"*{PARTIAL}"):
         with contextlib.suppress(OSError):
             if not stat.S_ISREG(path.lstat().st_mode):
                 continue
             if not _OPENS_FOLDERS:
-                # Windows removes no open file.
+                # Windows cannot remove an open file.
                 path.unlink()
                 continue
             handle = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
@@ -103,14 +106,14 @@ def remove_partials(folder: Path) -> None:
 
 
 def check_writable(flag: str, given: str | None) -> None:
-    """Refuse what cannot be written, before hours of work go into it.
+    """Check that an output file can be written, before hours of work.
 
     Args:
-        flag: names it in the refusal.
-        given: a file; None is nothing to check.
+        flag: its name in the error message.
+        given: the file; nothing is checked if it is None.
 
     Raises:
-        UsageError: it is a folder, or there is no folder for it, or one that may not be written to.
+        UsageError: it is a folder, or its folder does not exist or is not writable.
     """
     if given is None:
         return
@@ -119,8 +122,8 @@ def check_writable(flag: str, given: str | None) -> None:
         raise UsageError(f"{flag} {path} is a folder; give a file")
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise UsageError(f"{flag} {path}: there is no folder {path.parent}")
-    # Asked of the file system and not of its rights: a root's are enough everywhere, in /proc too.
+        raise UsageError(f"{flag} {path}: folder {path.parent} does not exist")
+    # By writing, not by looking at permissions: root has them everywhere, even in /proc.
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -130,10 +133,10 @@ def check_writable(flag: str, given: str | None) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make ``folder`` if need be and keep other processes out of it until the block ends or this process does.
+    """Create ``folder`` if necessary and hold its lock until the block or the process ends.
 
     Raises:
-        DataError: another process is in it.
+        DataError: another process holds the lock.
     """
     if not _OPENS_FOLDERS:
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +151,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             if not _try_lock(handle):
                 raise DataError(f"{folder} is in use by another process")
-            # Whoever held it before may have removed it in between.
+            # The previous holder may have removed the folder after we opened it.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(handle), os.stat(folder)):
                     break

@@ -1,4 +1,4 @@
-"""What is printed: names that others gave cannot move the cursor, hide a line or forge one."""
+"""Safe printing: control characters in file and class names cannot move the cursor, hide a line or forge one."""
 
 import contextlib
 import errno
@@ -7,7 +7,7 @@ import re
 import sys
 from typing import Any, TextIO
 
-#: Control characters, and those that turn the direction of writing; a line may end, and a bar starts its line again.
+#: Control characters and bidirectional overrides; ``\n``, and ``\r`` for progress bars, are allowed.
 _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -16,14 +16,14 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def printable(text: object) -> str:
-    """A name on one line: what is no printable character is escaped as in Python."""
+    """``text`` with every non-printable character escaped as in Python, newlines included."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in str(text))
 
 
 class Escaping:
-    """A text stream to which no control character is written but tabs, line ends and returns.
+    """A text stream that escapes all control characters except tab, newline and carriage return.
 
-    A terminal that is gone is no error: whoever trains saves before the process ends.
+    If the terminal disappears, output is discarded instead of raising, so that a training run can still save.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -52,12 +52,12 @@ class Escaping:
 
 
 def prepare_streams() -> None:
-    """Open what whoever started the process has closed, so that no file takes its place; escape what is printed."""
+    """Reopen standard streams closed by the parent, so that no file gets their descriptors; escape what is printed."""
     for handle in range(3):
         try:
             os.fstat(handle)
         except OSError:
-            # The lowest that is free: this one.
+            # open() returns the lowest free descriptor: this one.
             os.open(os.devnull, os.O_RDWR)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

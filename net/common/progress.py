@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then in a log."""
+"""Progress of long work: a bar on a terminal, an occasional plain line in a log."""
 
 import sys
 import time
@@ -11,7 +11,7 @@ LINE_EVERY = 10.0
 
 
 def duration(seconds: float) -> str:
-    """``h:mm:ss``, with days before it when there are any."""
+    """``h:mm:ss``, preceded by the days if there are any."""
     total = max(0, round(seconds))
     days, rest = divmod(total, 86400)
     text = f"{rest // 3600}:{rest % 3600 // 60:02d}:{rest % 60:02d}"
@@ -19,16 +19,16 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Counts ``total`` units of work, the first ``initial`` of which were done before."""
+    """Count ``total`` units of work, of which ``initial`` are already done."""
 
-    #: How often anything in this process was reported: what hangs reports nothing (:mod:`net.parallel.heartbeat`).
+    #: Number of updates in this process; :mod:`net.parallel.heartbeat` takes a constant count for a hang.
     reports = 0
 
     def __init__(self, unit: str, total: int, initial: int = 0) -> None:
         self.unit, self.total, self.initial, self.done = unit, total, initial, initial
         self.start = self.printed = time.monotonic()
         terminal = sys.stderr.isatty()
-        # A bar that would be gone at once is not worth showing.
+        # delay: work that takes less than a second shows no bar.
         self.bar = tqdm(
             total=total,
             initial=initial,
@@ -48,7 +48,7 @@ class Progress:
         self.bar.close()
 
     def update(self, count: int) -> None:
-        """``count`` more units are done."""
+        """Report ``count`` more units as done."""
         self.done += count
         Progress.reports += 1
         self.bar.update(count)

@@ -1,8 +1,8 @@
-"""Every stream of random numbers, derived from a seed in one place, so that no two are the same by accident.
+"""All random streams, derived from a seed in one place so that no two coincide by accident.
 
-numpy's :class:`~numpy.random.SeedSequence` hashes all its numbers, and pads with zeros. A run's streams are therefore
-kept apart by their last number: 0 (left out), 1, 2. Commands that draw a sample, and the synthetic images, have seeds
-of their own, and belong to no run.
+numpy's :class:`~numpy.random.SeedSequence` hashes all its entries and pads with zeros. The streams of a run therefore
+differ in their last entry: 0 (omitted), 1, 2. Commands that draw a sample, and the synthetic images, have seeds of
+their own and belong to no run.
 """
 
 from typing import TYPE_CHECKING
@@ -24,12 +24,12 @@ def augmentation(seed: int, epoch: int) -> np.random.Generator:
 
 
 def dropout(seed: int, step: int, rank: int) -> int:
-    """The seed of a rank's dropout from an update on, where it does not go on from the weights' stream."""
+    """The seed of a rank's dropout from update ``step`` on, where it does not continue the weights' stream."""
     return int(np.random.SeedSequence([seed, step, rank, 2]).generate_state(1, np.uint64)[0])
 
 
 def weights(seed: int) -> None:
-    """Seed PyTorch's default generators: initial weights, and what follows them, such as one process's dropout."""
+    """Seed PyTorch's default generators: initial weights and, after them, dropout of a single-process run."""
     import torch
 
     torch.manual_seed(seed)
@@ -41,7 +41,7 @@ def held_out() -> np.random.Generator:
 
 
 def sample(seed: int) -> np.random.Generator:
-    """Which validation images a command shows or asks for."""
+    """Which validation images a command draws or uses as queries."""
     return np.random.default_rng(seed)
 
 
@@ -53,10 +53,10 @@ def planes(seed: int) -> "torch.Generator":
 
 
 def shape(*numbers: int) -> np.random.Generator:
-    """A synthetic shape: the seed, its split, its number and its class."""
+    """A synthetic shape, from the seed, its split, its index and its class."""
     return np.random.default_rng(numbers)
 
 
 def noise() -> np.random.Generator:
-    """Images of random bytes, the same every time."""
+    """Images of random bytes, always the same ones."""
     return np.random.default_rng(0)

@@ -1,6 +1,5 @@
-"""Where files that users give are opened: a module for each format, and nothing else in :mod:`net` opens them.
+"""Readers of untrusted input files, a module for each format. Nothing else in :mod:`net` opens files given by users.
 
-Each compares sizes before it takes memory, checks that the content is what the format allows, and refuses the rest with
-a :class:`~net.common.errors.DataError` that names the file. A MemoryError passes: it is no fault of the file, and
-nothing may go on without it.
+Each reader checks sizes before it allocates memory, validates the content, and rejects anything else with a
+:class:`~net.common.errors.DataError` that names the file. A MemoryError is passed on: the file is not at fault.
 """

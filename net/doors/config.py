@@ -1,4 +1,4 @@
-"""TOML files of flags. Nothing here imports torch."""
+"""TOML files of flags. Does not import torch."""
 
 import tomllib
 import typing
@@ -9,17 +9,17 @@ from ..common.errors import DataError, UsageError
 from ..common.fields import near, typed
 from .files import read_text, reason
 
-#: Bytes of a file, and characters of a line: reading a key takes the square of its length. Every flag takes 2 KB, and a
-#: network with all its layers 2,000 characters.
+#: Maximum bytes of a file and characters of a line: parsing a key takes quadratic time in its length. A file of all
+#: flags has 2 KB, and a line with all layers of a network 2,000 characters.
 _LIMIT, _LINE = 2**16, 2**13
 
 
 def toml(text: str) -> dict[str, Any]:
-    """A TOML text.
+    """Parse TOML.
 
     Raises:
-        ValueError: it is none. Python's reader calls itself for each bracket, and Python refuses to convert integers of
-            thousands of digits.
+        ValueError: invalid TOML, brackets nested too deeply for the recursive parser, or an integer with too many
+            digits for Python.
     """
     try:
         return tomllib.loads(text)
@@ -28,10 +28,10 @@ def toml(text: str) -> dict[str, Any]:
 
 
 def read_toml(path: str, config: type[Any], flag: str = "--config") -> dict[str, Any]:
-    """The flags in a TOML file that ``flag`` names, with their types checked.
+    """Read a TOML file of flags, given by ``flag``, and check their types.
 
     Raises:
-        UsageError: the file cannot be read, or holds what is no flag or no value for it.
+        UsageError: the file cannot be read, or has an unknown flag or a value of the wrong type.
     """
     try:
         text = read_text(Path(path), "file", _LIMIT).replace("\r\n", "\n")
@@ -47,6 +47,6 @@ def read_toml(path: str, config: type[Any], flag: str = "--config") -> dict[str,
     for key, value in values.items():
         name = key.replace("-", "_")
         if name not in hints or name == "config":
-            raise UsageError(f"{flag}: {path}: {key!r} is no flag{near(name, hints)}")
+            raise UsageError(f"{flag}: {path}: unknown flag {key!r}{near(name, hints)}")
         result[name] = typed(f"{flag}: {path}: {key}", value, hints[name])
     return result

@@ -1,4 +1,4 @@
-"""What every door does first: open regular files only, and none larger than its format or the memory allows."""
+"""Opening input files: only regular ones, and none larger than the format or the available memory allows."""
 
 import contextlib
 import os
@@ -11,37 +11,37 @@ from typing import BinaryIO
 from ..common.errors import DataError, MissingError
 
 _FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
-#: A file that is read whole may take this part of the memory that is free.
+#: Maximum size of a file that is read whole, as a fraction of the available memory.
 MEMORY_SHARE = 0.8
 
 
 def free_host_memory() -> int:
-    """Bytes that this machine can give to a process without swapping."""
+    """Bytes of memory available without swapping; ``sys.maxsize`` where the system does not tell."""
     try:
         with open("/proc/meminfo") as file:
             (line,) = [line for line in file if line.startswith("MemAvailable:")]
     except (OSError, ValueError):
-        # Not Linux: leave the judgement to the user.
+        # Not Linux: no limit.
         return sys.maxsize
     return int(line.split()[1]) * 1024
 
 
 @contextlib.contextmanager
 def opened(path: Path, what: str, limit: int | None = None) -> Iterator[BinaryIO]:
-    """Open a file that a user gave.
+    """Open an input file.
 
     Args:
-        path: the file; links to one are followed.
+        path: the file; symlinks are followed.
         what: the format's name, for messages.
-        limit: bytes; None is a part of the memory that is free.
+        limit: maximum size in bytes; by default :data:`MEMORY_SHARE` of the available memory.
 
     Raises:
-        MissingError: it does not exist. DataError: a pipe, a device or a folder, too large, or it cannot be read.
+        MissingError: it does not exist. DataError: it is a pipe, device or folder, too large, or not readable.
     """
     try:
-        # Asked before it is opened, because opening some devices does something; asked again of what was opened.
+        # Checked before opening, because opening some devices has side effects, and again on the open file.
         _check_regular(os.stat(path), path, what)
-        # A pipe that took the file's place since would wait for a writer.
+        # O_NONBLOCK, in case a pipe has replaced the file since: opening one waits for a writer.
         handle = os.open(path, _FLAGS)
         with open(handle, "rb") as file:
             status = os.fstat(handle)
@@ -54,7 +54,7 @@ def opened(path: Path, what: str, limit: int | None = None) -> Iterator[BinaryIO
         raise MissingError(f"{what} {path} does not exist") from None
     except OSError as error:
         if error.errno is None:
-            # A library's, about the content.
+            # Raised by a library, about the content.
             raise
         raise DataError(f"{what} {path} cannot be read: {error.strerror}") from None
 
@@ -73,18 +73,18 @@ def read(path: Path, what: str, limit: int | None = None) -> bytes:
 
 
 def read_text(path: Path, what: str, limit: int) -> str:
-    """The content of a UTF-8 text, with or without a byte order mark; see :func:`opened`.
+    """The content of a UTF-8 text file, with or without a byte order mark; see :func:`opened`.
 
     Raises:
-        DataError: it is no UTF-8.
+        DataError: it is not UTF-8.
     """
     try:
         return read(path, what, limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{what} {path} is no UTF-8 text: {error}") from None
+        raise DataError(f"{what} {path} is not UTF-8: {error}") from None
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what a library says of a file."""
+    """The first line of a library's error message, or the type of the error."""
     lines = str(error).split("\n")
     return (lines[0].strip() or type(error).__name__)[:200]

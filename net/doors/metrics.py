@@ -1,4 +1,4 @@
-"""The logs of a run and of ablations: a JSON object a line. Nothing here imports torch."""
+"""JSON Lines logs of runs and ablations. Does not import torch."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 from ..common.errors import DataError, MissingError
 from .files import read
 
-#: A run of ninety epochs writes 20 MB.
+#: Maximum bytes; a run of ninety epochs writes 20 MB.
 _LIMIT = 2**28
 _KINDS = ("train", "eval")
 _NUMBERS: tuple[str, ...] = (
@@ -35,13 +35,17 @@ def _is_row(row: Any) -> bool:
 
 
 def json_lines(path: Path, what: str, accepted: Callable[[Any], bool]) -> list[dict[str, Any]]:
-    """The objects of a file with one a line, those that are accepted.
+    """The valid objects of a JSON Lines file.
 
-    A last line that was cut short is left out. So is any other that is damaged, which is said: what was logged before
-    and after it is as good as it was.
+    A truncated last line is skipped. So is any other damaged line, with a note: the lines around it are still valid.
+
+    Args:
+        path: the file.
+        what: the name of the format, for messages.
+        accepted: whether an object is valid.
 
     Raises:
-        DataError: the file is not there, is no regular file, or is too large.
+        DataError: the file does not exist, is not a regular file, or is too large.
     """
     lines = read(path, what, _LIMIT).split(b"\n")
     rows, damaged = [], []
@@ -56,12 +60,12 @@ def json_lines(path: Path, what: str, accepted: Callable[[Any], bool]) -> list[d
             damaged.append(number)
     if damaged:
         first = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
-        print(f"{path}: left out {len(damaged)} damaged lines: {first}")
+        print(f"{path}: skipped {len(damaged)} damaged lines: {first}")
     return rows
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics log; none where there is no such file. See :func:`json_lines`."""
+    """The rows of a metrics log; empty if there is no such file. See :func:`json_lines`."""
     try:
         return json_lines(path, "metrics", _is_row)
     except MissingError:
@@ -81,9 +85,9 @@ def read_results(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The settings and the rows of a results file of :mod:`net.ablations`. See :func:`json_lines`.
 
     Raises:
-        DataError: it is none.
+        DataError: it is not a results file.
     """
     lines = json_lines(path, "results", _is_result)
     if not lines or "settings" not in lines[0] or not all("ablation" in row for row in lines[1:]):
-        raise DataError(f"{path} holds no results of net.ablations")
+        raise DataError(f"{path} is not a results file of net.ablations")
     return lines[0]["settings"], lines[1:]

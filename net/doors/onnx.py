@@ -1,4 +1,4 @@
-"""ONNX files: the graph, with everything in it that does not depend on the images computed."""
+"""ONNX files: the graph, and constant folding of everything that does not depend on the images."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,14 +13,14 @@ from ..common import extras
 from ..common.errors import DataError, UsageError
 from .files import opened, read, reason
 
-#: Protocol buffers hold no more.
+#: Maximum bytes of a protocol buffer.
 _LIMIT = 2**31 - 1
-#: Bytes of what is computed from constants; the paper's weights take 244 MB.
+#: Maximum bytes of folded constants; the paper's weights take 244 MB.
 _COMPUTED_LIMIT = 2**31
 
 
 def library() -> Any:
-    """The module ``onnx``.
+    """Import ``onnx``.
 
     Raises:
         UsageError: it is not installed.
@@ -34,7 +34,7 @@ def library() -> Any:
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """What an ONNX file holds: its model, the metadata by key, and the initializers by name."""
+    """The content of an ONNX file: the model, metadata by key, and initializers by name."""
 
     model: Any
     properties: dict[str, str]
@@ -42,7 +42,7 @@ class OnnxFile:
 
 
 def read_onnx(path: Path) -> OnnxFile:
-    """Read an ONNX file, with what it keeps in files beside it.
+    """Read an ONNX file and its external data.
 
     Raises:
         UsageError: onnx is not installed. DataError: the file is missing or damaged.
@@ -59,13 +59,13 @@ def read_onnx(path: Path) -> OnnxFile:
     except (DataError, MemoryError):
         raise
     except Exception as error:
-        # DecodeError, ValidationError, and what numpy says of data that are short or of an unknown type.
-        raise DataError(f"{path} is damaged or no ONNX file: {reason(error)}") from None
+        # DecodeError, ValidationError, and numpy's errors for truncated data or unknown types.
+        raise DataError(f"{path} is damaged or not an ONNX file: {reason(error)}") from None
     return OnnxFile(model, {item.key: item.value for item in model.metadata_props}, initializers)
 
 
 def _take_in(path: Path, tensor: Any) -> None:
-    """Read a tensor's bytes from the file beside the model that holds them."""
+    """Load a tensor's external data into the model."""
     place = {item.key: item.value for item in tensor.external_data}
     name = PurePosixPath(place["location"])
     if name.is_absolute() or ".." in name.parts:
@@ -83,7 +83,7 @@ def _take_in(path: Path, tensor: Any) -> None:
 
 
 def _types() -> dict[int, torch.dtype]:
-    """PyTorch's names for the types that are read."""
+    """PyTorch dtypes of the supported ONNX types."""
     types = library().TensorProto
     return {
         types.FLOAT: torch.float32,
@@ -100,7 +100,7 @@ def _types() -> dict[int, torch.dtype]:
 
 def _dtype(number: int) -> torch.dtype:
     if number not in (types := _types()):
-        raise ValueError(f"data of type {number} are not read")
+        raise ValueError(f"data type {number} is not supported")
     return types[number]
 
 
@@ -108,7 +108,7 @@ def _tensor(tensor: Any) -> Tensor:
     dtype = _dtype(tensor.data_type)
     array = library().numpy_helper.to_array(tensor)
     if dtype == torch.bfloat16:
-        # numpy has no such type; float32 holds every value of it.
+        # numpy has no bfloat16; float32 represents every value exactly.
         return torch.from_numpy(array.astype("float32")).to(dtype)
     return torch.from_numpy(array.copy())
 
@@ -119,7 +119,7 @@ def _constant(values: Mapping[str, Any]) -> Tensor:
         return _tensor(values["value"])
     if name in ("value_float", "value_floats", "value_int", "value_ints"):
         return torch.tensor(values[name])
-    raise ValueError(f"a Constant with {name} is not read")
+    raise ValueError(f"a Constant with {name} is not supported")
 
 
 def _constant_of_shape(values: Mapping[str, Any], shape: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ def _transpose(values: Mapping[str, Any], data: Tensor) -> Tensor:
     return data.permute(list(values.get("perm", reversed(range(data.dim())))))
 
 
-#: What converters write between a network and its weights.
+#: Operators that converters insert between weights and layers.
 _COMPUTED: dict[str, Callable[..., Tensor]] = {
     "Constant": _constant,
     "ConstantOfShape": _constant_of_shape,
@@ -171,10 +171,10 @@ _COMPUTED: dict[str, Callable[..., Tensor]] = {
 
 
 def computed(path: Path, file: OnnxFile) -> tuple[list[Any], dict[str, Tensor]]:
-    """The nodes that depend on the images, and the values that do not: initializers, and what is made of them.
+    """Fold constants: returns the nodes that depend on the images, and the values of all others and initializers.
 
     Raises:
-        DataError: what is made of them is damaged or too large.
+        DataError: a constant is damaged or too large.
     """
     attribute = library().helper.get_attribute_value
     values, left, size = dict(file.initializers), [], 0
@@ -188,7 +188,7 @@ def computed(path: Path, file: OnnxFile) -> tuple[list[Any], dict[str, Tensor]]:
         except MemoryError:
             raise
         except Exception as error:
-            # Whatever numpy and PyTorch raise for attributes and shapes that do not go together.
+            # Inconsistent attributes and shapes raise a variety of numpy and PyTorch errors.
             raise DataError(f"{path}: operator {node.op_type} (output {node.output[0]}): {reason(error)}") from None
         size += result.numel() * result.element_size()
         if size > _COMPUTED_LIMIT:

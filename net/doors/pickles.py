@@ -1,4 +1,4 @@
-"""Pickles, looked through before anything is built from them."""
+"""Static checks of pickles, before anything is built from them."""
 
 import io
 import pickletools
@@ -6,24 +6,24 @@ import re
 import typing
 from typing import Any
 
-#: Values that a pickle may describe: a checkpoint of 21,000 classes has 50,000, a batch of CIFAR-10 10,000. Reading so
-#: many takes some seconds.
+#: Maximum number of values in a pickle, which take some seconds to read. A checkpoint of 21,000 classes has 50,000, a
+#: batch of CIFAR-10 10,000.
 VALUES = 2_000_000
 
 
 def values(content: io.BytesIO, allowed: re.Pattern[str]) -> int:
-    """Read one pickle to its end; returns how many values it describes, those it names again counted again.
+    """Scan one pickle to its end; returns the number of values it describes, counting memoized values at each use.
 
-    A pickle may name a part of itself again and again: of thirty nested pairs of the same, each takes two bytes, and
-    comparing or hashing them takes a billion steps.
+    A pickle can reference parts of itself repeatedly: thirty nested pairs, each of the previous one twice, take two
+    bytes each, and comparing or hashing the result takes a billion steps.
 
     Args:
         content: positioned at the pickle.
-        allowed: what it may ask for, as ``module name``. Protocol 4 asks with names from the stack, which the one who
-            builds the values has to compare.
+        allowed: the globals it may reference, as ``module name``. Protocol 4 takes their names from the stack; the
+            unpickler must check those.
 
     Raises:
-        ValueError: it is damaged, asks for something else, or describes more than :data:`VALUES`.
+        ValueError: it is damaged, references another global, or describes more than :data:`VALUES`.
     """
     stack: list[int] = []
     marks: list[int] = []
@@ -31,9 +31,9 @@ def values(content: io.BytesIO, allowed: re.Pattern[str]) -> int:
     for number, (code, given, _) in enumerate(pickletools.genops(content)):
         name, argument = code.name, typing.cast(Any, given)
         if name == "GLOBAL" and not allowed.fullmatch(argument):
-            raise ValueError(f"it asks for {argument.replace(' ', '.')}")
+            raise ValueError(f"its pickle references {argument.replace(' ', '.')}")
         if name in ("INST", "EXT1", "EXT2", "EXT4"):
-            raise ValueError(f"it asks for something by {name}")
+            raise ValueError(f"its pickle uses the opcode {name}")
         if name in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(memo[argument])
             continue
@@ -60,5 +60,5 @@ def values(content: io.BytesIO, allowed: re.Pattern[str]) -> int:
         if total > VALUES or number > VALUES:
             raise ValueError(f"it describes more than {VALUES:,} values")
         stack[first:] = [total] * len(code.stack_after)
-    # The last one is for the end.
+    # Minus one for the STOP opcode.
     return total - 1

@@ -1,4 +1,4 @@
-"""Weights in ``.safetensors`` files."""
+"""``.safetensors`` files."""
 
 import json
 from pathlib import Path
@@ -10,35 +10,35 @@ from torch import Tensor
 from ..common.errors import DataError, MissingError
 from .files import opened, reason
 
-#: The key of what this program says of a network, as JSON.
+#: Metadata key under which this project stores a JSON description of the network.
 METADATA = "alexnet"
 
 
 def metadata_of(path: Path, text: str) -> dict[str, Any]:
-    """What a file of weights says of its network.
+    """Parse a weight file's network metadata.
 
     Raises:
-        DataError: it is no JSON object.
+        DataError: it is not a JSON object.
     """
     try:
         metadata = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: what it says of its network cannot be used: {reason(error)}") from None
+        raise DataError(f"{path}: its network metadata is invalid: {reason(error)}") from None
     if not isinstance(metadata, dict):
-        raise DataError(f"{path}: what it says of its network cannot be used: it is no table of names and values")
+        raise DataError(f"{path}: its network metadata is invalid: not a JSON object")
     return metadata
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """Tensors and what this program says of them; None in a file of another program.
+    """The tensors of a file, and this project's metadata; None in a file of another program.
 
     Raises:
         DataError: the file is missing or damaged.
     """
     try:
         with opened(path, "weights"), safe_open(path, framework="pt") as file:
-            # Their bytes in the file are theirs alone, which the library has checked.
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            # The library has checked that the tensors' byte ranges do not overlap.
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             text = (file.metadata() or {}).get(METADATA)
     except MissingError:
         raise DataError(f"weights {path} do not exist") from None

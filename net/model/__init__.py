@@ -1,1 +1,1 @@
-"""The network: its architecture, its forms, and its weights as others keep them."""
+"""The network: architecture, forms, and weights in this and other projects' formats."""

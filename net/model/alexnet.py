@@ -1,12 +1,12 @@
 """The network: one definition for every variant, on one device or with its towers on several.
 
-Activations travel as a list with one tensor for each tower that lives on this device. A layer that reads its own tower
-works on each tensor with its own slice of the weights; a layer that reads all towers first calls ``exchange``. On one
-device the exchange is a concatenation; a parallel strategy puts a collective in its place and leaves this file alone.
-So the grouped convolutions of the paper are dense ones here, a tower each, while the parameters keep the usual grouped
+Activations are a list with one tensor for each tower on this device. A layer that reads its own tower applies a slice
+of its weights to each tensor; a layer that reads all towers first calls ``exchange``. On one device the exchange is a
+concatenation; a parallel strategy replaces it with a collective, without changing this file. The paper's grouped
+convolutions are therefore computed as one ungrouped convolution per tower, while the parameters keep the usual grouped
 layout (``conv2.weight`` is ``[256, 48, 5, 5]``).
 
-How a layer computes may be chosen (:class:`net.model.forms.Forms`); what it computes stays the same.
+:class:`net.model.forms.Forms` selects between implementations of a layer that differ only in rounding.
 """
 
 import math
@@ -25,28 +25,28 @@ from .config import AlexNetConfig, Layer, network
 
 Exchange = Callable[[list[Tensor]], Tensor]
 
-# The first call by one thread alone, for the reason that kernels.reference has for the square root.
+# The first call must be single-threaded, for the same reason as the square root in kernels.reference.
 torch.tanh(torch.ones(1, device="cpu"))
 
 
 def concatenate(towers: list[Tensor]) -> Tensor:
-    """The exchange on one device: the towers' maps or features, one after the other along dimension 1."""
+    """The exchange on one device: concatenate the towers' channels or features along dimension 1."""
     return towers[0] if len(towers) == 1 else torch.cat(towers, 1)
 
 
 def parts(tensor: Tensor, count: int) -> tuple[Tensor, ...]:
-    """Rows for each of ``count`` towers. A single part is the tensor itself: its gradient is not copied together."""
+    """Split dimension 0 by tower. A single part is the tensor itself, which avoids a copy of its gradient."""
     return (tensor,) if count == 1 else tensor.chunk(count)
 
 
 def laid_out(part: Tensor) -> Tensor:
-    """A slice of maps or features, contiguous in the memory format that it is a slice of."""
+    """A slice of channels or features, made contiguous in the memory format of the tensor it was sliced from."""
     last = part.dim() == 4 and part.stride(1) == 1 and part.stride(3) > 1
     return part.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 class _TowerLayer(nn.Module):
-    """What convolutions and dense layers share: whose maps they read, and which rows of the weights belong to whom."""
+    """Base of convolutions and dense layers: selects the inputs, by tower or of all towers."""
 
     weight: Tensor
     bias: Tensor
@@ -55,18 +55,18 @@ class _TowerLayer(nn.Module):
         super().__init__()
         self.layer = layer
         self.reads = reads
-        #: Towers whose weights this module holds. A layer that reads all has no use for the border between its rows
-        #: unless a layer behind it reads by tower.
+        #: Number of towers whose weights this module holds. In a layer that reads all towers, the split of its rows
+        #: only matters to later layers that read by tower.
         self.towers = towers
 
     def inputs(self, towers: list[Tensor], exchange: Exchange) -> list[Tensor]:
-        """One input for each slice of the weights."""
+        """One input per slice of the weights."""
         if self.reads == "image":
             return [towers[0]] * self.towers
         if self.reads == "all":
             return [exchange(towers)] * self.towers
         if len(towers) != self.towers:
-            # Laid out once: a convolution would copy each slice forward and again backward.
+            # Made contiguous once, else the convolution copies each slice in forward and again in backward.
             towers = [laid_out(part) for part in exchange(towers).chunk(self.towers, 1)]
         return towers
 
@@ -76,26 +76,26 @@ class _TowerLayer(nn.Module):
 
 
 class Convolution(_TowerLayer):
-    """A convolution of every tower on this device; its bias is added by the stage behind it."""
+    """A convolution, for each tower on this device; the stage after it adds the bias."""
 
     def __init__(self, layer: Layer, reads: str, towers: int, kernel_size: int, stride: int, padding: int) -> None:
         super().__init__(layer, reads, towers)
         self.stride, self.padding = stride, padding
         in_channels, size, _ = layer.input_shape
         out_channels, out_size, _ = layer.output_shape
-        #: Rows of zeros at the bottom and columns at the right that make the last window whole.
+        #: Zero padding at the bottom and right that completes the last window (``ceil_mode``).
         self.missing = max(0, (out_size - 1) * stride + kernel_size - size - 2 * padding)
-        #: Rows and columns of blocks of pixels, where it reads blocks; 0 where it reads pixels.
+        #: Rows and columns of pixel blocks, if the layer reads blocks; 0 if it reads pixels.
         self.blocks = 0
-        #: Whether towers that read the same are one convolution, whose output is one tensor.
+        #: Whether towers with the same input are one convolution with a single output tensor.
         self.together = False
-        #: Where the second and further towers run at the same time as the first; None runs them in turn.
+        #: Streams of the second and further towers; None runs the towers sequentially.
         self.streams: tuple[torch.cuda.Stream, ...] | None = None
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // layer.groups, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.empty(out_channels))
 
     def read_blocks(self, wanted: bool) -> None:
-        """Read blocks of ``stride`` x ``stride`` pixels as channels, where that is another form of this convolution."""
+        """Read blocks of ``stride`` x ``stride`` pixels as channels, if this layer reads the image with a stride."""
         able = self.reads == "image" and self.stride > 1
         size = self.layer.output_shape[1]
         self.blocks = block_count(size, self.weight.shape[-1], self.stride) if wanted and able else 0
@@ -120,10 +120,10 @@ class Convolution(_TowerLayer):
 
 
 def at_once(calls: Sequence[Callable[[], Tensor]], streams: tuple[torch.cuda.Stream, ...]) -> list[Tensor]:
-    """What ``calls`` return, the first run on the current stream and each of the others on one of its own.
+    """Run the first of ``calls`` on the current stream and each of the others on a stream of its own.
 
-    Autograd runs their backward passes on the same streams. What the current stream had to do is done before they
-    begin, and it goes on after all of them: so memory that one stream frees is not written by another too early.
+    Autograd runs their backward passes on the same streams. All streams wait for the current one before they start, and
+    it waits for all of them afterwards, so that no memory is reused too early by another stream.
     """
     current = torch.cuda.current_stream()
     for stream in streams:
@@ -139,7 +139,7 @@ def at_once(calls: Sequence[Callable[[], Tensor]], streams: tuple[torch.cuda.Str
 
 
 class Dense(_TowerLayer):
-    """A fully-connected layer; one matrix product unless it reads by tower."""
+    """A fully-connected layer; a single matrix product unless it reads by tower."""
 
     def __init__(self, layer: Layer, reads: str, towers: int) -> None:
         super().__init__(layer, reads, towers if reads == "tower" else 1)
@@ -153,7 +153,7 @@ class Dense(_TowerLayer):
 
 
 class Stage(nn.Module):
-    """What follows a convolution: bias, activation, normalization and pooling in the configured order."""
+    """The operations after a convolution: bias, activation, normalization and pooling in the configured order."""
 
     def __init__(self, config: AlexNetConfig, operations: tuple[str, ...]) -> None:
         super().__init__()
@@ -171,20 +171,20 @@ class Stage(nn.Module):
             "ceil_mode": config.pool_ceil_mode,
         }
         self.across_towers = "lrn" in operations and config.lrn_across_towers
-        #: Towers that come in one tensor.
+        #: Number of towers concatenated in the input tensor.
         self.joint = 1
 
     def forward(self, towers: list[Tensor], bias: Tensor | None, exchange: Exchange) -> list[Tensor]:
         if self.across_towers:
             towers = [exchange(towers)]
         elif self.joint > 1 and not {"lrn", "pool"} & set(self.operations):
-            # Element by element it costs nothing to write the towers to tensors of their own.
+            # Elementwise operations can write each tower to its own tensor at no cost.
             towers = list(towers[0].chunk(self.joint, 1))
         biases = [None] * len(towers) if bias is None else parts(bias, len(towers))
         return [self.run(tower, part) for tower, part in zip(towers, biases, strict=True)]
 
     def run(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """The operations on one tower's maps."""
+        """Apply the operations to one tower."""
         match (self.activation, *self.operations):
             case ("relu", "activation", "lrn", "pool"):
                 return kernels.relu_lrn_max_pool2d(x, **self.lrn, bias=bias, **self.pool)
@@ -213,19 +213,19 @@ class Stage(nn.Module):
 
 
 def map_norm(x: Tensor) -> Tensor:
-    """The 2012 program's second normalization of stage 2: over 5x5 pixels of the same map, scale 0.001 / 25."""
+    """The 2012 program's second normalization of stage 2: over 5x5 pixels of the same channel, scale 0.001 / 25."""
     mean_square = F.avg_pool2d(x * x, 5, stride=1, padding=2)
     return x * (1 + 0.001 * mean_square) ** -0.75
 
 
 class AlexNet(nn.Module):
-    """The network of ``config``. Input is ``[N, 3, image_size, image_size]`` pixels in 0..255 less their mean.
+    """The network of ``config``. Input: ``[N, 3, image_size, image_size]``, mean-subtracted pixels in 0..255 units.
 
-    Parameters are named ``conv1.weight``, ``conv1.bias``, ..., ``fc8.bias`` and start from the paper's
-    initialisation (section 5), drawn from PyTorch's default generator.
+    Parameters are named ``conv1.weight``, ``conv1.bias``, ..., ``fc8.bias`` and initialised as in the paper
+    (section 5) from PyTorch's default generator.
 
     Args:
-        config: the architecture; see :func:`net.config.network` for the named ones.
+        config: the architecture; see :func:`net.model.config.network` for the named ones.
     """
 
     def __init__(self, config: AlexNetConfig) -> None:
@@ -233,7 +233,7 @@ class AlexNet(nn.Module):
         self.config = config
         self.exchange: Exchange = concatenate
         layers = {layer.name: layer for layer in config.layers()}
-        #: (convolution or None where it was removed, stage or None where nothing follows), in order.
+        #: In order, (convolution, or None if it was removed; stage, or None if no operation follows).
         self.trunk: list[tuple[str | None, str | None]] = []
         first = True
         for convolution in config.convolutions:
@@ -256,7 +256,7 @@ class AlexNet(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights and set the biases anew (section 5; ``weight_std=None`` is PyTorch's own way)."""
+        """Reinitialise weights and biases (section 5; PyTorch's default where ``weight_std`` is None)."""
         config = self.config
         starts = [(layer.name, layer.weight_std, layer.bias) for layer in config.convolutions]
         starts += [(layer.name, layer.weight_std, layer.bias) for layer in config.hidden]
@@ -276,7 +276,7 @@ class AlexNet(nn.Module):
 
     @property
     def input_layout(self) -> BlockLayout:
-        """How the first convolution reads images: as pixels, or in blocks of them."""
+        """The layout in which the first convolution reads images: pixels, or blocks of pixels."""
         for name, _ in self.trunk:
             module = None if name is None else self.get_submodule(name)
             if isinstance(module, Convolution) and module.blocks:
@@ -294,10 +294,10 @@ class AlexNet(nn.Module):
                 f"got {list(images.shape)}"
             )
         if not images.is_floating_point():
-            raise TypeError(f"images must be floating-point pixels in 0..255 less their mean; got {images.dtype}")
+            raise TypeError(f"images must be floating-point, mean-subtracted pixels; got {images.dtype}")
 
     def hidden(self, images: Tensor) -> list[Tensor]:
-        """The last hidden features of each tower on this device, after dropout in training."""
+        """The last hidden layer's activations, for each tower on this device; in training after dropout."""
         self._check(images)
         towers = [images]
         for convolution, stage in self.trunk:
@@ -318,9 +318,9 @@ class AlexNet(nn.Module):
         return towers
 
     def features(self, images: Tensor) -> Tensor:
-        """The activations of the last hidden layer (fc7 in the paper, 4096 numbers an image): ``[N, features]``.
+        """The activations of the last hidden layer (fc7 in the paper, with 4096 features): ``[N, features]``.
 
-        In training dropout is applied to them where the architecture has it; call ``eval()`` first for the features
+        In training mode dropout is applied to them if the architecture has it; call ``eval()`` first for the features
         of section 6.1.
         """
         return self.exchange(self.hidden(images)).flatten(1)
@@ -329,8 +329,8 @@ class AlexNet(nn.Module):
         """Logits ``[N, classes]``.
 
         Args:
-            images: ``[N, 3, image_size, image_size]``, floating point, pixels in 0..255 less their mean; or blocks of
-                them, as :func:`net.model.blocks.blocks` makes them, where the first convolution reads blocks.
+            images: ``[N, 3, image_size, image_size]``, floating point, mean-subtracted pixels in 0..255 units; or, if
+                the first convolution reads blocks, the output of :func:`net.model.blocks.blocks`.
 
         Raises:
             ValueError: another shape. TypeError: not floating point.
@@ -340,7 +340,7 @@ class AlexNet(nn.Module):
 
 
 def alexnet(variant: str = "paper", **fields: Any) -> AlexNet:
-    """Build a named variant, with fields of :class:`net.config.AlexNetConfig` replaced.
+    """Build a named variant, with fields of :class:`net.model.config.AlexNetConfig` replaced.
 
     >>> alexnet("paper", classes=100, lrn=False)
     """

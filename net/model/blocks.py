@@ -1,8 +1,8 @@
-"""A convolution with a stride over images, as one with stride 1 over blocks of pixels (space to depth).
+"""Space-to-depth: a strided convolution over pixels as a stride-1 convolution over blocks of pixels.
 
-A convolution over three channels leaves most of a GPU's matrix unit idle: of conv1's (section 3.5) cuDNN reaches 3 % of
-an H100's rate. With blocks of 4x4 pixels as 48 channels, its 11x11 windows at a stride of 4 become 3x3 windows at a
-stride of 1, whose twelfth row and column of taps are zero. The sums are the same, in another order.
+With three input channels most of a GPU's tensor cores are idle: in conv1 (section 3.5) cuDNN reaches 3 % of an H100's
+throughput. With blocks of 4x4 pixels as 48 channels, its 11x11 kernel with stride 4 becomes a 3x3 kernel with stride 1,
+padded with a twelfth row and column of zero taps. The sums are the same, in another order.
 """
 
 from typing import NamedTuple
@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 class BlockLayout(NamedTuple):
-    """How an image lies in blocks of pixels.
+    """The layout of an image in blocks of pixels.
 
     Attributes:
-        block: rows and columns of pixels in a block; 1 for pixels as they are.
+        block: rows and columns of pixels in a block; 1 for plain pixels.
         blocks: rows and columns of blocks.
         padding: rows and columns of zeros above and to the left of the image.
     """
@@ -26,12 +26,12 @@ class BlockLayout(NamedTuple):
 
 
 def block_count(out_size: int, kernel_size: int, stride: int) -> int:
-    """Rows, or columns, of blocks under the windows of a convolution that has ``out_size`` of them."""
+    """Rows, or columns, of blocks that a convolution with ``out_size`` output rows, or columns, reads."""
     return out_size + -(-kernel_size // stride) - 1
 
 
 def blocks(images: Tensor, block: int, count: int, padding: int) -> Tensor:
-    """Blocks of pixels as channels.
+    """Rearrange blocks of pixels into channels.
 
     Args:
         images: ``[N, C, H, W]``.
@@ -40,8 +40,8 @@ def blocks(images: Tensor, block: int, count: int, padding: int) -> Tensor:
         padding: rows and columns of zeros above and to the left.
 
     Returns:
-        ``[N, block * block * C, count, count]``, the channels in the order row, column, colour, in channels_last
-        memory format. Where the blocks reach beyond the image there are zeros.
+        ``[N, block * block * C, count, count]``, the channels ordered by row, column, colour, in channels_last memory
+        format. Blocks beyond the image are zero-padded.
     """
     n, channels, height, width = images.shape
     right, bottom = count * block - width - padding, count * block - height - padding
@@ -51,7 +51,7 @@ def blocks(images: Tensor, block: int, count: int, padding: int) -> Tensor:
 
 
 def block_weight(weight: Tensor, block: int) -> Tensor:
-    """The weights that read :func:`blocks` as ``weight`` reads pixels at a stride of ``block``.
+    """The weights that, applied to :func:`blocks`, equal ``weight`` applied to pixels with stride ``block``.
 
     Args:
         weight: ``[O, C, K, K]``.

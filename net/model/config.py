@@ -1,4 +1,4 @@
-"""Network architectures: the layers, their geometry, and the named variants. Free of torch."""
+"""Network architectures: layers, their geometry, and the named variants. Free of torch."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ Operation = Literal["activation", "lrn", "map_norm", "pool"]
 
 
 def _plain(value: Any) -> Any:
-    """``value`` with lists for tuples, as JSON would give it back."""
+    """``value`` with tuples as lists, as after a JSON round trip."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
@@ -23,11 +23,11 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class ConvolutionConfig:
-    """A convolution and what follows it, in order.
+    """A convolution, and the operations after it (``then``).
 
-    ``reads``: ``"tower"`` sees the maps of its own tower, ``"all"`` those of every tower. (The first layer reads the
-    image.) ``ceil_mode`` rounds the output size up and pads the missing rows and columns with zeros at the bottom and
-    right, as the 2012 program does. ``weight_std=None`` is PyTorch's own initialisation.
+    ``reads``: ``"tower"`` reads the channels of its own tower, ``"all"`` those of every tower; the first layer reads
+    the image. ``ceil_mode`` rounds the output size up and zero-pads the missing rows and columns at the bottom and
+    right, as the 2012 program does. ``weight_std=None`` is PyTorch's default initialisation.
     """
 
     name: str
@@ -51,7 +51,7 @@ class ConvolutionConfig:
 
 @dataclass(frozen=True)
 class DenseConfig:
-    """A hidden fully-connected layer; an activation and, in training, dropout follow it."""
+    """A hidden fully-connected layer, followed by an activation and, in training, dropout."""
 
     name: str
     features: int
@@ -82,7 +82,7 @@ PAPER_HIDDEN = (DenseConfig("fc6", 4096), DenseConfig("fc7", 4096))
 
 @dataclass(frozen=True)
 class Layer:
-    """The geometry of one layer for one image. Shapes are ``(channels, rows, columns)`` or ``(features,)``."""
+    """A layer's geometry for one image. Shapes are ``(channels, rows, columns)`` or ``(features,)``."""
 
     name: str
     kind: Literal["convolution", "stage", "dense"]
@@ -93,31 +93,31 @@ class Layer:
     multiply_adds: int = 0
 
 
-#: Channels that a normalization's window may span; a larger one would only be padded, with memory for each.
+#: Limit of the normalization window in channels; a larger one would only add padding, and memory for it.
 MOST_CHANNELS = 1025
 
 
 @dataclass(frozen=True)
 class AlexNetConfig:
-    """The network's architecture. Every ablation of the paper is a field.
+    """A network architecture. Every ablation of the paper is a field.
 
     Attributes:
-        variant: the name it came from, for messages and checkpoints.
-        image_size: rows and columns of the network's input.
+        variant: the name of the preset it derives from, for messages and checkpoints.
+        image_size: rows and columns of the input.
         image_channels: 3 for RGB.
-        classes: outputs of the last layer.
-        towers: 2 for the paper's two columns of maps; 1 connects every map with every map.
-        exchange: False removes the exchanges between towers but the last layer's (the 2012 runs' "no exchange").
-        activation: what ``"activation"`` in a layer's ``then`` stands for.
-        lrn: False removes every response normalization.
+        classes: number of outputs of the last layer.
+        towers: 2 for the paper's two towers; 1 for a network without grouped layers.
+        exchange: False removes all exchanges between towers except the last layer's ("no exchange" in the 2012 runs).
+        activation: the function that ``"activation"`` in a layer's ``then`` stands for.
+        lrn: False removes all response normalization.
         lrn_size, lrn_alpha, lrn_beta, lrn_k: its parameters; alpha is divided by size, so 5e-4 is the paper's 1e-4.
-        lrn_across_towers: the window crosses the border between the towers (Caffe).
+        lrn_across_towers: True normalizes over the channels of both towers (Caffe), False within each tower.
         overlapping_pooling: windows of 3, else of 2; the stride is 2 (section 3.4).
-        pool_ceil_mode: round the number of pooling windows up.
-        dropout: probability of dropping a hidden feature in training; 0 removes it.
+        pool_ceil_mode: round the output size of pooling up.
+        dropout: probability of dropping a hidden feature in training; 0 disables it.
         dropout_position: on the outputs of the hidden dense layers (the paper) or on their inputs (torchvision).
-        without: names of convolutions left out (section 7). Their pooling stays, so that later sizes do not change.
-        convolutions, hidden: the layers. ``output_name`` and ``output_weight_std`` belong to the last one.
+        without: names of removed convolutions (section 7). Their pooling stays, so that later sizes do not change.
+        convolutions, hidden: the layers. ``output_name`` and ``output_weight_std`` describe the last one.
     """
 
     variant: str = "paper"
@@ -148,7 +148,7 @@ class AlexNetConfig:
         at_least(self, 0, "lrn_alpha", "lrn_beta", "lrn_k", "dropout", "output_weight_std")
         at_most(self, MOST_CHANNELS, "lrn_size")
         if self.lrn_k == 0:
-            raise UsageError("lrn_k must be more than 0: maps of zeros would be divided by zero")
+            raise UsageError("lrn_k must be more than 0: zero activations would be divided by zero")
         if self.towers not in (1, 2):
             raise UsageError(f"towers must be 1 or 2; got {self.towers!r}")
         if not self.dropout < 1:
@@ -156,40 +156,40 @@ class AlexNetConfig:
         known = [convolution.name for convolution in self.convolutions]
         names = [*known, *(dense.name for dense in self.hidden), self.output_name]
         if len(set(names)) < len(names):
-            raise UsageError(f"the layers' names must differ; got {', '.join(names)}")
+            raise UsageError(f"layer names must be unique; got {', '.join(names)}")
         for name in names:
-            # They are attributes of the network, beside its others.
+            # Layer names become attributes of the module and must not collide with others.
             if not re.fullmatch(r"conv[0-9]{1,9}" if name in known else r"fc[0-9]{1,9}", name):
-                raise UsageError(f"layers are called conv and fc with a number, such as conv1 and fc6; got {name!r}")
+                raise UsageError(f"layer names must be conv or fc and a number, such as conv1 and fc6; got {name!r}")
         for name in self.without:
             if name not in known:
-                raise UsageError(f"without: {name!r} is no convolution of {self.variant}; it has {', '.join(known)}")
+                raise UsageError(f"without: {name!r} is not a convolution of {self.variant}; it has {', '.join(known)}")
         if len(set(self.without)) == len(known):
-            raise UsageError("without: at least one convolution must stay")
+            raise UsageError("without: at least one convolution must remain")
         self.layers()
 
     @property
     def pool_size(self) -> int:
-        """Rows and columns of a pooling window; windows are 2 apart."""
+        """Rows and columns of a pooling window; the stride is 2."""
         return 3 if self.overlapping_pooling else 2
 
     def operations(self, convolution: ConvolutionConfig) -> tuple[Operation, ...]:
-        """What follows ``convolution`` in this network."""
+        """The operations after ``convolution`` in this network."""
         if convolution.name in self.without:
             return tuple(item for item in convolution.then if item == "pool")
         return tuple(item for item in convolution.then if self.lrn or item not in ("lrn", "map_norm"))
 
     def reads(self, layer: ConvolutionConfig | DenseConfig, first: bool) -> Reads:
-        """Whose maps ``layer`` reads; ``first`` says that no convolution comes before it."""
+        """Which channels ``layer`` reads; ``first`` if no convolution comes before it."""
         if first:
             return "image"
         return "all" if self.towers == 1 else layer.reads if self.exchange else "tower"
 
     def layers(self) -> tuple[Layer, ...]:
-        """Every layer that computes, with its shapes, parameters and multiply-additions for one image.
+        """All layers with their shapes, parameters and multiply-adds for one image.
 
         Raises:
-            UsageError: a layer whose input is too small, or whose channels the towers do not divide.
+            UsageError: a layer's input is too small, or its channels are not divisible by the number of towers.
         """
         layers: list[Layer] = []
         channels, size = self.image_channels, self.image_size
@@ -217,9 +217,9 @@ class AlexNetConfig:
     def _groups(self, name: str, reads: Reads, inputs: int, outputs: int) -> int:
         groups = self.towers if reads == "tower" else 1
         if outputs % self.towers and name != self.output_name:
-            raise UsageError(f"{name}: {outputs} outputs cannot be shared by {self.towers} towers")
+            raise UsageError(f"{name}: {outputs} outputs cannot be split into {self.towers} towers")
         if inputs % groups:
-            raise UsageError(f"{name}: {inputs} inputs cannot be shared by {self.towers} towers")
+            raise UsageError(f"{name}: {inputs} inputs cannot be split into {self.towers} towers")
         return groups
 
     def _convolution(self, convolution: ConvolutionConfig, reads: Reads, channels: int, size: int) -> Layer:
@@ -227,7 +227,7 @@ class AlexNetConfig:
         padded = size + 2 * convolution.padding
         if padded < kernel:
             raise UsageError(
-                f"{convolution.name}: its {kernel}x{kernel} kernel does not fit the {padded}x{padded} map it reads "
+                f"{convolution.name}: its {kernel}x{kernel} kernel does not fit its {padded}x{padded} input "
                 f"(image_size {self.image_size} is too small for variant {self.variant})"
             )
         rounded = math.ceil if convolution.ceil_mode else math.floor
@@ -247,7 +247,7 @@ class AlexNetConfig:
     def _pooled(self, name: str, size: int) -> int:
         if size < self.pool_size:
             raise UsageError(
-                f"{name}: its {self.pool_size}x{self.pool_size} window does not fit the {size}x{size} map it reads "
+                f"{name}: its {self.pool_size}x{self.pool_size} window does not fit its {size}x{size} input "
                 f"(image_size {self.image_size} is too small for variant {self.variant})"
             )
         rounded = math.ceil if self.pool_ceil_mode else math.floor
@@ -260,12 +260,12 @@ class AlexNetConfig:
 
     @property
     def parameters(self) -> int:
-        """Weights and biases; the paper's network has 60,965,224."""
+        """Number of weights and biases; 60,965,224 for the paper's network."""
         return sum(layer.parameters for layer in self.layers())
 
     @property
     def multiply_adds(self) -> int:
-        """Multiply-additions of one image, forward."""
+        """Multiply-adds of one image's forward pass."""
         return sum(layer.multiply_adds for layer in self.layers())
 
     def to_dict(self) -> dict[str, Any]:
@@ -278,7 +278,7 @@ class AlexNetConfig:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            UsageError: a key that is no field, or a value that is not allowed.
+            UsageError: an unknown key, or an invalid value.
         """
         if isinstance(without := values.get("without"), str):
             values = {**values, "without": [without]}
@@ -294,10 +294,10 @@ _LINEAR_STAGE: tuple[Operation, ...] = ("lrn", "pool", "activation")
 
 #: Named architectures. Where the paper's text and its 2012 program differ, ``paper`` follows the text.
 VARIANTS: dict[str, AlexNetConfig] = {
-    # Section 3.5: two towers that meet at conv3 and at the dense layers.
+    # Section 3.5: two towers that exchange at conv3 and at the dense layers.
     "paper": AlexNetConfig(),
-    # The one-GPU net the paper compares with (section 3.2): half the maps in conv1 to conv4; conv5 and the dense layers
-    # keep their size so that both nets have about as many parameters.
+    # The one-GPU net of section 3.2: half the channels in conv1 to conv4; conv5 and the dense layers keep their size so
+    # that both nets have about the same number of parameters.
     "half": AlexNetConfig(
         variant="half",
         towers=1,
@@ -312,7 +312,7 @@ VARIANTS: dict[str, AlexNetConfig] = {
         ),
     ),
     # Net 145 of the 2012 program: stage 1 normalizes and pools before its ReLU, stage 2 has a second normalization
-    # inside each map, conv5 pools before its ReLU; alpha is divided by 5; conv3 to conv5 start from N(0, 0.03^2).
+    # within each channel, conv5 pools before its ReLU; alpha is divided by 5; conv3 to conv5 start from N(0, 0.03^2).
     "original_code": AlexNetConfig(
         variant="original_code",
         lrn_alpha=1e-4,
@@ -327,7 +327,7 @@ VARIANTS: dict[str, AlexNetConfig] = {
             },
         ),
     ),
-    # Krizhevsky 2014, as torchvision builds it: one tower, no normalization, dropout before the dense layers.
+    # Krizhevsky 2014, as in torchvision: one tower, no normalization, dropout before the dense layers.
     "one_weird_trick": AlexNetConfig(
         variant="one_weird_trick",
         towers=1,
@@ -343,8 +343,8 @@ VARIANTS: dict[str, AlexNetConfig] = {
         hidden=(DenseConfig("fc6", 4096, weight_std=None), DenseConfig("fc7", 4096, weight_std=None)),
         output_weight_std=None,
     ),
-    # Caffe's bvlc_alexnet: 227x227 input, k=1, alpha divided by 5, windows across the groups' border, biases of 0.1.
-    # Its published weights expect the channels in the order blue, green, red.
+    # Caffe's bvlc_alexnet: 227x227 input, k=1, alpha divided by 5, LRN windows across the groups, biases of 0.1.
+    # Its published weights expect BGR channels.
     "caffe": AlexNetConfig(
         variant="caffe",
         image_size=227,
@@ -365,15 +365,15 @@ VARIANTS: dict[str, AlexNetConfig] = {
             DenseConfig("fc7", 4096, weight_std=0.005, bias=0.1),
         ),
     ),
-    # The pre-training net of section 6 and Table 2 (1 CNN*): a sixth convolution behind the last pooling. Its width and
-    # that it reads both towers are net 146 of the 2012 program.
+    # The pre-training net of section 6 and Table 2 (1 CNN*): a sixth convolution after the last pooling. Its width, and
+    # that it reads both towers, are from net 146 of the 2012 program.
     "sixth_conv": AlexNetConfig(
         variant="sixth_conv",
         convolutions=(*PAPER_CONVOLUTIONS, ConvolutionConfig("conv6", 256, 3, padding=1, reads="all", bias=1.0)),
     ),
-    # The 4-layer net of Figure 1 and section 3.3, after cuda-convnet's layers-conv-local-11pct.cfg: 64 and 64 maps with
-    # normalization and overlapping pooling, then 32 and 32 maps. Those last two are locally connected layers there;
-    # here they are convolutions, which share their weights over the map.
+    # The 4-layer net of Figure 1 and section 3.3, after cuda-convnet's layers-conv-local-11pct.cfg: 64 and 64 channels
+    # with normalization and overlapping pooling, then 32 and 32 channels. The last two are locally connected layers
+    # there, and convolutions here.
     "cifar10": AlexNetConfig(
         variant="cifar10",
         image_size=32,
@@ -392,8 +392,8 @@ VARIANTS: dict[str, AlexNetConfig] = {
         hidden=(),
         output_name="fc5",
     ),
-    # The paper's sequence of layers and its two towers at the size of the embedded digits. The smaller layers need
-    # larger initial weights: 0.01 suits fan-ins of thousands.
+    # The paper's layers and two towers at the size of the embedded digits. The smaller layers need larger initial
+    # weights: 0.01 suits fan-ins of thousands.
     "digits": AlexNetConfig(
         variant="digits",
         image_size=32,
@@ -429,14 +429,14 @@ VARIANTS: dict[str, AlexNetConfig] = {
 
 
 def network(variant: str, **fields: Any) -> AlexNetConfig:
-    """The named architecture with some fields replaced.
+    """A named architecture, with some fields replaced.
 
     Args:
         variant: a key of :data:`VARIANTS`.
         fields: fields of :class:`AlexNetConfig`.
 
     Raises:
-        UsageError: an unknown name, or a combination that cannot be built.
+        UsageError: an unknown name or field, or an invalid combination.
     """
     if variant not in VARIANTS:
         raise UsageError(f"network must be one of {', '.join(VARIANTS)}; got {variant!r}")

@@ -1,11 +1,11 @@
-"""Trained networks for other programs: ONNX, ``torch.export``, AOTInductor packages. :mod:`.onnx_import` reads ONNX.
+"""Export to ONNX, ``torch.export`` and AOTInductor packages. :mod:`.onnx_import` reads ONNX.
 
-What is exported is the network in evaluation: ``images``, float32 ``[N, 3, image_size, image_size]`` pixels in 0..255
-less their mean, RGB, for any N, give ``logits``, ``[N, classes]``. Parameters keep their names and layout. PyTorch and
-ONNX both divide alpha by the window's size.
+The exported network is in evaluation mode, with a dynamic batch size: input ``images``, float32
+``[N, 3, image_size, image_size]``, RGB mean-subtracted pixels in 0..255 units; output ``logits``, ``[N, classes]``.
+Parameters keep their names and layout. PyTorch and ONNX both divide alpha by the window size.
 
-The ONNX graph is made from the network's configuration, an operator for an operator; a normalization that stays inside
-the towers is Split, LRN for each tower, Concat.
+The ONNX graph is generated from the network's configuration, operator by operator; a normalization within towers is
+Split, LRN for each tower, Concat.
 """
 
 import io
@@ -25,15 +25,15 @@ from .alexnet import AlexNet
 from .config import AlexNetConfig, Operation
 
 INPUT, OUTPUT = "images", "logits"
-#: The first one whose Split and MaxPool are what is needed here; every runtime of today reads it.
+#: The first opset whose Split and MaxPool have what is needed here; all current runtimes support it.
 OPSET = 13
-#: The ONNX format that came with it, so that runtimes of its time read the file too.
+#: An ONNX IR version old enough for old runtimes.
 IR_VERSION = 8
 _PLAIN = {"strides": [1, 1], "dilations": [1, 1], "pads": [0, 0, 0, 0]}
 
 
 class _Graph:
-    """The nodes of a network, added one after the other; each output is named for what it is."""
+    """Builder of a network's nodes; outputs are named after layers and operations."""
 
     def __init__(self, config: AlexNetConfig) -> None:
         self.helper = library().helper
@@ -41,8 +41,8 @@ class _Graph:
         self.nodes: list[Any] = []
         if config.lrn_size % 2 == 0 and any("lrn" in config.operations(layer) for layer in config.convolutions):
             raise UsageError(
-                f"lrn_size {config.lrn_size} cannot be exported: of an even window ONNX's LRN has the longer half "
-                "ahead of a channel, PyTorch behind it; sizes must be odd"
+                f"lrn_size {config.lrn_size} cannot be exported: it must be odd, because an even window is longer "
+                "after the channel in ONNX, but before it in PyTorch"
             )
 
     def add(self, kind: str, inputs: list[str], *outputs: str, **attributes: Any) -> str:
@@ -51,13 +51,13 @@ class _Graph:
         return outputs[0]
 
     def split(self, value: str, axis: int) -> list[str]:
-        """``value`` in a part for each tower."""
+        """Split ``value`` into one part per tower."""
         parts = [f"{value}/tower{number}" for number in range(self.config.towers)]
         self.add("Split", [value], *parts, axis=axis)
         return parts
 
     def operation(self, operation: Operation, value: str, layer: str) -> str:
-        """One of the operations behind ``layer`` on ``value``."""
+        """Append one of the operations after ``layer``, applied to ``value``."""
         config, name = self.config, f"{layer}/{operation}"
         if operation == "activation":
             return self.add("Relu" if config.activation == "relu" else "Tanh", [value], name)
@@ -95,7 +95,7 @@ class _Graph:
         return self.add("Mul", [value, power], name)
 
     def dense(self, value: str, name: str, groups: int) -> str:
-        """A fully-connected layer, for each tower where it reads by tower."""
+        """Append a fully-connected layer, one per tower if it reads by tower."""
         parameters = [f"{name}.weight", f"{name}.bias"]
         if groups == 1:
             return self.add("Gemm", [value, *parameters], name, transB=1)
@@ -146,7 +146,7 @@ def onnx_bytes(model: AlexNet, metadata: Mapping[str, Any]) -> bytes:
     """``model`` as an ONNX file, with ``metadata`` as JSON under the key ``alexnet``.
 
     Raises:
-        UsageError: onnx is not installed, or the network has what ONNX lacks: an LRN over an even number of channels.
+        UsageError: onnx is not installed, or the network has an LRN with an even window, which ONNX cannot express.
     """
     onnx = library()
     from onnx import helper, numpy_helper
@@ -173,7 +173,7 @@ def onnx_bytes(model: AlexNet, metadata: Mapping[str, Any]) -> bytes:
 
 
 def exported(model: AlexNet) -> "torch.export.ExportedProgram":
-    """``model`` in evaluation as a program of PyTorch's own operators, which runs without this package."""
+    """``model`` in evaluation mode as a program of PyTorch's own operators, which runs without this package."""
     config = model.config
     images = torch.zeros(
         2, config.image_channels, config.image_size, config.image_size, device=next(model.parameters()).device
@@ -185,21 +185,21 @@ def exported(model: AlexNet) -> "torch.export.ExportedProgram":
 
 
 def torch_export_bytes(model: AlexNet, metadata: Mapping[str, Any]) -> bytes:
-    """:func:`exported`, as ``torch.export.load`` reads it; ``metadata`` is its extra file ``alexnet``, in JSON."""
+    """:func:`exported` in the format of ``torch.export.save``; ``metadata`` is the extra file ``alexnet``, as JSON."""
     content = io.BytesIO()
     torch.export.save(exported(model), content, extra_files={METADATA: json.dumps(dict(metadata))})
     return content.getvalue()
 
 
 def aoti_bytes(model: AlexNet, metadata: Mapping[str, Any]) -> bytes:
-    """:func:`exported`, compiled for the device that ``model`` is on, as ``torch._inductor.aoti_load_package`` and
-    PyTorch's C++ library read it; ``metadata`` is its metadata ``alexnet``, in JSON.
+    """:func:`exported`, compiled by AOTInductor for the device of ``model``. Load it with
+    ``torch._inductor.aoti_load_package`` or from C++; ``metadata`` is its metadata entry ``alexnet``, as JSON.
 
     Raises:
         UsageError: it cannot be compiled here.
     """
     if (obstacle := compiler.obstacle()) is not None:
-        raise UsageError(f"--format aoti has to compile and finds {obstacle}")
+        raise UsageError(f"--format aoti cannot compile here: {obstacle}")
     content = io.BytesIO()
     with torch.no_grad():
         torch._inductor.aoti_compile_and_package(

@@ -1,4 +1,4 @@
-"""How a network computes what it computes: choices that change its speed on a device, and no result but by rounding."""
+"""Forms: alternative implementations of a network's layers, which differ in speed, and in results only by rounding."""
 
 import itertools
 from collections.abc import Iterator
@@ -12,12 +12,13 @@ from .alexnet import AlexNet, Convolution, Stage
 
 @dataclass(frozen=True)
 class Forms:
-    """A form for each part of the network that has more than one.
+    """The form of each part of the network that has more than one.
 
     Attributes:
         first: the first convolution reads ``pixels``, or ``blocks`` of them as channels (:mod:`net.model.blocks`).
-        shared: towers that read the same maps are convolutions ``apart``, or one ``together``.
-        towers: convolutions of different towers run ``in turn``, or ``at once`` on streams of their own.
+        shared: towers with the same input are separate convolutions (``apart``), or one (``together``).
+        towers: convolutions of different towers run sequentially (``in turn``), or concurrently on streams of their own
+            (``at once``).
     """
 
     first: Literal["pixels", "blocks"] = "pixels"
@@ -29,7 +30,7 @@ class Forms:
 
 
 def forms(model: AlexNet, device: torch.device) -> Iterator[Forms]:
-    """All forms that make a difference to ``model`` on ``device``."""
+    """All distinct forms of ``model`` on ``device``."""
     convolutions = [module for module in model.modules() if isinstance(module, Convolution)]
     strided = any(module.reads == "image" and module.stride > 1 for module in convolutions)
     several = model.config.towers > 1
@@ -43,7 +44,7 @@ def forms(model: AlexNet, device: torch.device) -> Iterator[Forms]:
 
 
 def untuned(model: AlexNet, device: torch.device) -> Forms:
-    """The forms that serve on devices of this kind where nothing has been measured (an H100's best; a CPU's)."""
+    """Default forms for this type of device if nothing has been measured: on GPUs those fastest on an H100."""
     available = set(forms(model, device))
     for choice in (Forms("blocks", "together"), Forms("blocks"), Forms("pixels", "together")):
         if device.type == "cuda" and choice in available:
@@ -52,7 +53,7 @@ def untuned(model: AlexNet, device: torch.device) -> Forms:
 
 
 def use(model: AlexNet, chosen: Forms) -> None:
-    """Have ``model``, a whole network on one device, compute in these forms. Its parameters stay as they are."""
+    """Switch ``model``, a whole network on one device, to these forms. Its parameters do not change."""
     towers = model.config.towers
     streams = None
     if chosen.towers == "at once" and towers > 1:
@@ -66,7 +67,7 @@ def use(model: AlexNet, chosen: Forms) -> None:
             module.together = together = chosen.shared == "together" and module.reads != "tower" and towers > 1
             module.streams = streams
         if stage is not None:
-            behind = model.get_submodule(stage)
-            assert isinstance(behind, Stage)
-            behind.joint = towers if together else 1
-            behind.lrn["groups"] = 1 if behind.across_towers else behind.joint
+            following = model.get_submodule(stage)
+            assert isinstance(following, Stage)
+            following.joint = towers if together else 1
+            following.lrn["groups"] = 1 if following.across_towers else following.joint

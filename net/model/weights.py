@@ -1,4 +1,4 @@
-"""Weights in and out of the network, by the names that AlexNets go by elsewhere."""
+"""Loading and saving weights, with the parameter names of other AlexNet implementations."""
 
 import json
 import re
@@ -18,24 +18,24 @@ from ..doors import safetensors as safetensors_door
 from ..training import checkpoint
 from .alexnet import AlexNet, alexnet
 
-#: Parts of a name that only say what the network was wrapped in: by DataParallel (which pytorch/examples puts around
-#: ``features`` alone), torch.compile, FSDP, Lightning and people.
+#: Name components added by wrappers: DataParallel (which pytorch/examples puts around ``features`` alone),
+#: torch.compile, FSDP, Lightning, and user code.
 _WRAPPERS = {"module", "model", "net", "network", "backbone", "alexnet", "_orig_mod", "_fsdp_wrapped_module"}
-#: What torchvision's models are trained with: of pixels in [0, 1], red, green, blue.
+#: Normalization of torchvision's models: RGB pixels in [0, 1].
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _HEAD = "fc8.weight"
 #: What the mean image is called among a file's tensors.
 MEAN = "mean_image"
 #: "conv1.weight" (this project), "conv1_w_0" (ONNX from Caffe2), "conv1_w", "conv1_weight", "conv1.0" (Caffe's blobs).
 _NAMED = re.compile(r"^((?:conv|fc)\d+)[._](weight|bias|w|b|0|1)(?:_0)?$")
-#: torchvision and its like: numbered layers of two sequences.
+#: torchvision and similar: indices into two nn.Sequential.
 _NUMBERED = re.compile(r"^(features|classifier)\.(\d+)\.(weight|bias)$")
 _KIND = {"weight": "weight", "w": "weight", "0": "weight", "bias": "bias", "b": "bias", "1": "bias"}
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What :func:`load_weights` found: parameters loaded; names that only the network or only the source has; shapes
+    """The result of :func:`load_weights`: parameters loaded; names only in the network, or only in the source; shapes
     that differ, as (name, the network's, the source's)."""
 
     loaded: tuple[str, ...]
@@ -44,7 +44,7 @@ class LoadReport:
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
 
     def problems(self) -> str:
-        """One line about everything that did not match; empty when all did."""
+        """One line listing every mismatch; empty if there is none."""
         parts = [f"{name} is {list(theirs)} instead of {list(ours)}" for name, ours, theirs in self.mismatched]
         if self.missing:
             parts.append(f"missing: {', '.join(self.missing)}")
@@ -54,12 +54,12 @@ class LoadReport:
 
 
 def _stripped(name: str) -> str:
-    """``name`` without what the network was wrapped in, wherever that stands."""
+    """``name`` without the components that wrappers add."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def _canonical(source: Mapping[str, Tensor], model: AlexNet) -> dict[str, Tensor]:
-    """``source`` under this network's parameter names; names that mean nothing here stay."""
+    """``source`` with this network's parameter names; unknown names are kept."""
     convolutions = [name for name, _ in model.trunk if name is not None]
     dense = [*(layer.name for layer in model.config.hidden), model.config.output_name]
     stripped = [(_stripped(name), tensor) for name, tensor in source.items()]
@@ -77,27 +77,27 @@ def _canonical(source: Mapping[str, Tensor], model: AlexNet) -> dict[str, Tensor
             if position < len(layers):
                 name = f"{layers[position]}.{match[3]}"
         if name in result:
-            raise DataError(f"two of the source's tensors mean {name}")
+            raise DataError(f"two tensors of the source map to {name}")
         result[name] = tensor
     return result
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of a file; see :func:`read_state`."""
+    """The tensors and metadata of a file; see :func:`read_state`."""
     _, state = read_state(path)
     return state["model"], state["metadata"]
 
 
 def read_state(path: Path, needed: tuple[str, ...] = ("model",)) -> tuple[Path, dict[str, Any]]:
-    """What a file holds: ``model`` (its tensors), ``metadata``, perhaps ``mean_image``, and a checkpoint's members.
+    """Read a file: ``model`` (its tensors), ``metadata``, and the other members of a checkpoint.
 
-    It may be a ``.safetensors`` or ``.onnx`` file, a checkpoint of this program, a run folder, of which the newest
-    intact checkpoint is taken, or a state dict that another program wrote with ``torch.save``. Torchvision's AlexNet
-    gives weights for pixels in 0..255, see :func:`from_normalized`, under this project's names.
+    It may be a ``.safetensors`` or ``.onnx`` file, a checkpoint of this project, a run folder (its newest intact
+    checkpoint is read), or a state dict saved by another program with ``torch.save``. The weights of torchvision's
+    AlexNet are converted to pixels in 0..255, see :func:`from_normalized`, and to this project's names.
 
     Args:
         path: the file or folder.
-        needed: members that a checkpoint of this program must have.
+        needed: members that a checkpoint of this project must have.
 
     Returns:
         The path of the file, and the state.
@@ -124,14 +124,14 @@ def read_state(path: Path, needed: tuple[str, ...] = ("model",)) -> tuple[Path, 
         state = checkpoint_door.load_weights(path, needed)
     for name, tensor in state["model"].items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise DataError(f"{path}: {name} holds weights that are infinite or not a number: its training diverged")
+            raise DataError(f"{path}: {name} holds infinite or NaN weights: the training diverged")
     if not isinstance(state.get("metadata"), dict):
         state["model"], state["metadata"] = _from_torchvision(path, state["model"])
     return path, state
 
 
 def _from_torchvision(path: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of another program; where they are torchvision's AlexNet, with what that wants of its images."""
+    """Tensors and metadata of a foreign state dict; torchvision's AlexNet is recognised and converted."""
     if not any(_NUMBERED.match(_stripped(name)) for name in tensors):
         return tensors, {}
     with torch.device("meta"):
@@ -143,8 +143,8 @@ def _from_torchvision(path: Path, tensors: dict[str, Tensor]) -> tuple[dict[str,
     if shapes != {name: parameter.shape for name, parameter in model.named_parameters()}:
         return tensors, {}
     print(
-        f"{path}: torchvision's AlexNet, for pixels in [0, 1] less a mean and divided by a deviation; its first "
-        "convolution is scaled for pixels in 0..255"
+        f"{path}: torchvision's AlexNet, for normalized pixels in [0, 1]; its first convolution is rescaled for pixels "
+        "in 0..255"
     )
     return from_normalized(named), {
         "network": model.config.to_dict(),
@@ -155,11 +155,13 @@ def _from_torchvision(path: Path, tensors: dict[str, Tensor]) -> tuple[dict[str,
 
 
 def from_normalized(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights for pixels in 0..255 less 255 times ``IMAGENET_MEAN``, from those of a network that reads pixels in
-    [0, 1], less that mean and divided by ``IMAGENET_STD``, as torchvision's do. The logits are the same.
+    """Convert weights for torchvision's normalized pixels to mean-subtracted pixels in 0..255 units.
+
+    The source network reads pixels in [0, 1] less ``IMAGENET_MEAN``, divided by ``IMAGENET_STD``; the result reads
+    pixels in 0..255 less 255 times that mean. The logits are the same.
 
     Args:
-        tensors: a state dict with ``conv1.weight``, ``[N, 3, rows, columns]`` in red, green, blue.
+        tensors: a state dict with ``conv1.weight``, ``[N, 3, rows, columns]`` in RGB.
     """
     scale = 255 * torch.tensor(IMAGENET_STD, dtype=torch.float64).view(1, 3, 1, 1)
     first = tensors["conv1.weight"]
@@ -177,7 +179,7 @@ def save(path: Path, parameters: Mapping[str, Tensor], metadata: dict[str, Any])
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in parameters.items()}
     with atomic_write(path) as file:
-        # One key only: the order of several changes from file to file.
+        # A single key: safetensors does not write several in a deterministic order.
         file.write(serialize(tensors, {safetensors_door.METADATA: json.dumps(metadata)}))
 
 
@@ -190,24 +192,24 @@ def load_weights(
 ) -> LoadReport:
     """Copy weights into ``model`` from another AlexNet.
 
-    Names of this project, of torchvision's AlexNet (``features.0.weight``), of Caffe's and of the ONNX models made from
-    it (``conv1_w_0``) are understood; convolutions have the usual grouped layout in all of them. Of a state dict only
-    names and shapes are compared: torchvision's weights expect pixels in [0, 1] less a mean and divided by a deviation,
-    which :func:`from_normalized` changes, and Caffe's expect blue, green, red, which
-    :func:`net.model.onnx_import.from_bgr` changes. Of a file :func:`read` has done so.
+    Understands the parameter names of this project, of torchvision's AlexNet (``features.0.weight``), of Caffe's and of
+    the ONNX models made from it (``conv1_w_0``); all of them store convolutions in the usual grouped layout. For a
+    state dict only names and shapes are checked. torchvision's weights expect normalized pixels in [0, 1]: convert them
+    with :func:`from_normalized`. Caffe's expect BGR: convert them with :func:`net.model.onnx_import.from_bgr`. For a
+    file, :func:`read` does both.
 
     Args:
         model: the network; parameters keep their dtype and device.
-        source: a ``.safetensors`` or ``.onnx`` file, a checkpoint or a state dict in a file of ``torch.save``, or a
-            state dict.
-        strict: refuse, and change nothing, unless every parameter is there in the right shape and nothing is left.
-        without: layers that keep the weights they have, whatever the source holds for them.
+        source: a ``.safetensors`` or ``.onnx`` file, a checkpoint or state dict saved with ``torch.save``, or a state
+            dict.
+        strict: raise, and change nothing, unless names and shapes match exactly.
+        without: layers that keep their current weights and are ignored in the source.
 
     Returns:
         What was loaded and what did not match.
 
     Raises:
-        DataError: an unreadable file, or, when ``strict``, anything that does not match.
+        DataError: an unreadable file or, if ``strict``, any mismatch.
     """
     tensors = read(Path(source))[0] if isinstance(source, (str, Path)) else source
     left = {f"{layer}.{kind}" for layer in without for kind in ("weight", "bias")}

@@ -1,4 +1,4 @@
-"""Messages between ranks that gradients flow through."""
+"""Differentiable collectives."""
 
 from typing import Any
 
@@ -14,23 +14,23 @@ _Waiting = private.found("torch.distributed._functional_collectives:AsyncCollect
 
 
 def gather(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
-    """The ranks' ``x`` one after the other along ``dim``: an all-gather.
+    """All-gather: the ranks' ``x`` concatenated along ``dim``. ``x`` has the same shape on every rank.
 
-    Each rank goes on with the result in its own way, so the gradient is a reduce-scatter: the ranks' gradients are
-    added and each gets its part of the sum. ``x`` has the same shape on every rank.
+    Each rank uses the result differently, so the backward pass is a reduce-scatter: gradients are summed over the ranks
+    and each rank gets its slice of the sum.
     """
     if x.dim() == 4 and dim == 1 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-        # Pixels stay where they are: channels are the last dimension in memory.
+        # Gather without a copy: in memory, channels are the last dimension.
         return gather(x.permute(0, 2, 3, 1), 3, group).permute(0, 3, 1, 2)
     result: Tensor = _all_gather(x.contiguous(), dim, group)
-    # Eager calls may return a tensor that waits when it is used; autograd would keep that one for backward.
+    # Eager calls may return an AsyncCollectiveTensor, which autograd would save for backward.
     return result.wait() if isinstance(result, _Waiting) else result
 
 
 def replicate(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
-    """As :func:`gather`, for a result that every rank treats alike, such as the logits of a loss.
+    """Like :func:`gather`, for a result that every rank uses identically, such as the logits of a loss.
 
-    Every rank then finds the whole gradient by itself and takes its own part: no message.
+    Every rank then computes the whole gradient and keeps its own slice: backward needs no communication.
     """
     parts = list(gather(x.detach(), dim, group).chunk(group.size(), dim))
     parts[group.rank()] = x
@@ -38,10 +38,10 @@ def replicate(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
 
 
 def transpose(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """From some columns of all rows to all columns of some rows: an all-to-all, whose gradient is one too.
+    """All-to-all, forward and backward: from a rank's columns of all rows to all columns of a rank's rows.
 
     Args:
-        x: ``[rows, columns]``, the rank's columns; ``rows`` is a multiple of the number of ranks.
+        x: ``[rows, columns]``, the rank's columns; ``rows`` is a multiple of the group's size.
         group: the ranks.
 
     Returns:
@@ -65,5 +65,5 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """``x``, whose gradient is multiplied by ``factor`` on its way back."""
+    """The identity, whose gradient is multiplied by ``factor``."""
     return _ScaleGradient.apply(x, factor)  # type: ignore[no-any-return]

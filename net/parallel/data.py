@@ -14,19 +14,19 @@ from .part import Parallel, Share
 def averaged(
     model: AlexNet, group: dist.ProcessGroup, compression: str, split: tuple[str, ...] = ()
 ) -> DistributedDataParallel:
-    """``model`` with its gradients averaged over ``group`` while the backward pass goes on.
+    """``model`` with its gradients averaged over ``group``, overlapped with the backward pass.
 
     Args:
         model: the network.
         group: the ranks.
-        compression: ``"bf16"`` sends gradients as bfloat16.
-        split: parameters that are left alone, because each rank has rows of its own.
+        compression: ``"bf16"`` reduces gradients in bfloat16.
+        split: names of parameters that are not averaged, because each rank holds different rows of them.
 
     Raises:
-        UsageError: bf16 without NCCL, where PyTorch does not offer it.
+        UsageError: bf16 without NCCL, which PyTorch does not support.
     """
     if compression == "bf16" and dist.get_backend(group) != "nccl":
-        raise UsageError("--gradient-compression bf16 needs NCCL, that is a GPU for each rank; give none here")
+        raise UsageError("--gradient-compression bf16 needs NCCL and thus one GPU per rank; here it must be none")
     private.leave_to_ranks(model, split)
     wrapped = DistributedDataParallel(model, process_group=group, gradient_as_bucket_view=True)
     if compression == "bf16":

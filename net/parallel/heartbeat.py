@@ -1,4 +1,4 @@
-"""How ranks know that the others live while nobody expects a message for minutes: images are packed, code compiled."""
+"""Liveness of the ranks during minutes without communication, while images are packed or code is compiled."""
 
 import contextlib
 import json
@@ -14,38 +14,41 @@ from torch.distributed.distributed_c10d import Store, _world
 from ..common.errors import RankError
 from ..common.progress import Progress
 
-#: Seconds between beats; at a short timeout there are ten in it.
+#: Seconds between beats; less at a short timeout, so that it spans ten beats.
 INTERVAL = 1.0
 BEATS_IN_TIMEOUT = 10
-#: Beats missed by which a rank counts as dead when there is another sign of it.
+#: Missed beats after which a rank counts as dead if there is further evidence.
 SILENT = 3
-#: Seconds for the main thread to end by itself when a rank is lost.
+#: Seconds the main thread has to exit by itself after a rank has failed.
 GRACE = 3.0
-#: What a rank leaves instead of its next beat: it is through, or ends with an error.
+#: A rank's last beat: it has finished, or exits with an error.
 LEFT, FAILED = "left", "failed"
 
 DIED, ENDED = "died", "ended with an error"
 
 
 class Heartbeat(threading.Thread):
-    """A thread that counts up a number in the processes' store and watches the other ranks' numbers. It ends its own
-    process, and no other, when
+    """A thread that increments a counter in the distributed store and watches the counters of the other ranks.
 
-    - a rank's number stands still for longer than ``timeout``: it was stopped or killed, or its host is gone;
+    It ends its own process, and no other, when
+
+    - a rank's counter has not changed for ``timeout``: it was stopped or killed, or its host is gone;
     - a rank has failed;
-    - the main thread has neither sent a message nor reported progress (:class:`net.common.progress.Progress`) for
-      longer than ``progress_timeout``, although no rank has sent fewer messages, which it would be waiting for;
-    - the store is gone, which went with torchrun or the first host.
+    - the main thread has neither started a collective nor reported progress
+      (:class:`net.common.progress.Progress`) for ``progress_timeout``, and is not waiting for a rank that has started
+      fewer collectives;
+    - the store is gone, because torchrun or the host of rank 0 is.
 
-    Time is counted in this thread's own looks: clocks are never compared, and time in which this process stood still
-    counts against nobody. Whoever reaches the store can write to it, so what it says names ranks and does nothing else.
+    Time is measured in polls by this thread: clocks of different hosts are never compared, and no rank is blamed for
+    time in which this process was suspended. Anybody who can reach the store can write to it, so its contents are only
+    used to name ranks.
 
-    A single call that keeps Python's lock for longer than the timeout looks like a stopped process. Compiling the
-    network on a CPU kept it for 0.7 s, saving and reading checkpoints for 0.04 s.
+    A single call that holds the GIL for longer than the timeout looks like a stopped process. Compiling the network on
+    a CPU held it for 0.7 s, saving and reading checkpoints for 0.04 s.
 
     Args:
-        store: of the processes. The thread has a connection of its own: a client that waits for a key is locked.
-        rank, ranks: this process, and how many there are.
+        store: the processes' store. The thread clones it: a client that waits for a key blocks its connection.
+        rank, ranks: this process's rank and the world size.
         timeout, progress_timeout: seconds.
     """
 
@@ -56,14 +59,14 @@ class Heartbeat(threading.Thread):
         self.interval = min(INTERVAL, timeout / BEATS_IN_TIMEOUT)
         self.beats = [""] * ranks
         self.missed = [0] * ranks
-        #: How often this rank came to wait for the first one to pass.
+        #: Number of calls of World.wait_for_first on this rank.
         self.waits = 0
-        #: What the main thread had done at the last look, and looks since that changed.
+        #: Collectives and progress of the main thread at the last poll, and polls since either changed.
         self.done: tuple[dict[str, int], int] = {}, 0
         self.idle = 0
-        #: Whether all ranks have been there.
+        #: Whether all ranks have joined.
         self.met = False
-        #: Set when this process leaves; when a rank is lost.
+        #: over: this process leaves. lost: a rank has failed.
         self.over, self.lost = threading.Event(), threading.Event()
         self._beat(0)
 
@@ -81,7 +84,7 @@ class Heartbeat(threading.Thread):
             self._end(self.store_lost(), GRACE)
 
     def leave(self, last: str) -> None:
-        """Stop, and tell the others why: ``LEFT`` or ``FAILED``."""
+        """Stop, and tell the other ranks why: ``LEFT`` or ``FAILED``."""
         if self.over.is_set():
             return
         self.over.set()
@@ -90,8 +93,7 @@ class Heartbeat(threading.Thread):
             self._set(last)
 
     def blamed(self) -> tuple[list[int], str]:
-        """Which ranks are to blame for a message that failed or a signal to end, and what they did; call it some looks
-        later."""
+        """The ranks that caused a failed collective or a SIGTERM, and what they did; call it some polls later."""
         for ranks, state in (
             ([rank for rank, beat in enumerate(self.beats) if beat == FAILED], ENDED),
             ([rank for rank, missed in enumerate(self.missed) if missed >= SILENT], DIED),
@@ -102,26 +104,28 @@ class Heartbeat(threading.Thread):
         return [], ""
 
     def verdict(self, ranks: list[int], state: str) -> RankError | SystemExit:
-        """An error that says what the ``ranks`` did, for the first who asks on any rank; a silent end for all others,
-        and where the first rank has told its own error."""
+        """The error to raise: a message about ``ranks`` for the first caller on any rank, a silent exit for all others
+        and when rank 0, which prints its own errors, has failed."""
         if (state == ENDED and 0 in ranks) or self.store.add("verdicts", 1) > 1:
             return SystemExit(1)
-        advice = "; go on from the last checkpoint with --resume" if self.met else ""
+        advice = "; continue from the last checkpoint with --resume" if self.met else ""
         return RankError(f"{', '.join(map(self._described, ranks))} {state}{advice}")
 
     def store_lost(self) -> RankError:
-        """For when nothing can be asked any more."""
-        return RankError(f"rank {self.rank} lost the processes' store: torchrun or the first host is gone")
+        """The error when the store cannot be reached any more."""
+        return RankError(
+            f"rank {self.rank} lost its connection to the distributed store: torchrun or the host of rank 0 is gone"
+        )
 
     def looks(self, count: int) -> float:
-        """Seconds that ``count`` looks take, on other ranks too."""
+        """Seconds in which every rank completes ``count`` polls."""
         return (count + 2) * self.interval
 
     def _unanswered(self) -> str:
         return f"did not answer for {self.timeout:g} s (--timeout)"
 
     def _look(self) -> RankError | SystemExit | None:
-        """Compare with the last look; None when all is well."""
+        """Poll the store; returns the error to end with, or None if all is well."""
         beats = [beat.decode(errors="replace") for beat in self.store.multi_get(list(map(_key, range(self.ranks))))]
         for rank, (before, beat) in enumerate(zip(self.beats, beats, strict=True)):
             self.missed[rank] = self.missed[rank] + 1 if beat == before and beat != LEFT else 0
@@ -131,7 +135,7 @@ class Heartbeat(threading.Thread):
             return self.verdict(failed, ENDED)
         allowed = math.ceil(self.timeout / self.interval)
         if max(self.missed) >= allowed:
-            # Those that went silent together, with their host, reach the limit a look apart.
+            # Ranks that went silent together, with their host, may reach the limit one poll apart.
             return self.verdict(
                 [rank for rank, missed in enumerate(self.missed) if missed > allowed // 2], self._unanswered()
             )
@@ -147,13 +151,13 @@ class Heartbeat(threading.Thread):
         return None
 
     def _sent(self) -> dict[str, int]:
-        """How many messages of each group this rank has sent, or waits to send."""
+        """The number of collectives of each group that this rank has started."""
         groups: list[Any] = list(_world.pg_map)
         counts = {group.group_name: group._get_sequence_number_for_group() for group in groups}
         return counts | {"hold": self.waits}
 
     def _behind(self) -> list[int]:
-        """The ranks that have sent fewer messages than this one, which waits for them or soon will."""
+        """The ranks that have started fewer collectives than this one, which waits for them or soon will."""
         ours = self._sent()
         behind = []
         for rank, beat in enumerate(self.beats):
@@ -170,7 +174,7 @@ class Heartbeat(threading.Thread):
         self.store.set(_key(self.rank), beat)
 
     def _end(self, verdict: RankError | SystemExit, patience: float = 0.0) -> None:
-        """End this process, whatever its main thread is at, unless it leaves by itself within ``patience`` seconds."""
+        """End this process, whatever its main thread does, unless it leaves by itself within ``patience`` seconds."""
         if self.over.wait(patience):
             return
         if isinstance(verdict, RankError):
@@ -180,7 +184,7 @@ class Heartbeat(threading.Thread):
             os._exit(1)
 
     def _described(self, rank: int) -> str:
-        """``rank``, and the host that it has said it is on."""
+        """``rank``, and the host name it has reported."""
         if not self.store.check([place(rank)]):
             return f"rank {rank}"
         host = self.store.get(place(rank)).decode(errors="replace")[:64]
@@ -192,5 +196,5 @@ def _key(rank: int) -> str:
 
 
 def place(rank: int) -> str:
-    """Where ``rank`` leaves its host's name when it comes."""
+    """The store key of the host name of ``rank``, which is set when it joins."""
     return f"host {rank}"

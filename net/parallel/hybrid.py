@@ -1,9 +1,9 @@
 """Convolutions data-parallel, dense layers split by neurons (Krizhevsky 2014, "One weird trick").
 
 The convolutions have most of the arithmetic and few of the weights, the dense layers the reverse. Each rank runs the
-convolutions on its slice of the batch. Of that paper's three ways into the dense layers this is the first: every rank
-sends its last convolutional activations to all others, and all compute the dense layers for the whole batch, each its
-own neurons of every layer. An all-to-all gives each rank back the logits of its images.
+convolutions on its slice of the batch. Of that paper's three schemes for the dense layers this is scheme (a): the last
+convolutional activations are all-gathered, and every rank computes its own neurons of each dense layer for the whole
+batch. An all-to-all returns to each rank the logits of its images.
 """
 
 from functools import partial
@@ -20,9 +20,9 @@ from .shards import Shard, SplitDense, split_rows
 
 
 def hybrid(model: AlexNet, group: dist.ProcessGroup, compression: str) -> Parallel:
-    """``model`` with this rank's neurons of the dense layers.
+    """``model`` with only this rank's neurons of the dense layers.
 
-    In evaluation every rank sees every image, so that the batches need not be of the same size.
+    In evaluation every rank computes every image, so that batches need not divide evenly.
 
     Raises:
         UsageError: a dense layer reads one tower only.
@@ -34,7 +34,7 @@ def hybrid(model: AlexNet, group: dist.ProcessGroup, compression: str) -> Parall
         if config.reads(dense, False) != "all":
             raise UsageError(
                 f"--parallel hybrid splits dense layers that read all towers; {dense.name} of {config.variant} reads "
-                "its own (exchange=false): give --parallel data or tower"
+                "only its own (exchange=false): use --parallel data or tower"
             )
 
     def features(towers: list[Tensor], count: int) -> Tensor:
@@ -43,13 +43,13 @@ def hybrid(model: AlexNet, group: dist.ProcessGroup, compression: str) -> Parall
 
     def assemble(towers: list[Tensor]) -> Tensor:
         features = concatenate(towers)
-        # Gradients of a rank's own images come back from all ranks; DistributedDataParallel will divide them.
+        # The gather's backward sums the gradients of a rank's images over all ranks; DDP then divides by their number.
         return gather(scale_gradient(features, ranks), 0, group) if model.training else features
 
     def logits(own: Tensor) -> Tensor:
         if not model.training:
             return replicate(own, 1, group)[:, : config.classes]
-        # The loss is the mean over all ranks of the means over their images.
+        # The loss is the mean over the ranks of the means over their images.
         return transpose(scale_gradient(own, 1 / ranks), group)[:, : config.classes]
 
     shards: dict[str, Shard] = {}

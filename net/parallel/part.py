@@ -1,4 +1,4 @@
-"""What a strategy makes of a network on one rank."""
+"""A parallel network as one rank holds it: the result of a strategy."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ from .shards import Shard
 
 @dataclass(frozen=True)
 class Share:
-    """Which slice of each batch a rank sees; ``group`` holds the ranks that see the others."""
+    """Which slice of each batch a rank sees; ``group`` holds the ranks of all slices."""
 
     rank: int = 0
     replicas: int = 1
@@ -26,14 +26,14 @@ class Share:
 
 @dataclass(frozen=True)
 class Parallel:
-    """A network on this rank.
+    """This rank's part of a network.
 
     Attributes:
-        model: this rank's part; the optimizer updates its parameters.
-        forward: what training calls: ``model``, or DistributedDataParallel around it.
-        training, evaluation: the rank's slices of the batches.
+        model: the part itself; the optimizer updates its parameters.
+        forward: the module that training calls: ``model``, or DistributedDataParallel around it.
+        training, evaluation: the rank's slice of each batch.
         weight: of this rank's loss in the mean over the global batch.
-        shards: the parameters of which this rank has some rows.
+        shards: by name, the parameters of which this rank holds some rows.
     """
 
     model: AlexNet
@@ -45,14 +45,14 @@ class Parallel:
 
     @property
     def groups(self) -> list[dist.ProcessGroup]:
-        """The groups that this rank exchanges messages with."""
+        """The process groups that this rank communicates in."""
         groups = [self.training.group, self.evaluation.group, *(shard.group for shard in self.shards.values())]
         return [group for group in groups if group is not None]
 
     def whole(self, name: str, local: Tensor) -> Tensor:
-        """The whole parameter ``name``, or what belongs to it, from this rank's rows; a collective."""
+        """Gather the whole parameter ``name``, or its optimizer state, from the ranks' rows; a collective."""
         return self.shards[name].whole(local) if name in self.shards else local
 
     def local(self, name: str, whole: Tensor) -> Tensor:
-        """This rank's rows of the whole parameter ``name``, or of what belongs to it."""
+        """This rank's rows of the whole parameter ``name``, or of its optimizer state."""
         return self.shards[name].local(whole) if name in self.shards else whole

@@ -1,4 +1,4 @@
-"""The processes of a run: how they meet, agree, wait for one another, and find out who is missing."""
+"""The processes of a run: rendezvous, collective decisions, barriers, and the diagnosis of failed ranks."""
 
 import contextlib
 import datetime
@@ -25,46 +25,47 @@ from ..training.config import TrainConfig
 from .heartbeat import DIED, ENDED, FAILED, LEFT, SILENT, Heartbeat, place
 from .launch import Launch
 
-#: Seconds that a message may take where a rank may have long work of its own: packing images, compiling, saving. Only
-#: heartbeats tell then who is lost.
+#: Timeout in seconds of collectives during which a rank may be busy for long: packing images, compiling, saving. Only
+#: heartbeats detect failed ranks then.
 PATIENCE = 24 * 3600.0
-#: Seconds between two looks for another rank.
+#: Seconds between polls for another rank.
 POLL = 0.1
 
 Value = TypeVar("Value")
 
 
 class Votes:
-    """The largest of some numbers on any rank, again and again; here of the only process.
+    """Repeated max-reductions of a few integers over the ranks; this class is for a single process.
 
-    Of several processes a vote travels beside the work that follows it, so what has been decided is the vote before.
+    With several processes a vote is reduced asynchronously while the work after it runs, so :meth:`decided` returns the
+    result of the vote before.
 
     Args:
-        count: numbers in a vote.
+        count: integers in a vote.
     """
 
     def __init__(self, count: int) -> None:
         self.last = [0] * count
 
     def cast(self, *values: int) -> None:
-        """This rank's numbers, at least 0. Every rank casts equally often."""
+        """Submit this rank's values, each at least 0. Every rank casts equally often."""
         self.last = list(values)
 
     def decided(self) -> list[int]:
-        """The maxima of the last vote, or, of several processes, of the one before; zeros when there was none."""
+        """The maxima of the last vote or, with several processes, of the one before; zeros if there was none."""
         return self.last
 
     def settled(self) -> list[int]:
-        """The maxima of the last vote, for which several processes wait."""
+        """The maxima of the last vote; with several processes this waits for them."""
         return self.last
 
 
 class VotesOfSeveral(Votes):
-    """Votes of a group of processes; see :class:`Votes`.
+    """Votes of a process group; see :class:`Votes`.
 
     Args:
-        count: numbers in a vote.
-        group: the processes.
+        count: integers in a vote.
+        group: the ranks.
     """
 
     def __init__(self, count: int, group: dist.ProcessGroup) -> None:
@@ -85,7 +86,7 @@ class VotesOfSeveral(Votes):
 
 
 class World:
-    """A run's only process. :class:`Processes` is what several make of the same methods."""
+    """The processes of a run; this class is a world of one. :class:`Processes` implements it for several."""
 
     rank = 0
     size = 1
@@ -93,11 +94,11 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes files and talks."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     def describe(self) -> str:
-        """The processes in words, for the first lines of a log."""
+        """World size and backend, for the first lines of a log."""
         return ""
 
     def votes(self, count: int) -> "Votes":
@@ -105,62 +106,62 @@ class World:
         return Votes(count)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over the ranks, on each of them."""
+        """All-reduce: the sum over the ranks."""
         return tensor
 
     def broadcast(self, value: Value) -> Value:
-        """The first rank's value, which travels as JSON."""
+        """Rank 0's value; it must be JSON."""
         return value
 
     def gathered(self, value: Value) -> list[Value]:
-        """Every rank's value; they travel as JSON."""
+        """The values of all ranks; they must be JSON."""
         return [value]
 
     def wait_for_first(self) -> None:
-        """The other ranks wait here until the first one arrives, however long that takes."""
+        """Block the other ranks until rank 0 arrives, without a timeout."""
 
     def enforce_timeout(self, groups: Iterable[dist.ProcessGroup]) -> None:
-        """A barrier; from there on a rank that keeps ``groups`` waiting for longer than the timeout is lost."""
+        """Barrier, after which collectives of ``groups`` fail once they exceed ``--timeout``."""
 
     def opened(self, open: Callable[[], Value], identity: Callable[[Value], Mapping[str, object]]) -> Value:
-        """What ``open`` returns; the first rank opens before the others.
+        """Call ``open``, on rank 0 before the others, and return its result.
 
         Raises:
-            DataError: ``open`` raised it on a rank, or ``identity`` of what was opened differs between ranks.
-            UsageError: likewise.
+            DataError: ``open`` raised it on any rank, or ``identity`` of the results differs between ranks.
+            UsageError: ``open`` raised it on any rank.
         """
         return open()
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Turns an error of the messages between the ranks into one that names the rank that is lost."""
+        """Turn an error of a collective into one that names the rank that failed."""
         yield
 
     def close(self) -> None:
-        """Leave the other processes."""
+        """Leave the process group."""
 
 
 class Processes(World):
     """Several processes, started by torchrun.
 
     Args:
-        launch: which of them this is.
-        backend: ``gloo`` or ``nccl``, for the network's messages.
-        config: has the seconds after which a rank that does not come, that keeps the others waiting, or that reports no
-            progress counts as lost.
+        launch: rank and world size.
+        backend: ``gloo`` or ``nccl``, for the network's collectives.
+        config: gives ``start_timeout``, ``timeout`` and ``progress_timeout``, the seconds after which a rank that does
+            not join, does not answer, or reports no progress counts as failed.
 
     Raises:
-        RankError: they do not meet.
+        RankError: the rendezvous failed.
     """
 
-    #: How often this process has met others; each time has keys of its own in the store.
+    #: Number of rendezvous of this process; each uses its own prefix in the store.
     meetings = 0
 
     def __init__(self, launch: Launch, backend: str, config: TrainConfig) -> None:
         self.rank, self.size, self.timeout, self.backend = launch.rank, launch.world_size, config.timeout, backend
         Processes.meetings += 1
         try:
-            # torchrun keeps its store when it starts the processes again.
+            # torchrun keeps its store across restarts of the processes.
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             prefix = f"attempt {attempt}, meeting {Processes.meetings}"
             self.store = PrefixStore(prefix, _store(self.rank, config.start_timeout))
@@ -171,20 +172,20 @@ class Processes(World):
                 backend, store=self.store, rank=self.rank, world_size=self.size, timeout=_seconds(PATIENCE)
             )
             self.group = dist.group.WORLD
-            #: For small messages between the hosts, beside those of the network.
+            #: For small CPU tensors, independent of the network's collectives.
             self.control = dist.new_group(backend="gloo", timeout=_seconds(PATIENCE))
         except (dist.DistError, RuntimeError, ValueError, OSError) as error:
-            raise RankError(f"rank {self.rank} does not reach the others: {_meeting_place(error)}") from None
+            raise RankError(f"rank {self.rank} cannot reach the others: {_meeting_place(error)}") from None
         self.before = signal.signal(signal.SIGTERM, self._terminated)
 
     def _gather_at(self, store: PrefixStore, seconds: float) -> None:
-        """Wait until every rank is there."""
+        """Wait until every rank has joined."""
         store.set(place(self.rank), socket.gethostname())
         end = time.monotonic() + seconds
         while not store.check(list(map(place, range(self.size)))):
             if time.monotonic() > end:
                 missing = [rank for rank in range(self.size) if not store.check([place(rank)])]
-                raise self.heartbeat.verdict(missing, f"did not come within {seconds:g} s (--start-timeout)")
+                raise self.heartbeat.verdict(missing, f"did not join within {seconds:g} s (--start-timeout)")
             time.sleep(POLL)
 
     def describe(self) -> str:
@@ -216,7 +217,7 @@ class Processes(World):
         if self.first:
             self.store.set(key, "")
             return
-        # Not the store's own wait, in which no signal is heard.
+        # Not the store's own wait, which blocks signal handlers.
         while not self.store.check([key]):
             if self.heartbeat.lost.wait(POLL):
                 raise SystemExit(1)
@@ -229,22 +230,22 @@ class Processes(World):
     def opened(self, open: Callable[[], Value], identity: Callable[[Value], Mapping[str, object]]) -> Value:
         opened: list[Value] = []
         seen: Mapping[str, object] = {}
-        refused: UsageError | DataError | None = None
+        failure: UsageError | DataError | None = None
         if not self.first:
             self.wait_for_first()
         try:
             opened.append(open())
             seen = identity(opened[0])
         except (UsageError, DataError) as error:
-            refused = error
+            failure = error
         if self.first:
             self.wait_for_first()
-        errors = self.gathered(None if refused is None else [isinstance(refused, UsageError), str(refused)])
+        errors = self.gathered(None if failure is None else [isinstance(failure, UsageError), str(failure)])
         everywhere = all(each == errors[0] for each in errors)
         for rank, each in enumerate(errors):
             if each is not None:
-                usage, said = each
-                raise (UsageError if usage else DataError)(said if everywhere else f"rank {rank}: {said}")
+                usage, message = each
+                raise (UsageError if usage else DataError)(message if everywhere else f"rank {rank}: {message}")
         all_seen = self.gathered(seen)
         for rank, theirs in enumerate(all_seen):
             for name, value in all_seen[0].items():
@@ -267,8 +268,8 @@ class Processes(World):
             raise verdict from None
 
     def _lost(self, error: BaseException) -> BaseException:
-        """Have one rank say who is missing."""
-        # torchrun's, who may have seen it too: there is a line to be said first.
+        """Find out which rank failed; one rank reports it."""
+        # torchrun may have noticed too, and its SIGTERM must not come before the message.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
             if self.heartbeat.lost.wait(self.heartbeat.looks(SILENT)):
@@ -280,12 +281,12 @@ class Processes(World):
             return self.heartbeat.store_lost()
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:
-        """SIGTERM outside training. When another process ended it is torchrun's, and that is to be said first."""
+        """Handle SIGTERM outside training. torchrun sends it when another process ended; report that first."""
         if self.heartbeat.over.is_set() or self.heartbeat.lost.wait(self.heartbeat.looks(SILENT)):
             return
         ranks, state = self.heartbeat.blamed()
         if state == ENDED:
-            # This process is about to find the same error, or to miss them, and says so then.
+            # This process is about to raise the same error, or to notice that they are gone, and reports it then.
             return
         with contextlib.suppress(dist.DistError):
             if state == DIED:
@@ -305,12 +306,12 @@ def _seconds(seconds: float) -> datetime.timedelta:
 
 
 def _store(rank: int, seconds: float) -> Store:
-    """The processes' store: torchrun's, or the first rank's own where torchrun has none."""
+    """The distributed store: torchrun's, or rank 0's own where torchrun has none."""
     unset = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if unset:
         raise ValueError(f"torchrun's variable {unset[0]} is missing")
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    # PyTorch would wait for a name that nobody has, and print a page of addresses when nobody answers.
+    # PyTorch would retry an unknown host name, and print a page of addresses if there is no answer.
     socket.getaddrinfo(address, port)
     own = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     end = time.monotonic() + seconds
@@ -320,7 +321,7 @@ def _store(rank: int, seconds: float) -> Store:
             break
         except OSError as error:
             if time.monotonic() > end:
-                raise TimeoutError(f"nobody answered within {seconds:g} s (--start-timeout): {error}") from None
+                raise TimeoutError(f"no answer within {seconds:g} s (--start-timeout): {error}") from None
             time.sleep(POLL)
     timeout = _seconds(seconds)
     store: Store = dist.TCPStore(  # type: ignore[attr-defined]
@@ -330,16 +331,16 @@ def _store(rank: int, seconds: float) -> Store:
 
 
 def _meeting_place(error: BaseException) -> str:
-    """Why the processes do not meet, with the address they were to meet at."""
+    """Why the rendezvous failed, with its address."""
     address, port = (os.environ.get(name, "unset") for name in ("MASTER_ADDR", "MASTER_PORT"))
     first = str(error).splitlines()[0] if str(error) else type(error).__name__
     if "EADDRINUSE" in str(error) or "address already in use" in str(error):
-        return f"port {port} (MASTER_PORT) is in use; give torchrun --standalone or another --master-port"
+        return f"port {port} (MASTER_PORT) is in use; run torchrun with --standalone or another --master-port"
     return f"{first} (MASTER_ADDR {address}, MASTER_PORT {port})"
 
 
 def _backend(device: torch.device, shared: bool) -> str:
-    """NCCL for ranks with a GPU each; gloo for CPUs and for ranks that share a GPU.
+    """NCCL for one GPU per rank; gloo for CPUs and for ranks that share a GPU.
 
     Raises:
         UsageError: this PyTorch has no NCCL.
@@ -348,14 +349,14 @@ def _backend(device: torch.device, shared: bool) -> str:
         return "gloo"
     if not dist.is_nccl_available():
         raise UsageError(
-            "--device cuda: ranks with a GPU each need NCCL, which this PyTorch lacks; install a build that has it, or "
-            "give --device cpu"
+            "--device cuda: several GPUs need NCCL, which this build of PyTorch lacks; install one that has it, or use "
+            "--device cpu"
         )
     return "nccl"
 
 
 def _device_name(name: str | None, launch: Launch, count: int) -> tuple[str | None, bool]:
-    """What ``--device`` means for this rank on a machine with ``count`` GPUs, and whether ranks share a GPU there."""
+    """Resolve ``--device`` for this rank on a machine with ``count`` GPUs; also returns whether ranks share a GPU."""
     if name == "cpu" or count == 0 or launch.local_world_size == 1:
         return name, False
     if name is None or name == "cuda":
@@ -364,15 +365,15 @@ def _device_name(name: str | None, launch: Launch, count: int) -> tuple[str | No
 
 
 def join(launch: Launch, config: TrainConfig) -> tuple[World, torch.device]:
-    """This rank's device, and the other processes of the run, met.
+    """Choose this rank's device and join the other processes of the run.
 
     Raises:
-        UsageError: no such device, or no NCCL. RankError: the processes do not meet.
+        UsageError: no such device, or no NCCL. RankError: the rendezvous failed.
     """
     name, shared = _device_name(config.device, launch, torch.cuda.device_count())
     device = choose(name)
     if device.type == "mps" and config.parallel != "none":
-        raise UsageError(f"--device mps computes in one process, without --parallel {config.parallel}")
+        raise UsageError(f"--device mps runs in one process; it needs --parallel none, not {config.parallel}")
     if config.parallel == "none":
         return World(), device
     return Processes(launch, _backend(device, shared), config), device

@@ -1,4 +1,4 @@
-"""Layers of which a rank holds some rows, and the way between its rows and the whole parameter."""
+"""Layers of which a rank holds some rows, and conversion between its rows and the whole parameter."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from .collectives import gather
 
 @dataclass(frozen=True)
 class Shard:
-    """A rank's rows of a parameter that is spread over ``group``.
+    """A parameter whose ``rows`` are split over ``group``.
 
-    Every rank has the same number of rows; where they do not come out even, the last ones are filled up with zeros,
-    which nothing reads.
+    Every rank holds the same number of rows; if they do not divide evenly, the last ones are zero padding, which
+    nothing reads.
     """
 
     rows: int
@@ -38,7 +38,7 @@ class Shard:
 
 
 def split_rows(module: nn.Module, group: dist.ProcessGroup) -> Shard:
-    """Keep this rank's rows of ``module.weight`` and ``module.bias``; both have the same number."""
+    """Reduce ``module.weight`` and ``module.bias``, which have equally many rows, to this rank's rows."""
     parameters = dict(module.named_parameters(recurse=False))
     shard = Shard(len(parameters["weight"]), group)
     for name, parameter in parameters.items():
@@ -50,9 +50,9 @@ class SplitDense(Dense):
     """A dense layer of which each rank computes some neurons.
 
     Args:
-        dense: the whole layer; its parameters are taken over.
-        collect: what the layer reads, from the tensors that are on this rank.
-        deliver: what becomes of the rank's outputs.
+        dense: the whole layer, whose parameters are reused.
+        collect: assembles the layer's input from this rank's tensors.
+        deliver: applied to the rank's outputs.
     """
 
     def __init__(self, dense: Dense, collect: Exchange, deliver: Callable[[Tensor], Tensor] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The strategies by name."""
+"""Parallel strategies by name."""
 
 import torch.distributed as dist
 
@@ -14,13 +14,13 @@ STRATEGIES = {"data": data, "tower": tower, "hybrid": hybrid}
 def parallelize(
     model: AlexNet, strategy: str, group: dist.ProcessGroup | None = None, compression: str = "none"
 ) -> Parallel:
-    """This rank's part of ``model``, which is taken apart.
+    """Turn ``model``, in place, into this rank's part.
 
     Args:
-        model: the whole network with its weights, the same on every rank, on the device where it will run.
+        model: the whole network with its weights, identical on every rank, on the device where it will run.
         strategy: ``none``, ``data``, ``tower`` or ``hybrid``.
         group: the ranks; ``none`` needs no group.
-        compression: ``bf16`` sends the averaged gradients as bfloat16.
+        compression: ``bf16`` reduces averaged gradients in bfloat16.
 
     Raises:
         UsageError: the strategy cannot use this network.

@@ -1,8 +1,8 @@
 """The paper's two GPUs: each rank holds one tower, half of every layer's maps and neurons (section 3.2 and Figure 2).
 
-A rank computes with its own half of the weights on the whole batch. The ranks exchange pool2's output before conv3,
-pool5's before fc6, fc6's before fc7 and fc7's before fc8; normalization stays in the tower. The logits are gathered for
-the softmax. With 2 K ranks, K such pairs share the batch and average their gradients.
+A rank computes its half of every layer on the whole batch. The ranks exchange pool2's output before conv3, pool5's
+before fc6, fc6's before fc7 and fc7's before fc8; normalization stays within a tower. The logits are gathered for the
+softmax. With 2 K ranks, K such pairs split the batch and average their gradients.
 """
 
 import torch.distributed as dist
@@ -21,15 +21,15 @@ def tower(model: AlexNet, group: dist.ProcessGroup, compression: str) -> Paralle
     """This rank's tower of ``model``.
 
     Raises:
-        UsageError: the network has not two towers, or normalizes across their border.
+        UsageError: the network does not have two towers, or normalizes across them.
     """
     config = model.config
     if config.towers != 2:
-        raise UsageError(f"--parallel tower needs a network of two towers; {config.variant} has {config.towers} here")
+        raise UsageError(f"--parallel tower needs a network with two towers; {config.variant} has {config.towers} here")
     if config.lrn and config.lrn_across_towers:
         raise UsageError(
-            f"--parallel tower: the normalization of {config.variant} crosses the towers' border, where each rank has "
-            "its own maps only; give --parallel data or hybrid, or --architecture lrn_across_towers=false"
+            f"--parallel tower: {config.variant} normalizes across towers, but each rank has only the channels of its "
+            "own; use --parallel data or hybrid, or --architecture lrn_across_towers=false"
         )
     device = next(model.parameters()).device
     mesh = init_device_mesh(device.type, (group.size() // 2, 2), mesh_dim_names=("pair", "tower"))
@@ -55,6 +55,6 @@ def tower(model: AlexNet, group: dist.ProcessGroup, compression: str) -> Paralle
             shards |= {f"{name}.weight": shard, f"{name}.bias": shard}
     forward = averaged(model, pairs, compression) if pairs.size() > 1 else model
     share = Share(pairs.rank(), pairs.size(), pairs)
-    # Both towers of a pair find the same loss: the first one's counts.
+    # Both towers of a pair compute the same loss; count it once.
     weight = 1 / pairs.size() if towers.rank() == 0 else 0.0
     return Parallel(model, forward, share, share, weight, shards)

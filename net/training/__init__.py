@@ -1,1 +1,1 @@
-"""One training run: flags, recipe, step, checkpoints, evaluation, and the folder that holds it."""
+"""A training run: flags, recipe, training step, evaluation, checkpoints and the run folder."""

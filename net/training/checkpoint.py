@@ -1,4 +1,4 @@
-"""A run's checkpoints: written whole or not there, found newest first. Reading one is :mod:`net.doors.checkpoint`'s."""
+"""A run's checkpoints: written atomically, listed newest first. :mod:`net.doors.checkpoint` reads them."""
 
 import os
 import re
@@ -16,15 +16,15 @@ _NAME = re.compile(r"step_(\d{8})\.pt")
 
 
 def path_of(folder: Path, step: int) -> Path:
-    """The checkpoint of an update in a run's ``checkpoints`` folder."""
+    """The path of the checkpoint of update ``step`` in a run's ``checkpoints`` folder."""
     return folder / f"step_{step:08d}.pt"
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint, on the disk and under its name when this returns.
+    """Write a checkpoint atomically; it is synced to disk on return.
 
     Raises:
-        OSError: it cannot be written; what was there before is as it was.
+        OSError: it cannot be written; an existing file is left intact.
     """
     state = {"format": FORMAT, **state}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
         try:
             torch.save({**state, "digest": digest(state)}, file)
         except RuntimeError as error:
-            # torch.save closes its archive on the way out of a failed write and reports that, not the cause.
+            # After a failed write torch.save fails to close its archive and reports only that.
             cause = error.__cause__ or error.__context__
             raise (cause if isinstance(cause, OSError) else OSError(f"{path}: {error}")) from None
 
@@ -44,11 +44,11 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path, needed: tuple[str, ...] = ()) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that is intact, and its content; says so for each damaged one that is passed over.
+    """The newest intact checkpoint and its content; None if there is none. Prints a line for each damaged one.
 
     Args:
-        folder: of the checkpoints.
-        needed: members that it must have; see :func:`net.doors.checkpoint.load`.
+        folder: the ``checkpoints`` folder.
+        needed: members it must have; see :func:`net.doors.checkpoint.load`.
     """
     passed: set[Path] = set()
     while left := [path for path in checkpoints(folder) if path not in passed]:
@@ -57,15 +57,15 @@ def newest(folder: Path, needed: tuple[str, ...] = ()) -> tuple[Path, dict[str, 
             return path, load(path, needed)
         except DataError as error:
             if isinstance(error, MissingError) and not os.path.lexists(path):
-                # A run that goes on has pruned it, and has newer ones.
+                # A run in progress has pruned it, and has written newer ones.
                 continue
             passed.add(path)
-            print(f"{error}; trying the one before")
+            print(f"{error}; trying the previous one")
     return None
 
 
 def of_run(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The newest intact checkpoint of the run folder ``path``, and its content.
+    """The newest intact checkpoint of the run folder ``path`` and its content.
 
     Raises:
         DataError: there is none.
@@ -77,7 +77,7 @@ def of_run(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints, and what an interrupted save left."""
+    """Delete all but the newest ``keep`` checkpoints, and leftovers of interrupted saves."""
     for path in checkpoints(folder)[keep:]:
         path.unlink(missing_ok=True)
     remove_partials(folder)

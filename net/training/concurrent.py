@@ -1,4 +1,4 @@
-"""Several trainings, one after the other or side by side."""
+"""Several training runs, sequentially or in parallel processes."""
 
 import contextlib
 import os
@@ -16,9 +16,10 @@ from .config import TrainConfig
 
 
 def train(config: TrainConfig, folder: Path) -> dict[str, Any] | int:
-    """Train in ``folder``, from its newest checkpoint if there is one; returns the results, or a signal's exit status.
+    """Train in ``folder``, resuming from its newest checkpoint if there is one; output goes to ``log.txt``.
 
-    What the training prints goes to ``log.txt``.
+    Returns:
+        The results, or the exit status of a signal.
     """
     from ..common.device import choose, describe
     from ..doors.checkpoint import RESUMED
@@ -46,11 +47,11 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any] | int:
 
 
 def _apart(connection: Connection, config: TrainConfig, folder: Path, threads: int) -> None:
-    """:func:`train` in a process of its own; what comes of it, or why nothing does, goes through ``connection``."""
+    """Process target: run :func:`train` and send its result, or the exception, through ``connection``."""
     import torch
 
     processes.end_with_parent()
-    # Out of the terminal's group, so that Ctrl-C comes once: from the process that started this one.
+    # Leave the terminal's process group, so that Ctrl-C arrives only once, through the parent.
     os.setpgrp()
     torch.set_num_threads(threads)
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,30 +67,31 @@ def _apart(connection: Connection, config: TrainConfig, folder: Path, threads: i
 def side_by_side(
     trainings: Sequence[tuple[TrainConfig, Path]], workers: int
 ) -> Iterator[tuple[int, dict[str, Any] | int]]:
-    """:func:`train` in processes of their own, each with its share of the cores.
+    """Run :func:`train` in parallel processes, each with its share of the cores.
 
-    The first SIGTERM or SIGINT is passed on to them, a second one ends this process and them at once.
+    The first SIGTERM or SIGINT is passed on to them; a second one ends this process and them at once.
 
     Args:
-        trainings: configuration and folder of each.
-        workers: processes at a time.
+        trainings: configuration and folder of each run.
+        workers: number of simultaneous processes.
 
     Yields:
-        The number of a training and its results, or the exit status of a signal that stopped it, in the order in which
-        they end. After a signal no training is started.
+        In order of completion, the index of a run and its results, or the exit status of the signal that stopped it. No
+        run is started after a signal.
 
     Raises:
-        DataError: a process died. Whatever stopped a training; the others are stopped then, and go on another time.
+        DataError: a process died. Also re-raises the exception of a run. The other runs are stopped then, and can be
+            resumed.
     """
     from .signals import StopSignal
 
-    # The others are what a training imports on its way, seconds each time: PyTorch for an optimizer's first update, the
-    # trainer for the curve at the end.
+    # Preload what a run would import later, which takes seconds: torch._dynamo at the optimizer's first update, and the
+    # curve at the end.
     start = processes.context("net.training.trainer", "torch._dynamo", "net.training.curve")
     threads = max(1, processes.available_cores() // workers)
     waiting = iter(enumerate(trainings))
     running: dict[Any, tuple[int, BaseProcess]] = {}
-    told = said = False
+    terminated = reported = False
     with StopSignal() as stop:
         try:
             while True:
@@ -98,24 +100,24 @@ def side_by_side(
                     receiving, sending = start.Pipe(duplex=False)
                     process: BaseProcess = start.Process(target=_apart, args=(sending, config, folder, threads))
                     process.start()
-                    # Only the process holds this end now: when it dies, reading ends.
+                    # Now only the child holds this end, so that recv raises EOFError if it dies.
                     sending.close()
                     running[receiving] = number, process
                 if not running:
-                    if stop.number and not said and (task := next(waiting, None)) is not None:
-                        # It came when none was running: the next one is where it stops.
+                    if stop.number and not reported and (task := next(waiting, None)) is not None:
+                        # The signal arrived while no run was active: report it for the next one.
                         yield task[0], 128 + stop.number
                     return
-                # Now and then it is asked whether a signal came.
+                # The timeout is for noticing signals.
                 for connection in wait(running, timeout=0.2):
                     number, process = running.pop(connection)
                     result = _received(connection, process, trainings[number][1], stop.number)
                     if isinstance(result, int) and stop.number:
-                        # Theirs was SIGTERM whatever came here.
-                        result, said = 128 + stop.number, True
+                        # Children always get SIGTERM; report the signal this process received.
+                        result, reported = 128 + stop.number, True
                     yield number, result
-                if stop.number and not told:
-                    told = True
+                if stop.number and not terminated:
+                    terminated = True
                     for _, process in running.values():
                         process.terminate()
         finally:
@@ -126,7 +128,7 @@ def side_by_side(
 
 
 def one_by_one(trainings: Sequence[tuple[TrainConfig, Path]]) -> Iterator[tuple[int, dict[str, Any] | int]]:
-    """:func:`train` in this process, with all cores, up to one that a signal stops."""
+    """Run :func:`train` sequentially in this process, with all cores, until a signal stops one."""
     for number, (config, folder) in enumerate(trainings):
         result = train(config, folder)
         yield number, result
@@ -135,10 +137,10 @@ def one_by_one(trainings: Sequence[tuple[TrainConfig, Path]]) -> Iterator[tuple[
 
 
 def _received(connection: Any, process: BaseProcess, folder: Path, stopped: int | None) -> dict[str, Any] | int:
-    """What a process sent before it ended.
+    """The result that a process sent before it ended.
 
     Raises:
-        DataError: it died without a word, and no signal was sent to it. Whatever stopped its training.
+        DataError: it died without a result, and not because of a signal. Also re-raises its exception.
     """
     try:
         result: dict[str, Any] | int | Exception = connection.recv()
@@ -146,7 +148,7 @@ def _received(connection: Any, process: BaseProcess, folder: Path, stopped: int 
         process.join()
         if not stopped:
             raise DataError(
-                f"the process of the training in {folder} died ({process.exitcode}); see log.txt in it"
+                f"the process training in {folder} died (exit code {process.exitcode}); see its log.txt"
             ) from None
         result = 128 + stopped
     process.join()

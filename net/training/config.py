@@ -1,4 +1,4 @@
-"""What ``python -m net.train`` is asked to do: the recipe, presets and every flag. Free of torch."""
+"""The flags of ``python -m net.train``: recipe, presets and everything else. Free of torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,25 +41,25 @@ class RecipeConfig:
     momentum: float = _optimisation(0.9, "momentum", metavar="X")
     weight_decay: float = _optimisation(5e-4, "weight decay, for weights and not for biases", metavar="X")
     bias_lr_multiplier: float = _optimisation(
-        1.0, "learning rate of biases over that of weights (2012 program: 2)", metavar="X"
+        1.0, "learning rate of biases relative to weights (2012 program: 2)", metavar="X"
     )
     conv_lr_multiplier: float = _optimisation(
-        1.0, "the same of convolutions over dense layers (Krizhevsky 2014, for large batches)", metavar="X"
+        1.0, "learning rate of convolutions relative to dense layers (Krizhevsky 2014, for large batches)", metavar="X"
     )
     lr_scheduler: Literal["plateau", "multistep"] = _optimisation(
-        "plateau", "lower it when the validation error stalls (the paper), or at --lr-milestones"
+        "plateau", "reduce the learning rate when the validation error plateaus (the paper), or at --lr-milestones"
     )
     lr_milestones: tuple[int, ...] = _optimisation(
-        (), "epochs at which multistep lowers it; 60 and 85 % of --epochs by default", metavar="EPOCH"
+        (), "epochs at which multistep reduces it; 60 and 85 % of --epochs by default", metavar="EPOCH"
     )
-    gamma: float = _optimisation(0.1, "factor by which it is lowered", metavar="X")
-    patience: int = _optimisation(5, "plateau: evaluations without improvement that count as a stall", metavar="N")
-    reductions: int = _optimisation(3, "plateau: how often it is lowered; the next stall ends training", metavar="N")
-    crop: bool = _augmentation(True, "random crops, where images are larger than the network's input; else the centre")
+    gamma: float = _optimisation(0.1, "factor of each reduction", metavar="X")
+    patience: int = _optimisation(5, "plateau: evaluations without improvement before a reduction", metavar="N")
+    reductions: int = _optimisation(3, "plateau: number of reductions; the next plateau ends training", metavar="N")
+    crop: bool = _augmentation(True, "random crops of images larger than the network's input; else the centre crop")
     reflect: bool = _augmentation(True, "random horizontal reflections")
-    colour_noise: float = _augmentation(0.1, "standard deviation of the PCA colour noise; 0 for none", metavar="X")
+    colour_noise: float = _augmentation(0.1, "standard deviation of the PCA colour noise; 0 disables it", metavar="X")
     colour_scale: Literal["stddev", "eigenvalue"] = _augmentation(
-        "stddev", "unit of that noise: the component's standard deviation (the 2012 program) or variance (the paper)"
+        "stddev", "unit of that noise: the component's standard deviation (2012 program) or variance (paper)"
     )
     colour_rescale: bool = _augmentation(False, "divide the image by 1 + colour noise, as the 2012 program does")
 
@@ -79,9 +79,9 @@ class RecipeConfig:
 RECIPES: dict[str, dict[str, Any]] = {
     # The paper's text: section 4.1, section 4.2, section 5.
     "paper": {},
-    # Net 145 of the 2012 program: its rate by epoch (notes of the run), biases at twice the rate, colour noise with
-    # the image divided by 1.1. Its other habits are not here: one crop for 32 images, conv1 frozen and no colour noise
-    # near the end.
+    # Net 145 of the 2012 program: its learning rate by epoch (notes of the run), biases at twice the rate, colour noise
+    # with the image divided by 1.1. Not reproduced: one crop for 32 images, and near the end conv1 frozen and no colour
+    # noise.
     "original_code": {
         "lr_scheduler": "multistep",
         "lr_milestones": (25, 51, 79),
@@ -89,7 +89,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "bias_lr_multiplier": 2.0,
         "colour_rescale": True,
     },
-    # For small gray digits: reflection and colour noise would change what a digit is.
+    # On small gray digits, reflection and colour noise do not preserve the class.
     "digits": {
         "lr_scheduler": "multistep",
         "reflect": False,
@@ -99,7 +99,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {"network": "digits", "recipe": "digits", "epochs": 20, "batch_size": 64, "time_budget": 60.0},
-    # The rate is that of cuda-convnet's configuration for this network.
+    # The learning rate is that of cuda-convnet's configuration for this network.
     "cifar10": {"network": "cifar10", "recipe": "paper", "epochs": 150, "lr": 0.001},
     # The paper's recipe at fixed epochs; crops of 28x28 out of 32x32.
     "alexnet32": {
@@ -115,18 +115,18 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class TrainConfig(RecipeConfig):
-    """What ``python -m net.train`` is asked to do."""
+    """The flags of ``python -m net.train``."""
 
     GROUPS: ClassVar = GROUPS
 
-    preset: Literal["digits", "cifar10", "alexnet32", "imagenet"] = flag(
-        "digits", "data set and defaults of all that follows; --preset NAME --help shows them"
+    preset: Literal["digits", "cifar10", "imagenet"] = flag(
+        "digits", "data set, and the defaults of all other flags; --preset NAME --help shows them"
     )
-    config: str | None = flag(None, "TOML file of flags; those on the command line win", metavar="FILE.toml")
+    config: str | None = flag(None, "TOML file of flags; the command line overrides it", metavar="FILE.toml")
     data_path: str | None = _data(
         None,
         "image folder (train/CLASS/*, val/CLASS/*), packed store, CIFAR-10 archive or its folder, or synthetic[:COUNT]"
-        " for random images; the digits preset brings its own",
+        " for random images; by default the embedded digits",
         metavar="PATH",
     )
     store: str | None = _data(None, "where an image folder is packed; PATH.packed by default", metavar="DIR")
@@ -139,7 +139,7 @@ class TrainConfig(RecipeConfig):
     )
     workers: int = _data(2, "threads that read images", short="j", metavar="N")
     cache: Literal["device", "host", "none"] = _data(
-        "none", "keep training images in the device's or the host's memory when they fit"
+        "none", "keep training images in device or host memory if they fit"
     )
     network: Literal[tuple(VARIANTS)] = _model("paper", "architecture")  # type: ignore[valid-type]
     architecture: dict[str, Any] = _model(  # noqa: RUF009 - a default factory
@@ -153,59 +153,59 @@ class TrainConfig(RecipeConfig):
         "start from these weights (run folder, checkpoint, state dict, .safetensors, .onnx, a name that ships)",
         metavar="PATH",
     )
-    new_head: bool = _model(False, "with --init-from: initialise the last layer, for other classes (transfer)")
-    freeze: tuple[str, ...] = _model((), "with --init-from: layers that stay fixed, such as conv1", metavar="LAYER")
+    new_head: bool = _model(False, "with --init-from: reinitialise the last layer, for other classes (transfer)")
+    freeze: tuple[str, ...] = _model((), "with --init-from: layers to freeze, such as conv1", metavar="LAYER")
     recipe: Literal[tuple(RECIPES)] = _optimisation(  # type: ignore[valid-type]
         "paper", "named defaults of optimisation and augmentation"
     )
-    epochs: int = _optimisation(90, "passes over the training images; the schedule may end sooner", metavar="N")
-    max_steps: int | None = _optimisation(None, "stop after so many updates", metavar="N")
+    epochs: int = _optimisation(90, "passes over the training images; the schedule may end earlier", metavar="N")
+    max_steps: int | None = _optimisation(None, "stop after this many updates", metavar="N")
     time_budget: float | None = _optimisation(
-        None, "stop after so many seconds of training; 0 for no limit", metavar="SECONDS"
+        None, "stop after this many seconds of training; 0 for no limit", metavar="SECONDS"
     )
-    batch_size: int = _optimisation(128, "images in an update", short="b", metavar="N")
-    seed: int = _optimisation(0, "of weights, order, augmentation and dropout", metavar="N")
+    batch_size: int = _optimisation(128, "images per update, over all processes", short="b", metavar="N")
+    seed: int = _optimisation(0, "seed of weights, order, augmentation and dropout", metavar="N")
     device: str | None = _speed(None, DEVICES)
     precision: Literal["auto", "fp32", "tf32", "bf16"] = _speed(
         "auto", "fp32 (TF32 off), tf32, or bf16 with fp32 weights and loss; auto: bf16 on GPUs that have it, else fp32"
     )
     channels_last: bool = _speed(True, "channels_last memory format")
     compile: bool | None = _speed(
-        None, "torch.compile; by default in long runs on a CPU, and on several GPUs unless --time-budget is under 300"
+        None, "torch.compile; by default for long runs on a CPU, and on several GPUs unless --time-budget is under 300"
     )
     cuda_graph: bool | None = _speed(
-        None, "replay updates from a CUDA graph; by default where one process trains on a GPU"
+        None, "replay updates as a CUDA graph; by default when one process trains on a GPU"
     )
     tune: Literal["auto", "off", "again"] = _speed(
-        "auto", "measure the network's forms on a GPU: once a machine and for long runs only (auto), now (again), never"
+        "auto", "measure the network's forms on a GPU: before long runs, once per machine (auto), now (again), never"
     )
     forms: dict[str, Any] = _speed(  # noqa: RUF009 - a default factory
-        {}, "forms to use, such as first=blocks shared=together; the measured ones by default", key_values=True
+        {}, "forms to use, such as first=blocks shared=together; by default the fastest measured", key_values=True
     )
     output_dir: str | None = _run(None, "run folder; runs/PRESET-NNN by default", metavar="DIR")
     resume: str | None = _run(
         None,
-        "go on from a checkpoint or run folder; without PATH from the newest run",
+        "continue from a checkpoint or run folder; without PATH, from the newest run",
         optional_value="auto",
         metavar="PATH",
     )
-    checkpoint_every: int = _run(0, "updates between checkpoints, besides one an epoch", metavar="STEPS")
-    keep: int = _run(3, "newest checkpoints to keep", metavar="N")
+    checkpoint_every: int = _run(0, "updates between checkpoints, besides those at ends of epochs", metavar="STEPS")
+    keep: int = _run(3, "number of checkpoints to keep, the newest", metavar="N")
     eval_every: int = _run(1, "epochs between evaluations", metavar="EPOCHS")
-    log_every: int = _run(20, "updates between lines of progress", metavar="STEPS")
-    tensorboard: bool = _run(False, "write TensorBoard events too (needs the extra tensorboard)")
+    log_every: int = _run(20, "updates between log lines", metavar="STEPS")
+    tensorboard: bool = _run(False, "also write TensorBoard events (needs the extra tensorboard)")
     parallel: Literal["none", "data", "tower", "hybrid"] = _parallel(
         "none",
-        "split the batch (data), the paper's two towers (tower), or the batch for the convolutions and the neurons for"
-        " the dense layers (hybrid)",
+        "split the batch (data), the paper's two towers (tower), or the batch in convolutions and the neurons in dense"
+        " layers (hybrid)",
     )
     gradient_compression: Literal["none", "bf16"] = _parallel(
-        "none", "reduce gradients as bfloat16 (data, hybrid's convolutions, several pairs of towers)"
+        "none", "reduce gradients in bfloat16 (data, the convolutions of hybrid, several pairs of towers)"
     )
-    timeout: float = _parallel(20.0, "end the run when a process does not answer for so long", metavar="SECONDS")
-    start_timeout: float = _parallel(300.0, "wait so long for all processes to start", metavar="SECONDS")
+    timeout: float = _parallel(20.0, "end the run if a process does not answer for this long", metavar="SECONDS")
+    start_timeout: float = _parallel(300.0, "how long to wait for all processes to start", metavar="SECONDS")
     progress_timeout: float = _parallel(
-        600.0, "end the run when a process packs, compiles or saves without progress for so long", metavar="SECONDS"
+        600.0, "end the run if packing, compiling or saving makes no progress for this long", metavar="SECONDS"
     )
 
     def __post_init__(self) -> None:
@@ -220,18 +220,18 @@ class TrainConfig(RecipeConfig):
             raise UsageError(f"--seed must be less than 2**63; got {self.seed}")
         for name in ("new_head", "freeze"):
             if getattr(self, name) and self.init_from is None:
-                raise UsageError(f"{flag_name(name)} goes with --init-from, the weights to start from")
+                raise UsageError(f"{flag_name(name)} needs --init-from, the weights to start from")
         if self.lr_scheduler == "multistep" and not self.lr_milestones:
             milestones = sorted({max(1, round(0.6 * self.epochs)), max(1, round(0.85 * self.epochs))})
             object.__setattr__(self, "lr_milestones", tuple(milestones))
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What the preset and the recipe of ``given`` say; a recipe that is asked for wins over the preset's values."""
+        """The defaults of the preset and recipe in ``given``; an explicit recipe overrides the preset's values."""
         defaults = dict(PRESETS[given.get("preset", "digits")])
         recipe = RECIPES[given.get("recipe", defaults["recipe"])]
         defaults = {**defaults, **recipe} if "recipe" in given else {**recipe, **defaults}
         if "epochs" in given or "max_steps" in given:
-            # Somebody who says how long to train means it.
+            # An explicit length of training overrides the preset's time budget.
             defaults.pop("time_budget", None)
         return defaults

@@ -1,4 +1,4 @@
-"""The picture of a run: loss and error over the updates."""
+"""Plot of a run: loss and error over the updates."""
 
 import io
 import itertools

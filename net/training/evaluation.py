@@ -1,4 +1,4 @@
-"""Top-1 and top-5 errors of networks, alone and averaged."""
+"""Top-1 and top-5 errors of single networks and of ensembles."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,23 +11,30 @@ from ..common.device import autocast, sum_dtype
 from ..data.augmentation import Crops
 from ..data.loader import Loader
 
-#: Labels that may be named for an image to count as right in the top-5 error (section 6).
+#: The k of the top-k error (top-5, section 6).
 TOP = 5
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Errors in percent over ``images`` images. ``loss`` is the mean of -log of the label's probability."""
+    """Errors in percent over ``images`` images. ``loss`` is the mean cross-entropy of the averaged probabilities."""
 
     images: int
     loss: float
     top1_error_percent: float
-    #: None with five classes or fewer, where it says nothing.
+    #: None with five classes or fewer, where it is always 0.
     top5_error_percent: float | None
 
 
 def probabilities(model: nn.Module, crops: Tensor, precision: str, memory_format: torch.memory_format) -> Tensor:
-    """Softmax of the logits, averaged over the crops ``[N, crops, 3, size, size]``: float32 ``[N, classes]``."""
+    """Softmax of the logits, averaged over an image's crops.
+
+    Args:
+        crops: ``[N, crops, 3, size, size]``.
+
+    Returns:
+        float32 ``[N, classes]``.
+    """
     count, views = crops.shape[:2]
     images = crops.flatten(0, 1).contiguous(memory_format=memory_format)
     with autocast(precision, images.device):
@@ -51,24 +58,24 @@ def evaluate(
     """Errors over one pass of ``loader``.
 
     Args:
-        models: networks of the same classes.
+        models: networks with the same classes.
         loader: a loader that does not shuffle.
         means, sizes: the mean image and the input size of each network.
         crops: :func:`net.data.augmentation.centre_crop` or :func:`net.data.augmentation.ten_crops`.
-        precision, memory_format: how the networks run.
-        stop: asked before each batch; True gives up.
-        progress: told the number of images of each batch that is done.
-        total: adds up the sums of processes that each see a part of the images.
+        precision, memory_format: of the forward passes.
+        stop: called before each batch; True aborts.
+        progress: called after each batch with its number of images.
+        total: sums over processes that each see a part of the images.
 
     Returns:
-        The errors of each network, then, if there are several, those of their averaged softmax outputs (the paper's
-        ensembles); None when it gave up.
+        The errors of each network and, if there are several, of their averaged softmax outputs (the paper's
+        ensembles); None if aborted.
     """
     was_training = [model.training for model in models]
     for model in models:
         model.eval()
     rows = len(models) + (len(models) > 1)
-    #: For each row the sums of -log probability, of top-1 and top-5 mistakes, and of images; they stay on the device.
+    #: For each row the sums of -log probability, top-1 errors, top-5 errors and images; they stay on the device.
     sums = torch.zeros(rows, 4, dtype=sum_dtype(loader.device), device=loader.device)
     classes = 0
     batches = iter(loader)
@@ -87,8 +94,8 @@ def evaluate(
                 output = torch.stack(outputs)
                 classes = output.shape[2]
                 of_label = output.gather(2, batch.labels.expand(rows, -1)[..., None])
-                # Only classes less probable than the label's count for it, so that neither a network that says the same
-                # of every class nor one that says not-a-number is ever right.
+                # A prediction is right if enough classes are strictly less probable than the label, so that neither
+                # equal probabilities nor NaN ever count as right.
                 less = (output < of_label).sum(2)
                 sums[:, 0] -= of_label[..., 0].clamp_min(torch.finfo(torch.float32).tiny).log().sum(1)
                 sums[:, 1] += (less < classes - 1).sum(1)
@@ -109,7 +116,7 @@ def evaluate(
 
 
 def accuracies(errors: Errors) -> str:
-    """Top-1 and top-5 accuracy in words."""
+    """Top-1 and top-5 accuracy, formatted for a log."""
     text = f"top-1 {100 - errors.top1_error_percent:.2f} %"
     if errors.top5_error_percent is not None:
         text += f"  top-5 {100 - errors.top5_error_percent:.2f} %"

@@ -1,4 +1,4 @@
-"""Loss and error between two lines of progress."""
+"""Loss and error between two log lines."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from ..parallel.process_group import World
 
 
 class Interval:
-    """What the updates since the last line of progress gave; sums stay on the device.
+    """Losses and correct predictions since the last log line; they stay on the device.
 
     Args:
         device: of the losses.
-        weight: of this rank's losses in the mean over the global batch; 0 where another rank sees the same images.
+        weight: of this rank's losses in the mean over the global batch; 0 if another rank counts the same images.
     """
 
     def __init__(self, device: torch.device, weight: float) -> None:
@@ -24,7 +24,7 @@ class Interval:
         self.seconds = 0.0
 
     def add(self, loss: Tensor, correct: Tensor, images: int) -> None:
-        """Take in an update: its loss, and how many of its images were classified correctly."""
+        """Add an update: its loss, the number of correctly classified images, and of all images."""
         self.losses.append(loss if self.weight == 1 else loss * self.weight)
         if not self.weight:
             return
@@ -32,7 +32,11 @@ class Interval:
         self.images += images
 
     def join(self, world: World) -> Tensor:
-        """The losses of the global batches; the first rank then holds what all of them had, the others nothing."""
+        """Reduce over the ranks; afterwards rank 0 holds the totals and the others zeros.
+
+        Returns:
+            The losses of the global batches, on every rank.
+        """
         if not self.losses:
             return torch.zeros(1)
         losses = world.sum(torch.stack(self.losses))
@@ -58,7 +62,7 @@ class Interval:
         }
 
     def load_state_dict(self, state: dict[str, Any], first: bool) -> None:
-        """Take in what :meth:`join` left with the first rank."""
+        """Restore rank 0's state on rank 0, and zeros on the others, as after :meth:`join`."""
         self.losses = [loss.to(self.correct.device) for loss in state["losses"]]
         self.correct.copy_(state["correct"])
         self.images, self.seconds = state["images"], state["seconds"]

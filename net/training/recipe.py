@@ -1,4 +1,4 @@
-"""The paper's training recipe (section 5): the update rule and when the rate falls. Initialisation is the network's."""
+"""The paper's training recipe (section 5): update rule and learning rate schedule. Initialisation is the network's."""
 
 import importlib.util
 import math
@@ -18,29 +18,29 @@ else:
 
 
 class PaperSGD(torch.optim.Optimizer):
-    """Stochastic gradient descent with the rate and the weight decay inside the velocity (section 5)::
+    """Stochastic gradient descent with learning rate and weight decay inside the velocity (section 5)::
 
         v <- momentum * v - weight_decay * lr * w - lr * g
         w <- w + v
 
-    :class:`torch.optim.SGD` multiplies by the rate outside its momentum buffer ``b`` (``w <- w - lr * b``). The two are
-    equal while the rate is constant, with ``v = -lr * b``, and differ in the steps after it changes: there the paper's
-    velocity still carries the old rate. With ``fused=True`` the update is PyTorch's fused SGD and the buffer is
-    multiplied by old rate / new rate whenever the rate changes, which makes it the paper's rule again. At a rate of
-    zero, where there is no such buffer (the velocity coasts), the plain form runs.
+    :class:`torch.optim.SGD` applies the learning rate outside its momentum buffer ``b`` (``w <- w - lr * b``). The two
+    are equal while the rate is constant, with ``v = -lr * b``, and differ after it changes: the paper's velocity still
+    carries the old rate. With ``fused=True`` the update is PyTorch's fused SGD, and the buffer is multiplied by
+    old rate / new rate whenever the rate changes, which restores the paper's rule. At a learning rate of zero no such
+    buffer exists (the velocity coasts), and the plain rule runs.
 
     Args:
         params: parameters or parameter groups.
         lr: learning rate, at least 0; the paper starts with 0.01.
         momentum: 0.9 in the paper.
-        weight_decay: 0.0005 in the paper; multiplied by the rate.
-        fused: how it is computed. ``"triton"`` is this project's kernel, one pass over the memory by the rule as
-            printed; on a GPU it can be captured in a CUDA graph. ``True`` is PyTorch's fused SGD, ``False`` the rule as
-            printed by ``torch._foreach`` operations. ``None`` takes the first of the three that the parameters' device
-            and dtype have.
+        weight_decay: 0.0005 in the paper; multiplied by the learning rate.
+        fused: the implementation. ``"triton"`` is this project's kernel, which applies the rule above in one pass over
+            memory; on a GPU it can be captured in a CUDA graph. ``True`` is PyTorch's fused SGD, ``False`` the rule
+            above in ``torch._foreach`` operations. ``None`` uses the first of the three that supports the parameters'
+            device and dtype.
 
     Raises:
-        ValueError: a negative rate, momentum or weight decay.
+        ValueError: a negative learning rate, momentum or weight decay.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class PaperSGD(torch.optim.Optimizer):
             if not value >= 0:
                 raise ValueError(f"{name} must be at least 0; got {value!r}")
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "fused": fused})
-        #: The rate of each group on its device, for the kernel.
+        #: By group, the learning rate last sent and the device tensor that holds it for the kernel.
         self._rates: dict[int, tuple[float, Tensor]] = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update from the parameters' gradients; parameters without one stay as they are."""
+        """One update from the parameters' ``.grad``; parameters without one are skipped."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -75,11 +75,11 @@ class PaperSGD(torch.optim.Optimizer):
     def update(
         self, gradients: Mapping[nn.Parameter, Tensor], copies: Mapping[nn.Parameter, Tensor] | None = None
     ) -> None:
-        """One update from gradients that are handed over, at the rates of the last :meth:`send_rates`.
+        """One update from explicit gradients, at the learning rates of the last :meth:`send_rates`.
 
         Args:
-            gradients: of each parameter that is updated. The Triton kernel takes half types as well.
-            copies: of parameters, in half types, that take the updated weights, rounded; only for the Triton kernel.
+            gradients: by parameter to update. The Triton kernel also accepts half-precision gradients.
+            copies: by parameter, half-precision tensors that receive the updated weights, rounded; Triton kernel only.
         """
         for index, group in enumerate(self.param_groups):
             parameters = [parameter for parameter in group["params"] if parameter in gradients]
@@ -103,11 +103,11 @@ class PaperSGD(torch.optim.Optimizer):
 
     @property
     def capturable(self) -> bool:
-        """Whether :meth:`update` can be captured in a CUDA graph, whose replays take the rates last sent."""
+        """Whether :meth:`update` can be captured in a CUDA graph; replays use the rates last sent."""
         return all(self.kernel(group) for group in self.param_groups)
 
     def send_rates(self) -> None:
-        """Have the groups' rates where the kernel reads them."""
+        """Copy the groups' learning rates to the device, where the kernel reads them."""
         for index, group in enumerate(self.param_groups):
             if not group["params"] or not self.kernel(group):
                 continue
@@ -160,7 +160,7 @@ class PaperSGD(torch.optim.Optimizer):
             torch._foreach_add_(parameters, velocities)
 
     def _states(self, parameters: Sequence[Tensor], form: str, lr: float) -> list[Tensor]:
-        """Each parameter's velocity, or the momentum buffer that stands for it at the rate ``lr``."""
+        """Each parameter's velocity, or the equivalent momentum buffer at the learning rate ``lr``."""
         tensors = []
         for parameter in parameters:
             state = self.state[parameter]
@@ -168,7 +168,7 @@ class PaperSGD(torch.optim.Optimizer):
                 state[form] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
             elif "momentum_buffer" in state and (form == "velocity" or state["lr"] != lr):
                 buffer = state.pop("momentum_buffer")
-                # velocity = -lr * buffer, whatever the rate is now.
+                # velocity = -lr * buffer, with the rate at which the buffer was last used.
                 state[form] = buffer.mul_(-state["lr"] if form == "velocity" else state["lr"] / lr)
             elif "velocity" in state and form == "momentum_buffer":
                 state[form] = state.pop("velocity").mul_(-1 / lr)
@@ -178,17 +178,17 @@ class PaperSGD(torch.optim.Optimizer):
 
 
 def _like(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """``gradient`` in the memory format of its parameter: the fused kernel walks both in the order of memory."""
+    """``gradient`` in its parameter's memory format: the fused kernel traverses both in memory order."""
     if gradient.stride() == parameter.stride():
         return gradient
     return torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
 
 
 def parameter_groups(model: nn.Module, recipe: RecipeConfig) -> list[dict[str, Any]]:
-    """Weights, with weight decay, and biases, without (the paper's rule is stated for weights); no frozen ones.
+    """Trainable weights, with weight decay, and biases, without (the paper states its rule for weights).
 
-    Where the convolutions learn at a rate of their own, each of the two is one group for them and one for the dense
-    layers; the order of the parameters is the same.
+    If the convolutions have a learning rate of their own, each of the two groups is split into one for convolutions and
+    one for dense layers; the order of the parameters is the same.
     """
     weights: list[tuple[nn.Parameter, bool]] = []
     biases: list[tuple[nn.Parameter, bool]] = []
@@ -214,11 +214,11 @@ def parameter_groups(model: nn.Module, recipe: RecipeConfig) -> list[dict[str, A
 
 
 class Schedule:
-    """When the rate falls and when training ends.
+    """Learning rate schedule, and when training ends.
 
-    ``plateau`` is the paper's: divide by ten when the validation error has not improved for ``patience`` evaluations,
-    ``reductions`` times; when it stalls once more, training is over. ``multistep`` divides at the epochs of
-    ``milestones``. Both fall by the factor ``gamma``.
+    ``plateau`` is the paper's: reduce the learning rate when the validation error has not improved for ``patience``
+    evaluations, ``reductions`` times; the next plateau ends training. ``multistep`` reduces it at the epochs in
+    ``lr_milestones``. Each reduction multiplies it by ``gamma``, a tenth in the paper.
     """
 
     def __init__(self, recipe: RecipeConfig) -> None:
@@ -230,11 +230,16 @@ class Schedule:
 
     @property
     def lr(self) -> float:
-        """The rate now."""
+        """The current learning rate."""
         return self.recipe.lr * self.recipe.gamma**self.reductions
 
     def observe(self, epoch: float, error: float | None) -> None:
-        """Take in the end of an epoch, counted from the start, and the validation error if there was an evaluation."""
+        """Step at the end of an epoch, counted from 1.
+
+        Args:
+            epoch: epochs completed.
+            error: the validation error; None without an evaluation.
+        """
         if self.recipe.lr_scheduler == "multistep":
             self.reductions = sum(epoch >= milestone for milestone in self.recipe.lr_milestones)
         elif error is not None:
@@ -250,7 +255,7 @@ class Schedule:
                     self.reductions += 1
 
     def apply(self, optimizer: torch.optim.Optimizer) -> None:
-        """Give the rate to the optimizer's groups."""
+        """Set the learning rates of the optimizer's groups."""
         for group in optimizer.param_groups:
             group["lr"] = self.lr * group["multiplier"]
 

@@ -1,11 +1,11 @@
-"""A run's folder: its configuration, metrics and curve.
+"""A run folder: configuration, metrics and curve.
 
 ==================  ==============================================================
-``config.toml``     every flag as it was resolved; ``--config`` reads it again
-``metrics.jsonl``   a JSON object a line: ``kind`` is ``train`` or ``eval``
+``config.toml``     every flag as resolved; ``--config`` can read it
+``metrics.jsonl``   one JSON object per line: ``kind`` is ``train`` or ``eval``
 ``metrics.csv``     the same as a table
 ``curve.png``       loss and error over the updates
-``checkpoints/``    ``step_00000123.pt``, newest kept
+``checkpoints/``    ``step_00000123.pt``; only the newest are kept
 ``model.safetensors``  the final weights
 ==================  ==============================================================
 """
@@ -47,7 +47,7 @@ COLUMNS = (
 
 
 def _new_folder(preset: str) -> Path:
-    """Make ``runs/PRESET-NNN`` with the next free number."""
+    """Create ``runs/PRESET-NNN`` with the next free number."""
     number = max(_numbers(preset), default=0)
     while True:
         number += 1
@@ -59,15 +59,15 @@ def _new_folder(preset: str) -> Path:
 
 @contextlib.contextmanager
 def claimed(folder: Path | None, preset: str) -> Iterator[Path]:
-    """The folder of a run, kept from other processes until the block ends.
+    """A run folder, locked until the block ends.
 
     Args:
-        folder: it is made if need be; None makes ``runs/PRESET-NNN``. What was made and is still empty at the end is
-            removed again.
+        folder: created if necessary; None creates ``runs/PRESET-NNN``. A new folder that is still empty at the end is
+            removed.
         preset: of the run.
 
     Raises:
-        DataError: ``folder`` is a file, or another process uses it.
+        DataError: ``folder`` is a file, or in use by another process.
     """
     if folder is not None and folder.exists() and not folder.is_dir():
         raise DataError(f"--output-dir {folder} is a file")
@@ -78,7 +78,7 @@ def claimed(folder: Path | None, preset: str) -> Iterator[Path]:
     elif not folder.exists():
         made = [folder]
     with locked(folder):
-        # From here on it is this process's, to remove too; whoever is refused removes nothing.
+        # Only the holder of the lock may remove folders.
         if (folder / "checkpoints").is_dir():
             remove_partials(folder / "checkpoints")
         try:
@@ -90,7 +90,7 @@ def claimed(folder: Path | None, preset: str) -> Iterator[Path]:
 
 
 def newest_folder(preset: str) -> Path | None:
-    """The run with the highest number; None before the first."""
+    """The run folder with the highest number; None if there is none."""
     return RUNS / f"{preset}-{max(numbers):03d}" if (numbers := _numbers(preset)) else None
 
 
@@ -120,7 +120,7 @@ def _toml(value: Any) -> str:
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     if isinstance(value, float):
         return repr(value)
-    # JSON's strings, integers, true and false are TOML's, but for one character that TOML wants escaped.
+    # JSON strings, integers and booleans are valid TOML, except that TOML requires DEL to be escaped.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
@@ -131,22 +131,22 @@ def read_config(folder: Path) -> dict[str, Any]:
         DataError: the folder holds no run.
     """
     if not (folder / CONFIG).is_file():
-        raise DataError(f"{folder} holds no run: it has no {CONFIG}")
+        raise DataError(f"{folder} is not a run folder: it has no {CONFIG}")
     return read_toml(str(folder / CONFIG), TrainConfig)
 
 
 def write_config(folder: Path, config: TrainConfig) -> None:
-    """Write the flags that have a value."""
+    """Write ``config.toml``."""
     lines = [f"{name} = {_toml(value)}\n" for name, value in settings(config).items()]
     with atomic_write(folder / CONFIG) as file:
         file.write("".join(lines).encode())
 
 
 def settings(config: TrainConfig) -> dict[str, Any]:
-    """The flags that have a value, but for those that belong to one invocation; paths are made absolute.
+    """The flags that have a value, except those of a single invocation; paths are made absolute.
 
     Raises:
-        UsageError: a path that is no UTF-8, as TOML has to be.
+        UsageError: a path that is not valid UTF-8, which TOML requires.
     """
     values = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
     for name in ("data_path", "store", "val_labels", "init_from"):
@@ -158,7 +158,7 @@ def settings(config: TrainConfig) -> dict[str, Any]:
                 values[name].encode()
             except UnicodeEncodeError:
                 raise UsageError(
-                    f"{flag_name(name)} {values[name]} is no UTF-8; rename it or give a link to it"
+                    f"{flag_name(name)} {values[name]} is not valid UTF-8; rename it or use a symlink to it"
                 ) from None
     return {
         name: value
@@ -171,9 +171,9 @@ class Metrics:
     """Appends rows to ``metrics.jsonl`` and ``metrics.csv``.
 
     Args:
-        folder: the run's.
-        step, evaluated_step: the last update and the last evaluated one. Rows of later ones, left by a run that was
-            stopped, are cut off.
+        folder: the run folder.
+        step, evaluated_step: the last update and the last evaluated one. Rows beyond them, left by an interrupted run,
+            are dropped.
     """
 
     def __init__(self, folder: Path, step: int, evaluated_step: int) -> None:
@@ -204,10 +204,10 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def check_new(folder: Path) -> None:
-    """Refuse to start a run over another one.
+    """Check that a new run would not overwrite another.
 
     Raises:
         UsageError: ``folder`` holds a run.
     """
     if (folder / CONFIG).exists():
-        raise UsageError(f"--output-dir {folder} holds a run already: go on with --resume, or give another folder")
+        raise UsageError(f"--output-dir {folder} already holds a run: continue it with --resume, or use another folder")

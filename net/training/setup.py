@@ -1,4 +1,4 @@
-"""What a training run is made of, before its first update: network, data, forms, and whether it is compiled."""
+"""Setting up a training run: architecture, data, forms, and whether to compile or capture."""
 
 import hashlib
 import math
@@ -22,19 +22,19 @@ from . import runs
 from .config import TrainConfig
 from .tuning import tuned, worth_measuring
 
-#: Compiling takes about a minute of a CPU's time, half of one for a GPU; it pays in runs that take many times that.
+#: Compiling takes about a minute on a CPU and half a minute for a GPU; it pays off in runs many times longer.
 COMPILE_AFTER_SECONDS = {"cpu": 900.0, "cuda": 300.0}
-#: A CPU core's rate in such networks, of the order of what is measured; it only decides whether to compile.
+#: Rough throughput of a CPU core in such networks; used only to decide whether to compile.
 CPU_CORE_FLOP_PER_S = 30e9
-#: Images of each split by which ranks find that they see the same.
+#: Images of each split that ranks compare to verify that they have the same data.
 COMPARED_IMAGES = 32
 
 
 def architecture(config: TrainConfig, data: ImageData | None = None) -> AlexNetConfig:
-    """The network that a run trains; its classes are the data set's."""
+    """The architecture that a run trains, with the number of classes of ``data``."""
     for name in ("classes", "image_size", "image_channels", "variant"):
         if name in config.architecture:
-            raise UsageError(f"--architecture {name}: it comes from the data, from --image-size or from --network")
+            raise UsageError(f"--architecture {name}: set by the data, --image-size or --network")
     fields = dict(config.architecture)
     if config.image_size is not None:
         fields["image_size"] = config.image_size
@@ -44,25 +44,25 @@ def architecture(config: TrainConfig, data: ImageData | None = None) -> AlexNetC
 
 
 def check_frozen(config: TrainConfig, plan: AlexNetConfig) -> None:
-    """Refuse to freeze what is no layer, the layer that starts anew, or everything."""
+    """Check that ``--freeze`` names existing layers, but not the new head and not all layers."""
     layers = [layer.name for layer in plan.layers() if layer.parameters]
     for name in config.freeze:
         if name not in layers:
-            raise UsageError(f"--freeze {name}: {config.network} has the layers {', '.join(layers)}")
+            raise UsageError(f"--freeze {name}: the layers of {config.network} are {', '.join(layers)}")
         if config.new_head and name == plan.output_name:
-            raise UsageError(f"--freeze {name}: --new-head starts it anew, so it has to learn")
+            raise UsageError(f"--freeze {name}: --new-head reinitialises it, so it must be trained")
     if set(config.freeze) == set(layers):
-        raise UsageError("--freeze names every layer; at least one has to learn")
+        raise UsageError("--freeze names every layer; at least one must be trained")
 
 
 def open_run_data(config: TrainConfig) -> tuple[ImageData, AlexNetConfig]:
-    """The data set of a run and the network for it.
+    """Open the data set of a run, and complete the architecture from it.
 
     Raises:
-        UsageError: no data set is named. DataError: the images do not suit the network.
+        UsageError: no data set is given. DataError: the images do not fit the network.
     """
     if config.data_path is None and config.preset != "digits":
-        raise UsageError(f"--preset {config.preset} needs --data-path; synthetic gives random images, for speed")
+        raise UsageError(f"--preset {config.preset} needs --data-path; synthetic gives random images, to measure speed")
     plan = architecture(config)
     check_frozen(config, plan)
     data = open_data(
@@ -75,14 +75,13 @@ def open_run_data(config: TrainConfig) -> tuple[ImageData, AlexNetConfig]:
     )
     if data.size < plan.image_size:
         raise DataError(
-            f"{data.name} holds images of {data.size}x{data.size} and {config.network} reads {plan.image_size}x"
-            f"{plan.image_size}; prepare them with --size {packed_size(plan.image_size)} or give a smaller --image-size"
+            f"{data.name} holds images of {data.size}x{data.size}, but {config.network} reads {plan.image_size}x"
+            f"{plan.image_size}; prepare them with --size {packed_size(plan.image_size)} or use a smaller --image-size"
         )
     if len(data.classes) < 2:
-        raise DataError(f"{data.name} has {len(data.classes)} class; at least two can be told apart")
-    if (left := len(data.train) - config.hold_out) < config.batch_size:
-        held_out = f" that --hold-out {config.hold_out} leaves" if config.hold_out else ""
-        raise UsageError(f"--batch-size {config.batch_size} is more than the {max(0, left)} training images{held_out}")
+        raise DataError(f"{data.name} has {len(data.classes)} class; at least two are needed")
+    if len(data.train) < config.batch_size:
+        raise UsageError(f"--batch-size {config.batch_size} is more than the {len(data.train)} training images")
     return data, architecture(config, data)
 
 
@@ -98,10 +97,11 @@ def start_from(model: AlexNet, config: TrainConfig) -> None:
 
 
 def compile_wanted(config: TrainConfig, plan: AlexNetConfig, steps: int, device: torch.device) -> bool:
-    """Whether to compile: as asked, else where a run may take long enough. The same for a resumed run.
+    """Whether to compile: as ``--compile`` says, by default if the run may take long enough. A resumed run decides
+    alike.
 
-    On CUDA that is every run of several processes but those with a budget of a few minutes; of one process the update
-    is recorded as it is. On an Apple GPU none is compiled.
+    On CUDA the default compiles every run of several processes except those with a budget of a few minutes; the update
+    of a single process is captured uncompiled. On an Apple GPU the default never compiles.
     """
     if config.compile is False:
         return False
@@ -110,43 +110,43 @@ def compile_wanted(config: TrainConfig, plan: AlexNetConfig, steps: int, device:
     if config.compile is None:
         seconds = config.time_budget or math.inf
         if device.type == "cpu":
-            # Forward and backward are three times the forward's multiply-additions, two operations each.
+            # Forward and backward take three times the forward's multiply-adds, at two operations each.
             flop = steps * config.batch_size * 6 * plan.multiply_adds
             seconds = min(seconds, flop / (CPU_CORE_FLOP_PER_S * torch.get_num_threads()))
         if seconds < COMPILE_AFTER_SECONDS[device.type]:
             return False
     if (obstacle := compiler.obstacle()) is not None:
-        print(f"running eager, because torch.compile finds {obstacle}")
+        print(f"note: running eager, torch.compile is not usable here: {obstacle}")
         return False
     return True
 
 
 def record_wanted(config: TrainConfig, device: torch.device) -> bool:
-    """Whether updates are replays of a recorded CUDA graph.
+    """Whether to capture the update as a CUDA graph.
 
     Raises:
-        UsageError: it is asked for and cannot be.
+        UsageError: ``--cuda-graph`` was given where it is not supported.
     """
     able = device.type == "cuda" and config.parallel == "none"
     if config.cuda_graph and not able:
-        raise UsageError("--cuda-graph needs a GPU and --parallel none; leave it out, or give --no-cuda-graph")
+        raise UsageError("--cuda-graph needs a CUDA GPU and --parallel none; omit it, or use --no-cuda-graph")
     return able if config.cuda_graph is None else config.cuda_graph
 
 
 def forms_wanted(config: TrainConfig, model: AlexNet, training_images: int, device: torch.device) -> Forms:
-    """How the network computes: as asked or as the run began, else as measured on this GPU.
+    """The forms to use: those of ``--forms`` or of the resumed run, else the fastest measured on this GPU.
 
     Args:
-        config: the flags, with their precision resolved.
+        config: the flags, with the precision resolved.
         model: the network, on ``device``.
-        training_images: of the data set.
-        device: where it computes.
+        training_images: number of training images.
+        device: where the network runs.
     """
     available = list(forms(model, device))
     if config.forms:
         chosen = from_table(Forms, config.forms, "--forms")
         if chosen not in available:
-            print(f"note: --forms {chosen}: not to be had here; the bits will differ from those of a run that has it")
+            print(f"note: --forms {chosen}: not available here; results will differ in rounding from a run that has it")
             chosen = untuned(model, device)
     elif device.type != "cuda" or not config.channels_last:
         chosen = Forms()
@@ -159,13 +159,13 @@ def forms_wanted(config: TrainConfig, model: AlexNet, training_images: int, devi
     else:
         chosen = untuned(model, device)
     if config.parallel in ("tower", "hybrid"):
-        # A rank has its own rows of the weights.
+        # A rank holds only its own rows of the weights.
         chosen = replace(chosen, shared="apart", towers="in turn")
     return chosen
 
 
 def identity(config: TrainConfig, data: ImageData, step: int) -> dict[str, object]:
-    """What must be the same on all ranks: flags, images and the update to go on from, in words."""
+    """What must agree on all ranks, by description: flags, data and the update to continue from."""
     places = ("data_path", "store", "val_labels", "init_from", "device")
     flags = {f"--{name}": value for name, value in runs.settings(config).items() if name not in places}
     labels, images = hashlib.sha256(), hashlib.sha256()

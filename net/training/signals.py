@@ -1,20 +1,20 @@
-"""Signals to a training run: the first one ends it at the next update, with a checkpoint."""
+"""Signals to a training run: the first one stops it after the current update, with a checkpoint."""
 
 import signal
 import time
 from types import FrameType
 
-#: Seconds in which signals to one of several processes are the same one: the terminal's and torchrun's.
+#: Seconds within which repeated signals to one of several processes count as one: the terminal's and torchrun's.
 REPEATED_SIGNAL = 3.0
 
 
 class StopSignal:
-    """Inside a ``with`` block notes the first SIGTERM, SIGINT or SIGHUP; a second one takes its usual course at once.
+    """Context manager that records the first SIGTERM, SIGINT or SIGHUP; a second one has its default effect at once.
 
-    What whoever started the process has it ignore stays ignored: SIGHUP under nohup, SIGINT in the background.
+    Signals that the process inherited as ignored stay ignored: SIGHUP under nohup, SIGINT in the background.
 
     Args:
-        repeats: seconds after the first in which others are the same.
+        repeats: seconds after the first signal in which further ones are dropped as duplicates.
     """
 
     #: Windows has no SIGHUP.

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a run: taken from a trainer, and given back to one. Always in the one-device layout."""
+"""The content of a checkpoint: saved from a trainer and restored into one. Always in the one-device layout."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def metadata(trainer: "Trainer") -> dict[str, Any]:
-    """What is said of the network in checkpoints and weights."""
+    """The network's metadata in checkpoints and weight files."""
     return {
         "network": trainer.plan.to_dict(),
         "classes": list(trainer.data.classes),
@@ -66,17 +66,17 @@ def take(trainer: "Trainer") -> dict[str, Any]:
 
 
 def restore(trainer: "Trainer", path: Path, state: dict[str, Any]) -> None:
-    """Put a trainer where the run was when :func:`take` made ``state``.
+    """Restore a trainer from ``state``, which :func:`take` made.
 
     Raises:
-        DataError: the checkpoint ``path`` is of another network.
+        DataError: the checkpoint ``path`` is of another architecture.
     """
     theirs, plan = state["metadata"]["network"], trainer.plan.to_dict()
     if theirs != plan:
         changed = [name for name, value in plan.items() if theirs.get(name) != value]
-        raise DataError(f"checkpoint {path} is of another network: it differs in {', '.join(changed)}")
+        raise DataError(f"checkpoint {path} is of another architecture: it differs in {', '.join(changed)}")
     part = trainer.part
-    # Copied into the parameters, which keep their memory format.
+    # load_state_dict copies into the parameters, which keep their memory format.
     trainer.model.load_state_dict({name: part.local(name, whole) for name, whole in state["model"].items()})
     parameters = dict(trainer.model.named_parameters())
     states = {
@@ -102,8 +102,8 @@ def restore(trainer: "Trainer", path: Path, state: dict[str, Any]) -> None:
         torch.manual_seed(seeds.dropout(trainer.config.seed, trainer.step, trainer.world.rank))
         was, is_now = (f"--parallel {each['strategy']} on {each['ranks']}" for each in (before, now))
         print(
-            f"note: this run was {was} and is now {is_now}: images, order, crops and colours stay the same; dropout "
-            "masks and the order of sums do not, so resuming is not bit-exact"
+            f"note: this run used {was} and now uses {is_now}: images, order and augmentation stay the same, but "
+            "dropout masks and the order of sums do not, so resuming is not bit-exact"
         )
 
 

@@ -1,11 +1,11 @@
-"""One update of a network: forward pass, loss, backward pass and optimizer; on a GPU as one CUDA graph.
+"""A training step: forward pass, loss, backward pass and optimizer update; on a GPU as one CUDA graph.
 
-An update of the paper's network is some 170 kernels, which a Python program takes longer to launch than a GPU takes to
-run. The first updates run as they are written; then one is recorded, and from there on its replay is one launch of the
-same kernels.
+An update of the paper's network is some 170 kernels, and launching them from Python takes longer than a GPU needs to
+run them. The first updates run eagerly; then one is captured, and every later update replays it in a single launch.
 
-In bfloat16 the optimizer writes each weight's rounded copy with the weight, and the network reads the copies: no weight
-is cast in the forward pass, and no gradient in the backward pass. The float32 weights stay the module's parameters.
+In bfloat16 the optimizer writes a rounded copy of each weight together with the weight, and the network reads the
+copies: no weight is cast in the forward pass, and no gradient in the backward pass. The module's parameters stay
+float32.
 """
 
 from collections import deque
@@ -18,22 +18,22 @@ from torch import Tensor, nn
 from ..common.device import autocast
 from .recipe import PaperSGD
 
-#: Updates before one is recorded: what is set up at a first call must not be recorded.
+#: Warm-up updates before the capture: one-time initialisation must not be captured.
 UNRECORDED = 3
-#: Updates that may be queued on the GPU; a signal or a checkpoint waits for no more.
+#: Maximum number of updates queued on the GPU, which bounds how long a signal or a checkpoint waits.
 QUEUED = 2
 
 
 class TrainingStep:
-    """Updates of a network, one a call.
+    """Callable that performs one update of a network.
 
     Args:
         model: the network whose parameters the optimizer updates.
-        forward: what is called with the images: ``model``, or what compiles or parallelizes it.
+        forward: computes the logits: ``model``, or its compiled or parallel wrapper.
         optimizer: of the model's parameters.
         precision: ``fp32``, ``tf32`` or ``bf16``.
-        record: replay a recorded CUDA graph of the update. For one process on a GPU.
-        copies: let the network read the weights' bfloat16 copies. ``forward`` must be ``model``.
+        record: capture the update as a CUDA graph and replay it. Requires a GPU and a single process.
+        copies: have the network read bfloat16 copies of the weights. ``forward`` must be ``model``.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class TrainingStep:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.device = self.parameters[0].device
         self.record = record
-        #: Parameters by name, and what the network reads in their place.
+        #: By name, a parameter and the copy that the network reads in its place.
         self.copied: dict[str, tuple[nn.Parameter, Tensor]] = {}
         if copies:
             assert forward is model
@@ -62,22 +62,22 @@ class TrainingStep:
         self._versions = [parameter._version for parameter, _ in self.copied.values()]
         self.updates = 0
         self.graph: torch.cuda.CUDAGraph | None = None
-        #: Where the recorded update reads its images and labels; None before it is recorded.
+        #: Static inputs of the captured update; None before the capture.
         self.images: Tensor | None = None
         self._labels: Tensor | None = None
         self._results: tuple[Tensor, Tensor] | None = None
         self._queue: deque[torch.cuda.Event] = deque()
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One update.
+        """Perform one update.
 
         Args:
-            images: the network's input; :attr:`images` itself spares a copy.
+            images: the network's input; passing :attr:`images` itself avoids a copy.
             labels: int64 ``[N]``.
 
         Returns:
-            The mean loss of the batch, float32, and how many images were classified correctly, both before the update
-            and on the device.
+            The mean loss of the batch, float32, and the number of correctly classified images, both from before the
+            update and on the device.
         """
         self.optimizer.send_rates()
         self._refresh()
@@ -116,7 +116,7 @@ class TrainingStep:
             gradients = torch.autograd.grad(loss, leaves)
             self.optimizer.update(dict(zip(self.parameters, gradients, strict=True)), replaced)
         else:
-            # What parallelizes the network hangs on the parameters' .grad.
+            # DistributedDataParallel works through the parameters' .grad.
             loss.backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -124,27 +124,27 @@ class TrainingStep:
         return loss.detach(), correct
 
     def _record(self, images: Tensor, labels: Tensor) -> None:
-        """Record an update, which runs none; a step that cannot be recorded goes on without."""
+        """Capture an update, without running it; if that fails, later updates run eagerly."""
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()
         self.images, self._labels = images.clone(memory_format=torch.preserve_format), labels.clone()
         graph = torch.cuda.CUDAGraph()
         try:
-            # The threads that read images go on meanwhile, and call CUDA as well.
+            # The loader's threads keep running and call CUDA too.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._results = self._compute(self.images, self._labels)
         except (RuntimeError, torch.OutOfMemoryError) as error:
-            # After a failure the generator takes itself to be recorded still.
+            # After a failed capture the generator still considers itself captured.
             generator = torch.cuda.default_generators[self.device.index]
             generator.graphsafe_set_state(generator.clone_state())
             reason = str(error).strip().splitlines()[0]
-            print(f"note: the update cannot be recorded as a CUDA graph and runs kernel by kernel: {reason}")
+            print(f"note: the update cannot be captured as a CUDA graph and runs eagerly: {reason}")
             self.record, self.images, self._labels, self._results = False, None, None, None
             return
         self.graph = graph
 
     def _refresh(self) -> None:
-        """Round the weights again where somebody else has changed them."""
+        """Update the copies if the parameters were modified outside this class."""
         versions = [parameter._version for parameter, _ in self.copied.values()]
         if versions != self._versions:
             with torch.no_grad():
@@ -153,7 +153,7 @@ class TrainingStep:
             self._versions = versions
 
     def _wait(self) -> None:
-        """Wait until no more than :data:`QUEUED` updates are queued."""
+        """Wait until at most :data:`QUEUED` updates are queued."""
         event = torch.cuda.Event()
         event.record()
         self._queue.append(event)

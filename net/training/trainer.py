@@ -1,4 +1,4 @@
-"""The training run behind ``python -m net.train``: build, resume, learn, evaluate, save, say how it went."""
+"""The training loop of ``python -m net.train``: build, resume, train, evaluate, save, report."""
 
 import shlex
 import signal
@@ -42,12 +42,12 @@ from .signals import REPEATED_SIGNAL, StopSignal
 from .state import metadata, restore, take, whole_parameters
 from .step import TrainingStep
 
-#: Checkpoints at the end of an epoch may take one part in so many of the time.
+#: Checkpoints at the ends of epochs take at most one part in this many of the time.
 CHECKPOINT_SHARE = 10
 
 
 class DivergedError(DataError):
-    """A loss or a weight became infinite or not a number."""
+    """A loss or a weight became infinite or NaN."""
 
 
 class Trainer:
@@ -55,13 +55,13 @@ class Trainer:
 
     Args:
         config: the flags.
-        folder: the run's folder.
-        resumed: the checkpoint to go on from, and its content.
+        folder: the run folder.
+        resumed: the checkpoint to continue from, and its content.
         device: where this rank computes.
         world: the processes of the run.
 
     Raises:
-        UsageError, DataError: flags or data that do not go together.
+        UsageError, DataError: flags or data that do not fit together.
     """
 
     def __init__(
@@ -88,8 +88,11 @@ class Trainer:
         )
         seeds.weights(config.seed)
         model = AlexNet(self.plan)
-        if resumed is None:
-            start_from(model, config)
+        if config.init_from is not None and resumed is None:
+            head = self.plan.output_name
+            report = weights.load_weights(model, Path(config.init_from), without=[head] if config.new_head else [])
+            new = f", {head} reinitialised for {self.plan.classes} classes" if config.new_head else ""
+            print(f"starting from {config.init_from}: {len(report.loaded)} tensors{new}")
         for name in config.freeze:
             model.get_submodule(name).requires_grad_(False)
         model = model.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
@@ -138,13 +141,13 @@ class Trainer:
         if config.max_steps is not None:
             self.total_steps = min(self.total_steps, config.max_steps)
         self.step = 0
-        #: Epochs whose end has been dealt with: evaluation, rate, checkpoint.
+        #: Epochs whose end has been handled: evaluation, learning rate, checkpoint.
         self.epochs_closed = 0
         self.evaluated_step = -1
         self.errors: Errors | None = None
         self.elapsed = 0.0
         self.interval = Interval(self.device, self.part.weight)
-        #: The signal that ends the run, as all ranks know of it.
+        #: The signal that ends the run, as agreed by all ranks; 0 for none.
         self.signal = 0
         self.votes = world.votes(2)
         if world.rank:
@@ -158,10 +161,10 @@ class Trainer:
         record = record and self.optimizer.capturable
         self.update = TrainingStep(self.model, forward, self.optimizer, config.precision, record=record, copies=copies)
 
-    # Learning
+    # Training
 
     def run(self) -> int:
-        """Train to the end, or to a signal; returns the exit status."""
+        """Train to the end, or until a signal; returns the exit status."""
         if self.world.first:
             self.metrics = runs.Metrics(self.folder, self.step, self.evaluated_step)
             self.tensorboard = None if self.writer is None else self.writer(str(self.folder))
@@ -212,7 +215,7 @@ class Trainer:
             if self.config.parallel != "none":
                 command = f"torchrun --standalone --nproc-per-node={self.world.size}"
             command += f" -m net.train --resume {shlex.quote(str(self.folder))}"
-            print(f"{name}: saved update {self.step}; go on with: {command}")
+            print(f"{name}: saved update {self.step}; resume with: {command}")
             return 128 + self.signal
         parameters = whole_parameters(self)
         if self.world.first:
@@ -220,7 +223,7 @@ class Trainer:
         return 0
 
     def _agreed(self) -> bool:
-        """Note the signal that any rank has got; returns whether the time budget is used up."""
+        """Agree on a signal received by any rank; returns whether the time budget is used up."""
         budget = self.config.time_budget
         late = bool(budget and self._now() >= budget)
         self.votes.cast(self.stop.number or 0, int(late))
@@ -232,7 +235,7 @@ class Trainer:
         return self.signal != 0
 
     def _now(self) -> float:
-        """Seconds of training, those before an interruption included."""
+        """Seconds of training, including those before an interruption."""
         now = time.monotonic()
         self.elapsed += now - self.clock
         self.clock = now
@@ -247,7 +250,7 @@ class Trainer:
         self.step += 1
 
     def _check_finite(self) -> None:
-        """Stop when a loss since the last line, or a weight, is not a number any more."""
+        """Stop if a loss since the last log line, or a weight, is infinite or NaN."""
         losses = self.interval.join(self.world)
         finite = torch.stack([torch.isfinite(parameter).all() for parameter in self.model.parameters()]).all()
         bad = (~torch.isfinite(losses)).nonzero()
@@ -255,7 +258,7 @@ class Trainer:
             first = self.step - len(losses) + int(bad[0]) + 1
             where = f"the loss of update {first} is {float(losses[bad[0]]):f}"
         elif self.world.sum((~finite).float()):
-            where = f"after update {self.step} a weight is infinite or not a number"
+            where = f"after update {self.step} a weight is infinite or NaN"
         else:
             return
         kept = checkpoint.checkpoints(self.checkpoints)
@@ -263,7 +266,7 @@ class Trainer:
         raise DivergedError(f"{where}; {last}. A lower --lr may help")
 
     def _log(self) -> None:
-        """A line of progress and a row of metrics for the updates since the last one."""
+        """Write a log line and a row of metrics for the updates since the last one."""
         interval = self.interval
         start = time.monotonic()
         self._check_finite()
@@ -271,7 +274,7 @@ class Trainer:
             interval.clear()
             return
         loss = float(torch.stack(interval.losses).mean())
-        # On a GPU the updates were only queued until here.
+        # On a GPU the updates were only queued; float() waits for them.
         interval.seconds += time.monotonic() - start
         elapsed = self._now()
         left = (self.total_steps - self.step) * elapsed / self.step
@@ -298,10 +301,10 @@ class Trainer:
         self._record(row)
 
     def _close_epoch(self) -> bool:
-        """At the end of an epoch evaluate when it is time, and let the schedule see the error.
+        """At the end of an epoch, evaluate if due, and step the schedule.
 
         Returns:
-            False when a signal came in between.
+            False if a signal interrupted the evaluation.
         """
         epoch = self.step // self.steps_per_epoch
         errors = None
@@ -318,7 +321,7 @@ class Trainer:
         return True
 
     def _evaluate(self) -> Errors | None:
-        """Errors on the validation images; None when a signal came in between."""
+        """Errors on the validation images; None if a signal interrupted it."""
         results = evaluate(
             [self.model],
             self.eval_loader,
@@ -349,20 +352,20 @@ class Trainer:
         )
         return errors
 
-    # Saying and saving
+    # Logging and saving
 
     def _announce(self) -> None:
         plan, config, data = self.plan, self.config, self.data
         print(
-            f"{plan.variant}: {plan.parameters:,} parameters, {plan.multiply_adds / 1e6:,.1f} million multiply-adds an "
-            f"image; {len(self.train_loader):,} training and {len(self.eval_loader):,} {self.judged_by} images, "
+            f"{plan.variant}: {plan.parameters:,} parameters, {plan.multiply_adds / 1e6:,.1f} million multiply-adds "
+            f"per image; {len(data.train):,} training and {len(data.val):,} validation images, "
             f"{len(data.classes)} classes" + (", synthetic" if data.synthetic else "")
         )
         if data.size > 1.5 * plan.image_size:
             print(
-                f"note: a crop shows {100 * (plan.image_size / data.size) ** 2:.0f} % of a stored image "
+                f"note: a crop covers {100 * (plan.image_size / data.size) ** 2:.0f} % of a stored image "
                 f"({data.size}x{data.size}); of images prepared with --size {packed_size(plan.image_size)} it would "
-                "show 77 %, as in the paper"
+                "cover 77 %, as in the paper"
             )
         limits = f"{config.epochs} epochs of {self.steps_per_epoch:,} updates"
         if config.max_steps is not None:
@@ -370,17 +373,17 @@ class Trainer:
         if config.time_budget:
             limits += f", at most {duration(config.time_budget)} of training"
         mode = "compiled (the first update takes a minute or more)" if self.compiled else "eager"
-        mode += ", recorded as a CUDA graph" if self.update.record else ""
+        mode += ", captured as a CUDA graph" if self.update.record else ""
         if config.parallel != "none":
             held = sum(parameter.numel() for parameter in self.model.parameters())
             print(
-                f"--parallel {config.parallel}: {self.world.describe()}; each has {held:,} parameters and sees "
+                f"--parallel {config.parallel}: {self.world.describe()}; each holds {held:,} parameters and sees "
                 f"{config.batch_size // self.part.training.replicas} of {config.batch_size} images"
             )
         print(f"{describe(self.device)}, {config.precision}, {mode}; {limits}; run folder {self.folder}", flush=True)
 
     def _say(self, line: str) -> None:
-        """A line that a progress bar does not overwrite."""
+        """Print a line above the progress bar."""
         self.bar.write(line, file=sys.stdout)
         sys.stdout.flush()
 
@@ -394,7 +397,7 @@ class Trainer:
                     self.tensorboard.add_scalar(f"{row['kind']}/{name}", value, row["step"])
 
     def _save(self) -> None:
-        """Write a checkpoint, unless the weights went bad."""
+        """Write a checkpoint, unless losses or weights are not finite."""
         self._check_finite()
         self._now()
         start = time.monotonic()
@@ -407,7 +410,7 @@ class Trainer:
             checkpoint.save(path, state)
         except OSError as error:
             kept = checkpoint.checkpoints(self.checkpoints)
-            before = f"{kept[0]} is whole" if kept else "there is none before it"
+            before = f"the previous one, {kept[0]}, is intact" if kept else "there is no earlier one"
             raise DataError(f"cannot write checkpoint {path}: {error.strerror or error}; {before}") from None
         checkpoint.prune(self.checkpoints, self.config.keep)
         self.world.wait_for_first()
@@ -415,8 +418,8 @@ class Trainer:
         self.save_seconds = self.saved_at - start
 
     def _finish(self, parameters: dict[str, Tensor]) -> None:
-        """Write weights and curve, and say how it went."""
-        # Here because matplotlib takes a second to import, and longer the first time.
+        """Write weights and curve, and print a summary."""
+        # Imported here because matplotlib takes a second, and longer the first time.
         from . import curve
 
         weights.save(self.folder / "model.safetensors", parameters, metadata(self))
@@ -428,8 +431,8 @@ class Trainer:
             why = " (the schedule ended)" if self.schedule.finished else " (the time budget is used up)"
         print(
             f"\ntrained {self.step:,} updates in {duration(self.elapsed)}{why}: {accuracies(self.errors)} of "
-            f"{self.errors.images:,} {self.judged_by} images; "
-            f"{self.step * self.config.batch_size / self.elapsed:,.0f} images/s, evaluations included"
+            f"{self.errors.images:,} validation images; "
+            f"{self.step * self.config.batch_size / self.elapsed:,.0f} images/s including evaluations"
         )
         for name, value in (
             ("checkpoint", checkpoint.path_of(self.checkpoints, self.step)),

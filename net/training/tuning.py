@@ -1,4 +1,4 @@
-"""Which forms a network computes in on this machine: measured once, and remembered."""
+"""Autotuning: the fastest forms of a network on this GPU, measured once and cached."""
 
 import hashlib
 import json
@@ -25,25 +25,25 @@ from .config import RecipeConfig
 from .recipe import PaperSGD, Schedule, parameter_groups
 from .step import UNRECORDED, TrainingStep
 
-#: Bytes of the file of choices; an entry takes a thousand.
+#: Maximum size of the cache file in bytes; an entry takes about a thousand.
 _CACHE_LIMIT = 2**24
-#: What measuring takes on an H100, in seconds; a run must be this many times longer to be worth it.
+#: Seconds that measuring takes on an H100; a run must be this many times longer to be worth it.
 SECONDS, WORTH = 10.0, 10
-#: A GPU's rate in such networks, of the order of what is measured; it only decides whether to measure.
+#: Rough throughput of a GPU in such networks; used only to decide whether to measure.
 GPU_FLOP_PER_S = 200e12
-#: Another form must be faster by this part.
+#: Minimum relative gain for which another form replaces the current one.
 GAIN = 0.02
-#: Updates of a sample, and samples.
+#: Updates per sample, and number of samples.
 UPDATES, SAMPLES = 10, 5
 
 
 def slot_by_slot(available: Iterable[Forms], start: Forms, seconds: Callable[[Forms], float]) -> Forms:
-    """The fastest forms, one field after the other.
+    """The fastest forms, by coordinate descent: one field at a time.
 
     Args:
         available: the forms to choose from.
-        start: what is used unless another is faster by more than :data:`GAIN`.
-        seconds: measures a form; it is asked once for each that differs in one field from the best so far.
+        start: the initial best; another replaces it if faster by more than :data:`GAIN`.
+        seconds: measures a form; called once for each that differs in one field from the best so far.
     """
     candidates = list(available)
     best, least = start, seconds(start)
@@ -58,13 +58,13 @@ def slot_by_slot(available: Iterable[Forms], start: Forms, seconds: Callable[[Fo
 
 
 def cache_file() -> Path:
-    """Where choices are remembered: ``$XDG_CACHE_HOME/alexnet-fused/forms.json``, ``~/.cache`` by default."""
+    """The cache file: ``$XDG_CACHE_HOME/alexnet-fused/forms.json``; ``~/.cache`` by default."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "alexnet-fused" / "forms.json"
 
 
 def key(plan: AlexNetConfig, batch: int, precision: str, device: torch.device) -> str:
-    """What a choice is for: GPU, versions, code, network, batch and precision."""
+    """Cache key: a hash of GPU, versions, code, network, batch size and precision."""
     import triton
 
     code = hashlib.sha256()
@@ -86,7 +86,7 @@ def key(plan: AlexNetConfig, batch: int, precision: str, device: torch.device) -
 
 
 def remembered(name: str) -> dict[str, Any] | None:
-    """What was chosen for a key; None where nothing was, or the file cannot be read."""
+    """The cached entry of a key; None if there is none or the file cannot be read."""
     try:
         entry = json.loads(read(cache_file(), "forms", _CACHE_LIMIT))[name]
         from_table(Forms, entry["chosen"], "chosen")
@@ -96,7 +96,7 @@ def remembered(name: str) -> dict[str, Any] | None:
 
 
 def remember(name: str, entry: dict[str, Any]) -> None:
-    """Keep a choice for other runs; a folder that cannot be written costs measuring again."""
+    """Cache an entry; if the file cannot be written, the next run measures again."""
     path = cache_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,14 +108,14 @@ def remember(name: str, entry: dict[str, Any]) -> None:
         with atomic_write(path) as file:
             file.write(json.dumps({**entries, name: entry}, indent=1).encode())
     except OSError as error:
-        print(f"note: the chosen forms cannot be kept in {path} ({error.strerror}); the next run measures again")
+        print(f"note: the chosen forms cannot be cached in {path} ({error.strerror}); the next run measures again")
 
 
 def milliseconds(plan: AlexNetConfig, batch: int, precision: str, device: torch.device, form: Forms) -> float:
-    """One recorded update of a new network of random weights on random images.
+    """Median time of a captured update, with random weights and images.
 
     Raises:
-        RuntimeError: the form cannot be computed here, or its update not recorded.
+        RuntimeError: the form is not supported here, or its update cannot be captured.
     """
     with torch.random.fork_rng([device]), torch.device(device):
         model = AlexNet(plan).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -132,7 +132,7 @@ def milliseconds(plan: AlexNetConfig, batch: int, precision: str, device: torch.
         for _ in range(UNRECORDED + 3):
             step(images if step.images is None else step.images, labels)
         if step.graph is None or step.images is None:
-            raise RuntimeError("its update cannot be recorded")
+            raise RuntimeError("its update cannot be captured")
         times = []
         for _ in range(SAMPLES):
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -146,7 +146,8 @@ def milliseconds(plan: AlexNetConfig, batch: int, precision: str, device: torch.
 
 
 def measure(plan: AlexNetConfig, batch: int, precision: str, device: torch.device) -> dict[str, Any]:
-    """The fastest forms of a network on a GPU, and what each took: ``chosen``, ``milliseconds`` and ``seconds``."""
+    """Measure the forms of a network on a GPU: a dictionary of ``chosen``, ``milliseconds`` of each, and ``seconds``
+    taken in all."""
     with torch.device("meta"):
         model = AlexNet(plan)
     times: dict[str, float | None] = {}
@@ -156,13 +157,13 @@ def measure(plan: AlexNetConfig, batch: int, precision: str, device: torch.devic
         try:
             taken = milliseconds(plan, batch, precision, device, form)
         except (RuntimeError, torch.OutOfMemoryError) as error:
-            print(f"  {form}: cannot run here: {str(error).strip().splitlines()[0]}", flush=True)
+            print(f"  {form}: not supported here: {str(error).strip().splitlines()[0]}", flush=True)
             times[str(form)] = None
             return float("inf")
         finally:
             torch.cuda.empty_cache()
         times[str(form)] = round(taken, 4)
-        print(f"  {form}: {taken:.3f} ms an update, {batch / taken * 1e3:,.0f} images/s", flush=True)
+        print(f"  {form}: {taken:.3f} ms per update, {batch / taken * 1e3:,.0f} images/s", flush=True)
         return taken
 
     chosen = slot_by_slot(forms(model, device), untuned(model, device), seconds)
@@ -171,24 +172,24 @@ def measure(plan: AlexNetConfig, batch: int, precision: str, device: torch.devic
 
 
 def worth_measuring(plan: AlexNetConfig, images: int, seconds: float | None) -> bool:
-    """Whether a run on so many images, or of so many seconds, is long enough to measure before it."""
+    """Whether a run of ``images`` images, limited to ``seconds``, is long enough to justify measuring first."""
     expected = images * 6 * plan.multiply_adds / GPU_FLOP_PER_S
     return min(expected, seconds or expected) >= WORTH * SECONDS
 
 
 def tuned(plan: AlexNetConfig, batch: int, precision: str, device: torch.device, how: str, worth: bool) -> Forms:
-    """The forms of a run on a GPU, and a line that says so.
+    """The forms of a run on a GPU; prints which ones.
 
     Args:
-        plan, batch, precision, device: what runs where.
-        how: ``auto`` measures once for a machine where it is ``worth`` it, ``again`` always, ``off`` never.
+        plan, batch, precision, device: the run.
+        how: ``auto`` measures once per machine, if ``worth``; ``again`` always, ``off`` never.
         worth: whether the run is long enough.
     """
     name = key(plan, batch, precision, device)
     entry = None if how in ("again", "off") else remembered(name)
-    source = "remembered"
+    source = "cached"
     if entry is None and (how == "again" or (how == "auto" and worth)):
-        print(f"measuring the network's forms on this GPU, once; about {duration(SECONDS)}", flush=True)
+        print(f"measuring the network's forms on this GPU, once: about {duration(SECONDS)}", flush=True)
         entry = measure(plan, batch, precision, device)
         remember(name, entry)
         source = f"measured in {duration(entry['seconds'])}"
@@ -196,10 +197,10 @@ def tuned(plan: AlexNetConfig, batch: int, precision: str, device: torch.device,
         with torch.device("meta"):
             model = AlexNet(plan)
         chosen = untuned(model, device)
-        print(f"forms: {chosen} (not measured; python -m net.tune measures)")
+        print(f"forms: {chosen} (defaults; python -m net.tune measures them)")
         return chosen
     chosen = from_table(Forms, entry["chosen"], "chosen")
     taken = entry["milliseconds"].get(str(chosen))
-    rate = f", {taken:.3f} ms an update alone, {batch / taken * 1e3:,.0f} images/s" if taken else ""
+    rate = f", {taken:.3f} ms per update without data loading, {batch / taken * 1e3:,.0f} images/s" if taken else ""
     print(f"forms on {torch.cuda.get_device_name(device)} ({source}): {chosen}{rate}")
     return chosen

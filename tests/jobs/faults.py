@@ -1,8 +1,8 @@
-"""Whole jobs of processes in which something goes wrong, all at once: ``python -m tests.jobs.faults FOLDER [JOB...]``.
+"""Multi-process jobs with injected faults, all run at once: ``python -m tests.jobs.faults FOLDER [JOB...]``.
 
-This process plays torchrun: it holds the store and starts the ranks, but ends none, so that what is seen is what ranks
-do by themselves. It forks them, which spares them the imports. ``FOLDER/JOB.json`` has how each ended: its exit status,
-None for one that had to be ended here; the seconds; what it wrote to stderr.
+This process stands in for torchrun: it holds the store and starts the ranks, but terminates none, so that the tests see
+what the ranks do by themselves. It forks them to avoid the imports. ``FOLDER/JOB.json`` records how each rank ended:
+its exit status, None if it had to be killed; the seconds; and its stderr.
 """
 
 import json
@@ -26,11 +26,11 @@ from net.parallel.launch import Launch
 from net.parallel.process_group import Processes
 from net.training.config import TrainConfig
 
-#: Seconds; ten of a rank's beats fit in.
+#: Seconds; spans ten heartbeats.
 TIMEOUT = 5.0
-#: After so many a job is over, whatever it is at.
+#: Seconds after which a job is killed.
 LIMIT = 60.0
-#: By how much the one that comes late is late.
+#: Seconds by which the late rank is late.
 LATE = float(os.environ.get("LATE", 1.5 * TIMEOUT))
 
 
@@ -39,15 +39,15 @@ def no_object_travels(*_: Any) -> None:
 
 
 class Job:
-    """What each rank runs, as it is, and as the flags are."""
+    """A job: the function each rank runs, the world size, who holds the store, and flags."""
 
     def __init__(self, run: Callable[[Processes], None], ranks: int = 2, agent: bool = True, **flags: float) -> None:
         self.run, self.ranks, self.agent = run, ranks, agent
         self.flags = {"timeout": TIMEOUT, "start_timeout": LIMIT, "progress_timeout": LIMIT, **flags}
 
     def rank(self, rank: int) -> None:
-        """The life of a rank."""
-        # As in containers that are alike: nothing may hang on these.
+        """Run as one rank."""
+        # As in identical containers: nothing may depend on unique host names.
         socket.gethostname = lambda: "container"
         os.getpid = lambda: 1  # type: ignore[assignment]
         dist.distributed_c10d._tensor_to_object = no_object_travels
@@ -60,7 +60,7 @@ class Job:
 
 
 def trains(world: Processes, steps: int = 3) -> None:
-    """Updates as short as they can be."""
+    """Minimal training steps."""
     world.enforce_timeout([])
     for _ in range(steps):
         assert float(world.sum(torch.ones(1))) == world.size
@@ -93,7 +93,7 @@ def fails(world: Processes) -> None:
 
 
 def loses_the_store(world: Processes) -> None:
-    """The first rank's own, with its life."""
+    """The store of rank 0, which ends with rank 0."""
     end(world, lambda: os.kill(PID(), signal.SIGKILL), rank=0)
 
 
@@ -107,7 +107,7 @@ def hangs_while_it_packs(world: Processes) -> None:
 
 
 def packs(world: Processes) -> None:
-    """For longer than it may do nothing."""
+    """Make progress for longer than the progress timeout."""
 
     def pack() -> None:
         with Progress("images", 15) as progress:
@@ -135,7 +135,7 @@ def is_busy_before_its_first_update(world: Processes) -> None:
 
 
 def agrees(world: Processes) -> None:
-    """Values of different lengths travel, from each rank and from the first one."""
+    """Gather and broadcast values of different lengths."""
     value = ["é" * world.rank, None, {"rank": world.rank}]
     expected = [["é" * rank, None, {"rank": rank}] for rank in range(world.size)]
     assert world.gathered(value) == expected
@@ -152,7 +152,7 @@ def never_comes(world: Processes) -> None:
 
 
 PID = os.getpid
-#: What the last rank does before it meets the others.
+#: What the last rank does before it joins the others.
 BEFORE: dict[Callable[[Processes], None], Callable[[int], object]] = {
     comes_late: lambda rank: time.sleep(LATE) if rank else None,
     never_comes: lambda rank: os.kill(PID(), signal.SIGSTOP) if rank == 2 else None,
@@ -175,11 +175,11 @@ JOBS = (
 
 
 def forked(run: Callable[[], None], errors: Path) -> int:
-    """The id of a process that does ``run`` and ends."""
+    """Fork a process that calls ``run`` and exits; returns its id."""
     pid = os.fork()
     if pid:
         return pid
-    # What torchrun's processes do not have from this one.
+    # torchrun's processes would not inherit these handlers.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     file = os.open(errors, os.O_WRONLY | os.O_CREAT)
@@ -197,7 +197,7 @@ def forked(run: Callable[[], None], errors: Path) -> int:
 
 
 def play(job: Job, folder: Path) -> None:
-    """Start the ranks of a job and note how each ends."""
+    """Start the ranks of a job and record how each ends."""
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False) if job.agent else None
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -1,5 +1,5 @@
-"""``net.train`` whose second rank dies (``die``), stops (``stop``) or hangs (``hang``) in update 5, once, or whose
-first rank hangs while it writes a checkpoint (``save``)."""
+"""``net.train`` with a fault: rank 1 dies (``die``), stops (``stop``) or hangs (``hang``) once in update 5, or rank 0
+hangs while it writes a checkpoint (``save``)."""
 
 import os
 import signal

@@ -1,6 +1,6 @@
-"""What the tests of several processes run in each of them, in one start: ``torchrun parallel_worker.py FOLDER FLAGS``.
+"""Worker of the multi-process tests, which share one launch: ``torchrun parallel_worker.py FOLDER FLAGS``.
 
-The first rank leaves what it found in ``FOLDER/found.json``; the tests judge it.
+Rank 0 writes the results to ``FOLDER/found.json``, which the tests check.
 """
 
 import json
@@ -27,9 +27,9 @@ from net.training.recipe import PaperSGD, parameter_groups
 
 BATCH = 12
 STEPS = 6
-#: Of the images.
+#: Seeds of the images.
 SEEDS = (1, 2, 3)
-#: Nine classes: ranks hold unequal numbers of them.
+#: Nine classes, which do not divide evenly among the ranks.
 NETWORK = {"image_size": 20, "dropout": 0.0, "classes": 9}
 Result = dict[str, Any]
 
@@ -43,9 +43,9 @@ def learn(
     seed: int = SEEDS[0],
     shift: int = 0,
 ) -> Result:
-    """Losses of the global batches, gradients of the first update, weights after the last, and logits then.
+    """Losses of the global batches, gradients of the first update, and weights and logits after the last.
 
-    ``shift`` begins each batch with another of its images, which changes nothing but the order of sums.
+    ``shift`` rotates the images of each batch, which only changes the order of sums.
     """
     torch.manual_seed(0)
     model = alexnet("digits", **NETWORK).to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -62,7 +62,7 @@ def learn(
         images = 60 * torch.randn(BATCH, 3, 20, 20, generator=generator, dtype=torch.float64).to(dtype)
         labels = torch.randint(0, 9, (BATCH,), generator=generator)
         images, labels = images.roll(shift, 0), labels.roll(shift, 0)
-        # The second update: DistributedDataParallel arranges its buckets after the first.
+        # The second update: DistributedDataParallel rebuilds its buckets after the first.
         with counted if step == 1 else torch.enable_grad():
             logits = part.forward(images[mine].contiguous(memory_format=torch.channels_last))
             loss = F.cross_entropy(logits, labels[mine])
@@ -91,7 +91,7 @@ def learn(
 
 
 def distance(ours: Result, theirs: Result) -> dict[str, float]:
-    """The largest differences of two runs; of gradients and weights relative to the parameter's largest value."""
+    """The largest differences between two runs; for gradients and weights relative to the parameter's largest value."""
     result = {"loss": max(abs(a - b) for a, b in zip(ours["losses"], theirs["losses"], strict=True))}
     result["first_loss"] = abs(ours["losses"][0] - theirs["losses"][0])
     for kind in ("gradients", "weights"):
@@ -103,7 +103,7 @@ def distance(ours: Result, theirs: Result) -> dict[str, float]:
 
 
 def unequal(ranks: Processes) -> dict[str, str]:
-    """What is said when ranks see other images, or one cannot open them."""
+    """The errors when ranks see different images, or one cannot open them."""
 
     def fails() -> int:
         if ranks.rank == 1:
@@ -127,8 +127,8 @@ def largest_loss_error(ours: Result, exact: Result) -> float:
 
 
 def drifts(group: dist.ProcessGroup) -> dict[str, float]:
-    """How far losses in float32 come from those in float64 at most, with any of the seeds: in one process, at one and
-    at two threads and with the images of a batch in other orders, and by each strategy."""
+    """The largest error of float32 losses relative to float64, over the seeds: in one process, with one and two threads
+    and with the images of a batch in other orders, and with each strategy."""
     rank = dist.get_rank(group)
     found: dict[str, float] = dict.fromkeys(("none", "data", "tower", "hybrid"), 0.0)
     for seed in SEEDS:
@@ -147,7 +147,7 @@ def drifts(group: dist.ProcessGroup) -> dict[str, float]:
 
 
 def equality(group: dist.ProcessGroup) -> Result:
-    """Every strategy against one process."""
+    """Compare every strategy with one process."""
     found: Result = {"drift": drifts(group)}
     plain = learn("none", torch.float64, None)
     exact_first = learn("none", torch.float64, None, 1)
@@ -170,7 +170,7 @@ def equality(group: dist.ProcessGroup) -> Result:
 
 
 def masks(folder: Path) -> None:
-    """Have every dropout note its mask of the first update."""
+    """Record every dropout's mask of the first update."""
     forward = nn.Dropout.forward
 
     def noted(self: nn.Dropout, x: Tensor) -> Tensor:
@@ -187,7 +187,7 @@ def masks(folder: Path) -> None:
 def main() -> None:
     folder = Path(sys.argv[1])
     rank, ranks = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
-    # Keys of its own: the training below meets at the same store.
+    # A prefix of its own: the training below uses the same store.
     store, _, _ = next(rendezvous("env://"))
     dist.init_process_group("gloo", store=dist.PrefixStore("worker", store), rank=rank, world_size=ranks)
     assert dist.group.WORLD is not None

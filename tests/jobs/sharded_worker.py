@@ -35,7 +35,7 @@ def sharded(model: nn.Module) -> nn.Module:
 
 
 def train(model: nn.Module, parameters: nn.Module, images: Tensor) -> list[Tensor]:
-    """The parameters after three updates, whole."""
+    """The whole parameters after three updates."""
     optimizer = torch.optim.SGD(parameters.parameters(), 0.1, momentum=0.9)
     for _ in range(3):
         optimizer.zero_grad()

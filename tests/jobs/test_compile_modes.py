@@ -1,5 +1,5 @@
-"""``torch.compile(fullgraph=True)`` of operators, modules and networks: no graph break, however shapes and numbers are
-taken, and no new compilation for another batch where none is needed."""
+"""``torch.compile(fullgraph=True)`` of operators, modules and networks: no graph breaks with static or dynamic shapes
+and numbers, and no needless recompilation for another batch size."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +29,7 @@ MODES = ("default", "reduce-overhead", "max-autotune")
 
 
 def check(run: Callable[..., Tensor], arguments: tuple[Any, ...], images: Tensor, shapes: str, **options: Any) -> int:
-    """Compiles and compares with ``run`` itself, for three sizes of the batch; returns how often it was compiled."""
+    """Compile ``run`` and compare with eager at three batch sizes; returns the number of compilations."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     dynamic = {"static": False, "dynamic": True}.get(shapes)
@@ -52,8 +52,8 @@ def stage_images() -> Tensor:
 
 
 def test_numbers_may_be_symbols() -> None:
-    """All arguments are checked in this one; the other operators and kinds of shapes are among the slow tests. Another
-    number is another compilation."""
+    """Checks all arguments of one operator; the other operators and kinds of shapes are slow tests. Each new number
+    recompiles."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     run = kernels.relu_lrn_max_pool2d
@@ -95,7 +95,7 @@ def test_networks(network: Callable[[], nn.Module], shapes: str) -> None:
 @pytest.mark.parametrize("shapes", SHAPES)
 @pytest.mark.parametrize("mode", MODES)
 def test_modes(mode: str, shapes: str) -> None:
-    """Where a graph breaks, it breaks before Inductor: one operator stands for all."""
+    """Graph breaks occur before Inductor, so one operator stands for all."""
     check(*OPERATORS["relu_lrn_max_pool2d"], stage_images(), shapes, mode=mode)
 
 

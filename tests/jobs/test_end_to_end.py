@@ -1,4 +1,4 @@
-"""From JPEG files on a disk to an evaluated network, through the commands."""
+"""From JPEG files to an evaluated network, through the commands."""
 
 import json
 import time
@@ -38,7 +38,7 @@ def test_images_to_an_evaluated_network(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "killed" / "evaluation.json").read_text())["results"]
     assert [row["crops"] for row in results] == [1, 1, 1, 10, 10, 10]
     assert {row["images"] for row in results} == {30}
-    # Two classes in three are wrong by guessing.
+    # Guessing has an error of two thirds.
     assert results[0]["top1_error_percent"] < 45
     assert results[0]["top1_error_percent"] == pytest.approx(
         runs.read_metrics(tmp_path / "killed")[-1]["top1_error_percent"]
@@ -54,7 +54,7 @@ def test_an_image_folder_is_trained_on_at_once(tmp_path: Path) -> None:
     again = run_here("net.train", *arguments, "--output-dir", tmp_path / "two")
     assert "images.packed is prepared already" in again.stdout
     assert run_here("net.evaluate", tmp_path / "one").returncode == 0
-    # The folder is not needed any more once it is packed.
+    # The image folder is no longer needed once it is packed.
     assert run_here("net.evaluate", tmp_path / "one", "--data-path", f"{images}.packed").returncode == 0
 
 

@@ -1,4 +1,5 @@
-"""Whom a rank takes for lost, look by look, without a thread; :mod:`tests.jobs.test_jobs` has whole jobs."""
+"""When the heartbeat declares a rank dead, poll by poll and without a thread; for whole jobs see
+:mod:`tests.jobs.test_jobs`."""
 
 import json
 import time
@@ -11,26 +12,26 @@ from net.common.errors import RankError
 from net.common.progress import Progress
 from net.parallel.heartbeat import DIED, ENDED, FAILED, LEFT, SILENT, Heartbeat, place
 
-#: Seconds; ten beats fit in the first, twenty in the second.
+#: Seconds; the first spans ten beats, the second twenty.
 TIMEOUT, PROGRESS_TIMEOUT = 0.05, 0.1
 UNANSWERED = "did not answer for 0.05 s (--timeout)"
 
 
 @pytest.fixture
 def pair() -> Iterator[tuple[Heartbeat, Heartbeat]]:
-    """Two ranks of this process that have just met."""
+    """Two ranks, both in this process, that have just joined."""
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     ours, theirs = (Heartbeat(store, rank, 2, TIMEOUT, PROGRESS_TIMEOUT) for rank in range(2))
     for each, host in ((ours, "alpha"), (theirs, "beta")):
         store.set(place(each.rank), host)
     assert ours._look() is None
     yield ours, theirs
-    # Connections end before the server.
+    # Close the connections before the server.
     del ours, theirs
 
 
 def looks(ours: Heartbeat, count: int, theirs: Heartbeat | None = None) -> list[str]:
-    """What ``count`` looks find, one of our beats before each, and one of ``theirs`` if it lives."""
+    """The verdicts of ``count`` polls, each after a beat of ``ours`` and, if given, of ``theirs``."""
     found = []
     for number in range(count):
         Progress.reports += 1
@@ -77,7 +78,7 @@ def test_a_rank_that_failed_is_missed_soon(pair: tuple[Heartbeat, Heartbeat]) ->
 
 
 def test_who_is_to_blame(pair: tuple[Heartbeat, Heartbeat]) -> None:
-    """For a message that failed: whoever failed, else who is silent, else who has sent fewer messages."""
+    """For a failed collective: the ranks that failed, else the silent ones, else those that have started fewer."""
     ours, theirs = pair
     looks(ours, 1, theirs)
     assert ours.blamed() == ([], "")
@@ -113,7 +114,7 @@ def test_a_rank_without_progress_ends_itself(pair: tuple[Heartbeat, Heartbeat]) 
     Progress.reports += 1
     assert idle(20) == ["None"] * 20
     ours.waits += 1
-    # It waits for the other one, which has not come; then both are there, and time counts.
+    # Waiting for a rank that has not arrived is not idleness; once it has, time counts.
     assert idle(60) == ["None"] * 60
     theirs.waits += 1
     *before, last = idle(21)

@@ -1,4 +1,4 @@
-"""Whole jobs in which a rank is killed, stopped, late, or hangs: who says what, and how each process ends."""
+"""Whole jobs in which a rank is killed, stopped, late or hangs: the error printed, and how each process ends."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from tests.commands import ROOT, environment
 from tests.jobs.faults import JOBS, LIMIT, TIMEOUT
 
-#: Seconds after the timeout in which a rank is named, by the promise of the README.
+#: Seconds after the timeout within which a rank is named, as the README promises.
 PROMISED = 10.0
 
 
@@ -31,13 +31,13 @@ def test_a_rank_that_starts_40_s_late(tmp_path: Path) -> None:
     assert all(seconds >= 40 for _, seconds, _ in results.values())
 
 
-#: The exit status of each rank, None where one had to be ended from outside, and the one line that was said.
+#: The exit status of each rank, None if it had to be killed, and the single error line.
 EXPECTED: dict[str, tuple[list[int | None], str]] = {
     "is_killed": ([1, -9, 1], "rank 1 on container died;"),
     "is_stopped": ([1, 1, 1], "rank 1 on container did not answer for 5 s (--timeout);"),
     "hangs": ([1, None, 1, 1], "rank 1 on container did not answer for 5 s (--timeout);"),
     "fails": ([1, 1], "rank 1 on container ended with an error;"),
-    "loses_the_store": ([-9, 1], "rank 1 lost the processes' store"),
+    "loses_the_store": ([-9, 1], "rank 1 lost its connection to the distributed store"),
     "hangs_while_it_packs": ([1, 1], "rank 0 on container reported no progress for 3 s (--progress-timeout);"),
     "packs": ([0, 0], ""),
     "is_killed_while_the_first_packs": ([1, -9], "rank 1 on container died;"),
@@ -45,7 +45,7 @@ EXPECTED: dict[str, tuple[list[int | None], str]] = {
     "is_busy_before_its_first_update": ([0, 0], ""),
     "agrees": ([0, 0, 0], ""),
     "comes_late": ([0, 0], ""),
-    "never_comes": ([1, 1, None], "rank 2 did not come within 15 s (--start-timeout)"),
+    "never_comes": ([1, 1, None], "rank 2 did not join within 15 s (--start-timeout)"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Parallel strategies on more ranks than a machine has processes: one of them at a time, its messages going nowhere."""
+"""Parallel strategies at large world sizes: one rank at a time, with PyTorch's fake process group."""
 
 import socket
 import subprocess
@@ -36,7 +36,7 @@ def one_of(rank: int) -> Iterator[dist.ProcessGroup]:
 
 
 def _averaged(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """What DistributedDataParallel does by itself, but for the group's not giving anything back to wait for."""
+    """DistributedDataParallel's default hook, for a group whose collectives return nothing to wait for."""
     dist.all_reduce(bucket.buffer(), group=group)
     future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
     future.set_result(bucket.buffer())
@@ -44,7 +44,7 @@ def _averaged(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.future
 
 
 def _update(strategy: str, rank: int) -> list[tuple[str, int, int]]:
-    """The kind, size and number of ranks of each message of one rank's update, as they are sent."""
+    """The kind, size and group size of each collective of one rank's update, in order."""
     plan = network("digits")
     with one_of(rank) as group:
         part = parallelize(alexnet("digits"), strategy, group)
@@ -53,7 +53,7 @@ def _update(strategy: str, rank: int) -> list[tuple[str, int, int]]:
         assert (part.training.rank, part.training.replicas) == (rank, RANKS)
         images = torch.randn(BATCH // RANKS, 3, 32, 32)
         labels = torch.randint(plan.classes, (BATCH // RANKS,))
-        # The buckets of gradients are those of the order that the first update found.
+        # DDP's gradient buckets are rebuilt in the order of the first update.
         F.cross_entropy(part.forward(images), labels).backward()
         with Count(RANKS) as count:
             logits = part.forward(images)
@@ -71,9 +71,9 @@ def _update(strategy: str, rank: int) -> list[tuple[str, int, int]]:
 
 @pytest.mark.parametrize("strategy", ["data", "hybrid"])
 def test_messages_of_64_ranks(strategy: str) -> None:
-    """Those of the formula, in the same order on every rank: in different ones they would wait for ever.
+    """They match the formula, in the same order on every rank, else they would deadlock.
 
-    digits has 10 classes and up to 256 features, so that most ranks have no class, and all a few neurons.
+    digits has 10 classes and up to 256 features, so that most ranks hold no class, and all of them few neurons.
     """
     sent = [_update(strategy, rank) for rank in (0, 37, 63)]
     assert sent[0] == sent[1] == sent[2]
@@ -82,7 +82,7 @@ def test_messages_of_64_ranks(strategy: str) -> None:
 
 
 def _host(folder: Path, hosts: int, port: int, *flags: object) -> "subprocess.Popen[str]":
-    """What is typed on each host; here all of them are this one."""
+    """Start the command of one host; here all hosts are this one."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={hosts}", "--nproc-per-node=1"]
     command += ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=alexnet", "-m", "net.train"]
     command += ["--parallel", "hybrid", "--resume", "auto", "--output-dir", folder / "run", *flags]  # type: ignore[list-item]
@@ -97,7 +97,7 @@ def _host(folder: Path, hosts: int, port: int, *flags: object) -> "subprocess.Po
 
 @pytest.mark.slow
 def test_two_hosts_and_then_one(tmp_path: Path) -> None:
-    """README's command: the hosts meet at one address, the images are packed by one, and a host less goes on."""
+    """The README's command: the hosts meet at one address, one packs the images, and one host fewer resumes."""
     done = run("net.data.shapes", tmp_path / "shapes", "--train", 12, "--val", 4, "--size", 32)
     assert done.returncode == 0, done.stderr
     with socket.socket() as free:
@@ -109,4 +109,4 @@ def test_two_hosts_and_then_one(tmp_path: Path) -> None:
         printed = [process.communicate(timeout=250)[0] for process in processes]
         assert [process.returncode for process in processes] == [0] * hosts, printed
         assert "".join(printed).count(f"trained {steps} updates") == 1
-    assert "this run was --parallel hybrid on 2 and is now --parallel hybrid on 1" in "".join(printed)
+    assert "this run used --parallel hybrid on 2 and now uses --parallel hybrid on 1" in "".join(printed)

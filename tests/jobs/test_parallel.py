@@ -1,4 +1,4 @@
-"""Two processes on gloo against one: equality, messages, faults. Few starts of processes, many checks in each."""
+"""Two processes on gloo against one: equality, collectives, faults. Few launches, with many checks in each."""
 
 import json
 import os
@@ -27,7 +27,7 @@ RUN = ("--parallel", "tower", "--max-steps", 8, "--checkpoint-every", 3, "--log-
 
 
 def torchrun(script: str, *arguments: object, restarts: int = 0) -> Done:
-    """``script`` in two processes with one thread each, to their end."""
+    """Run ``script`` to completion in two processes with one thread each."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [f"--max-restarts={restarts}", str(ROOT / "tests" / "jobs" / script), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(OMP_NUM_THREADS="1"), timeout=280)
@@ -36,7 +36,7 @@ def torchrun(script: str, *arguments: object, restarts: int = 0) -> Done:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What :mod:`tests.jobs.parallel_worker` leaves, and in ``run`` the short run."""
+    """The output folder of :mod:`tests.jobs.parallel_worker`, with the short run in ``run``."""
     folder = tmp_path_factory.mktemp("parallel")
     done = torchrun("parallel_worker.py", folder, *RUN, "--output-dir", folder / "run")
     assert done.returncode == 0, done.stderr
@@ -51,14 +51,14 @@ def found(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_equal_to_one_process_in_float64(found: dict[str, Any], strategy: str) -> None:
-    """Six updates: losses, weights, and the logits in evaluation."""
+    """Losses and weights over six updates, and logits in evaluation."""
     worst = found[strategy]["float64"]
     assert max(worst.values()) < 1e-10, worst
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_first_update_in_float32(found: dict[str, Any], strategy: str) -> None:
-    """Against float64. A gradient's largest element is a sum of a few thousand products behind eight layers, each of
+    """Against float64. A gradient's largest element is a sum of a few thousand products after eight layers, each of
     which adds some half ulps: 256 of them, 1.5e-5 relative to the largest element, cover every order of summation."""
     first = found[strategy]["first"]
     assert first["first_loss"] < 32 * 2**-24 * 2.5
@@ -67,8 +67,8 @@ def test_first_update_in_float32(found: dict[str, Any], strategy: str) -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_drift_in_float32_is_that_of_one_process(found: dict[str, Any], strategy: str) -> None:
-    """Of losses, against float64. The yardstick is the plain run at one and at two threads and with the images of a
-    batch in other orders: decisions of ReLU and pooling flip there too."""
+    """Losses against float64. The reference is the plain run with one and two threads and with the images of a batch in
+    other orders, where decisions of ReLU and pooling flip too."""
     assert found["drift"][strategy] <= found["drift"]["none"]
     assert found["drift"]["none"] < 0.5
 
@@ -86,7 +86,7 @@ def test_messages_are_those_of_the_formula(found: dict[str, Any], strategy: str)
 
 def test_each_rank_holds_its_part(found: dict[str, Any]) -> None:
     assert found["data"]["held"] == found["data"]["parameters"]
-    # Nine classes: both ranks have room for five.
+    # Nine classes: both ranks hold five rows, one of them padding.
     padding = 1 * (128 * 2 + 1)
     assert 2 * found["tower"]["held"] == found["tower"]["parameters"] + padding
     assert found["tower"]["held"] < found["hybrid"]["held"] < found["data"]["held"]
@@ -100,7 +100,7 @@ def test_ranks_that_see_other_images_are_named(found: dict[str, Any]) -> None:
 
 
 def test_dropout_masks_differ_between_ranks(folder: Path) -> None:
-    """Of fc6 and fc7: neither equal nor related, about half of each dropped."""
+    """In fc6 and fc7: masks are independent, and drop about half."""
     ours, theirs = (json.loads((folder / f"masks_{rank}.json").read_text()) for rank in range(2))
     assert len(ours) == len(theirs) == 2
     for mine, other in zip(ours, theirs, strict=True):
@@ -114,7 +114,7 @@ def test_dropout_masks_differ_between_ranks(folder: Path) -> None:
 def test_one_rank_talks_and_writes(folder: Path) -> None:
     output = (folder / "stdout.txt").read_text()
     assert output.count("trained 8 updates") == 1
-    assert "--parallel tower: 2 processes (gloo); each has 184,421 parameters and sees 32 of 32 images" in output
+    assert "--parallel tower: 2 processes (gloo); each holds 184,421 parameters and sees 32 of 32 images" in output
     rows = runs.read_metrics(folder / "run")
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 8]
     assert rows[-1]["kind"] == "eval"
@@ -132,11 +132,11 @@ def test_checkpoints_have_the_one_device_layout_and_go_on_in_one_process(folder:
     more = ("--resume", six, "--max-steps", 8, "--parallel", "none", "--output-dir", tmp_path / "one")
     done = run_here("net.train", *more)
     assert done.returncode == 0, done.stderr
-    assert "is now --parallel none on 1: images, order, crops and colours stay the same" in done.stdout
+    assert "now uses --parallel none on 1: images, order and augmentation stay the same" in done.stdout
     assert "resuming is not bit-exact" in done.stdout
     one = checkpoint.newest(tmp_path / "one" / "checkpoints")
     assert one is not None
-    # Other masks in two of eight updates, the same images.
+    # Dropout masks differ in two of eight updates; the images are the same.
     for name, tensor in one[1]["model"].items():
         before = checkpoint.load(six)["model"][name]
         assert not torch.equal(tensor, before)
@@ -145,7 +145,7 @@ def test_checkpoints_have_the_one_device_layout_and_go_on_in_one_process(folder:
 
 @pytest.mark.slow
 def test_a_rank_that_dies_is_named_and_the_restarted_run_ends_the_same(folder: Path, tmp_path: Path) -> None:
-    """SIGKILL to rank 1 in update 5; torchrun starts both again, and they go on from update 3."""
+    """SIGKILL to rank 1 in update 5; torchrun restarts both, and they resume from update 3."""
     arguments = (*RUN, "--output-dir", tmp_path / "run", "--resume", "auto", "--epochs", 20)
     done = torchrun("faulty_worker.py", "die", *arguments, restarts=1)
     assert done.returncode == 0, done.stderr
@@ -170,7 +170,7 @@ def test_a_rank_that_hangs_is_named_and_torchrun_ends_it(tmp_path: Path, fault: 
     flags = (flag, 10, "--output-dir", tmp_path / "run")
     done = torchrun("faulty_worker.py", fault, *RUN, *flags)
     hung = float((tmp_path / "run" / "hung").read_text())
-    # torchrun waits 30 s before it kills what is stopped.
+    # torchrun waits 30 s before it kills a stopped process.
     assert time.monotonic() - hung < 10 + 60
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -181,9 +181,9 @@ def test_a_rank_that_hangs_is_named_and_torchrun_ends_it(tmp_path: Path, fault: 
 @pytest.mark.parametrize(
     ("ranks", "flags", "says"),
     [
-        (3, ("--parallel", "tower"), ("torchrun started 3 processes", "2, one for each tower, or a multiple of 2")),
-        (3, ("--parallel", "data"), ("--batch-size 64 cannot be shared equally by 3 processes", "by 1, 2, 4")),
-        (2, (), ("--parallel none runs in one process and torchrun started 2",)),
+        (3, ("--parallel", "tower"), ("torchrun started 3 processes", "--parallel tower needs 2 processes")),
+        (3, ("--parallel", "data"), ("--batch-size 64", "3 processes", ": 1, 2, 4")),
+        (2, (), ("--parallel none", "torchrun started 2")),
     ],
 )
 def test_numbers_of_processes_that_cannot_be_used(
@@ -212,12 +212,12 @@ def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("address", "says"),
-    [("nowhere.invalid", "[Errno -"), ("localhost", "nobody answered within 1 s (--start-timeout)")],
+    [("nowhere.invalid", "[Errno -"), ("localhost", "no answer within 1 s (--start-timeout)")],
 )
 def test_an_address_at_which_nobody_is(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str, says: str
 ) -> None:
-    """A name that nobody has is refused at once."""
+    """An unknown host name fails at once."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -226,12 +226,12 @@ def test_an_address_at_which_nobody_is(
         monkeypatch.setenv(name, str(value))
     seconds = 1 if address == "localhost" else 300
     done = run_here("net.train", "--parallel", "data", "--start-timeout", seconds, "--output-dir", tmp_path / "run")
-    one_line(done, 1, "rank 1 does not reach the others: ", f"(MASTER_ADDR {address}, MASTER_PORT {port})", says)
+    one_line(done, 1, "rank 1 cannot reach the others: ", f"(MASTER_ADDR {address}, MASTER_PORT {port})", says)
 
 
 def test_missing_nccl_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_group.dist, "is_nccl_available", lambda: False)
-    with pytest.raises(UsageError, match="need NCCL, which this PyTorch lacks"):
+    with pytest.raises(UsageError, match="--device cuda: several GPUs need NCCL"):
         process_group._backend(torch.device("cuda", 0), shared=False)
     assert process_group._backend(torch.device("cuda", 0), shared=True) == "gloo"
     assert process_group._backend(torch.device("cpu"), shared=False) == "gloo"
@@ -256,9 +256,9 @@ def test_each_rank_gets_a_device(
 @pytest.mark.parametrize(
     ("strategy", "variant", "fields", "says"),
     [
-        ("tower", "one_weird_trick", {}, "needs a network of two towers; one_weird_trick has 1"),
-        ("tower", "caffe", {}, "crosses the towers' border"),
-        ("hybrid", "digits", {"exchange": False}, "fc6 of digits reads its own"),
+        ("tower", "one_weird_trick", {}, "two towers; one_weird_trick has 1"),
+        ("tower", "caffe", {}, "caffe normalizes across towers"),
+        ("hybrid", "digits", {"exchange": False}, "fc6 of digits reads only its own"),
     ],
 )
 def test_networks_that_a_strategy_cannot_use(
@@ -276,5 +276,5 @@ def test_networks_that_a_strategy_cannot_use(
 
 
 def test_no_variable_of_torchrun_is_left() -> None:
-    """Tests above set them for themselves only."""
+    """The tests above restore the environment."""
     assert "RANK" not in os.environ

@@ -1,4 +1,4 @@
-"""A fused network on two processes, its parameters sharded (FSDP2) or replicated (DDP), trains as it does alone."""
+"""A fused network on two processes, with parameters sharded (FSDP2) or replicated (DDP), trains as in one process."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What each ablation changes, the command with tiny trainings, how it goes on, and its statistics."""
+"""What each ablation changes, the command with tiny runs, resuming, and the statistics."""
 
 import json
 import os
@@ -41,7 +41,7 @@ log_every = 1
 
 
 def until(done: Callable[[], bool]) -> None:
-    """Wait, a minute at most, until something has happened."""
+    """Poll ``done`` for up to a minute."""
     deadline = time.monotonic() + 60
     while not done():
         assert time.monotonic() < deadline
@@ -64,7 +64,7 @@ def flags(tiny: Path, folder: Path) -> list[object]:
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
-    """The rows but for what depends on the clock and the machine, in one order."""
+    """The sorted rows, without columns that depend on the clock and the machine."""
     _, rows = read_results(folder / "results.jsonl")
     learned = ("ablation", "seed", "loss", "top1_error_percent", "updates")
     return sorted(({key: row[key] for key in learned} for row in rows), key=lambda row: (row["ablation"], row["seed"]))
@@ -86,7 +86,7 @@ def test_the_half_net_and_the_order_are_those_of_2012() -> None:
     assert replace(changed("half"), variant="half") == VARIANTS["half"]
     theirs = [layer.then for layer in VARIANTS["original_code"].convolutions]
     ours = [layer.then for layer in changed("program_order").convolutions]
-    # Its second normalization of stage 2 is no matter of order.
+    # The second normalization of stage 2 does not change the order.
     assert [tuple(item for item in then if item != "map_norm") for then in theirs] == ours
 
 
@@ -152,7 +152,7 @@ def test_the_command_and_how_it_goes_on(tiny: Path, tmp_path: Path, monkeypatch:
     assert (tmp_path / "whole" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert not list((tmp_path / "whole").glob("*/checkpoints"))
 
-    # Stopped by a signal in the middle of the fourth training.
+    # Stopped by a signal in the middle of the fourth run.
     update, count = Trainer._update, 0
 
     def stopping(self: Trainer, batch: Any) -> None:
@@ -165,39 +165,39 @@ def test_the_command_and_how_it_goes_on(tiny: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Trainer, "_update", stopping)
     stopped = ablate(tiny, tmp_path / "killed", "no_lrn")
     assert stopped.returncode == 128 + signal.SIGTERM
-    assert "stopped in no_lrn, seed 1; go on with the same command" in stopped.stdout
+    assert "stopped in no_lrn, seed 1" in stopped.stdout
     assert len(results(tmp_path / "killed")) == 3
-    # And a power cut while a line was written.
+    # A power cut while a line was being written.
     with open(tmp_path / "killed" / "results.jsonl", "a") as file:
         file.write('{"ablation": "no_l')
     again = ablate(tiny, tmp_path / "killed", "no_lrn")
     assert again.returncode == 0, again.stderr
-    assert "6 trainings of 1 epoch, 3 of them done before" in again.stdout
+    assert "6 runs of 1 epoch, 3 of them already done" in again.stdout
     assert count == 12, "the fourth training goes on after its first update"
     assert results(tmp_path / "killed") == rows
 
-    # Other trainings do not mix with these.
+    # Runs with other settings are rejected.
     tiny.write_text(TINY.replace("max_steps = 2", "max_steps = 3"))
     refused = ablate(tiny, tmp_path / "whole", "no_lrn")
-    one_line(refused, 2, "whole holds results of other trainings: they differ in max_steps")
+    one_line(refused, 2, "whole holds results of other settings: they differ in max_steps")
 
 
 def test_side_by_side_the_results_are_the_same(tiny: Path, tmp_path: Path, threads: None) -> None:
-    """Each training has a thread, as many run as there are workers, and a signal stops all of them in order."""
+    """Each run has one thread, there are as many at a time as workers, and a signal stops all of them in order."""
     torch.set_num_threads(1)
     alone = ablate(tiny, tmp_path / "alone", "no_lrn")
     assert alone.returncode == 0, alone.stderr
-    # More processes than cores, so that each has one thread whatever machine this is.
+    # More processes than cores, so that each has one thread on any machine.
     several = ("no_lrn", "--workers", available_cores() + 1)
     together = run_here("net.ablations", *several, *flags(tiny, tmp_path / "together"))
     assert together.returncode == 0, together.stderr
-    assert f"0 of them done before, {min(6, available_cores() + 1)} at a time" in together.stdout
+    assert f"0 of them already done, {min(6, available_cores() + 1)} in parallel" in together.stdout
     assert "6/6  " in together.stdout
     assert results(tmp_path / "together") == results(tmp_path / "alone")
     _, rows = read_results(tmp_path / "together" / "results.jsonl")
     assert {row["device"] for row in rows} == {"CPU with 1 thread"}
 
-    # The first of 1000 updates is soon done; then a signal to the command alone.
+    # Wait for the first of 1000 updates, then send a signal to the command alone.
     tiny.write_text(TINY.replace("epochs = 1", "epochs = 1000").replace("max_steps = 2", "max_steps = 1000"))
     logs = [tmp_path / "killed" / f"{name}-seed0" / "log.txt" for name in ("baseline", "no_lrn")]
 
@@ -210,7 +210,7 @@ def test_side_by_side_the_results_are_the_same(tiny: Path, tmp_path: Path, threa
     stopped = run_here("net.ablations", *several, *flags(tiny, tmp_path / "killed"))
     other.join()
     assert (stopped.returncode, stopped.stderr) == (128 + signal.SIGINT, "")
-    assert "stopped in baseline, seed 0; go on with the same command" in stopped.stdout
+    assert "stopped in baseline, seed 0" in stopped.stdout
     for log in logs:
         assert "SIGTERM: saved update" in log.read_text()
         assert list((log.parent / "checkpoints").glob("step_*.pt"))
@@ -229,19 +229,19 @@ def test_a_training_that_diverges_is_told_and_not_repeated(tiny: Path, tmp_path:
     assert done.returncode == 0, done.stderr
     assert "diverged" in done.stdout
     assert "| no dropout        | 0 " in done.stdout
-    assert "6 of them done before" in ablate(tiny, tmp_path / "a", "no_dropout").stdout
+    assert "6 of them already done" in ablate(tiny, tmp_path / "a", "no_dropout").stdout
 
 
 def test_what_cannot_be_done_costs_one_line(tiny: Path, tmp_path: Path) -> None:
-    one_line(ablate(tiny, tmp_path / "a", "no_lnr"), 2, "'no_lnr' is no ablation; did you mean no_lrn?")
+    one_line(ablate(tiny, tmp_path / "a", "no_lnr"), 2, "unknown ablation 'no_lnr'; did you mean no_lrn?")
     done = run_here("net.ablations", "--seeds", 2, "--output-dir", tmp_path / "a")
     one_line(done, 2, "--seeds must be at least 3; got 2")
     done = run_here("net.ablations", "--workers", 0, "--output-dir", tmp_path / "a")
     one_line(done, 2, "--workers must be at least 1; got 0")
     tiny.write_text("seed = 3\n")
-    one_line(ablate(tiny, tmp_path / "a"), 2, "--baseline: ", "seed is for net.ablations itself to say")
+    one_line(ablate(tiny, tmp_path / "a"), 2, "--baseline: ", "seed is set by net.ablations itself")
     tiny.write_text("epoch = 3\n")
-    one_line(ablate(tiny, tmp_path / "a"), 2, "--baseline: ", "'epoch' is no flag; did you mean epochs?")
+    one_line(ablate(tiny, tmp_path / "a"), 2, "--baseline: ", "unknown flag 'epoch'; did you mean epochs?")
     (tmp_path / "file").write_text("")
     one_line(ablate(tiny, tmp_path / "file"), 1, "file is a file")
     assert not (tmp_path / "a").exists()
@@ -250,12 +250,12 @@ def test_what_cannot_be_done_costs_one_line(tiny: Path, tmp_path: Path) -> None:
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / "results.jsonl").write_bytes(content)
-        one_line(ablate(tiny, folder), 1, "results.jsonl holds no results of net.ablations")
+        one_line(ablate(tiny, folder), 1, "results.jsonl is not a results file of net.ablations")
 
 
 @pytest.mark.parametrize(("degrees", "value"), [(1, 12.7062), (2, 4.30265), (4, 2.77645), (9, 2.26216), (29, 2.04523)])
 def test_student_s_t(degrees: int, value: float) -> None:
-    """Against printed tables."""
+    """Against published tables."""
     assert student_t(degrees) == pytest.approx(value, rel=1e-5)
 
 
@@ -273,12 +273,12 @@ def test_paired_intervals_hold_the_truth_as_often_as_they_say() -> None:
 
 
 def test_no_interval_leaves_what_is_possible() -> None:
-    """Of seeds that disagree as much as they can, and against the interval without bounds."""
+    """With seeds that disagree as much as possible, and against the unclipped interval."""
     low = paired([0.0, 0.5, 9.0], [6.0, 6.0, 6.0])
     high = paired([90.0, 90.0, 50.0], [6.0, 6.0, 6.0])
     assert low is not None
     assert high is not None
-    # t(2) = 4.303: 4.303 * 5.058 / sqrt(3) on both sides of -2.83, and 4.303 * 23.09 / sqrt(3) of 70.67.
+    # t(2) = 4.303: -2.83 +- 4.303 * 5.058 / sqrt(3), and 70.67 +- 4.303 * 23.09 / sqrt(3).
     assert low.interval == pytest.approx((-6, 9.73), abs=0.01)
     assert high.interval == pytest.approx((13.30, 94), abs=0.01)
     two = paired([1.0, 3.0], [2.0, 2.0])
@@ -287,7 +287,7 @@ def test_no_interval_leaves_what_is_possible() -> None:
 
 
 def test_intervals_of_an_error() -> None:
-    # Log odds of 3.5, 6.5 and 8.5 in 101: mean -2.797, deviation 0.4814; 4.303 * 0.4814 / sqrt(3) on both sides.
+    # Log odds of 3.5, 6.5 and 8.5 in 101: mean -2.797, standard deviation 0.4814; +- 4.303 * 0.4814 / sqrt(3).
     assert error_interval([3.0, 6.0, 8.0], 100) == pytest.approx((1.811, 16.781), abs=0.001)
     for errors in ([0.0, 0.0, 100.0], [0.0, 1.0, 30.0], [99.0, 100.0, 60.0]):
         found = error_interval(errors, 100)
@@ -327,9 +327,9 @@ def test_the_table_by_hand(tmp_path: Path) -> None:
     report = ablation_report.report(path)
     assert {len(row) for row in report.rows} == {len(report.headers)}
     cells = {row[0]: row[1:] for row in report.rows}
-    # Log odds of 6.5, 8.5 and 10.5 in 201: mean -3.139, deviation 0.2507; t(2) = 4.303.
+    # Log odds of 6.5, 8.5 and 10.5 in 201: mean -3.139, standard deviation 0.2507; t(2) = 4.303.
     assert cells["the whole network"][:3] == ["3", "4.00", "2.27 to 7.47"]
-    # Differences 2, 1 and 3: mean 2, deviation 1, t(2) = 4.303 over the square root of 3.
+    # Differences 2, 1 and 3: mean 2, standard deviation 1; +- 4.303 / sqrt(3).
     assert cells["no response normalization"][:2] == ["3", "6.00"]
     assert cells["no response normalization"][3:6] == ["+2.00", "-0.48 to +4.48", "inside the interval"]
     assert cells["no response normalization"][6:] == ["+1.4 / +1.2", "+1.37 / +1.15"]
@@ -342,7 +342,7 @@ def test_the_table_by_hand(tmp_path: Path) -> None:
 
 
 def test_the_figure_shows_what_its_text_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Errors on an axis of 0 to 100 %, changes on a linear one; what does not fit is written, not drawn."""
+    """Errors on an axis of 0 to 100 %, changes on a linear axis; changes beyond it are written, not drawn."""
     errors = {"baseline": (5.0, 6.0, 7.0), "no_lrn": (90.0, 60.0, 90.0), "tanh": (4.0, 6.0, 5.0), "half": (9.0, 8.0)}
     settings = {"epochs": 2, "data": "some images", "val_images": 200}
     rows = [

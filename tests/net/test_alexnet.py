@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from net.model.alexnet import AlexNet, alexnet
 from net.model.config import VARIANTS, AlexNetConfig, network
 
-#: Hidden layers small enough to run in float64 at once.
+#: Hidden layers small enough for float64.
 SMALL_HIDDEN = [{"name": "fc6", "features": 32}, {"name": "fc7", "features": 24}]
-#: A small input whose maps are larger than one pixel and for which conv1 needs a row and column of zeros.
+#: A small input whose last feature maps are larger than one pixel, and for which conv1 needs a row and column of zeros.
 SMALL = 98
 
 
 def small(variant: str, **fields: object) -> AlexNet:
-    """A variant at a small image size in float64, its biases no longer constant, in evaluation mode."""
+    """A variant at a small image size in float64 and evaluation mode, with random biases."""
     torch.manual_seed(0)
     model = alexnet(variant, image_size=SMALL, classes=7, hidden=SMALL_HIDDEN, **fields).double().eval()
     with torch.no_grad():
@@ -35,7 +35,7 @@ def pixels(size: int = SMALL, count: int = 2) -> Tensor:
 
 
 def normalize(x: Tensor, groups: int, alpha: float, k: float) -> Tensor:
-    """Section 3.3 with torch's operator, group by group."""
+    """Section 3.3 with PyTorch's operator, group by group."""
     return torch.cat([F.local_response_norm(part, 5, alpha, 0.75, k) for part in x.chunk(groups, 1)], 1)
 
 
@@ -153,7 +153,7 @@ def test_cifar10_is_cuda_convnet_s() -> None:
     p = dict(model.named_parameters())
     with torch.no_grad():
         for parameter in model.parameters():
-            # Large enough for the normalization to divide by something else than k.
+            # Large enough for the normalization to matter.
             parameter.normal_(0, 2 / math.sqrt(parameter[0].numel()))
     x = pixels(32)
     for name, padding, pooled in (("conv1", 2, True), ("conv2", 2, True), ("conv3", 1, False), ("conv4", 1, False)):
@@ -202,7 +202,7 @@ def test_a_tower_sees_nothing_of_the_other_before_conv3() -> None:
     ids=str,
 )
 def test_every_ablation_learns(fields: dict[str, object]) -> None:
-    """Forward and backward run, and every parameter has a gradient that is not zero everywhere."""
+    """Forward and backward run, and every parameter has a nonzero gradient."""
     torch.manual_seed(0)
     model = alexnet("digits", **fields)
     images = torch.randn(8, 3, 32, 32) * 60
@@ -235,14 +235,14 @@ def test_initialisation_is_section_5_s() -> None:
             expected = 1.0 if layer in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0.0
             assert (parameter == expected).all(), name
         else:
-            # Of n draws mean and deviation are known to 0.01 / sqrt(n) and 0.01 / sqrt(2 n).
+            # The standard errors of mean and standard deviation of n draws are 0.01 / sqrt(n) and 0.01 / sqrt(2 n).
             bound = 5 * 0.01 / math.sqrt(parameter.numel())
             assert abs(parameter.mean().item()) < bound, name
             assert abs(parameter.std().item() - 0.01) < bound, name
 
 
-#: Where a variant starts from something else than the paper's weights of 0.01: layer: (deviation, bias); None is
-#: PyTorch's own initialisation.
+#: Initialisations other than the paper's standard deviation of 0.01, by layer: (standard deviation, bias); None is
+#: PyTorch's default.
 STARTS: dict[str, dict[str, tuple[float, float] | None]] = {
     "half": {},
     "original_code": {"conv3": (0.03, 0.0), "conv4": (0.03, 1.0), "conv5": (0.03, 1.0)},
@@ -263,7 +263,7 @@ STARTS: dict[str, dict[str, tuple[float, float] | None]] = {
 @pytest.mark.parametrize("variant", list(STARTS))
 def test_every_variant_starts_as_its_source(variant: str) -> None:
     torch.manual_seed(0)
-    # The dense layers' widths change nothing here, and 4096 of them take seconds to draw.
+    # The width of the dense layers does not matter here, and drawing 4096 takes seconds.
     hidden = [{**item, "features": 32} for item in VARIANTS[variant].to_dict()["hidden"]]
     model = alexnet(variant, classes=16, hidden=hidden)
     paper_bias = dict.fromkeys(("conv2", "conv4", "conv5", "fc6", "fc7"), 1.0)
@@ -319,7 +319,7 @@ def test_dropout_drops_and_keeps_the_expectation() -> None:
 
 
 class Thrice(nn.Module):
-    """Stands where dropout does, and shows."""
+    """Replaces dropout to show where it is applied."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 3 * x
@@ -327,7 +327,7 @@ class Thrice(nn.Module):
 
 @pytest.mark.parametrize(("variant", "position"), [("paper", "output"), ("one_weird_trick", "input")])
 def test_dropout_stands_where_it_does_in_the_source(variant: str, position: str) -> None:
-    """The paper drops outputs of fc6 and fc7; torchvision drops what they read, and leaves the features whole."""
+    """The paper drops outputs of fc6 and fc7; torchvision drops their inputs, and leaves the features whole."""
     model = small(variant).train()
     assert isinstance(model.dropout, nn.Dropout)
     assert model.dropout.p == 0.5
@@ -360,7 +360,7 @@ def test_other_shapes_are_refused(shape: tuple[int, ...], says: str) -> None:
 
 
 def test_integer_pixels_are_refused() -> None:
-    with pytest.raises(TypeError, match="less their mean"):
+    with pytest.raises(TypeError, match=r"floating-point.*got torch\.uint8"):
         alexnet("digits")(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
 
 
@@ -371,7 +371,7 @@ def test_an_empty_batch_gives_no_logits() -> None:
 @pytest.mark.parametrize(
     "backend",
     [
-        # Dynamo alone finds graph breaks; that the operators trace further is opcheck's to show.
+        # Dynamo alone finds graph breaks; opcheck covers the rest of tracing.
         "eager",
         pytest.param("aot_eager", marks=pytest.mark.slow),
         pytest.param("inductor", marks=[pytest.mark.slow, pytest.mark.compiles]),
@@ -424,7 +424,7 @@ def test_shapes_are_those_of_the_configuration() -> None:
 
 
 def test_the_paper_s_network_learns_a_batch() -> None:
-    """One full forward pass, backward pass and update at the paper's size; batch 128 is in the benchmarks."""
+    """A full forward pass, backward pass and update at the paper's image size; batch size 128 is in the benchmarks."""
     torch.manual_seed(0)
     model = AlexNet(network("paper"))
     loss = F.cross_entropy(model(torch.randn(2, 3, 224, 224) * 50), torch.tensor([3, 500]))

@@ -1,4 +1,4 @@
-"""Crops, reflections, colour noise and mean subtraction against numpy loops."""
+"""Crops, reflections, colour noise and mean subtraction against loops in numpy."""
 
 import numpy as np
 import pytest
@@ -86,7 +86,7 @@ def test_images_of_the_network_s_size_are_only_shifted(images: np.ndarray, mean:
 
 
 def test_draws_belong_to_seed_epoch_and_sample() -> None:
-    """Whatever batch an image is in, and with whatever other images, it is varied in the same way."""
+    """The augmentation of an image does not depend on its batch."""
 
     def rows(seed: int, epoch: int, samples: list[int]) -> Variations:
         return VariationTable(1000, 32, RecipeConfig(), seed).rows(epoch, np.array(samples))
@@ -121,7 +121,7 @@ def test_draws_have_the_paper_s_distributions() -> None:
 
 
 def test_order_and_variations_are_drawn_apart() -> None:
-    """The generator that shuffles an epoch would draw other crops."""
+    """Order and augmentation of an epoch come from different streams."""
     shared = np.random.default_rng([5, 2]).integers(0, 32, (2, 1000), endpoint=True)
     drawn = VariationTable(1000, 32, RecipeConfig(), 5).rows(2, np.arange(1000))
     assert (drawn.top == shared[0]).mean() < 0.1

@@ -1,4 +1,4 @@
-"""What no command that takes a trained network can use: each says so in one line, before any work is done."""
+"""Unusable input to the commands that take a trained network: each prints a one-line error before any work is done."""
 
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from net.model.alexnet import alexnet
 from net.training import checkpoint
 from tests.commands import one_line, run_here
 
-#: The commands, with what each needs besides the network, which goes where NETWORK stands.
+#: The commands with their arguments; NETWORK stands for the network.
 NETWORK = "NETWORK"
 COMMANDS: dict[str, tuple[str, ...]] = {
     "evaluate": ("net.evaluate", NETWORK),
-    # The network comes first: what is no image either is not looked at.
+    # The network is checked first, before this invalid image.
     "predict": ("net.predict", NETWORK, __file__),
     "filters": ("net.figures", "filters", NETWORK),
     "predictions": ("net.figures", "predictions", NETWORK),
@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "hashing": ("net.hashing", NETWORK),
     "export": ("net.export", NETWORK, "a.onnx"),
 }
-#: Those that write where they are told, and the flag.
+#: Commands that write an output file, and the flag for it.
 OUTPUTS = {
     "evaluate": ("--output", "a.json"),
     "predict": ("--features", "a.npy"),
@@ -37,7 +37,7 @@ OUTPUTS = {
 
 
 def save(path: Path, spoilt: bool = False, **fields: object) -> Path:
-    """A checkpoint of an untrained network, as from a run on the embedded digits."""
+    """Save a checkpoint of an untrained network, as from a run on the embedded digits."""
     model = alexnet("digits", image_size=28, **fields)
     if spoilt:
         with torch.no_grad():
@@ -69,9 +69,9 @@ def command(name: str, network: Path) -> list[Any]:
 @pytest.mark.parametrize(
     ("network", "says"),
     [
-        ("nan.pt", "nan.pt: conv3.weight holds weights that are infinite or not a number: its training diverged"),
-        ("cut.pt", "cut.pt is damaged or none: not a whole file of torch.save"),
-        ("notes.txt", "notes.txt is damaged or none: not a whole file of torch.save"),
+        ("nan.pt", "nan.pt: conv3.weight holds infinite or NaN weights"),
+        ("cut.pt", "cut.pt is damaged or not a checkpoint: truncated, or not written by torch.save"),
+        ("notes.txt", "notes.txt is damaged or not a checkpoint: truncated, or not written by torch.save"),
         ("empty", "empty holds no intact checkpoint"),
         ("nowhere.pt", "nowhere.pt does not exist"),
     ],
@@ -87,17 +87,17 @@ def test_what_is_no_network(
 @pytest.mark.parametrize("name", ["evaluate", "predict", "predictions", "neighbours", "hashing"])
 def test_a_network_of_gray_images(networks: Path, name: str) -> None:
     done = run_here(*command(name, networks / "gray.pt"))
-    one_line(done, 1, "gray.pt: its first layer reads images of 1 channels and not of 3 (RGB)")
+    one_line(done, 1, "gray.pt: its first layer reads images with 1 channels, not 3 (RGB)")
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_where_nothing_can_be_written(networks: Path, tmp_path: Path, name: str) -> None:
     flag, file = OUTPUTS[name]
     (tmp_path / file).mkdir()
-    # Refused before the network is even looked for.
+    # Checked before the network is opened.
     arguments = command(name, networks / "nowhere.pt")
     one_line(run_here(*arguments, flag, tmp_path / file), 2, f"{flag} {tmp_path / file} is a folder; give a file")
-    # Nobody may make files there, whatever rights they have.
+    # Nobody can create files there, not even root.
     done = run_here(*arguments, flag, f"/proc/{file}")
     one_line(done, 2, f"{flag} /proc/{file} cannot be written: ")
 
@@ -109,7 +109,7 @@ def test_a_file_that_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "a.json").write_text("old")
     check_writable("--output", str(tmp_path / "a.json"))
     assert (tmp_path / "a.json").read_text() == "old"
-    with pytest.raises(UsageError, match=r"--output no/a\.json: there is no folder no"):
+    with pytest.raises(UsageError, match=r"--output no/a\.json: folder no does not exist"):
         check_writable("--output", "no/a.json")
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 

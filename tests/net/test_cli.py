@@ -1,4 +1,4 @@
-"""Flags, files and presets, and how mistakes are answered."""
+"""Flags, files and presets, and the errors for mistakes."""
 
 import dataclasses
 import os
@@ -44,7 +44,7 @@ def test_help_shows_the_preset_s_defaults(capsys: pytest.CaptureFixture[str]) ->
     for preset, epochs, reflect in (("digits", 20, "off"), ("imagenet", 90, "on")):
         for arguments in (("--preset", preset), (f"--preset={preset}",)):
             text = " ".join(help_of(capsys, *arguments).split())
-            assert f"may end sooner ({epochs})" in text
+            assert f"may end earlier ({epochs})" in text
             assert f"random horizontal reflections ({reflect})" in text
 
 
@@ -98,7 +98,7 @@ def test_files_stand_between_presets_and_flags(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("epoch = 3", "'epoch' is no flag; did you mean epochs?"),
+        ("epoch = 3", "unknown flag 'epoch'; did you mean epochs?"),
         ('epochs = "3"', "epochs must be of type int; got '3'"),
         ("epochs = true", "epochs must be of type int; got True"),
         ('precision = "fp8"', "precision must be one of auto, fp32, tf32, bf16; got 'fp8'"),
@@ -123,7 +123,7 @@ def test_a_missing_file_is_named() -> None:
 
 def test_a_file_of_other_bytes_is_named(tmp_path: Path) -> None:
     (tmp_path / "flags.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UsageError, match=r"flags\.toml is no UTF-8 text"):
+    with pytest.raises(UsageError, match=r"flags\.toml is not UTF-8"):
         resolve("--config", str(tmp_path / "flags.toml"))
 
 
@@ -145,15 +145,15 @@ def test_the_written_configuration_reads_back(tmp_path: Path) -> None:
         ("train", ["--data_path", "x"], "unrecognized arguments: --data_path x; did you mean --data-path?"),
         ("train", ["--batchsize=5"], "unrecognized arguments: --batchsize=5; did you mean --batch-size?"),
         ("train", ["5"], "unrecognized arguments: 5\n"),
-        ("train", ["--output-dir", ""], "--output-dir must be a text with no zero byte in it; got ''"),
-        ("train", ["--data-path", ""], "--data-path must be a text"),
-        ("train", ["--config", ""], "--config must be a text"),
-        ("train", ["--resume", ""], "--resume must be a text"),
-        ("evaluate", [""], "--checkpoints[0] must be a text"),
-        ("export", ["", "a.onnx"], "--checkpoint must be a text"),
-        ("prepare", ["a", ""], "--target must be a text"),
-        ("data.shapes", [""], "--folder must be a text"),
-        ("train", ["--architecture", "without=[[["], "without: '[[[' is no convolution"),
+        ("train", ["--output-dir", ""], "--output-dir must be a non-empty string without null bytes; got ''"),
+        ("train", ["--data-path", ""], "--data-path must be a non-empty string"),
+        ("train", ["--config", ""], "--config must be a non-empty string"),
+        ("train", ["--resume", ""], "--resume must be a non-empty string"),
+        ("evaluate", [""], "--checkpoints[0] must be a non-empty string"),
+        ("export", ["", "a.onnx"], "--checkpoint must be a non-empty string"),
+        ("prepare", ["a", ""], "--target must be a non-empty string"),
+        ("data.shapes", [""], "--folder must be a non-empty string"),
+        ("train", ["--architecture", "without=[[["], "without: '[[[' is not a convolution"),
         ("train", ["--architecture", "lrn=" + "[" * 5000], "network: lrn must be of type bool"),
         ("train", ["--architecture", "lrn=" + "9" * 5000], "network: lrn must be of type bool"),
         ("train", ["--architecture", "lrn_size=" + "9" * 50], "network: lrn_size must be less than 2**63"),
@@ -175,14 +175,14 @@ def test_the_written_configuration_reads_back(tmp_path: Path) -> None:
         ("train", ["--seed", "99999999999999999999"], "--seed must be less than 2**63"),
         ("train", ["--momentum", "5"], "--momentum must be less than 1; got 5.0"),
         ("train", ["--architecture", "convolutions=3"], "network: convolutions must be a list; got 3"),
-        ("train", ["--architecture", "image_channels=1"], "--architecture image_channels: it comes from the data"),
+        ("train", ["--architecture", "image_channels=1"], "--architecture image_channels: set by the data"),
         ("train", ["--device", "cpu:3"], "--device must be cpu, cuda, cuda:N or mps; got 'cpu:3'"),
-        ("train", ["--architecture", "without=conv9"], "'conv9' is no convolution of digits"),
+        ("train", ["--architecture", "without=conv9"], "'conv9' is not a convolution of digits"),
         ("train", ["--device", "tpu"], "--device must be cpu, cuda, cuda:N or mps; got 'tpu'"),
         ("train", ["--device", "cuda:99"], "--device cuda:99: this machine has"),
         ("train", ["--batch-size", "2000"], "--batch-size 2000 is more than the 1442 training images"),
         ("train", ["--image-size", "8"], "window does not fit"),
-        ("train", ["--architecture", "classes=3"], "--architecture classes: it comes from the data"),
+        ("train", ["--architecture", "classes=3"], "--architecture classes: set by the data"),
         ("evaluate", [], "the following arguments are required: checkpoints"),
         ("evaluate", ["x", "-b", "0"], "--batch-size must be at least 1; got 0"),
         ("prepare", ["a"], "give SOURCE and TARGET"),
@@ -218,7 +218,7 @@ def test_mistakes_cost_one_line_and_exit_with_2(
 def test_paths_come_before_pytorch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, arguments: list[str], says: str
 ) -> None:
-    """Half a second instead of ten: nothing is imported, made or said before."""
+    """Half a second instead of ten: nothing is imported, created or printed before."""
     monkeypatch.chdir(tmp_path)
 
     def load(*modules: str) -> None:
@@ -235,8 +235,8 @@ def test_paths_come_before_pytorch(
 def test_a_path_that_no_configuration_can_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     name = os.fsdecode(b"im\xffages")
-    one_line(run_here("net.train", "--data-path", name), 2, "--data-path ", "im\\udcffages is no UTF-8; rename it")
-    # DEL is a character that TOML wants escaped, and JSON does not.
+    one_line(run_here("net.train", "--data-path", name), 2, "--data-path ", "im\\udcffages is not valid UTF-8")
+    # TOML requires DEL to be escaped, JSON does not.
     runs.write_config(tmp_path, TrainConfig(data_path='a\x7f\n\tb"\\é'))
     assert runs.read_config(tmp_path)["data_path"] == str(tmp_path / 'a\x7f\n\tb"\\é')
 
@@ -244,7 +244,7 @@ def test_a_path_that_no_configuration_can_hold(tmp_path: Path, monkeypatch: pyte
 def test_ctrl_c_waits_for_an_import(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An exception out of one would leave half a library behind, and was once swallowed there."""
+    """An exception in an import would leave a half-initialised library, and has been swallowed by one."""
     done, ended = [], []
 
     def slow(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Architectures, presets and what is refused."""
+"""Architectures, presets and their errors."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from net.common.errors import UsageError
 from net.model.config import VARIANTS, AlexNetConfig, network
 from net.training.config import PRESETS, RECIPES, RecipeConfig, TrainConfig
 
-#: (layer, output shape, parameters) of the paper's network: sections 3.5, with Figure 2's grouped kernels.
+#: (layer, output shape, parameters) of the paper's network: section 3.5, with Figure 2's grouped kernels.
 PAPER = (
     ("conv1", (96, 55, 55), 34_944),
     ("stage1", (96, 27, 27), 0),
@@ -93,17 +93,17 @@ def test_any_convolution_can_be_left_out(name: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"image_size": 40}, "pool5: its 3x3 window does not fit the 1x1 map"),
-        ({"image_size": 10}, "conv1: its 11x11 kernel does not fit the 10x10 map"),
+        ({"image_size": 40}, "pool5: its 3x3 window does not fit its 1x1 input"),
+        ({"image_size": 10}, "conv1: its 11x11 kernel does not fit its 10x10 input"),
         ({"image_size": 0}, "image_size must be at least 1"),
         ({"towers": 3}, "towers must be 1 or 2"),
         ({"activation": "gelu"}, "activation must be one of relu, tanh; got 'gelu'"),
         ({"dropout": 1.0}, "dropout must be at least 0"),
-        ({"without": ("conv9",)}, "'conv9' is no convolution of paper"),
+        ({"without": ("conv9",)}, "'conv9' is not a convolution of paper"),
         ({"without": ("conv1", "conv2", "conv3", "conv4", "conv5")}, "at least one convolution"),
         ({"lrn": "yes"}, "lrn must be of type bool; got 'yes'"),
         ({"image_size": 64.0}, "image_size must be of type int"),
-        ({"lnr": False}, "'lnr' is no field"),
+        ({"lnr": False}, "unknown field 'lnr'"),
         ({"lrn_size": 0}, "lrn_size must be at least 1"),
         ({"lrn_k": 0.0}, "lrn_k must be more than 0"),
         ({"lrn_alpha": float("inf")}, "lrn_alpha must be at least 0; got inf"),
@@ -118,8 +118,8 @@ def test_any_convolution_can_be_left_out(name: str) -> None:
             {"convolutions": [{"name": "conv1", "channels": 8, "kernel_size": 3, "then": ["gelu"]}]},
             r"then\[0\] must be one of activation, lrn, map_norm, pool; got 'gelu'",
         ),
-        ({"hidden": [{"name": "fc6", "featurez": 3}]}, "'featurez' is no field; did you mean features"),
-        ({"hidden": [{"name": "conv2", "features": 3}]}, "the layers' names must differ"),
+        ({"hidden": [{"name": "fc6", "featurez": 3}]}, "unknown field 'featurez'; did you mean features"),
+        ({"hidden": [{"name": "conv2", "features": 3}]}, "layer names must be unique"),
         ({"output_weight_std": "abc"}, "output_weight_std must be of type float; got 'abc'"),
     ],
 )
@@ -131,7 +131,7 @@ def test_impossible_architectures_are_refused_by_name(fields: dict[str, object],
 def test_odd_layers_cannot_be_shared_by_two_towers() -> None:
     plan = network("paper").to_dict()
     plan["convolutions"][1]["channels"] = 255
-    with pytest.raises(UsageError, match="conv2: 255 outputs cannot be shared by 2 towers"):
+    with pytest.raises(UsageError, match="conv2: 255 outputs cannot be split into 2 towers"):
         AlexNetConfig.from_dict(plan)
 
 
@@ -172,8 +172,8 @@ def test_the_paper_s_recipe_is_the_default() -> None:
         ({"batch_size": 0}, "--batch-size must be at least 1"),
         ({"checkpoint_every": -1}, "--checkpoint-every must be at least 0"),
         ({"max_steps": 0}, "--max-steps must be at least 1"),
-        ({"freeze": ("conv1",)}, "--freeze goes with --init-from"),
-        ({"new_head": True}, "--new-head goes with --init-from"),
+        ({"freeze": ("conv1",)}, "--freeze needs --init-from"),
+        ({"new_head": True}, "--new-head needs --init-from"),
         ({"lr_scheduler": "multistep", "lr_milestones": (5, 3)}, "--lr-milestones must be increasing"),
     ],
 )
@@ -189,7 +189,7 @@ def test_multistep_without_milestones_follows_the_epochs() -> None:
 
 @pytest.mark.parametrize("name", ["fc.8", "forward", "config", "conv9", "fc", "", "fc8\n", "fc" + "9" * 5000])
 def test_names_that_a_network_cannot_have(name: str) -> None:
-    """A layer is an attribute of the network; what a file calls it must not take another's place."""
+    """A layer becomes an attribute of the module; its name in a file must not overwrite another attribute."""
     with pytest.raises(UsageError):
         network("digits", output_name=name)
 

@@ -1,4 +1,4 @@
-"""A network that learns: the same with the operators of this package and with PyTorch's own."""
+"""Training with this package's operators equals training with PyTorch's own."""
 
 import copy
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def fresh_compiler() -> None:
 
 @pytest.fixture(scope="module")
 def batches() -> list[tuple[Tensor, Tensor]]:
-    """Digits less their mean, [BATCH, 3, 32, 32] in float64, and labels, for each step."""
+    """Mean-subtracted digits, [BATCH, 3, 32, 32] in float64, and labels, for each step."""
     data = digits.load()
     order = torch.randperm(len(data.train.labels), generator=torch.Generator().manual_seed(0))
     images = torch.from_numpy(data.train.images).permute(0, 3, 1, 2).double() - torch.from_numpy(data.mean).permute(
@@ -38,7 +38,7 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 
 
 def network(dtype: torch.dtype) -> AlexNet:
-    """The paper's layers for 32x32, both towers; sums of the windows are as large as k there."""
+    """The paper's layers for 32x32 images, with both towers; LRN's window sums are as large as k."""
     torch.manual_seed(0)
     return alexnet("digits", dropout=0.0, lrn_alpha=0.05).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -46,7 +46,7 @@ def network(dtype: torch.dtype) -> AlexNet:
 def train(
     model: AlexNet, implementation: str, batches: list[tuple[Tensor, Tensor]], compiled: bool = False
 ) -> list[Tensor]:
-    """The losses, and then the weights, after an update for each batch."""
+    """The loss of each batch's update, then the final weights."""
     model = copy.deepcopy(model)
     recipe = TrainConfig()
     optimizer = PaperSGD(parameter_groups(model, recipe), recipe.lr, recipe.momentum, recipe.weight_decay)
@@ -76,7 +76,7 @@ def gradients(model: AlexNet, implementation: str, images: Tensor, labels: Tenso
 
 
 def distance(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    """The largest difference of corresponding tensors, relative to the tensor's norm."""
+    """The largest difference between corresponding tensors, relative to the tensor's norm."""
     return max(
         float((one.double() - other.double()).norm() / other.double().norm())
         for one, other in zip(ours, theirs, strict=True)
@@ -94,7 +94,7 @@ def test_in_float64_nothing_but_rounding_differs(batches: list[tuple[Tensor, Ten
 
 
 def test_the_first_step_in_float32(batches: list[tuple[Tensor, Tensor]]) -> None:
-    """Within what eight layers of 32 half ulps each add up to, and no further from float64 than PyTorch's by much."""
+    """Within the sum of 32 half ulps for each of eight layers, and not much further from float64 than PyTorch."""
     exact = gradients(network(torch.float64), "aten", *batches[0])
     ours, theirs = (gradients(network(torch.float32), name, *batches[0]) for name in ("reference", "aten"))
     assert distance(ours, exact) < 8 * 32 * 2**-24
@@ -102,9 +102,9 @@ def test_the_first_step_in_float32(batches: list[tuple[Tensor, Tensor]]) -> None
 
 
 def test_the_first_step_in_bfloat16(batches: list[tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """No further from float64 with the same weights than PyTorch's operators by much.
+    """Not much further from float64, with the same weights, than PyTorch's operators.
 
-    These run in float32 and round once, too, because PyTorch's own normalization refuses bfloat16 on a CPU.
+    Those run in float32 and round once, too, because PyTorch's own normalization does not support bfloat16 on a CPU.
     """
     model = network(torch.bfloat16)
     images = batches[0][0].bfloat16().double()
@@ -123,7 +123,7 @@ def test_the_first_step_in_bfloat16(batches: list[tuple[Tensor, Tensor]], monkey
 @pytest.mark.slow
 @pytest.mark.usefixtures("threads")
 def test_float32_drifts_no_further_than_pytorch_from_itself(batches: list[tuple[Tensor, Tensor]]) -> None:
-    """After 20 updates, against PyTorch's own operators with weights that differ by a rounding."""
+    """After 20 updates, compared with PyTorch's own operators started from weights perturbed by rounding."""
     model = network(torch.float32)
     theirs = train(model, "aten", batches)
     drifts = []

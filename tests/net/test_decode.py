@@ -1,4 +1,4 @@
-"""Every kind of image file, to the same square of RGB pixels."""
+"""Decoding: every kind of image file gives the same square of RGB pixels."""
 
 import os
 import struct
@@ -15,7 +15,7 @@ from tests.pictures import picture
 
 
 def gradient(width: int = 90, height: int = 60) -> Image.Image:
-    """Red grows to the right, green to the bottom: orientation and channel order show."""
+    """Red increases to the right and green downwards, so that orientation and channel order show."""
     rows, columns = np.mgrid[:height, :width]
     pixels = np.stack([255 * columns // (width - 1), 255 * rows // (height - 1), np.full_like(rows, 40)], -1)
     return Image.fromarray(pixels.astype(np.uint8))
@@ -51,7 +51,7 @@ def test_any_size(tmp_path: Path, size: tuple[int, int]) -> None:
 
 
 def test_large_jpeg_is_decoded_at_a_fraction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a half, a quarter and an eighth of its size the smallest that is large enough."""
+    """At a half, quarter or eighth of its size: the smallest that is large enough."""
     image = picture(2, 1, 1200, 900)
     image.save(tmp_path / "a.jpg", quality=95)
     decoded = []
@@ -69,7 +69,7 @@ def test_large_jpeg_is_decoded_at_a_fraction(tmp_path: Path, monkeypatch: pytest
 
 
 def test_scaling_is_pillow_s_bicubic_with_antialiasing(tmp_path: Path) -> None:
-    """On noise, where every other filter shows: bilinear is 10 gray levels away, no antialiasing 35."""
+    """On noise, which distinguishes filters: bilinear differs by 10 gray levels, no antialiasing by 35."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 120, 3), dtype=np.uint8))
     noise.save(tmp_path / "a.png")
     for size in (48, 200):
@@ -78,7 +78,7 @@ def test_scaling_is_pillow_s_bicubic_with_antialiasing(tmp_path: Path) -> None:
 
 
 def modes() -> dict[str, tuple[str, Image.Image, np.ndarray]]:
-    """For each kind of file: its name, the image, and the RGB pixels it stands for."""
+    """For each kind of file: its name, the image, and the RGB pixels it represents."""
     rgb = gradient(60, 60)
     pixels = np.asarray(rgb)
     gray = rgb.convert("L")
@@ -194,7 +194,7 @@ def test_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("name", ["cat.jpg", "cat.eps"])
 def test_no_program_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Pillow opens files by their content, and gives PostScript to Ghostscript."""
+    """Pillow detects formats by content, and runs Ghostscript for PostScript."""
     started = []
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: started.append(1))
     head = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\n%%EOF\n"

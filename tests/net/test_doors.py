@@ -1,4 +1,4 @@
-"""Files that users give: what each format's door lets in, and what it refuses before memory is taken."""
+"""Readers of input files: what each format's reader accepts, and what it rejects before it allocates memory."""
 
 import gzip
 import hashlib
@@ -69,7 +69,7 @@ def test_sizes_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def state() -> dict[str, Any]:
-    """A whole checkpoint, small."""
+    """A small, complete checkpoint."""
     return {
         "metadata": {"network": {}, "classes": ["a", "b"], "data_path": None},
         "parallel": {"strategy": "none", "ranks": 1},
@@ -89,18 +89,18 @@ def state() -> dict[str, Any]:
 
 
 def damaged_states() -> dict[str, tuple[tuple[str, ...], Any]]:
-    """What stands where, under a checksum that is right."""
+    """Checkpoints with a wrong member and a correct checksum, by the expected message."""
     nan = torch.full((2, 2, 3), 99.5)
     nan[1, 1, 1] = float("nan")
     return {
-        "mean_image holds values that are not in 0..255": (("mean_image",), nan),
-        "mean_image is [2, 3, 3] and not [size, size, 3]": (("mean_image",), torch.zeros(2, 3, 3)),
-        "mean_image is no float32 tensor": (("mean_image",), torch.zeros(2, 2, 3, dtype=torch.float64)),
-        "model: conv1.weight is no floating-point tensor": (
+        "mean_image holds values outside of 0..255": (("mean_image",), nan),
+        "mean_image has shape [2, 3, 3], not [size, size, 3]": (("mean_image",), torch.zeros(2, 3, 3)),
+        "mean_image is not a float32 tensor": (("mean_image",), torch.zeros(2, 2, 3, dtype=torch.float64)),
+        "model: conv1.weight is not a floating-point tensor": (
             ("model", "conv1.weight"),
             torch.ones(2, dtype=torch.int64),
         ),
-        "model is a list and no dictionary": (("model",), []),
+        "model is a list, not a dictionary": (("model",), []),
         "metadata: classes[0] must be of type str; got 5": (("metadata", "classes"), [5]),
         "metadata: network must be of type dict": (("metadata", "network"), None),
         "step must be of type int; got '3'": (("step",), "3"),
@@ -108,7 +108,7 @@ def damaged_states() -> dict[str, tuple[tuple[str, ...], Any]]:
         "loader: batch is -4": (("loader", "batch"), -4),
         "schedule: finished must be of type bool": (("schedule", "finished"), 1.5),
         "interval: losses[0] must be of type Tensor": (("interval", "losses"), [0.5]),
-        "random: cpu is no tensor of bytes": (("random", "cpu"), torch.zeros(3)),
+        "random: cpu is not a 1-d uint8 tensor": (("random", "cpu"), torch.zeros(3)),
         "random: others[0]: cpu is missing": (("random", "others"), [{}]),
         "errors: loss is missing": (("errors",), {"images": 3}),
     }
@@ -116,7 +116,7 @@ def damaged_states() -> dict[str, tuple[tuple[str, ...], Any]]:
 
 @pytest.mark.parametrize("says", list(damaged_states()))
 def test_members_of_a_checkpoint(tmp_path: Path, says: str) -> None:
-    """The checksum says who wrote it whole, not what."""
+    """A correct checksum does not make the content valid."""
     place, value = damaged_states()[says]
     content: Any = state()
     inner = content
@@ -138,7 +138,7 @@ def test_a_missing_member_is_named(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=f"a.pt cannot be used: {name} is missing"):
             checkpoint_door.load(tmp_path / "a.pt", checkpoint_door.RESUMED)
     whole = state()
-    # As before there were several processes.
+    # As written before there were multi-process runs.
     del whole["random"]["others"], whole["parallel"]
     for content in (state(), whole):
         checkpoint.save(tmp_path / "a.pt", content)
@@ -146,7 +146,7 @@ def test_a_missing_member_is_named(tmp_path: Path) -> None:
 
 
 def rezipped(path: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> None:
-    """Write the members of an archive of torch.save again, changed."""
+    """Rewrite the members of a ``torch.save`` archive with ``change``."""
     with zipfile.ZipFile(path) as archive:
         members = [(item.filename, archive.read(item)) for item in archive.infolist()]
     with zipfile.ZipFile(path, "w", compression) as archive:
@@ -155,7 +155,7 @@ def rezipped(path: Path, change: Callable[[str, bytes], bytes], compression: int
 
 
 def nested(levels: int) -> bytes:
-    """A pickle of pairs of the same pair: two bytes a level, and each level doubles the value."""
+    """A pickle of nested pairs, each of the previous one twice: a level takes two bytes and doubles the value."""
     return b"\x80\x02)" + b"".join(b"q" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(levels)) + b"."
 
 
@@ -163,13 +163,13 @@ def nested(levels: int) -> bytes:
     ("content", "says"),
     [
         (nested(60), "it describes more than 2,000,000 values"),
-        (b"\x80\x02c__builtin__\nbytearray\n\x8a\x05\x00\x00\x00\x00\x10\x85R.", "it asks for __builtin__.bytearray"),
-        (b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00hex\x86R.", "it asks for _codecs.encode"),
-        (pickle.dumps({1: os.system}, protocol=2), "it asks for posix.system"),
-        (b"\x80\x02}q\x00(h\x01h\x02u.", "damaged or none"),
-        (b"\x80\x02r\xff\xff\xff\xff.", "damaged or none"),
+        (b"\x80\x02c__builtin__\nbytearray\n\x8a\x05\x00\x00\x00\x00\x10\x85R.", "references __builtin__.bytearray"),
+        (b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00hex\x86R.", "references _codecs.encode"),
+        (pickle.dumps({1: os.system}, protocol=2), "references posix.system"),
+        (b"\x80\x02}q\x00(h\x01h\x02u.", "damaged or not a checkpoint"),
+        (b"\x80\x02r\xff\xff\xff\xff.", "damaged or not a checkpoint"),
         (b"\x80\x02)r\xff\xff\xff\x7f.", "it is damaged"),
-        (b"", "damaged or none"),
+        (b"", "damaged or not a checkpoint"),
     ],
     ids=["nested", "bytearray", "codec", "system", "no memo", "empty stack", "memo", "empty"],
 )
@@ -180,7 +180,7 @@ def test_what_a_small_pickle_can_do(tmp_path: Path, content: bytes, says: str) -
     with pytest.raises(DataError) as refused:
         checkpoint_door.load(tmp_path / "a.pt")
     assert says in str(refused.value)
-    assert "a.pt is damaged or none" in str(refused.value)
+    assert "a.pt is damaged or not a checkpoint" in str(refused.value)
 
 
 def test_values_are_counted_as_often_as_they_are_named() -> None:
@@ -196,21 +196,21 @@ def test_values_are_counted_as_often_as_they_are_named() -> None:
 
 @pytest.mark.timeout(60)
 def test_lists_that_hold_themselves(tmp_path: Path) -> None:
-    """Their size shows only once they are filled."""
+    """Lists that are memoized before they are filled."""
     shared: Any = [0] * 1000
     for _ in range(8):
         shared = [shared] * 10
     torch.save({"format": 1, "digest": "", "x": shared}, tmp_path / "a.pt")
-    with pytest.raises(DataError, match="it is larger than what describes it"):
+    with pytest.raises(DataError, match="larger than its pickle"):
         checkpoint_door.load(tmp_path / "a.pt")
 
 
 def test_tensors_larger_than_their_bytes(tmp_path: Path) -> None:
     torch.save({"format": 1, "digest": "", "x": torch.zeros(1).expand(10**12)}, tmp_path / "a.pt")
-    with pytest.raises(DataError, match="holds a tensor that is larger than its bytes in the file"):
+    with pytest.raises(DataError, match="holds a tensor that is larger than its storage"):
         checkpoint_door.load(tmp_path / "a.pt")
     torch.save({"format": 1, "digest": "", "x": torch.zeros(4).to_sparse()}, tmp_path / "a.pt")
-    with pytest.raises(DataError, match="damaged or none"):
+    with pytest.raises(DataError, match="damaged or not a checkpoint"):
         checkpoint_door.load(tmp_path / "a.pt")
     torch.save({"w": torch.zeros(2**20)}, tmp_path / "a.pt")
     rezipped(tmp_path / "a.pt", lambda name, content: content, zipfile.ZIP_DEFLATED)
@@ -229,7 +229,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_array(store: Path, target: Path, name: str, array: np.ndarray) -> Path:
-    """A copy of the store with another array, whose checksum is right."""
+    """A copy of the store with another array and a correct checksum."""
     shutil.copytree(store, target)
     np.save(target / name, array)
     meta = json.loads((target / "meta.json").read_text())
@@ -319,11 +319,11 @@ def cifar(path: Path, change: Callable[[tarfile.TarInfo], None] = lambda info: N
 
 
 def test_a_flipped_bit_anywhere_in_an_archive(tmp_path: Path) -> None:
-    """gzip ends with a checksum of what it holds, behind tar's own end."""
+    """gzip's checksum comes after tar's end-of-archive marker."""
     path = cifar(tmp_path / "cifar-10-binary.tar.gz")
     content = path.read_bytes()
     assert len(cifar10.load(path).train) == 10
-    # Behind gzip's header, whose clock and names mean nothing.
+    # After gzip's header, whose timestamp and name do not matter.
     for position in np.random.default_rng(0).integers(40, len(content), 60):
         damaged = bytearray(content)
         damaged[position] ^= 1 << int(position) % 8
@@ -337,7 +337,7 @@ def test_a_flipped_bit_anywhere_in_an_archive(tmp_path: Path) -> None:
 
 
 def test_the_checksum_behind_the_end_is_read(tmp_path: Path) -> None:
-    """A tar archive may end long before the file does, and nothing but its checksum tells that a member is damaged."""
+    """A tar archive may end long before the file does, and only gzip's checksum shows that a member is damaged."""
     path = cifar(tmp_path / "cifar-10-binary.tar")
     whole = gzip.compress(path.read_bytes() + bytes(2**20), mtime=0)
     path = tmp_path / "cifar-10-binary.tar.gz"
@@ -358,7 +358,7 @@ def test_archives_that_unpack_to_more(tmp_path: Path, monkeypatch: pytest.Monkey
         file.write(bytes(2**21))
     with pytest.raises(DataError, match="it unpacks to more than the published archives"):
         cifar10.load(path)
-    # A sparse member: its size is said in the header and takes no bytes.
+    # A sparse member: its size is only in the header and takes no bytes.
     size = 6 * 2**30
     sparse = tarfile.TarInfo("data_batch_1.bin")
     sparse.type, sparse.size = tarfile.GNUTYPE_SPARSE, 0
@@ -408,7 +408,7 @@ def test_nested_pairs_in_a_batch() -> None:
         ("a = 1\n" * 20_000, "has 120,000 bytes; at most 65,536 are read"),
         ("seed = 99999999999999999999", "must be less than 2**63"),
         ("lr = 'x'", "must be of type float; got 'x'"),
-        ("epoch = 3", "'epoch' is no flag; did you mean epochs?"),
+        ("epoch = 3", "unknown flag 'epoch'; did you mean epochs?"),
         ("\0", "is not TOML"),
     ],
 )
@@ -439,7 +439,7 @@ def test_a_damaged_line_of_the_log_stops_no_run(tmp_path: Path, capsys: pytest.C
     ]
     (tmp_path / "metrics.jsonl").write_bytes("\n".join(lines).encode("latin1"))
     log = runs.Metrics(tmp_path, 40, 40)
-    assert capsys.readouterr().out == f"{tmp_path / 'metrics.jsonl'}: left out 7 damaged lines: 2, 3, 4, 5, 6, ...\n"
+    assert capsys.readouterr().out == f"{tmp_path / 'metrics.jsonl'}: skipped 7 damaged lines: 2, 3, 4, 5, 6, ...\n"
     log.write(row(50))
     assert runs.read_metrics(tmp_path) == [row(10), row(40, "eval"), row(50)]
     assert capsys.readouterr().out == ""

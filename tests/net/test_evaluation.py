@@ -1,4 +1,4 @@
-"""Errors against a count by hand, and the evaluate command."""
+"""Errors against manual counts, and the evaluate command."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 class Lookup(nn.Module):
-    """Says the logits that the image's first pixel points at."""
+    """Returns the row of logits indexed by the image's first pixel."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def test_crops_are_averaged_as_probabilities() -> None:
     torch.manual_seed(0)
     model = alexnet("digits", image_size=28)
     with torch.no_grad():
-        # An untrained network says much the same of each crop, and then it does not matter what is averaged.
+        # An untrained network's outputs hardly differ between crops, so that it would not matter what is averaged.
         model.get_parameter("fc8.weight").mul_(30)
     data = digits.load()
     images, mean = torch.from_numpy(data.val.images[:6]), torch.from_numpy(data.mean)
@@ -117,7 +117,7 @@ def test_gives_up_when_told() -> None:
 
 
 def save(folder: Path, seed: int, **fields: object) -> Path:
-    """A checkpoint of an untrained digits network, as a run leaves it."""
+    """Save a checkpoint of an untrained digits network, as a run does."""
     torch.manual_seed(seed)
     model = alexnet("digits", **fields)
     data = digits.load()
@@ -176,13 +176,13 @@ def test_what_cannot_be_evaluated_costs_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for arguments, says in (
         ([str(tmp_path / "nowhere")], "nowhere does not exist"),
-        ([str(damaged)], "is damaged or none"),
+        ([str(damaged)], "is damaged or not a checkpoint"),
         ([str(tmp_path / "b")], "holds no intact checkpoint"),
         ([str(tmp_path / "empty")], "holds no intact checkpoint"),
         ([str(path), "--data-path", str(tmp_path / "empty")], "is empty"),
         ([str(path), "--data-path", "synthetic:100"], "was trained on stored images of 32x32"),
         ([str(strange)], "network: towers must be of type int; got 'two'"),
-        ([str(letters)], "the embedded digits has other classes than"),
+        ([str(letters)], "the embedded digits has different classes"),
         ([str(path), str(letters)], "their outputs cannot be averaged"),
     ):
         done = run_here("net.evaluate", *arguments)

@@ -1,4 +1,4 @@
-"""The figures' numbers against numbers by hand, the files they leave, and what is refused."""
+"""The figures' numbers against independent computations, the files, and errors."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ from tests.commands import ROOT, one_line, run_here
 
 
 def colours_of(path: Path) -> tuple[tuple[int, int], bool]:
-    """Size of a PNG on white, and whether there is any colour in it."""
+    """The size of a PNG on white, and whether it has any colour."""
     with Image.open(path) as picture:
         assert picture.format == "PNG"
         pixels = np.asarray(picture.convert("RGB")).astype(int)
@@ -58,7 +58,7 @@ def test_filters_tower_by_tower(shapes_run: Path, tmp_path: Path) -> None:
 
 
 def save(path: Path, **fields: object) -> Path:
-    """A checkpoint of an untrained network, as from a run on the embedded digits."""
+    """Save a checkpoint of an untrained network, as from a run on the embedded digits."""
     model = alexnet("digits", **fields)
     data = digits.load()
     classes = list(data.classes)[: model.config.classes]
@@ -71,7 +71,7 @@ def save(path: Path, **fields: object) -> Path:
 def test_gray_images_and_gray_networks(tmp_path: Path) -> None:
     done = run_here("net.figures", "filters", save(tmp_path / "digits.pt"), "--output", tmp_path / "a.png")
     assert done.returncode == 0, done.stderr
-    assert "its training images are gray" in done.stdout
+    assert "training images are gray" in done.stdout
     assert short_name(None, tuple("0123456789")) == "embedded digits"
     assert short_name("some/cats.packed", ("a", "b")) == "cats.packed"
     assert short_name("x.packed", SHAPES) == "synthetic shapes"
@@ -79,14 +79,14 @@ def test_gray_images_and_gray_networks(tmp_path: Path) -> None:
     assert "all kernels: colour" in run_here("net.figures", "filters", one, "--output", tmp_path / "b.png").stdout
     gray = save(tmp_path / "gray.pt", image_channels=1)
     done = run_here("net.figures", "filters", gray, "--output", tmp_path / "c.png")
-    one_line(done, 1, "gray.pt: its first layer, conv1, reads 1 channels: grayscale has no colour-selective filters")
+    one_line(done, 1, "gray.pt: its first layer, conv1, reads 1 channels; Figure 3 needs a network that reads RGB")
     assert not (tmp_path / "c.png").exists()
 
 
 def test_predictions(shapes_run: Path, tmp_path: Path) -> None:
     done = run_here("net.figures", "predictions", shapes_run, "--output", tmp_path / "p.png")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"\d of these 8 validation images are named rightly first", done.stdout)
+    assert re.search(r"top-1 is correct for \d of these 8 validation images", done.stdout)
     assert colours_of(tmp_path / "p.png")[1]
     again = run_here("net.figures", "predictions", shapes_run, "--output", tmp_path / "q.png")
     assert again.returncode == 0
@@ -132,7 +132,7 @@ def test_neighbours_by_features(shapes_run: Path) -> None:
         )
     order = ((val[:, None] - train[None]) ** 2).sum(2).argsort(1)[:, :6]
     same = (data.train.labels[order] == data.val.labels[:, None]).mean()
-    (percent,) = re.findall(r"nearest training images ([\d.]+) % have the class", done.stdout)
+    (percent,) = re.findall(r"([\d.]+) % of the 6 nearest training images", done.stdout)
     assert float(percent) == pytest.approx(100 * same, abs=0.5)
 
 
@@ -148,20 +148,20 @@ def test_relu_against_tanh(shapes_run: Path, tmp_path: Path) -> None:
     flags = ("--data-path", shapes_run.parent / "shapes.packed", "--rates", 0.01, 0.003, "-b", 24, "--max-epochs", 1)
     done = run_here("net.figures", "activations", *flags, "--output", tmp_path / "deep" / "a.png")
     assert done.returncode == 0, done.stderr
-    assert "(synthetic shapes): not what the paper used, CIFAR-10" in done.stdout
-    assert re.findall(r"(relu|tanh) at rate (\S+):", done.stdout) == [
+    assert "(synthetic shapes); the paper used CIFAR-10" in done.stdout
+    assert re.findall(r"(relu|tanh) at learning rate (\S+):", done.stdout) == [
         ("relu", "0.01"),
         ("relu", "0.003"),
         ("tanh", "0.01"),
         ("tanh", "0.003"),
     ]
-    assert "ReLU did not come to 25 % in 1 epochs: there is no ratio" in done.stdout
-    assert "relu was fastest at the last of --rates" in done.stdout
+    assert "ReLU did not reach 25 % in 1 epochs" in done.stdout
+    assert "relu was fastest at an end of --rates" in done.stdout
     colours_of(tmp_path / "deep" / "a.png")
 
 
 def test_a_training_ends_at_the_target() -> None:
-    """Dark images and bright ones: guessing is wrong half the time, and learning takes a few updates."""
+    """Dark and bright images: guessing has an error of a half, and learning takes a few updates."""
     labels = np.arange(16) % 2
     images = np.random.default_rng(0).integers(0, 100, (16, 32, 32, 3)) + 150 * labels[:, None, None, None]
     split = Split(images.astype(np.uint8), labels)
@@ -184,8 +184,8 @@ def test_what_cannot_be_drawn_costs_one_line(shapes_run: Path, tmp_path: Path) -
         (2, "the following arguments are required: NAME", *()),
         (2, "--output must end in .png; got x.jpg", "filters", shapes_run, "--output", "x.jpg"),
         (1, "nowhere does not exist", "filters", tmp_path / "nowhere"),
-        (1, "was trained on stored images of 32x32 and", "predictions", larger, "--data-path", "synthetic:20"),
-        (1, "has other classes than", "neighbours", shapes_run, "--data-path", "synthetic:20"),
+        (1, "was trained on stored images of 32x32, but", "predictions", larger, "--data-path", "synthetic:20"),
+        (1, "has different classes", "neighbours", shapes_run, "--data-path", "synthetic:20"),
         (1, "shows 6 neighbours", "neighbours", few, "--data-path", "synthetic:5"),
         (2, "--rates must be more than 0; got -1.0", "activations", "--rates", -1),
         (2, "--batch-size 5000 is more than the 1442 training images", "activations", "-b", 5000),
@@ -203,7 +203,7 @@ def test_the_committed_figures_are_small_and_listed() -> None:
 
 
 def test_names_of_classes_are_text_and_no_formulas(tmp_path: Path) -> None:
-    """Between dollar signs matplotlib reads TeX, and raises where it is none."""
+    """Between dollar signs matplotlib parses TeX, and raises if it is invalid."""
     names = ["a$b^$", "cat\x1b[2J\nnewline"]
     images = np.zeros((2, 8, 8, 3), np.uint8)
     drawings.predictions(tmp_path / "a.png", "title $\\frac$", images, names, [[(name, 0.5) for name in names]] * 2)

@@ -1,4 +1,4 @@
-"""Atomic writing, run folders, metrics and progress."""
+"""Atomic writes, run folders, metrics and progress."""
 
 import contextlib
 import errno
@@ -28,7 +28,7 @@ def test_a_file_appears_whole(tmp_path: Path) -> None:
 
 
 def test_the_name_is_taken_over_and_put_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever has the old file open keeps reading it, and file and folder are synced in this order."""
+    """A reader of the old file keeps reading it; the file is synced before the folder."""
     path = tmp_path / "a"
     path.write_bytes(b"old")
     synced: list[str] = []
@@ -119,7 +119,7 @@ def test_whoever_holds_a_folder_removes_what_killed_writers_left(tmp_path: Path)
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
 def test_a_folder_that_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Some file systems know no such thing, which is no failure; an error of the disk is, and names the file."""
+    """A file system that does not support it is ignored; an I/O error is raised and names the file."""
     sync = os.fsync
 
     def refused(handle: int) -> None:
@@ -136,7 +136,7 @@ def test_a_folder_that_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_run_that_is_refused_removes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two trainings into a new folder: the one that comes second must not remove it, empty as it still is."""
+    """Two runs with the same new folder: the second must not remove it while it is still empty."""
     folder = tmp_path / "new"
     with runs.claimed(folder, "digits"):
         monkeypatch.setattr(Path, "exists", lambda path: path != folder)
@@ -204,9 +204,9 @@ def test_a_run_is_not_started_over_another(tmp_path: Path) -> None:
     runs.check_new(tmp_path / "new")
     runs.check_new(tmp_path)
     runs.write_config(tmp_path, TrainConfig())
-    with pytest.raises(UsageError, match="holds a run already"):
+    with pytest.raises(UsageError, match="already holds a run"):
         runs.check_new(tmp_path)
-    with pytest.raises(DataError, match="holds no run"):
+    with pytest.raises(DataError, match="is not a run folder"):
         runs.read_config(tmp_path / "new")
 
 
@@ -221,7 +221,7 @@ def test_metrics_are_cut_back_to_where_a_run_goes_on(tmp_path: Path) -> None:
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 50, "ki')
     assert len(runs.read_metrics(tmp_path)) == 6
-    # Stopped at update 40, before it was evaluated.
+    # Interrupted at update 40, before its evaluation.
     metrics = runs.Metrics(tmp_path, 40, 20)
     assert runs.read_metrics(tmp_path) == [row(10), row(20), row(20, "eval"), row(30), row(40)]
     metrics.write(row(40, "eval"))

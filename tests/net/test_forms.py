@@ -1,4 +1,4 @@
-"""Forms change no result; the choice among them; updates with copies of the weights."""
+"""Forms do not change results; autotuning; updates with bfloat16 copies of the weights."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def test_blocks_are_the_same_convolution(size: int, kernel: int, stride: int, pa
     torch.testing.assert_close(result, exact, rtol=1e-12, atol=1e-12)
 
 
-#: What has a stride, towers, windows of normalization across them, and layers removed.
+#: Networks with a strided conv1, towers, normalization across towers, and removed layers.
 NETWORKS = {
     "paper": {"image_size": 67},
     "caffe": {"image_size": 67},
@@ -113,7 +113,7 @@ def test_an_update_with_copies_is_the_update_without() -> None:
         plain, plain_update = digits_step("triton", "bf16", False)
         copied, copied_update = digits_step("triton", "bf16", True)
         for _ in range(3):
-            # The interpreter's copies are cut off, not rounded; an edit has them rounded again.
+            # The interpreter truncates to bfloat16; an edit makes the step round the copies again.
             for parameter, _copy in copied.copied.values():
                 parameter.detach().add_(0)
             assert plain_update() == copied_update()
@@ -127,7 +127,7 @@ def test_copies_follow_an_edit() -> None:
         before = update()
         for parameter in step.parameters:
             parameter.detach().zero_()
-        # Logits of zero: every class is as likely.
+        # Logits of zero: all classes are equally likely.
         assert update() == pytest.approx(math.log(10)) != before
 
 
@@ -145,7 +145,7 @@ def test_frozen_layers_stay() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-# The choice, with a clock that is told
+# Autotuning, with given times
 
 
 def test_chooses_slot_by_slot_and_asks_once() -> None:
@@ -182,7 +182,7 @@ def test_a_form_that_fails_is_out(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     entry = tuning.measure(network("paper"), 8, "bf16", torch.device("cuda"))
     assert entry["chosen"] == {"first": "blocks", "shared": "apart", "towers": "at once"}
     assert None in entry["milliseconds"].values()
-    assert "cannot run here: no engine" in capsys.readouterr().out
+    assert "not supported here: no engine" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def test_a_choice_is_measured_once(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert len(measured) == 1
     assert tuned("again") == Forms("blocks")
     assert len(measured) == 2
-    # A file that is torn, or of another kind, is no choice.
+    # A truncated or foreign file holds no choice.
     for content in ("{", "[]", json.dumps({"this machine": {"chosen": {"first": "bricks"}}})):
         tuning.cache_file().write_text(content)
         assert tuning.remembered("this machine") is None
@@ -229,7 +229,7 @@ def test_short_runs_measure_nothing() -> None:
     assert not tuning.worth_measuring(plan, 90 * 1_200_000, 60.0)
 
 
-# What a run asks for
+# Flags
 
 
 GPU = torch.device("cuda", 0)
@@ -244,13 +244,13 @@ def test_one_process_on_a_gpu_records(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not record_wanted(TrainConfig(), CPU)
     assert not record_wanted(TrainConfig(parallel="data"), GPU)
     assert not record_wanted(TrainConfig(cuda_graph=False), GPU)
-    # What is recorded is not compiled unless it is asked for; what is not recorded is compiled where it pays.
+    # A captured update is compiled only with --compile; others are compiled where it pays off.
     assert not compile_wanted(TrainConfig(), plan, 10**6, GPU)
     assert compile_wanted(TrainConfig(compile=True), plan, 10**6, GPU)
     assert compile_wanted(TrainConfig(cuda_graph=False), plan, 10**6, GPU)
     assert compile_wanted(TrainConfig(parallel="data"), plan, 10**6, GPU)
     for config, device in ((TrainConfig(cuda_graph=True), CPU), (TrainConfig(cuda_graph=True, parallel="tower"), GPU)):
-        with pytest.raises(UsageError, match="--cuda-graph needs a GPU and --parallel none"):
+        with pytest.raises(UsageError, match="--cuda-graph needs a CUDA GPU and --parallel none"):
             record_wanted(config, device)
 
 
@@ -267,7 +267,7 @@ def test_precision_is_the_device_s_unless_it_is_asked_for(monkeypatch: pytest.Mo
 
 
 def test_a_gpu_is_current_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.cuda.set_device refuses a device without one."""
+    """torch.cuda.set_device requires an index."""
     current: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -278,7 +278,7 @@ def test_a_gpu_is_current_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_run_keeps_its_forms(tmp_path: Path) -> None:
-    """Given by hand on a CPU: the run says so, and what is no form is refused."""
+    """Set with --forms on a CPU: recorded in config.toml, and an unknown form is an error."""
     flags = [
         "--preset",
         "imagenet",
@@ -302,4 +302,4 @@ def test_a_run_keeps_its_forms(tmp_path: Path) -> None:
         "--forms",
         "first must be one of pixels, blocks; got 'bricks'",
     )
-    one_line(run_here("net.tune", "--device", "cpu"), 2, "net.tune measures on a GPU")
+    one_line(run_here("net.tune", "--device", "cpu"), 2, "--device must be cuda")

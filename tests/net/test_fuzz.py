@@ -1,7 +1,7 @@
-"""Damaged and hostile files at every door: read, or refused by name; never a traceback, never without end.
+"""Damaged and hostile input files: read, or rejected with an error that names the file; no traceback, no endless loop.
 
-``make test`` tries some of each; ``make test-all`` ten thousand, half of them single bits and truncations, and watches
-the memory.
+``make test`` tries some of each; ``make test-all`` ten thousand, half of them single bits and truncations, and checks
+memory.
 """
 
 import contextlib
@@ -43,19 +43,19 @@ from tests.net.test_interchange import caffe_graph, onnx_installed
 from tests.pictures import picture
 from tests.stores import small_store
 
-#: What a damaged file may add to the memory that reading a whole one takes; an image's pixels are the most.
+#: Memory that a damaged file may take beyond that for an intact one; an image's pixels take the most.
 MEMORY_MIB = 1024
 CPU = torch.device("cpu")
-#: Integers at the ends of their ranges, brackets, digits, line ends.
+#: Extreme integers, brackets, digits, line ends.
 FRAGMENTS = (b"\xff" * 8, b"\0" * 8, b"\x7f" + b"\xff" * 7, b"\x80" + b"\0" * 7, b"[" * 40, b"{" * 40, b"9" * 40)
 FRAGMENTS += (b"-1", b"NaN", b"1e999", b'"', b"\n", b"\t,", b"\\u0000", b"..", b"q\x00h\x00", b"\x86", b"}", b"None")
 
 
 @dataclass(frozen=True)
 class Door:
-    """A format: a whole file's content, how a damaged one is put in place, and how it is read.
+    """A format: an intact file's content, how to write a damaged one, and how to read it.
 
-    ``same`` says of what was read whether it is the whole file's, for formats with a checksum.
+    ``same``, for formats with a checksum, tells whether the result is that of the intact file.
     """
 
     content: bytes
@@ -66,11 +66,11 @@ class Door:
 
 
 def mutated(content: bytes, random: np.random.Generator, simple: bool) -> bytes:
-    """``content`` with one bit flipped or its end cut off (``simple``), or with one to three other changes."""
+    """``content`` with one bit flipped or truncated (``simple``), or with one to three other changes."""
     data = bytearray(content)
 
     def place() -> int:
-        """Anywhere, and as often near the beginning or the end, where formats say what they are."""
+        """A random position, half of the time near the beginning or end, where headers are."""
         at = int(random.integers(len(data) + 1))
         near = int(random.integers(min(len(data), 200) + 1))
         return (at, at, near, len(data) - near)[random.integers(4)]
@@ -106,14 +106,14 @@ def plain(path: Path, content: bytes) -> None:
 
 
 def rezipped(whole: bytes, member: str, path: Path, content: bytes) -> None:
-    """An archive with one member changed and its checksums right."""
+    """An archive with one member changed and correct checksums."""
     with zipfile.ZipFile(io.BytesIO(whole)) as source, zipfile.ZipFile(path, "w") as target:
         for item in source.infolist():
             target.writestr(item.filename, content if item.filename.endswith(member) else source.read(item))
 
 
 def in_store(whole: Path, member: str, path: Path, content: bytes) -> None:
-    """A store with one file changed and, but for meta.json itself, the checksum right."""
+    """A store with one file changed and, except for meta.json itself, the correct checksum."""
     shutil.rmtree(path, ignore_errors=True)
     shutil.copytree(whole, path)
     (path / member).write_bytes(content)
@@ -224,7 +224,7 @@ def onnx_door(tmp_path_factory: pytest.TempPathFactory) -> Door:
 
 
 def knock(door: Door, path: Path, content: bytes) -> bool:
-    """Whether the door let it in; what it raises but for its two refusals is a failure."""
+    """Whether the reader accepts it; exceptions other than its two error classes fail the test."""
     door.write(path, content)
     try:
         result = door.read(path)
@@ -273,7 +273,7 @@ def test_whole_files_pass(doors: dict[str, Door], tmp_path: Path) -> None:
         tmp_path.mkdir()
 
 
-#: JSON as it may stand anywhere in what a file says of itself.
+#: Arbitrary JSON values for any place of a file's metadata.
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

@@ -1,4 +1,4 @@
-"""Codes of the features: what the auto-encoder keeps, and the command."""
+"""Binary codes of features: what the auto-encoder preserves, and the command."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_codes_keep_neighbours() -> None:
 
 
 def test_what_is_decoded_is_the_code() -> None:
-    """The straight-through gradient must not let the decoder see more than bits."""
+    """With the straight-through estimator the decoder must still see only bits."""
     model, _ = learn(clusters(50, 0), 64, epochs=1, seed=0)
     vectors = clusters(9, 3)
     with torch.no_grad():
@@ -57,7 +57,7 @@ def test_the_command(shapes_run: Path) -> None:
         near, far = (result[name][f"recall_at_{count}"] for count in (10, 100))
         assert 10 / 144 < near < far <= 1
     assert min(result["queries_per_s"].values()) > 0
-    assert "128 bits: 16 bytes an image instead of 1,024" in done.stdout
+    assert "128 bits: 16 bytes per image instead of 1,024" in done.stdout
     assert np.isfinite(result["variance_missed"])
 
 
@@ -66,6 +66,6 @@ def test_what_cannot_be_hashed_costs_one_line(shapes_run: Path, tmp_path: Path) 
         (2, "--bits must be a multiple of 64; got 30", shapes_run, "--bits", 30),
         (2, "--queries must be at least 1; got 0", shapes_run, "--queries", 0),
         (1, "nowhere does not exist", tmp_path / "nowhere"),
-        (1, "has other classes than", shapes_run, "--data-path", "synthetic:200"),
+        (1, "has different classes", shapes_run, "--data-path", "synthetic:200"),
     ):
         one_line(run_here("net.hashing", *arguments), status, says)

@@ -1,4 +1,4 @@
-"""ONNX out and in, torch.export and AOTInductor: the same logits everywhere, and what cannot be read is refused."""
+"""ONNX export and import, torch.export and AOTInductor: equal logits, and errors for unsupported files."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ from net.training.evaluation import probabilities
 from tests.commands import ROOT, Done, environment, one_line, run_here
 from tests.pictures import picture
 
-#: ONNX Runtime sums in another order than PyTorch: relative to the largest logit.
+#: ONNX Runtime sums in another order than PyTorch; relative to the largest logit.
 CLOSE = 2e-5
 
 onnx_installed = pytest.mark.skipif(
@@ -38,7 +38,7 @@ onnx_installed = pytest.mark.skipif(
 
 
 def lively(variant: str = "digits", seed: int = 0, **fields: Any) -> AlexNet:
-    """A network whose logits depend on every layer: an untrained one says much the same of each image."""
+    """A network whose logits depend on every layer: those of an untrained one hardly differ between images."""
     torch.manual_seed(seed)
     model = alexnet(variant, **fields).eval()
     with torch.no_grad():
@@ -51,7 +51,7 @@ def lively(variant: str = "digits", seed: int = 0, **fields: Any) -> AlexNet:
 
 
 def save(folder: Path, model: AlexNet) -> Path:
-    """A checkpoint of ``model``, as a run on the digits leaves it."""
+    """Save a checkpoint of ``model``, as a run on the digits does."""
     data = digits.load()
     metadata = {"network": model.config.to_dict(), "classes": list(data.classes), "data_path": None}
     mean = torch.from_numpy(data.mean)
@@ -102,7 +102,7 @@ def case(name: str) -> AlexNet:
     fields = dict(CASES[name])
     if not fields.pop("original", False):
         return lively(lrn_alpha=fields.pop("lrn_alpha", 0.02), **fields)
-    # Its order of operations, both normalizations and the rows that conv1 lacks, at a small size.
+    # Its order of operations, both normalizations and conv1's padding, at a small size.
     operations = {layer.name: list(layer.then) for layer in VARIANTS["original_code"].convolutions}
     layers = VARIANTS["digits"].to_dict()["convolutions"]
     changed = [{**layer, "then": operations[layer["name"]]} for layer in layers]
@@ -154,9 +154,9 @@ def test_an_onnx_file_is_evaluated_as_its_checkpoint(tmp_path: Path) -> None:
 
 
 def caffe_graph(path: Path, *, padded: bool = False, spoil: Any = None) -> dict[str, Tensor]:
-    """A small network as bvlc_alexnet is in ONNX, node by node; returns its weights, which read blue, green, red.
+    """A small network in the layout of bvlc_alexnet in ONNX, node by node; returns its weights, which read BGR.
 
-    ``padded``: for images whose maps have an even number of rows, with a row more behind each before it is pooled.
+    ``padded``: for images whose feature maps have an even number of rows, padded by one at the end before pooling.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -227,7 +227,7 @@ def test_caffe_s_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str], padd
     path = tmp_path / "bvlc.onnx"
     tensors = caffe_graph(path, padded=padded)
     trained = open_trained(str(path), torch.device("cpu"))
-    assert "reads blue, green, red" in capsys.readouterr().out
+    assert "converted from BGR to RGB" in capsys.readouterr().out
     config = trained.network
     assert (config.variant, config.lrn_k, config.lrn_alpha, config.lrn_across_towers) == (
         "caffe",
@@ -241,13 +241,12 @@ def test_caffe_s_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str], padd
     with torch.no_grad():
         expected = run_onnx(path, images.flip(1))
         assert_same(model(images), expected)
-        # The border between the groups matters, and the order of the colours.
+        # LRN across groups matters, and so does the order of the channels.
         wrong = AlexNet(dataclasses.replace(config, lrn_across_towers=False)).eval()
         weights.load_weights(wrong, model.state_dict())
         assert (wrong(images) - expected).abs().max() > 1e-3 * expected.abs().max()
         assert (model(images.flip(1)) - expected).abs().max() > 1e-2 * expected.abs().max()
-        # The same from a state dict in Caffe's order. The weights' memory format is another one, in which a processor
-        # may sum in another order.
+        # The same from a state dict in Caffe's order. Its memory format differs, and may change the order of sums.
         other = AlexNet(config).eval()
         weights.load_weights(other, onnx_import.from_bgr(tensors))
         for name, parameter in model.named_parameters():
@@ -311,7 +310,7 @@ def test_the_whole_caffe_network_is_the_variant(tmp_path: Path) -> None:
 
 
 def converted(path: Path, style: str) -> None:
-    """Write a file again as converters do: weights that are no initializers, half precision, products and sums."""
+    """Rewrite a file as converters do: weights that are no initializers, half precision, MatMul and Add."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -387,7 +386,7 @@ def test_what_converters_write(tmp_path: Path, style: str) -> None:
     with torch.no_grad():
         actual = model(images)
     if style == "half":
-        # Activations in half precision have 11 bits.
+        # Half-precision activations have 11 significant bits.
         assert (actual - expected).abs().max() < 0.01 * expected.abs().max()
     else:
         assert_same(actual, expected)
@@ -397,10 +396,10 @@ def test_what_converters_write(tmp_path: Path, style: str) -> None:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda tensor: setattr(tensor, "data_type", 99), "damaged or no ONNX file"),
-        (lambda tensor: setattr(tensor, "raw_data", tensor.raw_data[:-4]), "damaged or no ONNX file"),
-        (lambda tensor: tensor.dims.__setitem__(0, 2**40), "damaged or no ONNX file"),
-        (lambda tensor: tensor.dims.__setitem__(0, -1), "damaged or no ONNX file"),
+        (lambda tensor: setattr(tensor, "data_type", 99), "damaged or not an ONNX file"),
+        (lambda tensor: setattr(tensor, "raw_data", tensor.raw_data[:-4]), "damaged or not an ONNX file"),
+        (lambda tensor: tensor.dims.__setitem__(0, 2**40), "damaged or not an ONNX file"),
+        (lambda tensor: tensor.dims.__setitem__(0, -1), "damaged or not an ONNX file"),
     ],
     ids=["type", "short", "large", "negative"],
 )
@@ -457,7 +456,7 @@ def test_constants_larger_than_memory(tmp_path: Path, sizes: list[int]) -> None:
 
 @onnx_installed
 def test_caffe_s_networks_are_asked_with_a_colour(tmp_path: Path) -> None:
-    """The mean image of their training is in no file; its colour is known, and given by a flag."""
+    """Their files hold no mean image; its colour is known, and given by a flag."""
     caffe_graph(tmp_path / "bvlc.onnx")
     picture(0, 0, 90, 80).save(tmp_path / "a.png")
     answers = []
@@ -494,8 +493,8 @@ def _replace(nodes: list[Any], output: str, kind: str, **attributes: Any) -> Non
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda nodes, _: _replace(nodes, "conv3_2", "Sigmoid"), "operator Sigmoid (output conv3_2) has no place"),
-        (lambda nodes, _: _replace(nodes, "fc7_2", "Softmax"), "operator Gemm (output fc8_1) has no place"),
+        (lambda nodes, _: _replace(nodes, "conv3_2", "Sigmoid"), "operator Sigmoid (output conv3_2) is not supported"),
+        (lambda nodes, _: _replace(nodes, "fc7_2", "Softmax"), "operator Gemm (output fc8_1) is not supported"),
         (
             lambda nodes, _: _replace(
                 nodes, "pool2_1", "MaxPool", kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_UPPER"
@@ -512,7 +511,7 @@ def _replace(nodes: list[Any], output: str, kind: str, **attributes: Any) -> Non
             "operator Conv (output conv2_1) has pads [2, 2, 1, 2]",
         ),
         (lambda nodes, _: _replace(nodes, "fc7_1", "Gemm", transB=1, alpha=2.0), "must be a plain product"),
-        (lambda nodes, tensors: tensors.update(fc6_w_0=torch.zeros(20, 32)), "sizes do not fit"),
+        (lambda nodes, tensors: tensors.update(fc6_w_0=torch.zeros(20, 32)), "layer sizes are inconsistent"),
         (lambda nodes, _: nodes[8].input.pop(), "Conv (output conv3_1) has no bias in the file"),
         (
             lambda nodes, _: nodes[1].input.__setitem__(0, "data_0"),
@@ -537,9 +536,9 @@ def test_a_changed_graph_of_this_program_is_refused(tmp_path: Path) -> None:
     (node,) = [node for node in model.graph.node if node.output[0].endswith("/tower1/lrn")][:1]
     next(item for item in node.attribute if item.name == "bias").f = 1.0
     path.write_bytes(model.SerializeToString())
-    one_line(run_here("net.evaluate", path), 1, "its operators are not those of the network it names, variant digits")
+    one_line(run_here("net.evaluate", path), 1, "its operators do not match its network metadata, variant digits")
     path.write_bytes(b"\x07junk")
-    one_line(run_here("net.evaluate", path), 1, "network.onnx is damaged or no ONNX file")
+    one_line(run_here("net.evaluate", path), 1, "network.onnx is damaged or not an ONNX file")
 
 
 @onnx_installed
@@ -597,9 +596,9 @@ def test_what_cannot_be_exported_costs_one_line(tmp_path: Path) -> None:
             1,
             "weights do not fit variant digits: conv3.weight is [96, 64, 3, 3] instead of [96, 32, 3, 3]",
         ),
-        ((path, tmp_path / "n.pt2"), 2, "OUTPUT of --format onnx must end in .onnx"),
-        ((path, onnx, "--format", "aoti"), 2, "OUTPUT of --format aoti must end in .pt2"),
-        ((path, tmp_path / "no" / "n.onnx"), 2, "there is no folder"),
+        ((path, tmp_path / "n.pt2"), 2, "OUTPUT must end in .onnx for --format onnx"),
+        ((path, onnx, "--format", "aoti"), 2, "OUTPUT must end in .pt2 for --format aoti"),
+        ((path, tmp_path / "no" / "n.onnx"), 2, "no does not exist"),
     ):
         one_line(run_here("net.export", *arguments), status, says)
     assert not onnx.exists()
@@ -624,5 +623,5 @@ def test_one_convolution_reads_colours() -> None:
     state = {"conv1.weight": torch.arange(6.0).view(2, 3, 1, 1), "conv1.bias": torch.zeros(2)}
     assert onnx_import.from_bgr(state)["conv1.weight"].flatten().tolist() == [2, 1, 0, 5, 4, 3]
     assert torch.equal(onnx_import.from_bgr(onnx_import.from_bgr(state))["conv1.weight"], state["conv1.weight"])
-    with pytest.raises(DataError, match="one convolution must read three colours; got none"):
+    with pytest.raises(DataError, match="exactly one convolution must have three input channels; got none"):
         onnx_import.from_bgr({"conv1.weight": torch.zeros(2, 1, 3, 3)})

@@ -1,4 +1,4 @@
-"""net.load in a user's program: what it answers is what the commands answer."""
+"""net.load in a user's program gives the same results as the commands."""
 
 import json
 import subprocess

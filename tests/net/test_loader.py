@@ -1,4 +1,4 @@
-"""Batches: which images, in what order, from where on, and that buffers are not overwritten too soon."""
+"""Batches: which images, in what order, resuming, and that buffers are not overwritten too early."""
 
 import itertools
 import threading
@@ -88,7 +88,7 @@ def test_the_seed_decides_the_order() -> None:
 @pytest.mark.parametrize("cache", ["none", "device"])
 @pytest.mark.parametrize("position", [0, 1, 5, 6, 7, 13])
 def test_goes_on_from_any_position(position: int, cache: module.Cache) -> None:
-    """The position counts batches handed out and not those read ahead."""
+    """The position counts batches returned, not batches read ahead."""
     whole = take(Loader(split(50), 8, CPU, shuffle=True, seed=3), 20)
     first = Loader(split(50), 8, CPU, shuffle=True, seed=3, cache=cache)
     batches = iter(first)
@@ -127,7 +127,7 @@ def test_ranks_share_the_last_batch_of_a_pass() -> None:
 def test_a_batch_stays_until_the_next_is_asked_for() -> None:
     batches = iter(Loader(split(200), 8, CPU, shuffle=True))
     for batch in itertools.islice(batches, 25):
-        # Long enough for the thread behind to fill every free buffer.
+        # Long enough for the reading thread to fill every free buffer.
         threading.Event().wait(0.005)
         assert (batch.images[:, 0, 0, 0] == torch.from_numpy(batch.samples) % 256).all()
     batches.close()

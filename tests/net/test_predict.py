@@ -1,4 +1,4 @@
-"""The five most probable classes against the network asked directly, and what is refused."""
+"""The five most probable classes against direct inference, and errors."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_top_five_and_features(shapes_run: Path, tmp_path: Path, crops: int) -> 
     model, mean, classes = network_of(shapes_run)
     assert mean.shape[0] == 32
     pixels = torch.stack([torch.from_numpy(decode(path, 32)) for path in images])
-    # The central 28 x 28 of 32 x 32, by hand.
+    # The centre 28x28 of 32x32, by hand.
     centre = (pixels - mean)[:, 2:30, 2:30].permute(0, 3, 1, 2).contiguous()
     with torch.no_grad():
         if crops == 1:
@@ -74,7 +74,7 @@ def test_the_table_names_classes(shapes_run: Path) -> None:
 
 
 def save(path: Path, names: list[str] | None, **fields: object) -> Path:
-    """A checkpoint of an untrained network."""
+    """Save a checkpoint of an untrained network."""
     model = alexnet("digits", **fields)
     metadata = {"network": model.config.to_dict(), "classes": names, "data_path": None}
     checkpoint.save(
@@ -92,7 +92,7 @@ def test_few_classes_and_classes_without_names(tmp_path: Path) -> None:
     nameless = save(tmp_path / "nameless.pt", None)
     done = run_here("net.predict", nameless, tmp_path / "gray.png", "--json")
     assert done.returncode == 0
-    assert "nameless.pt holds no class names: classes are called by their numbers" in done.stderr
+    assert "nameless.pt holds no class names: showing class indices" in done.stderr
     assert {item["class"] for item in json.loads(done.stdout)["predictions"][0]["top"]} <= set("0123456789")
 
 
@@ -122,12 +122,12 @@ def test_what_cannot_be_predicted_costs_one_line(shapes_run: Path, tmp_path: Pat
         (2, "whole.pt holds the mean image of its training", whole, image, "--mean-rgb", 1, 2, 3),
         (2, "--mean-rgb must be three numbers in 0..255; got 1.0 2.0 300.0", whole, image, "--mean-rgb", 1, 2, 300),
         (1, "nowhere does not exist", tmp_path / "nowhere", image),
-        (1, "is damaged or none", text, image),
-        (1, "names 3 classes and its network has 10", wrong, image),
+        (1, "is damaged or not a checkpoint", text, image),
+        (1, "names 3 classes, but its network has 10", wrong, image),
         (1, "silent.pt cannot be used: metadata: classes is missing", tmp_path / "silent.pt", image),
-        (2, "which it reads whole", whole, image, "--ten-crops"),
+        (2, "was trained on uncropped 32x32 images", whole, image, "--ten-crops"),
         (2, "--features must end in .npy; got x.txt", shapes_run, image, "--features", "x.txt"),
-        (2, "there is no folder", shapes_run, image, "--features", tmp_path / "no" / "x.npy"),
+        (2, "no does not exist", shapes_run, image, "--features", tmp_path / "no" / "x.npy"),
         (2, "the following arguments are required: images", shapes_run),
     ):
         done = run_here("net.predict", *arguments)

@@ -1,4 +1,4 @@
-"""Packing an image folder, interrupted or not, and opening what came of it."""
+"""Packing an image folder, with and without interruptions, and opening the store."""
 
 import json
 import os
@@ -29,7 +29,7 @@ Usage = namedtuple("Usage", "total used free")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of three classes; a few files are damaged or no images."""
+    """Images of three classes; a few files are damaged or not images."""
     root = image_folder(tmp_path_factory.mktemp("data") / "images", train=50, val=10)
     (root / "train" / "circle" / "0003.jpg").write_bytes(b"no picture")
     (root / "train" / "cross" / "notes.txt").write_text("nor this")
@@ -112,7 +112,7 @@ def test_again_is_instant_and_says_so(folder: Path, store: Path, capsys: pytest.
     assert contents(store) == before
 
 
-#: prepare with a pause, and a line, behind every chunk. Arguments: source, target, seconds between snapshots.
+#: prepare with a pause, and a line, after every chunk. Arguments: source, target, seconds between snapshots.
 SLOWLY = """
 import sys, time
 from pathlib import Path
@@ -146,7 +146,7 @@ def environment() -> dict[str, str]:
 
 
 def test_goes_on_after_being_killed(folder: Path, store: Path, tmp_path: Path) -> None:
-    """SIGKILL in the middle, twice; the end is the same store."""
+    """SIGKILL in the middle, twice; the result is the same store."""
     target = tmp_path / "store"
     command = slow_command(folder, target, 0.0)
     progress = target / module.PROGRESS
@@ -167,13 +167,13 @@ def test_goes_on_after_being_killed(folder: Path, store: Path, tmp_path: Path) -
 
 
 def children(session: int) -> list[str]:
-    """Processes of a session that still run."""
+    """Processes of a session that are still running."""
     found = subprocess.run(["ps", "-o", "pid=", "-s", str(session)], capture_output=True, text=True)
     return found.stdout.split()
 
 
 def test_nothing_is_left_running_when_it_is_killed(folder: Path, tmp_path: Path) -> None:
-    """SIGKILL of the process that hands out the work alone: its workers notice."""
+    """SIGKILL of the parent alone: its workers notice."""
     process = subprocess.Popen(
         slow_command(folder, tmp_path / "store", 0.0),
         env=environment(),
@@ -207,7 +207,7 @@ def test_a_target_is_for_one_process(folder: Path, tmp_path: Path) -> None:
 def test_goes_on_after_being_interrupted(
     folder: Path, store: Path, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
-    """What is done is noted without a snapshot being due."""
+    """Progress is saved although no snapshot is due."""
     target = tmp_path / "store"
     command = slow_command(folder, target, 1e9)
     process = subprocess.Popen(
@@ -217,7 +217,7 @@ def test_goes_on_after_being_interrupted(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell that runs the tests in the background has them ignore SIGINT, which a child inherits.
+        # Tests in a shell's background ignore SIGINT, which children inherit.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
@@ -234,7 +234,7 @@ def test_goes_on_after_being_interrupted(
 
 
 def test_closing_gaps_twice_gives_the_same(folder: Path, store: Path, tmp_path: Path) -> None:
-    """Killed after the images moved into the gaps and before meta.json: the next run does it again."""
+    """Killed after images were moved into the gaps but before meta.json: the next run repeats it."""
     target = tmp_path / "store"
 
     def fail(*_: object) -> None:
@@ -388,7 +388,7 @@ def test_meta_of_wrong_types(store: Path, tmp_path: Path, damage: dict[str, obje
 def test_large_stores_are_sampled_and_verified_on_request(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Opening looks at a few chunks only; --verify finds what it missed."""
+    """Opening checks only a few chunks; --verify checks all."""
     copy = shutil.copytree(store, tmp_path / "store")
     monkeypatch.setattr("net.data.store.CHECKED_WHOLE", 0)
     monkeypatch.setattr("net.data.store._SAMPLED_CHUNKS", 1)
@@ -424,7 +424,7 @@ def test_statistics_do_not_depend_on_the_order() -> None:
 
 
 def test_images_of_one_file_in_store(tmp_path: Path) -> None:
-    """One image a split, smaller than the packed size, and gray."""
+    """One image per split, smaller than the packed size, and gray."""
     for split in ("train", "val"):
         (tmp_path / "images" / split / "a").mkdir(parents=True)
         Image.new("L", (5, 4), 77).save(tmp_path / "images" / split / "a" / "1.png")

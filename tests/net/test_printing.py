@@ -1,4 +1,4 @@
-"""Names of others on the terminal: they move nothing, hide nothing and forge nothing."""
+"""Untrusted names on the terminal: control characters are escaped."""
 
 import errno
 import io
@@ -21,7 +21,7 @@ from net.training import checkpoint
 from tests.commands import ROOT, environment, one_line, run_here
 from tests.pictures import picture
 
-#: Clears the screen, starts a line, hides what follows, turns the writing round; no UTF-8.
+#: Clears the screen, starts a new line, hides text, reverses the writing direction; not valid UTF-8.
 HOSTILE = "cat\x1b[2J\x1b[H\nerror: forged\x7f\x9b\u202egpj.\udcff"
 
 
@@ -41,7 +41,7 @@ def test_a_stream_that_escapes() -> None:
 
 
 def test_a_terminal_that_is_gone_is_no_error(tmp_path: Path) -> None:
-    """After a hang-up every write to it fails; a run has to save all the same."""
+    """After a hang-up every write fails; a run must still be able to save."""
     with open(tmp_path / "terminal", "w") as file:
 
         class Gone(io.TextIOWrapper):
@@ -98,7 +98,7 @@ def test_class_names_of_somebody_else_s_network(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("closed", ["2>&-", "1>&-", "1>&- 2>&-", "0<&- 1>&- 2>&-"])
 def test_closed_streams(tmp_path: Path, closed: str) -> None:
-    """A command ends as it would, and no file that it opens takes the place of a stream."""
+    """The command ends as usual, and no file that it opens gets a standard stream's descriptor."""
     code = (
         "import sys; from net.common import cli; from net.common.progress import Progress\n"
         "def command():\n"

@@ -1,4 +1,4 @@
-"""The published errors beside those that are measured: the right ones, and only where they belong."""
+"""Published errors shown for comparison: the right ones, and only where they apply."""
 
 import json
 import re
@@ -58,7 +58,7 @@ def test_evaluate_prints_them_beside_its_own(tmp_path: Path, monkeypatch: pytest
         return done.stdout.splitlines()
 
     assert not any("published" in line or "paper" in line for line in lines())
-    # Random images have numbers for names.
+    # The classes of random images have numbers as names.
     monkeypatch.setattr("net.analysis.published._WORDNET", re.compile(r"\d+"))
     shown = [line for line in lines() if " %  " in line]
     assert len(shown) == 12

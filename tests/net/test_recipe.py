@@ -1,4 +1,4 @@
-"""The update rule against section 5 written out, and the schedules."""
+"""The update rule against section 5 in plain code, and the schedules."""
 
 import copy
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def paper_rule(
     return w
 
 
-#: A constant rate, the paper's falls, a rise, and a stop at zero where the velocity coasts.
+#: Learning rates: constant, the paper's drops, an increase, and zero, where the velocity coasts.
 RATES = {
     "constant": [0.1] * 8,
     "falls": [0.1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.001],
@@ -52,7 +52,7 @@ def test_is_the_paper_s_rule(rates: list[float], fused: bool | None) -> None:
 
 
 def test_differs_from_torch_s_sgd_after_a_fall() -> None:
-    """What the rescaled buffer is for: plain SGD loses the old rate's velocity."""
+    """The reason for rescaling the buffer: plain SGD rescales the old velocity by the new rate."""
     results = []
     for kind in (PaperSGD, torch.optim.SGD):
         parameter = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
@@ -67,7 +67,7 @@ def test_differs_from_torch_s_sgd_after_a_fall() -> None:
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_gradients_in_another_memory_format(fused: bool) -> None:
-    """The fused kernel walks memory: parameter, gradient and buffer must be walked in the same order."""
+    """The fused kernel traverses memory: parameter, gradient and buffer must have the same order."""
     start = torch.randn(4, 3, 5, 5, dtype=torch.float64)
     results = []
     for memory_format in (torch.contiguous_format, torch.channels_last):
@@ -83,7 +83,7 @@ def test_gradients_in_another_memory_format(fused: bool) -> None:
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_state_goes_on_where_it_was(fused: bool) -> None:
-    """A saved state gives the same bits, and serves the other form of the rule too."""
+    """Resuming from a saved state is bit-exact, and works with the other implementation too."""
     rates = [0.1, 0.1, 0.01, 0.01, 0.001]
     gradients = torch.randn(len(rates), 6, dtype=torch.float64)
 
@@ -139,7 +139,7 @@ def test_weight_decay_is_the_weights_and_biases_can_learn_faster() -> None:
 
 
 def test_convolutions_can_have_a_rate_of_their_own() -> None:
-    """The parameters keep their order, by which checkpoints find an optimizer's state."""
+    """The parameters keep their order, which checkpoints use to match the optimizer's state."""
     model = alexnet("digits")
     groups = parameter_groups(model, RecipeConfig(bias_lr_multiplier=2.0, conv_lr_multiplier=0.5))
     names = {id(parameter): name for name, parameter in model.named_parameters()}

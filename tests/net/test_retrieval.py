@@ -1,4 +1,4 @@
-"""Neighbours against a loop over all distances."""
+"""Nearest neighbours against a loop over all distances."""
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ def test_a_vector_is_nearest_to_itself() -> None:
 
 def test_nearest_codes_with_ties_by_number() -> None:
     generator = torch.Generator().manual_seed(2)
-    # 100 queries are more than one part; two words, and few distinct codes, so that there are ties.
+    # 100 queries are more than one batch; two words per code, and few distinct codes, so that there are ties.
     bits = torch.rand(30, 128, generator=generator) < 0.5
     codes = bits[torch.randint(0, 30, (200,), generator=generator)]
     queries = bits[torch.randint(0, 30, (100,), generator=generator)] ^ (

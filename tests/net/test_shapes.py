@@ -1,4 +1,4 @@
-"""The synthetic shapes: what their classes differ in, the folder, and that a network learns them."""
+"""The synthetic shapes: how the classes differ, the folder, and that a network learns them."""
 
 import colorsys
 import time
@@ -42,7 +42,7 @@ def samples() -> np.ndarray:  # type: ignore[type-arg]
 
 
 def test_only_colours_tell_the_colours_apart(samples: np.ndarray) -> None:  # type: ignore[type-arg]
-    """The middle of the image lies in the shape: its hue is the class's and its brightness anybody's."""
+    """The image's centre lies in the shape: its hue depends on the class, its brightness does not."""
     middle = samples[:, :, 20:28, 20:28].mean((2, 3))
     hues = {"red": 0.0, "green": 1 / 3, "blue": 2 / 3}
     brightness: dict[str, list[float]] = {colour: [] for colour in hues}
@@ -58,7 +58,7 @@ def test_only_colours_tell_the_colours_apart(samples: np.ndarray) -> None:  # ty
 
 
 def test_textures_and_shapes_differ(samples: np.ndarray) -> None:  # type: ignore[type-arg]
-    """Stripes are straight: along some direction nothing changes. Discs are as wide in every direction."""
+    """Stripes are straight: along some direction nothing changes. Discs are equally wide in every direction."""
     gray = samples @ [0.299, 0.587, 0.114]
     patches = gray[:, :, 18:30, 18:30]
     down, across = np.gradient(patches, axis=(2, 3))
@@ -70,7 +70,7 @@ def test_textures_and_shapes_differ(samples: np.ndarray) -> None:  # type: ignor
 
 
 def test_discs_fill_their_circle_and_triangles_do_not(samples: np.ndarray) -> None:  # type: ignore[type-arg]
-    """The class's colour's share of the smallest circle around it: 1 but for the noise, and 0.41 for a triangle."""
+    """Fraction of the smallest enclosing circle in the class's colour: 1, except for noise, and 0.41 for a triangle."""
     angles = {"red": 0.0, "green": 2 * np.pi / 3, "blue": -2 * np.pi / 3}
     for name, images in zip(SHAPES, samples, strict=True):
         angle, filled = angles[name.split("_")[0]], []
@@ -113,7 +113,7 @@ def test_stopped_it_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_network_learns_them(tmp_path: Path) -> None:
-    """With the flags that the command itself prints."""
+    """With the flags that the command prints."""
     assert run_here("net.data.shapes", tmp_path / "shapes").returncode == 0
     done = run_here(
         "net.train", "--data-path", tmp_path / "shapes", "--network", "digits", "--image-size", 32,

@@ -1,5 +1,4 @@
-"""Machines that the tests do not run on, as far as they can be simulated: without Triton, without a compiler, without
-what only Unix has, and with an Apple GPU."""
+"""Simulated systems: without Triton, without a compiler, without Unix-only modules, and with an Apple GPU."""
 
 import os
 import subprocess
@@ -24,7 +23,7 @@ from net.training.evaluation import sum_dtype
 from net.training.setup import compile_wanted
 from tests.commands import environment
 
-#: Takes away what a system lacks, before anything of this project is imported.
+#: Removes what a system lacks, before this project is imported.
 WITHOUT = """
 import builtins, io, os, signal, sys
 
@@ -63,7 +62,7 @@ if {windows!r}:
 
     multiprocessing.get_all_start_methods = lambda: ["spawn"]
 """
-#: What Python has on Unix only.
+#: Python's Unix-only modules.
 UNIX = ("fcntl", "resource", "pwd", "grp", "termios", "readline")
 UNIX_NAMES = (
     *(("os", name) for name in ("fork", "forkpty", "sched_getaffinity", "getuid", "O_DIRECTORY")),
@@ -72,7 +71,7 @@ UNIX_NAMES = (
 
 
 def python(folder: Path, *arguments: object, modules: tuple[str, ...] = ("triton",), windows: bool = False) -> str:
-    """Run Python without ``modules``, a compiler and, ``windows``, what only Unix has; returns what it printed."""
+    """Run Python without ``modules``, a compiler and, if ``windows``, Unix-only modules; returns the output."""
     attributes = UNIX_NAMES if windows else ()
     text = WITHOUT.format(modules=(*modules, *(UNIX if windows else ())), attributes=attributes, windows=windows)
     (folder / "site").mkdir(exist_ok=True)
@@ -113,7 +112,7 @@ def test_training_evaluation_and_fuse(tmp_path: Path, windows: bool) -> None:
     printed = python(tmp_path, "-c", EVERYTHING, windows=windows)
     assert "0.bias, 1, 2, 3 -> relu_lrn_max_pool2d" in printed
     assert "the implementation 'triton' needs the package triton, which is not installed" in printed
-    assert printed.count("running eager, because torch.compile finds no C++ compiler") == 2
+    assert printed.count("running eager, torch.compile is not usable here: no C++ compiler") == 2
     assert "trained 2 updates" in printed
     assert "trained 3 updates" in printed
     assert "top-5" in printed.partition("trained 3 updates")[2]
@@ -140,7 +139,7 @@ def test_folders_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_an_apple_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="--device mps: PyTorch finds no Apple GPU"):
+    with pytest.raises(UsageError, match="--device mps: PyTorch finds no usable Apple GPU"):
         device.choose("mps")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     mps = device.choose("mps")
@@ -150,7 +149,7 @@ def test_an_apple_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatc
         if name:
             with pytest.raises(UsageError, match=f"--device must be cpu, cuda, cuda:N or mps; got '{name}'"):
                 device.choose(name)
-    with pytest.raises(UsageError, match="--device mps computes in one process, without --parallel data"):
+    with pytest.raises(UsageError, match="--device mps runs in one process"):
         join(Launch(0, 2, 0, 2), TrainConfig(device="mps", parallel="data"))
 
 
@@ -189,7 +188,7 @@ def test_what_auto_runs(kind: str, runs: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_apple_gpus_have_kernels_for() -> None:
-    """The chain that runs there is PyTorch's operators alone, with groups and bias too."""
+    """There the chain consists only of PyTorch's operators, with groups and bias too."""
     input = torch.randn(2, 8, 9, 9, requires_grad=True)
     with kernels.implementation("aten"):
         output = kernels.relu_lrn_max_pool2d(input, 3, groups=2, bias=torch.ones(8))

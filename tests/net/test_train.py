@@ -1,4 +1,4 @@
-"""The training command: what it leaves, how it goes on, how it stops."""
+"""The training command: output files, resuming, stopping."""
 
 import json
 import os
@@ -35,14 +35,14 @@ def final(folder: Path) -> bytes:
 
 
 def learned(folder: Path) -> list[dict[str, object]]:
-    """The metrics but for what depends on the clock and the machine."""
+    """The metrics without columns that depend on the clock and the machine."""
     clock = ("images_per_s", "memory_mib", "elapsed_s")
     return [{key: value for key, value in row.items() if key not in clock} for row in runs.read_metrics(folder)]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The short run, never stopped."""
+    """The short run, uninterrupted."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     done = run_here("net.train", *SHORT, "--output-dir", folder)
     assert done.returncode == 0, done.stderr
@@ -87,7 +87,7 @@ def test_lines_of_progress_and_metrics(whole: Path) -> None:
     assert "epoch 1: learning rate: 0.01 -> 0.001" in output
 
 
-@pytest.mark.slow  # A killed and resumed run ends with these bits too.
+@pytest.mark.slow  # Tests of resuming also find nondeterminism.
 def test_the_same_command_gives_the_same_bits(whole: Path, tmp_path: Path) -> None:
     assert run("net.train", *SHORT, "--output-dir", tmp_path / "again").returncode == 0
     assert final(tmp_path / "again") == final(whole)
@@ -95,7 +95,7 @@ def test_the_same_command_gives_the_same_bits(whole: Path, tmp_path: Path) -> No
 
 
 def test_killed_at_any_moment_it_ends_with_the_same_bits(whole: Path, tmp_path: Path) -> None:
-    """SIGKILL at a random moment of each run of this test."""
+    """SIGKILL at a random time, which differs in every run of this test."""
     folder = tmp_path / "killed"
     process = start("net.train", *SHORT, "--output-dir", folder)
     wait_for(process, "run folder")
@@ -120,7 +120,7 @@ def test_a_signal_saves_and_the_run_goes_on_with_the_same_bits(
     whole: Path, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     folder = tmp_path / "stopped"
-    # Without --checkpoint-every: only the signal's checkpoint can be there. The interval is in the middle.
+    # Without --checkpoint-every there is only the signal's checkpoint, in the middle of a logging interval.
     arguments = [*SHORT[:6], *SHORT[8:], "--output-dir", folder]
     process = start("net.train", *arguments)
     wait_for(process, "step 15/44")
@@ -147,7 +147,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    # Ended by the signal itself, or by the first one's checkpoint when that was sooner.
+    # Killed by the second signal, or finished after the first one's checkpoint if that was faster.
     assert process.returncode in (-signal.SIGTERM, 143)
 
 
@@ -190,12 +190,12 @@ def test_resume_from_an_older_checkpoint_needs_its_own_folder(whole: Path, tmp_p
 
 def test_resume_refusals(whole: Path, tmp_path: Path) -> None:
     one_line(run_here("net.train", "--resume", tmp_path / "nowhere"), 1, "nowhere does not exist")
-    one_line(run_here("net.train", "--resume", tmp_path), 1, "holds no run")
+    one_line(run_here("net.train", "--resume", tmp_path), 1, "is not a run folder")
     one_line(run_here("net.train", "--resume", whole, "--preset", "cifar10"), 2, "has the preset digits")
     for flags in (("--network", "paper"), ("--architecture", "lrn=false"), ("--image-size", 28)):
         done = run_here("net.train", "--resume", whole, *flags)
-        one_line(done, 2, f"{flags[0]} belongs to the start of a run; the one in {whole} keeps its own")
-    one_line(run_here("net.train", *SHORT, "--output-dir", whole), 2, "holds a run already")
+        one_line(done, 2, f"{flags[0]} cannot change when resuming; the run in {whole} keeps its own")
+    one_line(run_here("net.train", *SHORT, "--output-dir", whole), 2, "already holds a run")
     folder = shutil.copytree(whole, tmp_path / "damaged")
     for path in checkpoint.checkpoints(folder / "checkpoints"):
         path.write_bytes(b"junk")
@@ -245,7 +245,7 @@ def test_a_full_disk_ends_with_one_line_and_leaves_the_checkpoints(whole: Path, 
         done = run_here("net.train", "--resume", folder, "--epochs", 9, "--max-steps", 60)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    one_line(done, 1, "cannot write checkpoint", "File too large", "step_00000044.pt is whole")
+    one_line(done, 1, "cannot write checkpoint", "File too large", "step_00000044.pt, is intact")
     assert {path: path.read_bytes() for path in checkpoint.checkpoints(folder / "checkpoints")} == kept
     assert not list((folder / "checkpoints").glob("*.partial"))
 
@@ -284,13 +284,13 @@ def test_time_budget_ends_the_training(tmp_path: Path) -> None:
     done = run_here("net.train", "--resume", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert (
-        "note: its time budget of 2 s is used up, so nothing more is trained; to go on give --time-budget"
+        "note: its time budget of 2 s is used up, so it trains no further; to continue, raise --time-budget"
         in done.stdout
     )
 
 
 def test_signals_that_stop_and_those_that_are_ignored() -> None:
-    """A closed terminal saves too; nohup and a shell's background have their signals ignored, and that stays."""
+    """A closed terminal (SIGHUP) saves too; signals ignored under nohup or in the background stay ignored."""
     before = {number: signal.getsignal(number) for number in StopSignal.NUMBERS}
     try:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -311,7 +311,7 @@ def test_signals_that_stop_and_those_that_are_ignored() -> None:
 
 @pytest.mark.slow  # The schedules themselves are in tests/net/test_recipe.py.
 def test_the_schedule_ends_the_training(tmp_path: Path) -> None:
-    """At a rate of zero nothing improves: three falls, and the next stall is the end."""
+    """At a learning rate of zero nothing improves: three reductions, and the next plateau ends training."""
     done = run_here(
         "net.train", "--epochs", 99, "-b", 720, "--lr", 0, "--lr-scheduler", "plateau", "--patience", 1,
         "--image-size", 20, "--output-dir", tmp_path / "run",
@@ -342,7 +342,7 @@ def test_other_ways_of_training(tmp_path: Path, flags: tuple[object, ...]) -> No
 
 
 def test_threads_sleep_soon() -> None:
-    """See net.common.cli.spin_briefly; whoever has chosen already keeps the choice."""
+    """See net.common.cli.spin_briefly; a user's own setting is kept."""
     code = "import os; from net.common import cli; cli.spin_briefly(); print(os.environ.get('GOMP_SPINCOUNT'))"
     clean = {name: value for name, value in environment().items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     for given, said in (({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")):
@@ -407,7 +407,7 @@ def test_tensorboard_is_written_or_asked_for(tmp_path: Path) -> None:
 def test_a_stored_image_much_larger_than_the_crop_is_remarked(tmp_path: Path) -> None:
     done = run_here("net.train", "--image-size", 20, "--max-steps", 1, "--output-dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    assert "note: a crop shows 39 % of a stored image (32x32)" in done.stdout
+    assert "note: a crop covers 39 % of a stored image (32x32)" in done.stdout
 
 
 def test_images_smaller_than_the_input_are_refused() -> None:
@@ -436,7 +436,7 @@ class TestCompile:
         assert not compile_wanted(TrainConfig(time_budget=60.0), network("paper"), 900_000, cpu)
         assert not compile_wanted(TrainConfig(compile=False), network("paper"), 900_000, cpu)
         assert compile_wanted(TrainConfig(compile=True), network("digits"), 1, cpu)
-        # Of several processes; what one process records is in tests/net/test_forms.py.
+        # Several processes; for a single one see tests/net/test_forms.py.
         cuda = torch.device("cuda")
         assert compile_wanted(TrainConfig(parallel="data"), network("digits"), 1, cuda)
         assert not compile_wanted(TrainConfig(parallel="data", time_budget=60.0), network("digits"), 440, cuda)
@@ -448,13 +448,13 @@ class TestCompile:
     def test_without_a_compiler_it_says_so_and_runs_eager(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """How that is found out is in tests/kernels/test_compiler.py."""
+        """The check itself is tested in tests/kernels/test_compiler.py."""
         monkeypatch.setattr("net.training.setup.compiler.obstacle", lambda: "no C++ compiler")
         done = run_here(
             "net.train", "--max-steps", 1, "--compile", "--image-size", 20, "--output-dir", tmp_path / "run"
         )
         assert done.returncode == 0, done.stderr
-        assert "running eager, because torch.compile finds no C++ compiler" in done.stdout
+        assert "running eager, torch.compile is not usable here: no C++ compiler" in done.stdout
         assert ", eager;" in done.stdout
 
     @pytest.mark.compiles
@@ -472,7 +472,7 @@ class TestCompile:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_digits_are_learned_from_any_seed(tmp_path: Path) -> None:
-    """97 % or more after the last epoch, in about a minute, on two cores."""
+    """97 % or more after the last epoch, in about a minute on two cores."""
     accuracies = []
     for seed in range(5):
         folder = tmp_path / str(seed)

@@ -1,4 +1,4 @@
-"""Transfer: a network trained on some classes goes on with others (the paper's starred rows)."""
+"""Transfer learning: a trained network is fine-tuned on other classes (the paper's starred rows)."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ FROZEN = ("conv1", "conv4", "fc6")
 
 @pytest.fixture(scope="module")
 def flags(shapes_run: Path) -> list[object]:
-    """From twelve synthetic classes to ten digits."""
+    """Flags to transfer from twelve synthetic classes to ten digits."""
     source = shapes_run / "model.safetensors"
     return [
         "--image-size", 28, "-b", 24, "--init-from", source, "--new-head", "--freeze", *FROZEN, "--lr", 0.001,
@@ -27,11 +27,11 @@ def flags(shapes_run: Path) -> list[object]:
 
 @pytest.fixture(scope="module")
 def tuned(flags: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fine-tuned by four updates."""
+    """A run fine-tuned for four updates."""
     folder = tmp_path_factory.mktemp("transfer") / "run"
     done = run_here("net.train", *flags, "--max-steps", 4, "--output-dir", folder)
     assert done.returncode == 0, done.stderr
-    assert "14 tensors, fc8 anew for 10 classes" in done.stdout
+    assert "14 tensors, fc8 reinitialised for 10 classes" in done.stdout
     return folder
 
 
@@ -44,12 +44,12 @@ def test_frozen_layers_stay_and_the_others_learn(shapes_run: Path, tuned: Path) 
         if name.startswith("fc8"):
             continue
         assert torch.equal(before[name], after[name]) == (name.split(".")[0] in FROZEN), name
-        # Fine-tuned, not started anew.
+        # Fine-tuned, not reinitialised.
         assert (before[name] - after[name]).abs().max() < 0.02
 
 
 def test_from_a_run_folder(shapes_run: Path, flags: list[object], tuned: Path, tmp_path: Path) -> None:
-    """As from the weights that lie in it."""
+    """Equals starting from the weights in it."""
     changed = [shapes_run if item == shapes_run / "model.safetensors" else item for item in flags]
     done = run_here("net.train", *changed, "--max-steps", 4, "--output-dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
@@ -62,8 +62,8 @@ def test_from_a_run_folder(shapes_run: Path, flags: list[object], tuned: Path, t
 
 
 def test_the_sixth_convolution_before_and_after(shapes_run: Path, tmp_path: Path) -> None:
-    """The paper's starred rows, small, as reports/paper.md writes them: sixth_conv learns some classes, then others."""
-    # Narrow dense layers: 4096 wide they would take most of a minute.
+    """The paper's starred rows on a small scale, as in reports/paper.md: pre-train sixth_conv, then fine-tune it."""
+    # Narrow dense layers: with 4096 features they would take most of a minute.
     narrow = 'hidden=[{name="fc6", features=32}, {name="fc7", features=32}]'
     sizes = (
         "--preset",
@@ -86,7 +86,7 @@ def test_the_sixth_convolution_before_and_after(shapes_run: Path, tmp_path: Path
     other = ("--data-path", "synthetic:40", *sizes, "--output-dir", tmp_path / "fine tuned")
     done = run_here("net.train", *start, *other)
     assert done.returncode == 0, done.stderr
-    assert "16 tensors, fc8 anew for 1000 classes" in done.stdout
+    assert "16 tensors, fc8 reinitialised for 1000 classes" in done.stdout
     assert f"python -m net.evaluate '{tmp_path}/fine tuned'" in done.stdout, "as a shell takes it"
     assert run_here("net.evaluate", tmp_path / "fine tuned").returncode == 0
 
@@ -133,20 +133,20 @@ def test_resumed_it_ends_with_the_same_bits(flags: list[object], tuned: Path, tm
     files = [folder / "model.safetensors" for folder in (tuned, tmp_path / "half")]
     assert files[0].read_bytes() == files[1].read_bytes()
     other = run_here("net.train", "--resume", tmp_path / "half", "--freeze", "conv2")
-    one_line(other, 2, "--freeze belongs to the start of a run")
+    one_line(other, 2, "--freeze cannot change when resuming")
 
 
 def test_what_does_not_fit_costs_one_line(shapes_run: Path, tuned: Path, tmp_path: Path) -> None:
     start = ("--init-from", shapes_run / "model.safetensors")
     names = "conv1, conv2, conv3, conv4, conv5, fc6, fc7, fc8"
     for status, says, *arguments in (
-        (2, "--new-head goes with --init-from", "--new-head"),
-        (2, "--freeze goes with --init-from", "--freeze", "conv1"),
-        (2, f"--freeze conv9: digits has the layers {names}", *start, "--freeze", "conv9"),
-        (2, f"--freeze stage1: digits has the layers {names}", *start, "--freeze", "stage1"),
-        (2, "--freeze fc8: --new-head starts it anew", *start, "--new-head", "--freeze", "fc8"),
+        (2, "--new-head needs --init-from", "--new-head"),
+        (2, "--freeze needs --init-from", "--freeze", "conv1"),
+        (2, f"--freeze conv9: the layers of digits are {names}", *start, "--freeze", "conv9"),
+        (2, f"--freeze stage1: the layers of digits are {names}", *start, "--freeze", "stage1"),
+        (2, "--freeze fc8: --new-head reinitialises it", *start, "--new-head", "--freeze", "fc8"),
         (2, "--freeze names every layer", *start, "--freeze", *names.split(", ")),
-        (2, "give one of them", *start, "--resume", tuned),
+        (2, "use one of them", *start, "--resume", tuned),
         (1, "fc8.weight is [12, 256] instead of [10, 256]", *start, "--image-size", 28),
         (1, "weights do not fit variant cifar10", *start, "--network", "cifar10", "--new-head"),
         (1, "fc6.weight is", *start, "--new-head", "--image-size", 20),

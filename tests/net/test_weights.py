@@ -1,4 +1,4 @@
-"""Weights from elsewhere, by any of the names they go by."""
+"""Weights from other programs, with their parameter names."""
 
 import dataclasses
 from collections import OrderedDict
@@ -107,14 +107,14 @@ def test_what_does_not_match_is_said_and_nothing_changes() -> None:
 
 @pytest.mark.parametrize("part", ["module", "model", "_orig_mod", "net", "_fsdp_wrapped_module"])
 def test_what_a_network_was_wrapped_in_is_seen_through_wherever_it_stands(part: str) -> None:
-    """pytorch/examples wraps AlexNet's features alone: features.module.0.weight."""
+    """pytorch/examples wraps only AlexNet's features: features.module.0.weight."""
     for pattern in (f"{part}.{{}}.{{}}", f"{{}}.{part}.{{}}", f"{part}.{{}}.{part}.{{}}"):
         renamed = {pattern.format(*name.split(".")): tensor for name, tensor in state().items()}
         network = model()
         weights.load_weights(network, renamed)
         assert same(network, state())
     collide = {**state(), f"conv1.{part}.weight": torch.zeros(1)}
-    with pytest.raises(DataError, match=r"two of the source's tensors mean conv1\.weight"):
+    with pytest.raises(DataError, match=r"two tensors of the source map to conv1\.weight"):
         weights.load_weights(model(), collide)
 
 
@@ -147,7 +147,7 @@ def test_state_dicts_that_torch_save_wrote(tmp_path: Path, wrapped, legacy: bool
         ({1: torch.zeros(3)}, "holds no state dict"),
         (
             {"conv1.weight": torch.full((3,), float("nan"))},
-            "conv1.weight holds weights that are infinite or not a number",
+            "conv1.weight holds infinite or NaN weights",
         ),
     ],
     ids=str,
@@ -160,14 +160,12 @@ def test_files_of_torch_save_without_weights(tmp_path: Path, content: object, sa
 
 def test_a_whole_model_is_told_to_save_its_state_dict(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "other.pth")
-    with pytest.raises(
-        DataError, match=r"it asks for torch\.nn\.modules\.linear\.Linear; of a model save its state_dict"
-    ):
+    with pytest.raises(DataError, match=r"references torch\.nn\.modules\.linear\.Linear; save a model\'s state_dict"):
         weights.read(tmp_path / "other.pth")
 
 
 def torchvision_s() -> nn.Module:
-    """torchvision's AlexNet with 16 features where it has 4096."""
+    """torchvision's AlexNet with 16 instead of 4096 features."""
 
     def convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> list[nn.Module]:
         return [nn.Conv2d(inputs, outputs, size, stride, 2 if size > 3 else 1), nn.ReLU()]
@@ -187,13 +185,13 @@ def torchvision_s() -> nn.Module:
 def test_torchvision_s_weights_give_torchvision_s_logits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ending: str
 ) -> None:
-    """Its pixels are in [0, 1], less a mean and divided by a deviation; ours in 0..255 less a mean."""
+    """Its pixels are normalized, in [0, 1]; ours are mean-subtracted, in 0..255 units."""
     narrow = tuple(dataclasses.replace(layer, features=16) for layer in VARIANTS["one_weird_trick"].hidden)
     monkeypatch.setitem(VARIANTS, "one_weird_trick", dataclasses.replace(VARIANTS["one_weird_trick"], hidden=narrow))
     torch.manual_seed(0)
     theirs = torchvision_s()
     if ending == "pth":
-        # As pytorch/examples saves it.
+        # As saved by pytorch/examples.
         names = {name.replace("features.", "features.module."): tensor for name, tensor in theirs.state_dict().items()}
         torch.save({"state_dict": names, "arch": "alexnet", "epoch": 90}, tmp_path / "alexnet.pth")
     else:
@@ -210,7 +208,7 @@ def test_torchvision_s_weights_give_torchvision_s_logits(
     with torch.no_grad():
         expected = theirs.classifier(theirs.features(normalised).flatten(1))
         torch.testing.assert_close(trained.model(ours), expected, rtol=1e-4, atol=1e-5)
-    # A run that starts from them gets the same weights; a state dict is taken as it is.
+    # A run initialised from the file gets the same weights; a state dict is loaded unconverted.
     network = alexnet("one_weird_trick", classes=10)
     weights.load_weights(network, tmp_path / f"alexnet.{ending}")
     assert torch.equal(network.get_parameter("conv1.weight"), trained.model.get_parameter("conv1.weight"))
@@ -220,7 +218,7 @@ def test_torchvision_s_weights_give_torchvision_s_logits(
 
 @pytest.mark.timeout(60)
 def test_a_small_file_that_names_millions_of_classes(tmp_path: Path) -> None:
-    """Compared by shape before a network of that size is made: it would take 6 GB."""
+    """Shapes are compared before a network of that size is allocated: it would take 6 GB."""
     config = {**model().config.to_dict(), "classes": 6_000_000, "hidden": []}
     content = {"model": {}, "metadata": {"network": config, "classes": None, "data_path": None}}
     checkpoint.save(tmp_path / "a.pt", {**content, "mean_image": torch.zeros(2, 2, 3)})
@@ -237,14 +235,14 @@ def test_a_small_file_that_names_millions_of_classes(tmp_path: Path) -> None:
 )
 def test_metadata_that_are_none(tmp_path: Path, text: str) -> None:
     save_file({"conv1.weight": torch.zeros(3)}, tmp_path / "a.safetensors", {"alexnet": text})
-    with pytest.raises(DataError, match=r"a\.safetensors: what it says of its network cannot be used"):
+    with pytest.raises(DataError, match=r"a\.safetensors: its network metadata is invalid"):
         open_trained(str(tmp_path / "a.safetensors"), torch.device("cpu"))
 
 
 def test_one_tensor_under_two_names_is_refused() -> None:
     source = state()
     source["module.conv1.weight"] = source["conv1.weight"]
-    with pytest.raises(DataError, match=r"two of the source's tensors mean conv1\.weight"):
+    with pytest.raises(DataError, match=r"two tensors of the source map to conv1\.weight"):
         weights.load_weights(model(), source)
 
 
