@@ -27,7 +27,8 @@ class EvaluateConfig:
 
     checkpoints: tuple[str, ...] = flag(
         (),
-        "run folders, checkpoints (.pt) or weights (.safetensors, .onnx, .pt, .pth); several form an ensemble",
+        "run folders, checkpoints (.pt), weights (.safetensors, .onnx, .pt, .pth) or names of weights that ship; "
+        "several form an ensemble",
         positional=True,
     )
     data_path: str | None = flag(
@@ -57,7 +58,7 @@ class EvaluateConfig:
         check_rgb(self.mean_rgb)
 
 
-def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
+def errors(config: EvaluateConfig) -> list[dict[str, Any]]:
     """A row for each network and for the ensemble, with each kind of crops."""
     import torch
 
@@ -144,8 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{line}  {'; '.join(str(Published(**item)) for item in row['published'])}".rstrip())
     if rows[0]["top5_error_percent"] is None:
         print("no top-5 error with five classes or fewer")
-    first = Path(config.checkpoints[0])
-    output = Path(config.output) if config.output is not None else runs.folder_of(first) / "evaluation.json"
+    output = Path(config.output) if config.output is not None else runs.results_folder(networks[0]) / "evaluation.json"
     with atomic_write(output) as file:
         file.write(json.dumps({"results": rows}, indent=1).encode())
     print(f"written to {output}")

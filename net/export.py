@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "Write a trained network as ONNX, a torch.export program or a compiled AOTInductor package. Its input is a batch "
-    "of any size of float32 RGB images, in 0..255 less the training images' mean; its output is logits."
+    "of any size of float32 RGB images, in 0..255 less the training images' mean; its output is logits. Or write "
+    "its weights in half precision, with all that net.load and the other commands need, to share them."
 )
 
 
@@ -32,10 +33,21 @@ REPORTED = ("images", "loss", "top1_error_percent", "top5_error_percent")
 class ExportConfig:
     """The flags of ``python -m net.export``."""
 
-    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors, .onnx)", positional=True)
-    output: str = flag("", "file to write: .onnx, or .pt2 for the other formats", positional=True)
-    format: Literal["onnx", "torch-export", "aoti"] = flag(
-        "onnx", "ONNX, a torch.export program, or a compiled AOTInductor package"
+    checkpoint: str = flag(
+        "",
+        "run folder, checkpoint (.pt), weights (.safetensors, .onnx) or the name of weights that ship",
+        positional=True,
+    )
+    output: str = flag("", "file to write: .onnx, .safetensors, or .pt2 for the other formats", positional=True)
+    format: Literal["onnx", "torch-export", "aoti", "safetensors"] = flag(
+        "onnx",
+        "ONNX, a torch.export program, a compiled AOTInductor package, or half-precision weights with mean image, "
+        "recipe and the error of that very file",
+    )
+    data_path: str | None = flag(
+        None,
+        "images on which the error of --format safetensors is measured; by default the data the network was trained on",
+        metavar="PATH",
     )
     device: str | None = flag(None, "as in net.train; the device an aoti package is compiled for")
 
@@ -43,6 +55,44 @@ class ExportConfig:
         suffix = {"onnx": ".onnx", "safetensors": ".safetensors"}.get(self.format, ".pt2")
         if not self.output.endswith(suffix):
             raise UsageError(f"OUTPUT must end in {suffix} for --format {self.format}; got {self.output}")
+        if self.data_path is not None and self.format != "safetensors":
+            raise UsageError("--data-path goes with --format safetensors, whose error is measured")
+
+
+def _write_weights(trained: "Trained", output: Path, config: ExportConfig) -> None:
+    """Half-precision weights to share: with the mean image, how they were trained, and what they get wrong."""
+    from . import evaluate
+    from .model import weights
+
+    if trained.mean is None:
+        raise DataError(f"{trained.path} holds no mean image to subtract; give the run folder or a checkpoint")
+    folder = runs.folder_of(trained.path)
+    recipe = runs.read_config(folder) if (folder / runs.CONFIG).is_file() else {}
+    metadata: dict[str, Any] = {
+        "network": trained.network.to_dict(),
+        "classes": trained.classes,
+        # Where it was is nobody else's business, and what it was called may help.
+        "data_path": None if trained.data_path is None else Path(trained.data_path).name,
+        "precision": trained.precision,
+        "pixels": "RGB, 0..255, less mean_image",
+        "recipe": {name: value for name, value in recipe.items() if name in RECIPE},
+    }
+    tensors = {name: tensor.half() for name, tensor in trained.model.state_dict().items()}
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise DataError(f"{trained.path}: {name} holds weights that are too large for half precision")
+    tensors[weights.MEAN] = trained.mean
+    weights.save(output, tensors, metadata)
+    data_path = config.data_path if config.data_path is not None else trained.data_path
+    asked = evaluate.EvaluateConfig((str(output.absolute()),), data_path=data_path, device=config.device)
+    rows = evaluate.errors(asked)
+    metadata["errors"] = [{name: row[name] for name in ("crops", *REPORTED)} for row in rows]
+    weights.save(output, tensors, metadata)
+    for row in rows:
+        crops = "the central crop" if row["crops"] == 1 else f"{row['crops']} crops"
+        print(f"top-1 error from {crops}: {row['top1_error_percent']:.2f} %")
+    count, size = trained.network.parameters, output.stat().st_size
+    print(f"{trained.path}: {trained.network.variant}, {count:,} parameters: {output} ({size / 2**20:,.2f} MiB)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

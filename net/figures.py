@@ -31,7 +31,7 @@ class FiltersConfig:
     """The flags of ``python -m net.figures filters``."""
 
     checkpoint: str = flag(
-        "", "run folder, checkpoint (.pt), weights (.safetensors) or name of weights that ship", positional=True
+        "", "run folder, checkpoint (.pt), weights (.safetensors) or the name of weights that ship", positional=True
     )
     output: str | None = flag(None, "filters.png in the run folder by default", metavar="FILE.png")
 
@@ -43,7 +43,9 @@ class FiltersConfig:
 class PredictionsConfig:
     """The flags of ``python -m net.figures predictions``."""
 
-    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors)", positional=True)
+    checkpoint: str = flag(
+        "", "run folder, checkpoint (.pt), weights (.safetensors) or the name of weights that ship", positional=True
+    )
     data_path: str | None = flag(
         None, "as in net.train; by default the data the network was trained on", metavar="PATH"
     )
@@ -60,7 +62,9 @@ class PredictionsConfig:
 class NeighboursConfig:
     """The flags of ``python -m net.figures neighbours``."""
 
-    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors)", positional=True)
+    checkpoint: str = flag(
+        "", "run folder, checkpoint (.pt), weights (.safetensors) or the name of weights that ship", positional=True
+    )
     data_path: str | None = flag(
         None, "as in net.train; by default the data the network was trained on", metavar="PATH"
     )
@@ -100,7 +104,7 @@ class ActivationsConfig:
 
 def _output(given: str | None, checkpoint: Path, name: str) -> Path:
     """The output file: ``given``, or ``name`` in the run folder."""
-    return Path(given) if given is not None else runs.folder_of(checkpoint) / name
+    return Path(given) if given is not None else runs.results_folder(checkpoint) / name
 
 
 def colour_selectivity(kernels: "NDArray[np.float32]") -> "NDArray[np.float32]":

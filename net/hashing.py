@@ -32,7 +32,9 @@ _PART = 8192
 class HashingConfig:
     """The flags of ``python -m net.hashing``."""
 
-    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors)", positional=True)
+    checkpoint: str = flag(
+        "", "run folder, checkpoint (.pt), weights (.safetensors) or the name of weights that ship", positional=True
+    )
     data_path: str | None = flag(
         None, "as in net.train; by default the data the network was trained on", metavar="PATH"
     )

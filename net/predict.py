@@ -25,7 +25,9 @@ DESCRIPTION = (
 class PredictConfig:
     """The flags of ``python -m net.predict``."""
 
-    checkpoint: str = flag("", "run folder, checkpoint (.pt), weights or name of weights that ship", positional=True)
+    checkpoint: str = flag(
+        "", "run folder, checkpoint (.pt), weights or the name of weights that ship", positional=True
+    )
     images: tuple[str, ...] = flag((), "image files", positional=True)
     ten_crops: bool = flag(False, "average over ten crops instead of the centre crop")
     json: bool = flag(False, "JSON instead of a table")

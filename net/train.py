@@ -21,7 +21,14 @@ DESCRIPTION = (
 )
 
 #: Flags that cannot change when a run is resumed, with their defaults for configurations that lack them.
-STARTING: dict[str, Any] = {"network": "paper", "architecture": {}, "image_size": None, "new_head": False, "freeze": ()}
+STARTING: dict[str, Any] = {
+    "network": "paper",
+    "architecture": {},
+    "image_size": None,
+    "new_head": False,
+    "freeze": (),
+    "hold_out": 0,
+}
 
 
 def _run_to_resume(flags: dict[str, Any]) -> Path | None:

@@ -71,7 +71,6 @@ class Loader:
         cache: keep the images in the device's or the host's memory.
         threads: threads that read one batch together.
         rank, ranks: this process and how many share each batch; ``ranks`` divides ``batch_size``.
-
         only: int64 numbers of the images that are read; all of the split's by default.
 
     Raises:

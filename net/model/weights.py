@@ -89,7 +89,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def read_state(path: Path, needed: tuple[str, ...] = ("model",)) -> tuple[Path, dict[str, Any]]:
-    """Read a file: ``model`` (its tensors), ``metadata``, and the other members of a checkpoint.
+    """Read a file: ``model`` (its tensors), ``metadata``, perhaps ``mean_image``, and a checkpoint's other members.
 
     It may be a ``.safetensors`` or ``.onnx`` file, a checkpoint of this project, a run folder (its newest intact
     checkpoint is read), or a state dict saved by another program with ``torch.save``. The weights of torchvision's

@@ -119,7 +119,7 @@ class TrainConfig(RecipeConfig):
 
     GROUPS: ClassVar = GROUPS
 
-    preset: Literal["digits", "cifar10", "imagenet"] = flag(
+    preset: Literal["digits", "cifar10", "alexnet32", "imagenet"] = flag(
         "digits", "data set, and the defaults of all other flags; --preset NAME --help shows them"
     )
     config: str | None = flag(None, "TOML file of flags; the command line overrides it", metavar="FILE.toml")

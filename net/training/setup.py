@@ -80,19 +80,20 @@ def open_run_data(config: TrainConfig) -> tuple[ImageData, AlexNetConfig]:
         )
     if len(data.classes) < 2:
         raise DataError(f"{data.name} has {len(data.classes)} class; at least two are needed")
-    if len(data.train) < config.batch_size:
-        raise UsageError(f"--batch-size {config.batch_size} is more than the {len(data.train)} training images")
+    if (left := len(data.train) - config.hold_out) < config.batch_size:
+        held_out = f" that --hold-out {config.hold_out} leaves" if config.hold_out else ""
+        raise UsageError(f"--batch-size {config.batch_size} is more than the {max(0, left)} training images{held_out}")
     return data, architecture(config, data)
 
 
 def start_from(model: AlexNet, config: TrainConfig) -> None:
-    """Give ``model`` the weights of ``--init-from``, if there are any."""
+    """Load the weights of ``--init-from``, if given, into ``model``."""
     if config.init_from is None:
         return
     head = model.config.output_name
     source = pretrained.find(config.init_from, "--init-from")
     report = weights.load_weights(model, source, without=[head] if config.new_head else [])
-    new = f", {head} anew for {model.config.classes} classes" if config.new_head else ""
+    new = f", {head} reinitialised for {model.config.classes} classes" if config.new_head else ""
     print(f"starting from {config.init_from}: {len(report.loaded)} tensors{new}")
 
 

@@ -88,11 +88,8 @@ class Trainer:
         )
         seeds.weights(config.seed)
         model = AlexNet(self.plan)
-        if config.init_from is not None and resumed is None:
-            head = self.plan.output_name
-            report = weights.load_weights(model, Path(config.init_from), without=[head] if config.new_head else [])
-            new = f", {head} reinitialised for {self.plan.classes} classes" if config.new_head else ""
-            print(f"starting from {config.init_from}: {len(report.loaded)} tensors{new}")
+        if resumed is None:
+            start_from(model, config)
         for name in config.freeze:
             model.get_submodule(name).requires_grad_(False)
         model = model.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
@@ -358,7 +355,7 @@ class Trainer:
         plan, config, data = self.plan, self.config, self.data
         print(
             f"{plan.variant}: {plan.parameters:,} parameters, {plan.multiply_adds / 1e6:,.1f} million multiply-adds "
-            f"per image; {len(data.train):,} training and {len(data.val):,} validation images, "
+            f"per image; {len(self.train_loader):,} training and {len(self.eval_loader):,} {self.judged_by} images, "
             f"{len(data.classes)} classes" + (", synthetic" if data.synthetic else "")
         )
         if data.size > 1.5 * plan.image_size:
@@ -431,7 +428,7 @@ class Trainer:
             why = " (the schedule ended)" if self.schedule.finished else " (the time budget is used up)"
         print(
             f"\ntrained {self.step:,} updates in {duration(self.elapsed)}{why}: {accuracies(self.errors)} of "
-            f"{self.errors.images:,} validation images; "
+            f"{self.errors.images:,} {self.judged_by} images; "
             f"{self.step * self.config.batch_size / self.elapsed:,.0f} images/s including evaluations"
         )
         for name, value in (

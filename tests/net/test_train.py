@@ -360,7 +360,7 @@ def test_held_out_images_take_the_validation_images_place(tmp_path: Path) -> Non
     one_line(run_here("net.train", "--hold-out", 1400), 2, says)
     one_line(run_here("net.train", "--hold-out", 1443), 2, "the 0 training images that --hold-out 1443 leaves")
     resumed = run_here("net.train", "--resume", tmp_path / "r", "--hold-out", 0)
-    one_line(resumed, 2, "--hold-out belongs to the start of a run")
+    one_line(resumed, 2, "--hold-out cannot change when resuming")
 
 
 def test_a_curve_says_of_what_it_is_and_where_the_rate_fell() -> None:
