@@ -20,8 +20,9 @@ def load(path: str | os.PathLike[str], device: str | None = None) -> "Classifier
     """Load a trained network for inference.
 
     Args:
-        path: a run folder (its newest intact checkpoint is loaded), a checkpoint (``.pt``), or weights
-            (``.safetensors``) with the architecture in their metadata.
+        path: a run folder (its newest intact checkpoint is loaded), a checkpoint (``.pt``), weights
+            (``.safetensors``) with the architecture in their metadata, or the name of weights that ship with the
+            package (:func:`net.pretrained.names`).
         device: ``cpu``, ``cuda`` or ``cuda:N``; by default a GPU if there is one, else the CPU.
 
     Returns:
@@ -29,7 +30,8 @@ def load(path: str | os.PathLike[str], device: str | None = None) -> "Classifier
         ``.predict(images)``.
 
     Raises:
-        net.common.errors.DataError: ``path`` holds no usable network. net.common.errors.UsageError: no such device.
+        net.common.errors.DataError: ``path`` holds no usable network. net.common.errors.UsageError: no such device, or
+            a path that is also the name of weights that ship.
     """
     from .analysis.classifier import Classifier
 

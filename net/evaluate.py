@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from . import pretrained
 from .analysis.published import Published, is_ilsvrc, published
 from .common import cli
 from .common.errors import DataError
@@ -26,7 +27,8 @@ class EvaluateConfig:
 
     checkpoints: tuple[str, ...] = flag(
         (),
-        "run folders, checkpoints (.pt) or weights (.safetensors, .onnx, .pt, .pth); several form an ensemble",
+        "run folders, checkpoints (.pt), weights (.safetensors, .onnx, .pt, .pth) or names of weights that ship; "
+        "several form an ensemble",
         positional=True,
     )
     data_path: str | None = flag(
@@ -56,7 +58,7 @@ class EvaluateConfig:
         check_rgb(self.mean_rgb)
 
 
-def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
+def errors(config: EvaluateConfig) -> list[dict[str, Any]]:
     """A row for each network and for the ensemble, with each kind of crops."""
     import torch
 
@@ -84,7 +86,7 @@ def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
     models = [item.model.to(memory_format=memory_format) for item in trained]  # type: ignore[call-overload]
     sizes = [item.network.image_size for item in trained]
     print(f"{len(data.val):,} validation images of {data.name} on {describe(device)}, {precision}")
-    names = [str(item.path) for item in trained] + (["average"] if len(trained) > 1 else [])
+    names = [item.name for item in trained] + (["average"] if len(trained) > 1 else [])
     ways = [("1", centre_crop)]
     if config.ten_crops:
         if data.size > max(sizes):
@@ -114,12 +116,12 @@ def _evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
                 "network": name,
                 "data": data.name,
                 "crops": int(crops),
-                **asdict(errors),
+                **asdict(found),
                 "published": [
                     asdict(item) for item in (published(nets, int(crops)) if is_ilsvrc(data.classes) else ())
                 ],
             }
-            for name, nets, errors in zip(names, variants, results, strict=True)
+            for name, nets, found in zip(names, variants, results, strict=True)
         ]
     return rows
 
@@ -128,9 +130,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     config = cli.resolve(cli.given(EvaluateConfig, "net.evaluate", DESCRIPTION, arguments), EvaluateConfig)
     check_writable("--output", config.output)
-    cli.check_exist(positional=config.checkpoints, data_path=config.data_path)
+    networks = [pretrained.find(network) for network in config.checkpoints]
+    cli.check_exist(data_path=config.data_path)
     cli.load("training.evaluation", "analysis.features", "analysis.trained")
-    rows = _evaluate(config)
+    rows = errors(config)
     names = [printable(row["network"]) for row in rows]
     width = max(map(len, names))
     beside = "  published top-1 / top-5" if any(row["published"] for row in rows) else ""
@@ -142,8 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{line}  {'; '.join(str(Published(**item)) for item in row['published'])}".rstrip())
     if rows[0]["top5_error_percent"] is None:
         print("no top-5 error with five classes or fewer")
-    first = Path(config.checkpoints[0])
-    output = Path(config.output) if config.output is not None else runs.folder_of(first) / "evaluation.json"
+    output = Path(config.output) if config.output is not None else runs.results_folder(networks[0]) / "evaluation.json"
     with atomic_write(output) as file:
         file.write(json.dumps({"results": rows}, indent=1).encode())
     print(f"written to {output}")

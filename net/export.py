@@ -1,36 +1,98 @@
 """Export a trained network: ``python -m net.export CHECKPOINT OUTPUT``; ``--help`` lists the flags."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from . import pretrained
 from .common import cli
-from .common.errors import UsageError
+from .common.errors import DataError, UsageError
 from .common.fields import flag
 from .common.files import atomic_write, check_writable
+from .training import runs
+from .training.config import RecipeConfig
+
+if TYPE_CHECKING:
+    from .analysis.trained import Trained
 
 DESCRIPTION = (
     "Write a trained network as ONNX, a torch.export program or a compiled AOTInductor package. Its input is a batch "
-    "of any size of float32 RGB images, in 0..255 less the training images' mean; its output is logits."
+    "of any size of float32 RGB images, in 0..255 less the training images' mean; its output is logits. Or write "
+    "its weights in half precision, with all that net.load and the other commands need, to share them."
 )
+
+
+#: Flags of a run that decide what it learns.
+RECIPE = {item.name for item in fields(RecipeConfig)} | {"preset", "epochs", "batch_size", "hold_out", "seed"}
+#: What of an evaluation stands in a file of weights.
+REPORTED = ("images", "loss", "top1_error_percent", "top5_error_percent")
 
 
 @dataclass(frozen=True)
 class ExportConfig:
     """The flags of ``python -m net.export``."""
 
-    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors, .onnx)", positional=True)
-    output: str = flag("", "file to write: .onnx, or .pt2 for the other formats", positional=True)
-    format: Literal["onnx", "torch-export", "aoti"] = flag(
-        "onnx", "ONNX, a torch.export program, or a compiled AOTInductor package"
+    checkpoint: str = flag(
+        "",
+        "run folder, checkpoint (.pt), weights (.safetensors, .onnx) or the name of weights that ship",
+        positional=True,
+    )
+    output: str = flag("", "file to write: .onnx, .safetensors, or .pt2 for the other formats", positional=True)
+    format: Literal["onnx", "torch-export", "aoti", "safetensors"] = flag(
+        "onnx",
+        "ONNX, a torch.export program, a compiled AOTInductor package, or half-precision weights with mean image, "
+        "recipe and the error of that very file",
+    )
+    data_path: str | None = flag(
+        None,
+        "images on which the error of --format safetensors is measured; by default the data the network was trained on",
+        metavar="PATH",
     )
     device: str | None = flag(None, "as in net.train; the device an aoti package is compiled for")
 
     def __post_init__(self) -> None:
-        suffix = ".onnx" if self.format == "onnx" else ".pt2"
+        suffix = {"onnx": ".onnx", "safetensors": ".safetensors"}.get(self.format, ".pt2")
         if not self.output.endswith(suffix):
             raise UsageError(f"OUTPUT must end in {suffix} for --format {self.format}; got {self.output}")
+        if self.data_path is not None and self.format != "safetensors":
+            raise UsageError("--data-path goes with --format safetensors, whose error is measured")
+
+
+def _write_weights(trained: "Trained", output: Path, config: ExportConfig) -> None:
+    """Half-precision weights to share: with the mean image, how they were trained, and what they get wrong."""
+    from . import evaluate
+    from .model import weights
+
+    if trained.mean is None:
+        raise DataError(f"{trained.path} holds no mean image to subtract; give the run folder or a checkpoint")
+    folder = runs.folder_of(trained.path)
+    recipe = runs.read_config(folder) if (folder / runs.CONFIG).is_file() else {}
+    metadata: dict[str, Any] = {
+        "network": trained.network.to_dict(),
+        "classes": trained.classes,
+        # Where it was is nobody else's business, and what it was called may help.
+        "data_path": None if trained.data_path is None else Path(trained.data_path).name,
+        "precision": trained.precision,
+        "pixels": "RGB, 0..255, less mean_image",
+        "recipe": {name: value for name, value in recipe.items() if name in RECIPE},
+    }
+    tensors = {name: tensor.half() for name, tensor in trained.model.state_dict().items()}
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise DataError(f"{trained.path}: {name} holds weights that are too large for half precision")
+    tensors[weights.MEAN] = trained.mean
+    weights.save(output, tensors, metadata)
+    data_path = config.data_path if config.data_path is not None else trained.data_path
+    asked = evaluate.EvaluateConfig((str(output.absolute()),), data_path=data_path, device=config.device)
+    rows = evaluate.errors(asked)
+    metadata["errors"] = [{name: row[name] for name in ("crops", *REPORTED)} for row in rows]
+    weights.save(output, tensors, metadata)
+    for row in rows:
+        crops = "the central crop" if row["crops"] == 1 else f"{row['crops']} crops"
+        print(f"top-1 error from {crops}: {row['top1_error_percent']:.2f} %")
+    count, size = trained.network.parameters, output.stat().st_size
+    print(f"{trained.path}: {trained.network.variant}, {count:,} parameters: {output} ({size / 2**20:,.2f} MiB)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = cli.resolve(cli.given(ExportConfig, "net.export", DESCRIPTION, arguments), ExportConfig)
     output = Path(config.output)
     check_writable("OUTPUT", config.output)
-    cli.check_exist(positional=config.checkpoint)
+    pretrained.find(config.checkpoint)
+    cli.check_exist(data_path=config.data_path)
     cli.load("model.export", "analysis.trained")
 
     import torch
@@ -49,6 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     device = choose(config.device)
     trained = open_trained(config.checkpoint, device)
+    if config.format == "safetensors":
+        _write_weights(trained, output, config)
+        return 0
     metadata = {
         "network": trained.network.to_dict(),
         "classes": trained.classes,

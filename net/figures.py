@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import pretrained
 from .common import cli
 from .common.errors import DataError, UsageError
 from .common.fields import DEVICES, at_least, check_png, flag, flag_name
@@ -29,7 +30,9 @@ COUNTED = 1000
 class FiltersConfig:
     """The flags of ``python -m net.figures filters``."""
 
-    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors)", positional=True)
+    checkpoint: str = flag(
+        "", "run folder, checkpoint (.pt), weights (.safetensors) or the name of weights that ship", positional=True
+    )
     output: str | None = flag(None, "filters.png in the run folder by default", metavar="FILE.png")
 
     def __post_init__(self) -> None:
@@ -40,7 +43,9 @@ class FiltersConfig:
 class PredictionsConfig:
     """The flags of ``python -m net.figures predictions``."""
 
-    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors)", positional=True)
+    checkpoint: str = flag(
+        "", "run folder, checkpoint (.pt), weights (.safetensors) or the name of weights that ship", positional=True
+    )
     data_path: str | None = flag(
         None, "as in net.train; by default the data the network was trained on", metavar="PATH"
     )
@@ -57,7 +62,9 @@ class PredictionsConfig:
 class NeighboursConfig:
     """The flags of ``python -m net.figures neighbours``."""
 
-    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors)", positional=True)
+    checkpoint: str = flag(
+        "", "run folder, checkpoint (.pt), weights (.safetensors) or the name of weights that ship", positional=True
+    )
     data_path: str | None = flag(
         None, "as in net.train; by default the data the network was trained on", metavar="PATH"
     )
@@ -97,7 +104,7 @@ class ActivationsConfig:
 
 def _output(given: str | None, checkpoint: Path, name: str) -> Path:
     """The output file: ``given``, or ``name`` in the run folder."""
-    return Path(given) if given is not None else runs.folder_of(checkpoint) / name
+    return Path(given) if given is not None else runs.results_folder(checkpoint) / name
 
 
 def colour_selectivity(kernels: "NDArray[np.float32]") -> "NDArray[np.float32]":
@@ -313,7 +320,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if config.output is not None:
         Path(config.output).parent.mkdir(parents=True, exist_ok=True)
         check_writable("--output", config.output)
-    cli.check_exist(positional=getattr(config, "checkpoint", None), data_path=getattr(config, "data_path", None))
+    if hasattr(config, "checkpoint"):
+        pretrained.find(config.checkpoint)
+    cli.check_exist(data_path=getattr(config, "data_path", None))
     cli.load("analysis.drawings", "analysis.trained")
     print(f"written to {draw(config)}")
     return 0

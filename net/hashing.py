@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import pretrained
 from .common import cli
 from .common.errors import DataError, UsageError
 from .common.fields import DEVICES, at_least, flag, flag_name
@@ -31,7 +32,9 @@ _PART = 8192
 class HashingConfig:
     """The flags of ``python -m net.hashing``."""
 
-    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights (.safetensors)", positional=True)
+    checkpoint: str = flag(
+        "", "run folder, checkpoint (.pt), weights (.safetensors) or the name of weights that ship", positional=True
+    )
     data_path: str | None = flag(
         None, "as in net.train; by default the data the network was trained on", metavar="PATH"
     )
@@ -117,7 +120,7 @@ def _hash(config: HashingConfig) -> dict[str, Any]:
         found = nearest_codes(theirs, ours, LOOKED_AT[-1])
         recalls[name] = {f"recall_at_{count}": recall(found[:, :count], exact) for count in LOOKED_AT}
     return {
-        "network": str(trained.path),
+        "network": trained.name,
         "data": data.name,
         "training_images": len(vectors),
         "queries": len(query_images),
@@ -139,12 +142,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     config = cli.resolve(cli.given(HashingConfig, "net.hashing", DESCRIPTION, arguments), HashingConfig)
     check_writable("--output", config.output)
-    cli.check_exist(positional=config.checkpoint, data_path=config.data_path)
+    network = pretrained.find(config.checkpoint)
+    cli.check_exist(data_path=config.data_path)
     cli.load("analysis.autoencoder", "analysis.features", "analysis.trained")
     result = _hash(config)
-    output = (
-        Path(config.output) if config.output is not None else runs.folder_of(Path(result["network"])) / "hashing.json"
-    )
+    output = Path(config.output) if config.output is not None else runs.results_folder(network) / "hashing.json"
     speed, size = result["queries_per_s"], result["bytes_per_image"]
     for name in ("autoencoder", "random_hyperplanes", "chance"):
         shares = ", ".join(f"{100 * result[name][f'recall_at_{count}']:.1f} % in {count}" for count in LOOKED_AT)

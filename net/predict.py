@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from . import pretrained
 from .common import cli
 from .common.errors import DataError, UsageError
 from .common.fields import DEVICES, MOST_IMAGES, at_least, at_most, check_rgb, flag, flag_name
@@ -24,7 +25,9 @@ DESCRIPTION = (
 class PredictConfig:
     """The flags of ``python -m net.predict``."""
 
-    checkpoint: str = flag("", "run folder, checkpoint (.pt) or weights", positional=True)
+    checkpoint: str = flag(
+        "", "run folder, checkpoint (.pt), weights or the name of weights that ship", positional=True
+    )
     images: tuple[str, ...] = flag((), "image files", positional=True)
     ten_crops: bool = flag(False, "average over ten crops instead of the centre crop")
     json: bool = flag(False, "JSON instead of a table")
@@ -109,14 +112,14 @@ def _predict(config: PredictConfig) -> dict[str, Any]:
     if config.features is not None:
         with atomic_write(Path(config.features)) as file:
             np.save(file, np.concatenate(vectors))
-    return {"network": str(trained.path), "crops": 10 if config.ten_crops else 1, "predictions": answers}
+    return {"network": trained.name, "crops": 10 if config.ten_crops else 1, "predictions": answers}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     config = cli.resolve(cli.given(PredictConfig, "net.predict", DESCRIPTION, arguments), PredictConfig)
     check_writable("--features", config.features)
-    cli.check_exist(positional=config.checkpoint)
+    pretrained.find(config.checkpoint)
     for path in config.images:
         if not os.path.exists(path):
             raise DataError(f"{path} cannot be read as an image: does not exist")

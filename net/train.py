@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import pretrained
 from .common import cli
 from .common.errors import DataError, UsageError
 from .common.fields import flag_name
@@ -20,7 +21,14 @@ DESCRIPTION = (
 )
 
 #: Flags that cannot change when a run is resumed, with their defaults for configurations that lack them.
-STARTING: dict[str, Any] = {"network": "paper", "architecture": {}, "image_size": None, "new_head": False, "freeze": ()}
+STARTING: dict[str, Any] = {
+    "network": "paper",
+    "architecture": {},
+    "image_size": None,
+    "new_head": False,
+    "freeze": (),
+    "hold_out": 0,
+}
 
 
 def _run_to_resume(flags: dict[str, Any]) -> Path | None:
@@ -84,8 +92,8 @@ def _check(config: TrainConfig) -> None:
         raise UsageError(f"--preset {config.preset} needs --data-path; synthetic gives random images, to measure speed")
     runs.settings(config)
     cli.check_exist(data_path=config.data_path, val_labels=config.val_labels)
-    if config.resume is None:
-        cli.check_exist(init_from=config.init_from)
+    if config.resume is None and config.init_from is not None:
+        pretrained.find(config.init_from, "--init-from")
 
 
 def _resume(flags: dict[str, Any], source: Path) -> int:

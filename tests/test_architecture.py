@@ -56,7 +56,7 @@ def test_the_direction_is_checked_at_all(tmp_path: Path) -> None:
 
 
 #: net's packages; each imports from those before it. Anything may import the ``config`` modules, which are dataclasses.
-ORDER = ("common", "doors", "model", "data", "parallel", "training", "analysis")
+ORDER = ("common", "pretrained", "doors", "model", "data", "parallel", "training", "analysis")
 #: Exceptions, with their reasons.
 UPWARD = {"net/model/weights.py imports net.training": "a run folder is read by its newest checkpoint"}
 COMMANDS = sorted(path.stem for path in (ROOT / "net").glob("*.py") if not path.stem.startswith("__"))

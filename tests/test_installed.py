@@ -13,6 +13,7 @@ import pytest
 
 import kernels
 from net import __main__ as commands
+from net import pretrained
 from net.common import cli, extras
 from net.common.errors import UsageError
 from tests.commands import ROOT, one_line, run
@@ -64,11 +65,15 @@ for package in (kernels, net):
 print(kernels.max_pool2d(torch.ones(1, 1, 3, 3), 3).item())
 from net.common import extras
 print(extras.install("onnx"))
+import numpy as np
+from net.pretrained import names
+print([(name, len(net.load(name).predict([np.zeros((50, 40, 3), np.uint8)])[0])) for name in names()])
 """
-    imported, one, extra = output(tmp_path, python, "-c", code).splitlines()
+    imported, one, extra, shipped = output(tmp_path, python, "-c", code).splitlines()
     assert [Path(path).parents[1] for path in imported.split()] == [python.parents[1] / python_library(python)] * 2
     assert one == "1.0"
     wheel = next(python.parents[2].glob("*.whl"))
+    assert shipped == str([(name, 5) for name in pretrained.names()])
     assert extra == f"pip install 'alexnet-fused[onnx] @ {wheel.as_uri()}'"
     trained = output(tmp_path, python, "-m", "net.train", "--max-steps", 2, "--output-dir", "run")
     assert "trained 2 updates" in trained

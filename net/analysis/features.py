@@ -2,10 +2,12 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..common.cli import SYNTHETIC
 from ..common.errors import DataError
 from ..data.augmentation import centre_crop
 from ..data.images import ImageData, Split
@@ -71,6 +73,8 @@ def open_its_data(trained: Trained, data_path: str | None, device: torch.device)
         DataError: its classes or the size of its images differ.
     """
     path = data_path if data_path is not None else trained.data_path
+    if data_path is None and path is not None and path.partition(":")[0] != SYNTHETIC and not Path(path).exists():
+        raise DataError(f"{trained.name} was trained on {path}, which is not here: give --data-path")
     data = open_data(path, image_size=trained.network.image_size, classes=trained.network.classes)
     if trained.classes is None and len(data.classes) == trained.network.classes:
         print(f"{trained.path} holds no class names: assuming those of {data.name}, in the same order")

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .. import pretrained
 from ..common.errors import DataError, UsageError
 from ..common.fields import from_table, typed
 from ..data.sources import packed_size
@@ -41,6 +42,11 @@ class Trained:
     precision: str | None = None
 
     @property
+    def name(self) -> str:
+        """What it is called in answers: the name that it ships by, or its path."""
+        return self.path.stem if pretrained.is_shipped(self.path) else str(self.path)
+
+    @property
     def network(self) -> AlexNetConfig:
         """The architecture."""
         return self.model.config
@@ -62,17 +68,15 @@ def open_trained(argument: str, device: torch.device, mean_rgb: tuple[float, ...
     """The network in a run folder (its newest intact checkpoint), a checkpoint, or a weights file.
 
     Args:
-        argument: its path.
+        argument: its path, or the name of weights that ship with the package; see :func:`net.pretrained.find`.
         device: where it goes.
         mean_rgb: the colour to subtract, of a file that holds no mean image.
 
     Raises:
-        DataError: there is none that can be used. UsageError: an ONNX file, and onnx is not installed.
+        DataError: there is none that can be used. UsageError: an ONNX file, and onnx is not installed; or a path that
+            is also the name of weights that ship.
     """
-    path = Path(argument)
-    if not path.exists():
-        raise DataError(f"{argument} does not exist")
-    path, state = weights.read_state(path, TRAINED)
+    path, state = weights.read_state(pretrained.find(argument), TRAINED)
     tensors, metadata, mean = state["model"], state["metadata"], state.get("mean_image")
     if "network" not in metadata:
         raise DataError(f"{path} does not say what network it is; give a run folder, a checkpoint or model.safetensors")

@@ -35,6 +35,11 @@ def weights(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def held_out() -> np.random.Generator:
+    """Which training images are held out: the same for every seed, so that their trainings can be compared."""
+    return np.random.default_rng(2012)
+
+
 def sample(seed: int) -> np.random.Generator:
     """Which validation images a command draws or uses as queries."""
     return np.random.default_rng(seed)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..common import seeds
 from ..common.cli import SYNTHETIC
 from ..common.printing import printable
 from .config import SHAPES
@@ -43,6 +44,26 @@ class ColourComponents:
 
     values: NDArray[np.float64]
     vectors: NDArray[np.float64]
+
+
+def hold_out(labels: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Part the images of a split in two, each class in the same share as far as whole images go.
+
+    Args:
+        labels: of the split, int64 ``[images]``.
+        count: images in the second part.
+
+    Returns:
+        Their numbers, int64, increasing: those that stay, and the ``count`` that are held out.
+    """
+    shuffled = seeds.held_out().permutation(len(labels))
+    # An image's place among those of its class, from 0 to 1: a limit takes the same share of every class.
+    places = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = shuffled[labels[shuffled] == label]
+        places[members] = (np.arange(len(members)) + 0.5) / len(members)
+    order = shuffled[np.argsort(places[shuffled], kind="stable")]
+    return np.sort(order[count:]), np.sort(order[:count])
 
 
 def short_name(path: str | None, classes: tuple[str, ...]) -> str:

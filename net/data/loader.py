@@ -72,6 +72,7 @@ class Loader:
         cache: keep the images in the device's or the host's memory.
         threads: threads that read one batch together.
         rank, ranks: this process and how many share each batch; ``ranks`` divides ``batch_size``.
+        only: int64 numbers of the images that are read; all of the split's by default.
 
     Raises:
         ValueError: fewer images than a batch needs, or ranks that do not divide the batch.
@@ -89,15 +90,17 @@ class Loader:
         threads: int = 1,
         rank: int = 0,
         replicas: int = 1,
+        only: NDArray[np.int64] | None = None,
     ) -> None:
+        self.samples = np.arange(len(split)) if only is None else only
         if batch_size % replicas:
             raise ValueError(f"batch_size {batch_size} cannot be shared by {replicas} ranks")
-        if shuffle and len(split) < batch_size:
-            raise ValueError(f"batch_size {batch_size} is more than the {len(split)} training images")
+        if shuffle and len(self) < batch_size:
+            raise ValueError(f"batch_size {batch_size} is more than the {len(self)} training images")
         self.split, self.batch_size, self.device = split, batch_size, device
         self.shuffle, self.seed, self.rank, self.replicas = shuffle, seed, rank, replicas
         self.threads = threads
-        self.batches = len(split) // batch_size if shuffle else -(-len(split) // batch_size)
+        self.batches = len(self) // batch_size if shuffle else -(-len(self) // batch_size)
         self.epoch = 0
         self.batch = 0
         self.images = split.images
@@ -108,6 +111,10 @@ class Loader:
         elif cache == "device":
             self.cached = torch.empty(split.images.shape, dtype=torch.uint8, device=device)
             self._copy(self.cached)
+
+    def __len__(self) -> int:
+        """Images in a pass over all of them."""
+        return len(self.samples)
 
     def _copy(self, target: Tensor) -> None:
         """All images into memory, part by part."""
@@ -148,8 +155,8 @@ class Loader:
     def order(self, epoch: int) -> NDArray[np.int64]:
         """The numbers of the images in the order of ``epoch``."""
         if not self.shuffle:
-            return np.arange(len(self.split))
-        return seeds.order(self.seed, epoch).permutation(len(self.split))
+            return self.samples
+        return seeds.order(self.seed, epoch).permutation(self.samples)
 
     def _samples(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """(epoch, this rank's samples) of each batch from the position on."""

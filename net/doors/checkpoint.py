@@ -210,7 +210,8 @@ def _bytes(value: Any, name: str) -> None:
         raise ValueError(f"{name} is not a 1-d uint8 tensor")
 
 
-def _mean_image(value: Any, name: str) -> None:
+def check_mean_image(value: Any, name: str) -> None:
+    """Refuse with ValueError what is no float32 ``[size, size, 3]`` of gray levels 0..255."""
     if not isinstance(value, Tensor) or value.dtype != torch.float32:
         raise ValueError(f"{name} is not a float32 tensor")
     rows, columns, colours = value.shape if value.dim() == 3 else (0, 0, 0)
@@ -237,7 +238,7 @@ def _random(value: Any, name: str) -> None:
 #: Schema of a checkpoint's members. A caller names those that it needs; others are not checked.
 _SCHEMA: dict[str, Any] = {
     "metadata": {"network": dict, "classes": _optional([str]), "data_path": _optional(str)},
-    "mean_image": _mean_image,
+    "mean_image": check_mean_image,
     "model": _parameters,
     "optimizer": {"state": _optimizer_state, "param_groups": [dict]},
     "schedule": {"best": float, "stalled": int, "reductions": int, "finished": bool},

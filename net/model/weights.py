@@ -24,6 +24,8 @@ _WRAPPERS = {"module", "model", "net", "network", "backbone", "alexnet", "_orig_
 #: Normalization of torchvision's models: RGB pixels in [0, 1].
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _HEAD = "fc8.weight"
+#: What the mean image is called among a file's tensors.
+MEAN = "mean_image"
 #: "conv1.weight" (this project), "conv1_w_0" (ONNX from Caffe2), "conv1_w", "conv1_weight", "conv1.0" (Caffe's blobs).
 _NAMED = re.compile(r"^((?:conv|fc)\d+)[._](weight|bias|w|b|0|1)(?:_0)?$")
 #: torchvision and similar: indices into two nn.Sequential.
@@ -87,7 +89,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def read_state(path: Path, needed: tuple[str, ...] = ("model",)) -> tuple[Path, dict[str, Any]]:
-    """Read a file: ``model`` (its tensors), ``metadata``, and the other members of a checkpoint.
+    """Read a file: ``model`` (its tensors), ``metadata``, perhaps ``mean_image``, and a checkpoint's other members.
 
     It may be a ``.safetensors`` or ``.onnx`` file, a checkpoint of this project, a run folder (its newest intact
     checkpoint is read), or a state dict saved by another program with ``torch.save``. The weights of torchvision's
@@ -112,6 +114,12 @@ def read_state(path: Path, needed: tuple[str, ...] = ("model",)) -> tuple[Path, 
     elif path.suffix == ".safetensors":
         tensors, metadata = safetensors_door.read(path)
         state = {"model": tensors} if metadata is None else {"model": tensors, "metadata": metadata}
+        if metadata is not None and MEAN in tensors:
+            try:
+                checkpoint_door.check_mean_image(tensors[MEAN], MEAN)
+            except ValueError as error:
+                raise DataError(f"weights {path} are damaged: {error}") from None
+            state[MEAN] = tensors.pop(MEAN)
     else:
         state = checkpoint_door.load_weights(path, needed)
     for name, tensor in state["model"].items():
@@ -161,7 +169,14 @@ def from_normalized(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save(path: Path, parameters: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Write a network's state dict to a ``.safetensors`` file, with ``metadata`` as JSON under the key ``alexnet``."""
+    """Write a network's state dict to a ``.safetensors`` file, with ``metadata`` as JSON under the key ``alexnet``.
+
+    Args:
+        path: the file.
+        parameters: the state dict, and perhaps the mean image of its training, float32 ``[size, size, 3]``, under the
+            name ``mean_image``.
+        metadata: see :meth:`net.trainer.Trainer.metadata`.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in parameters.items()}
     with atomic_write(path) as file:
         # A single key: safetensors does not write several in a deterministic order.

@@ -101,6 +101,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "digits": {"network": "digits", "recipe": "digits", "epochs": 20, "batch_size": 64, "time_budget": 60.0},
     # The learning rate is that of cuda-convnet's configuration for this network.
     "cifar10": {"network": "cifar10", "recipe": "paper", "epochs": 150, "lr": 0.001},
+    # The paper's recipe at fixed epochs; crops of 28x28 out of 32x32.
+    "alexnet32": {
+        "network": "alexnet32",
+        "recipe": "paper",
+        "epochs": 48,
+        "lr_scheduler": "multistep",
+        "lr_milestones": (30, 42),
+    },
     "imagenet": {"network": "paper", "recipe": "paper", "epochs": 90},
 }
 
@@ -111,7 +119,7 @@ class TrainConfig(RecipeConfig):
 
     GROUPS: ClassVar = GROUPS
 
-    preset: Literal["digits", "cifar10", "imagenet"] = flag(
+    preset: Literal["digits", "cifar10", "alexnet32", "imagenet"] = flag(
         "digits", "data set, and the defaults of all other flags; --preset NAME --help shows them"
     )
     config: str | None = flag(None, "TOML file of flags; the command line overrides it", metavar="FILE.toml")
@@ -123,6 +131,12 @@ class TrainConfig(RecipeConfig):
     )
     store: str | None = _data(None, "where an image folder is packed; PATH.packed by default", metavar="DIR")
     val_labels: str | None = _data(None, "label file of a flat validation folder; see net.prepare", metavar="FILE")
+    hold_out: int = _data(
+        0,
+        "train without so many training images, each class's share and always the same ones, and validate on these "
+        "(to choose a recipe)",
+        metavar="N",
+    )
     workers: int = _data(2, "threads that read images", short="j", metavar="N")
     cache: Literal["device", "host", "none"] = _data(
         "none", "keep training images in device or host memory if they fit"
@@ -135,7 +149,9 @@ class TrainConfig(RecipeConfig):
         None, "rows and columns of the input; the architecture's own by default", metavar="N"
     )
     init_from: str | None = _model(
-        None, "start from these weights (run folder, checkpoint, state dict, .safetensors, .onnx)", metavar="PATH"
+        None,
+        "start from these weights (run folder, checkpoint, state dict, .safetensors, .onnx, a name that ships)",
+        metavar="PATH",
     )
     new_head: bool = _model(False, "with --init-from: reinitialise the last layer, for other classes (transfer)")
     freeze: tuple[str, ...] = _model((), "with --init-from: layers to freeze, such as conv1", metavar="LAYER")
@@ -195,7 +211,7 @@ class TrainConfig(RecipeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 1, "epochs", "batch_size", "workers", "keep", "eval_every", "log_every", called=flag_name)
-        at_least(self, 0, "checkpoint_every", "seed", "time_budget", called=flag_name)
+        at_least(self, 0, "checkpoint_every", "seed", "time_budget", "hold_out", called=flag_name)
         at_least(self, 1, "max_steps", "image_size", *TIMEOUTS, called=flag_name)
         at_most(self, MOST_WORKERS, "workers", called=flag_name)
         at_most(self, MOST_ROWS, "image_size", called=flag_name)

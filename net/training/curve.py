@@ -1,7 +1,10 @@
 """Plot of a run: loss and error over the updates."""
 
 import io
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -9,30 +12,48 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
 from ..common.files import atomic_write
-from .runs import read_metrics
+from ..data.images import short_name
+from .runs import read_config, read_metrics
 
 
-def draw(folder: Path) -> Path:
-    """Draw ``curve.png`` from the run's metrics."""
-    rows = read_metrics(folder)
+def figure(rows: Sequence[dict[str, Any]], title: str, judged_by: str) -> Figure:
+    """Loss, left, and top-1 error, right, of the rows of ``metrics.jsonl``; a dotted line where the rate falls.
+
+    Args:
+        rows: of kind ``train`` and ``eval``.
+        title: of both.
+        judged_by: what the rows of kind ``eval`` are of.
+    """
     train = [row for row in rows if row["kind"] == "train"]
     evaluated = [row for row in rows if row["kind"] == "eval"]
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    loss, error = figure.subplots(1, 2)
+    falls = [row["step"] for before, row in itertools.pairwise(train) if row["lr"] < before["lr"]]
+    result = Figure(figsize=(9, 3.8), layout="constrained")
+    result.suptitle(title)
+    loss, error = result.subplots(1, 2)
     loss.plot([row["step"] for row in train], [row["loss"] for row in train], label="training")
-    loss.plot([row["step"] for row in evaluated], [row["loss"] for row in evaluated], label="validation")
+    loss.plot([row["step"] for row in evaluated], [row["loss"] for row in evaluated], label=judged_by)
     loss.set(xlabel="update", ylabel="loss", yscale="log")
     error.plot(
         [row["step"] for row in train], [row["top1_error_percent"] for row in train], label="training, while learning"
     )
-    error.plot([row["step"] for row in evaluated], [row["top1_error_percent"] for row in evaluated], label="validation")
+    error.plot([row["step"] for row in evaluated], [row["top1_error_percent"] for row in evaluated], label=judged_by)
     error.set(xlabel="update", ylabel="top-1 error (%)")
     error.set_ylim(bottom=0)
     for axes in (loss, error):
+        for number, step in enumerate(falls):
+            axes.axvline(step, color="gray", linestyle=":", label="" if number else "the learning rate falls")
         axes.grid(alpha=0.3)
         axes.legend()
+    return result
+
+
+def draw(folder: Path) -> Path:
+    """Draw ``curve.png`` from the run's metrics."""
+    config = read_config(folder)
+    title = f"{config['network']} on {short_name(config.get('data_path'), ())}"
+    judged_by = "held-out images" if config.get("hold_out") else "validation"
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=130)
+    figure(read_metrics(folder), title, judged_by).savefig(picture, format="png", dpi=130)
     with atomic_write(folder / "curve.png") as file:
         file.write(picture.getvalue())
     return folder / "curve.png"

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .. import pretrained
 from ..common.cli import SYNTHETIC
 from ..common.errors import DataError, UsageError
 from ..common.fields import flag_name
@@ -106,6 +107,12 @@ def folder_of(path: Path) -> Path:
     return path.parent.parent if path.parent.name == "checkpoints" else path.parent
 
 
+def results_folder(path: Path) -> Path:
+    """Where commands write what they make of the network in ``path``: its run folder, or, for weights that ship with
+    the package, the current one."""
+    return Path() if pretrained.is_shipped(path) else folder_of(path)
+
+
 def _toml(value: Any) -> str:
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
@@ -143,6 +150,8 @@ def settings(config: TrainConfig) -> dict[str, Any]:
     """
     values = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
     for name in ("data_path", "store", "val_labels", "init_from"):
+        if name == "init_from" and values[name] in pretrained.names():
+            continue
         if values[name] is not None and values[name].partition(":")[0] != SYNTHETIC:
             values[name] = os.path.abspath(values[name])
             try:

@@ -9,10 +9,12 @@ import torch
 
 from kernels import compiler
 
+from .. import pretrained
 from ..common.errors import DataError, UsageError
 from ..common.fields import from_table
 from ..data.images import ImageData
 from ..data.sources import open_data, packed_size
+from ..model import weights
 from ..model.alexnet import AlexNet
 from ..model.config import AlexNetConfig, network
 from ..model.forms import Forms, forms, untuned
@@ -78,9 +80,21 @@ def open_run_data(config: TrainConfig) -> tuple[ImageData, AlexNetConfig]:
         )
     if len(data.classes) < 2:
         raise DataError(f"{data.name} has {len(data.classes)} class; at least two are needed")
-    if len(data.train) < config.batch_size:
-        raise UsageError(f"--batch-size {config.batch_size} is more than the {len(data.train)} training images")
+    if (left := len(data.train) - config.hold_out) < config.batch_size:
+        held_out = f" that --hold-out {config.hold_out} leaves" if config.hold_out else ""
+        raise UsageError(f"--batch-size {config.batch_size} is more than the {max(0, left)} training images{held_out}")
     return data, architecture(config, data)
+
+
+def start_from(model: AlexNet, config: TrainConfig) -> None:
+    """Load the weights of ``--init-from``, if given, into ``model``."""
+    if config.init_from is None:
+        return
+    head = model.config.output_name
+    source = pretrained.find(config.init_from, "--init-from")
+    report = weights.load_weights(model, source, without=[head] if config.new_head else [])
+    new = f", {head} reinitialised for {model.config.classes} classes" if config.new_head else ""
+    print(f"starting from {config.init_from}: {len(report.loaded)} tensors{new}")
 
 
 def compile_wanted(config: TrainConfig, plan: AlexNetConfig, steps: int, device: torch.device) -> bool:

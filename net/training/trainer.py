@@ -24,6 +24,7 @@ from ..common.device import (
 from ..common.errors import DataError, UsageError
 from ..common.progress import duration
 from ..data.augmentation import TrainingInput, VariationTable, centre_crop
+from ..data.images import hold_out
 from ..data.loader import Batch, Loader, cache_that_fits
 from ..data.sources import packed_size
 from ..model import weights
@@ -36,7 +37,7 @@ from .config import TrainConfig
 from .evaluation import Errors, accuracies, evaluate
 from .meter import Interval
 from .recipe import PaperSGD, Schedule, parameter_groups
-from .setup import compile_wanted, forms_wanted, identity, open_run_data, record_wanted
+from .setup import compile_wanted, forms_wanted, identity, open_run_data, record_wanted, start_from
 from .signals import REPEATED_SIGNAL, StopSignal
 from .state import metadata, restore, take, whole_parameters
 from .step import TrainingStep
@@ -87,11 +88,8 @@ class Trainer:
         )
         seeds.weights(config.seed)
         model = AlexNet(self.plan)
-        if config.init_from is not None and resumed is None:
-            head = self.plan.output_name
-            report = weights.load_weights(model, Path(config.init_from), without=[head] if config.new_head else [])
-            new = f", {head} reinitialised for {self.plan.classes} classes" if config.new_head else ""
-            print(f"starting from {config.init_from}: {len(report.loaded)} tensors{new}")
+        if resumed is None:
+            start_from(model, config)
         for name in config.freeze:
             model.get_submodule(name).requires_grad_(False)
         model = model.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
@@ -106,6 +104,9 @@ class Trainer:
         self.schedule = Schedule(config)
         cache = cache_that_fits(self.data.train, config.cache, self.device)
         common: dict[str, Any] = {"device": self.device, "threads": config.workers}
+        kept, held_out = hold_out(self.data.train.labels, config.hold_out)
+        #: What the errors are of.
+        self.judged_by = "held-out" if config.hold_out else "validation"
         self.train_loader = Loader(
             self.data.train,
             config.batch_size,
@@ -114,14 +115,16 @@ class Trainer:
             cache=cache,
             rank=self.part.training.rank,
             replicas=self.part.training.replicas,
+            only=kept,
             **common,
         )
         self.eval_loader = Loader(
-            self.data.val,
+            self.data.train if config.hold_out else self.data.val,
             config.batch_size,
             shuffle=False,
             rank=self.part.evaluation.rank,
             replicas=self.part.evaluation.replicas,
+            only=held_out if config.hold_out else None,
             **common,
         )
         self.mean = torch.from_numpy(self.data.mean).to(self.device)
@@ -332,7 +335,7 @@ class Trainer:
         (errors,) = results
         self.evaluated_step, self.errors = self.step, errors
         epoch = self.step / self.steps_per_epoch
-        self._say(f"epoch {epoch:g}: validation loss {errors.loss:.4f}  {accuracies(errors)}")
+        self._say(f"epoch {epoch:g}: {self.judged_by} loss {errors.loss:.4f}  {accuracies(errors)}")
         self._record(
             {
                 "step": self.step,
@@ -352,7 +355,7 @@ class Trainer:
         plan, config, data = self.plan, self.config, self.data
         print(
             f"{plan.variant}: {plan.parameters:,} parameters, {plan.multiply_adds / 1e6:,.1f} million multiply-adds "
-            f"per image; {len(data.train):,} training and {len(data.val):,} validation images, "
+            f"per image; {len(self.train_loader):,} training and {len(self.eval_loader):,} {self.judged_by} images, "
             f"{len(data.classes)} classes" + (", synthetic" if data.synthetic else "")
         )
         if data.size > 1.5 * plan.image_size:
@@ -425,7 +428,7 @@ class Trainer:
             why = " (the schedule ended)" if self.schedule.finished else " (the time budget is used up)"
         print(
             f"\ntrained {self.step:,} updates in {duration(self.elapsed)}{why}: {accuracies(self.errors)} of "
-            f"{self.errors.images:,} validation images; "
+            f"{self.errors.images:,} {self.judged_by} images; "
             f"{self.step * self.config.batch_size / self.elapsed:,.0f} images/s including evaluations"
         )
         for name, value in (

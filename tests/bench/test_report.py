@@ -339,7 +339,6 @@ def test_what_no_gate_verified_is_marked_and_gets_no_ratio(tmp_path: Path) -> No
     assert [cell.text for cell in table.rows[0][2:5]] == ["4.8 ms (unverified)", "7.2 ms", "-"]
 
 
-
 class Page(HTMLParser):
     """What a page fetches, its ids and links, the columns that its tables show at once; its tags must close."""
 

@@ -253,6 +253,10 @@ STARTS: dict[str, dict[str, tuple[float, float] | None]] = {
     },
     "sixth_conv": {"conv6": (0.01, 1.0)},
     "cifar10": {"conv1": (0.0001, 0.0), "conv2": (0.01, 0.0), "conv3": (0.04, 0.0), "conv4": (0.04, 0.0)},
+    "alexnet32": {
+        "conv1": (0.003, 0.0),
+        **dict.fromkeys(("conv2", "conv3", "conv4", "conv5", "fc6", "fc7"), (0.05, 0.0)),
+    },
 }
 
 

@@ -42,17 +42,20 @@ def test_the_paper_s_shapes_and_parameters() -> None:
         ("caffe", 60_965_224),
         ("sixth_conv", 60_965_224 + 256 * 256 * 9 + 256),
         ("cifar10", 155_530),
+        ("alexnet32", 696_106),
     ],
 )
 def test_parameters_of_the_variants(variant: str, parameters: int) -> None:
     assert network(variant).parameters == parameters
 
 
-def test_digits_has_the_paper_s_sequence_of_layers() -> None:
-    plan = network("digits")
-    assert plan.parameters < 500_000
+@pytest.mark.parametrize(("variant", "most"), [("digits", 500_000), ("alexnet32", 2_000_000)])
+def test_small_networks_have_the_paper_s_sequence_of_layers(variant: str, most: int) -> None:
+    plan = network(variant)
+    assert plan.parameters < most
     assert [layer.name for layer in plan.layers()] == [name for name, _, _ in PAPER]
-    for name in ("digits", "paper"):
+    assert [layer.groups for layer in plan.layers()] == [layer.groups for layer in network("paper").layers()]
+    for name in (variant, "paper"):
         operations = [item for convolution in network(name).convolutions for item in convolution.then]
         assert operations.count("lrn") == 2
         assert operations.count("pool") == 3

@@ -48,6 +48,22 @@ def test_images_and_labels_belong_to_the_samples(cache: module.Cache, threads: i
         assert (batch.labels == torch.from_numpy(batch.samples) * 10).all()
 
 
+def test_only_some_of_the_images() -> None:
+    some = np.array([3, 7, 8, 20, 41])
+    assert len(Loader(split(50), 2, CPU, shuffle=True, only=some)) == 5
+    batches = take(Loader(split(50), 2, CPU, shuffle=True, only=some), 20)
+    assert {int(sample) for batch in batches for sample in batch.samples} == set(some.tolist())
+    (first, last) = take(Loader(split(50), 3, CPU, shuffle=False, only=some), 3)
+    assert [first.samples.tolist(), last.samples.tolist()] == [[3, 7, 8], [20, 41]]
+    assert last.images[:, 0, 0, 0].tolist() == [20, 41]
+    assert last.labels.tolist() == [200, 410]
+    # What a run has of all its images does not depend on whether some could have been left out.
+    everything = take(Loader(split(50), 8, CPU, shuffle=True, seed=3, only=np.arange(50)), 12)
+    assert same(everything, take(Loader(split(50), 8, CPU, shuffle=True, seed=3), 12))
+    with pytest.raises(ValueError, match="batch_size 6 is more than the 5 training images"):
+        Loader(split(50), 6, CPU, shuffle=True, only=some)
+
+
 def test_an_epoch_shows_each_image_at_most_once_in_a_new_order() -> None:
     batches = take(Loader(split(50), 8, CPU, shuffle=True), 18)
     assert [batch.epoch for batch in batches] == [0] * 6 + [1] * 6 + [2] * 6
@@ -89,7 +105,7 @@ def test_goes_on_from_any_position(position: int, cache: module.Cache) -> None:
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_share_each_batch(ranks: int) -> None:
     whole = take(Loader(split(50), 8, CPU, shuffle=True), 7)
-    parts = [take(Loader(split(50), 8, CPU, shuffle=True, rank=rank, ranks=ranks), 7) for rank in range(ranks)]
+    parts = [take(Loader(split(50), 8, CPU, shuffle=True, rank=rank, replicas=ranks), 7) for rank in range(ranks)]
     for step, batch in enumerate(whole):
         assert np.concatenate([part[step].samples for part in parts]).tolist() == batch.samples.tolist()
 
@@ -103,7 +119,7 @@ def test_one_pass_in_order_with_a_smaller_last_batch() -> None:
 
 
 def test_ranks_share_the_last_batch_of_a_pass() -> None:
-    parts = [take(Loader(split(21), 8, CPU, shuffle=False, rank=rank, ranks=2), 99) for rank in range(2)]
+    parts = [take(Loader(split(21), 8, CPU, shuffle=False, rank=rank, replicas=2), 99) for rank in range(2)]
     samples = [np.concatenate([part[step].samples for part in parts]).tolist() for step in range(3)]
     assert samples == [list(range(8)), list(range(8, 16)), list(range(16, 21))]
 
@@ -155,7 +171,7 @@ def test_reads_a_mapped_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
     ("count", "options", "says"),
     [
         (5, {"shuffle": True}, "batch_size 8 is more than the 5 training images"),
-        (50, {"shuffle": True, "ranks": 3}, "batch_size 8 cannot be shared by 3 ranks"),
+        (50, {"shuffle": True, "replicas": 3}, "batch_size 8 cannot be shared by 3 ranks"),
     ],
 )
 def test_refusals(count: int, options: dict[str, object], says: str) -> None:

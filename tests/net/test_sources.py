@@ -11,6 +11,7 @@ import pytest
 
 from net.common.errors import DataError, UsageError
 from net.data import cifar10, digits, synthetic
+from net.data.images import hold_out
 from net.data.packing import Packing
 from net.data.sources import open_data, packed_size
 from net.data.store import open_store
@@ -125,6 +126,18 @@ def test_cut_off_archives(tmp_path: Path) -> None:
     write({**cifar_files("binary"), "data_batch_2.bin": b"x" * 100}, tmp_path, "binary", False)
     with pytest.raises(DataError, match=r"data_batch_2\.bin is not a batch"):
         cifar10.load(binary)
+
+
+def test_held_out_images_are_of_every_class_and_always_the_same() -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [10, 30, 5]))
+    stay, held_out = hold_out(labels, 9)
+    assert np.bincount(labels[held_out]).tolist() == [2, 6, 1]
+    assert sorted([*stay, *held_out]) == list(range(45))
+    assert (np.diff(stay) > 0).all()
+    assert (hold_out(labels, 9)[1] == held_out).all()
+    # Not simply the first of each class.
+    assert held_out.tolist() != sorted(np.concatenate([np.flatnonzero(labels == n)[: (2, 6, 1)[n]] for n in range(3)]))
+    assert [len(part) for part in hold_out(labels, 0)] == [45, 0]
 
 
 def test_random_images() -> None:

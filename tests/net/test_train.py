@@ -18,7 +18,7 @@ from PIL import Image
 from net.common.files import locked
 from net.model import weights
 from net.model.config import network
-from net.training import checkpoint, runs
+from net.training import checkpoint, curve, runs
 from net.training.config import TrainConfig
 from net.training.setup import compile_wanted
 from net.training.signals import StopSignal
@@ -348,6 +348,35 @@ def test_threads_sleep_soon() -> None:
     for given, said in (({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**clean, **given})
         assert done.stdout.strip() == said
+
+
+def test_held_out_images_take_the_validation_images_place(tmp_path: Path) -> None:
+    done = run_here("net.train", "--hold-out", 200, "--max-steps", 2, "--output-dir", tmp_path / "r")
+    assert done.returncode == 0, done.stderr
+    assert "1,242 training and 200 held-out images" in done.stdout
+    assert "19 updates" in done.stdout  # 1,242 images in batches of 64
+    assert "of 200 held-out images" in done.stdout
+    says = "--batch-size 64 is more than the 42 training images that --hold-out 1400 leaves"
+    one_line(run_here("net.train", "--hold-out", 1400), 2, says)
+    one_line(run_here("net.train", "--hold-out", 1443), 2, "the 0 training images that --hold-out 1443 leaves")
+    resumed = run_here("net.train", "--resume", tmp_path / "r", "--hold-out", 0)
+    one_line(resumed, 2, "--hold-out cannot change when resuming")
+
+
+def test_a_curve_says_of_what_it_is_and_where_the_rate_fell() -> None:
+    rates = (0.1, 0.1, 0.01, 0.01, 0.001)
+    rows = [
+        {"kind": "train", "step": 20 * n, "loss": 1.0, "top1_error_percent": 50.0, "lr": lr}
+        for n, lr in enumerate(rates)
+    ]
+    drawn = curve.figure(
+        [*rows, {"kind": "eval", "step": 80, "loss": 2.0, "top1_error_percent": 60.0}], "A on B", "held-out"
+    )
+    assert drawn.get_suptitle() == "A on B"
+    for axes in drawn.axes:
+        assert [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"] == [40, 80]
+        labels = [text.get_text() for text in axes.get_legend().get_texts()]
+        assert labels[1:] == ["held-out", "the learning rate falls"]
 
 
 def test_random_images_for_speed(tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""Weights that ship with the package, by name: half-precision ``NAME.safetensors`` beside this file.
+
+They are written by ``python -m net.export RUN NAME.safetensors --format safetensors``.
+"""
+
+import os
+from pathlib import Path
+
+from ..common.errors import DataError, UsageError
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def names() -> tuple[str, ...]:
+    """What ships, in alphabetical order."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.safetensors")))
+
+
+def find(network: str | os.PathLike[str], called: str = "") -> Path:
+    """The file or folder of a network: a path, or the name of weights that ship with the package.
+
+    Args:
+        network: what a user gave.
+        called: the flag that it was given with, for messages.
+
+    Raises:
+        UsageError: it is both. DataError: it is neither.
+    """
+    path, shipped, called = Path(network), names(), called and f"{called} "
+    if os.fspath(network) not in shipped:
+        if not path.exists():
+            raise DataError(
+                f"{called}{os.fspath(network)} does not exist, and is none of the weights that ship with this package: "
+                f"{', '.join(shipped)}"
+            )
+        return path
+    if os.path.lexists(path):
+        raise UsageError(
+            f"{called}{path} may be the {path} that is here or the weights of this name that ship with this package: "
+            f"give ./{path} for the first, or rename it"
+        )
+    return FOLDER / f"{path}.safetensors"
+
+
+def is_shipped(path: Path) -> bool:
+    """Whether ``path``, as :func:`find` gives it, ships with the package."""
+    return path.parent == FOLDER

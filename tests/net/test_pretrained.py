@@ -1,0 +1,155 @@
+"""The weights that ship with the package: what is in the files, and that a name goes where a run goes."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+import net
+from net import pretrained
+from net.analysis.trained import open_trained
+from net.common import cli
+from net.common.errors import DataError, UsageError
+from net.model.config import AlexNetConfig
+from net.training import runs
+from net.training.config import PRESETS, TrainConfig
+from tests.commands import one_line, run_here
+
+CPU = torch.device("cpu")
+#: Bytes of a file: what may be in a package that people install.
+MOST_BYTES = 4 * 2**20
+#: What of a recipe tells presets apart.
+TOLD_APART = ("lr", "epochs", "batch_size", "lr_milestones", "weight_decay", "reflect", "colour_noise")
+
+
+@pytest.mark.parametrize("name", pretrained.names())
+def test_a_file_says_all_of_its_network_in_few_bytes(name: str) -> None:
+    path = pretrained.find(name)
+    assert path.stat().st_size <= MOST_BYTES
+    with safe_open(path, framework="pt") as file:
+        assert set(file.metadata()) == {"alexnet"}
+        metadata = json.loads(file.metadata()["alexnet"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
+    mean = tensors.pop("mean_image")
+    assert (mean.dtype, mean.shape) == (torch.float32, (32, 32, 3))
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+    network = AlexNetConfig.from_dict(metadata["network"])
+    assert sum(tensor.numel() for tensor in tensors.values()) == network.parameters < 2_000_000
+    assert network.variant == PRESETS[name]["network"]
+    assert len(metadata["classes"]) == network.classes
+    # It was trained by the preset of its name, as that is now.
+    preset = runs.settings(cli.resolve({"preset": name}, TrainConfig))
+    assert {key: metadata["recipe"][key] for key in TOLD_APART} == json.loads(
+        json.dumps({key: preset[key] for key in TOLD_APART})
+    )
+    # Nothing of the machine that it was trained on.
+    assert metadata["data_path"] is None or os.sep not in metadata["data_path"]
+    assert [row["crops"] for row in metadata["errors"]] == ([1, 10] if network.image_size < 32 else [1])
+    assert all(row["top1_error_percent"] < 20 for row in metadata["errors"])
+
+
+def test_the_digits_error_is_that_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run_here("net.evaluate", "digits")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "evaluation.json").read_text())["results"]
+    with safe_open(pretrained.find("digits"), framework="pt") as file:
+        (said,) = json.loads(file.metadata()["alexnet"])["errors"]
+    assert row["network"] == "digits"
+    assert row["images"] == said["images"] == 355
+    # One image is 0.28 %; another processor may round one of them over to another class.
+    assert row["top1_error_percent"] == pytest.approx(said["top1_error_percent"], abs=0.3)
+    assert row["loss"] == pytest.approx(said["loss"], rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A photograph's size and shape, of no class at all."""
+    path = tmp_path_factory.mktemp("pictures") / "picture.png"
+    Image.linear_gradient("L").resize((120, 70)).convert("RGB").save(path)
+    return path
+
+
+@pytest.mark.parametrize("name", pretrained.names())
+def test_a_name_names_what_is_on_a_picture(
+    name: str, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    classifier = net.load(name, device="cpu")
+    (answer,) = classifier.predict([picture])
+    assert {item for item, _ in answer} <= set(classifier.classes)
+    assert {parameter.dtype for parameter in classifier.model.parameters()} == {torch.float32}
+    done = run_here("net.predict", name, picture, "--json", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["network"] == name
+    assert [item["class"] for item in result["predictions"][0]["top"]] == [item for item, _ in answer]
+
+
+def test_what_is_made_of_it_is_written_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run_here("net.figures", "filters", "digits")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "written to filters.png"
+    assert (tmp_path / "filters.png").is_file()
+    assert runs.results_folder(tmp_path / "run" / "model.safetensors") == tmp_path / "run"
+
+
+def test_training_starts_from_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run_here("net.train", "--init-from", "digits", "--lr", 0, "--max-steps", 1, "--output-dir", "run")
+    assert done.returncode == 0, done.stderr
+    assert "starting from digits: 16 tensors" in done.stdout
+    assert "top-1 98.31 %" in done.stdout
+    # As it was given: it may be somewhere else tomorrow.
+    assert runs.read_config(tmp_path / "run")["init_from"] == "digits"
+
+
+def test_a_name_that_is_a_path_too_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    says = "digits may be the digits that is here or the weights of this name that ship with this package"
+    with pytest.raises(UsageError, match=says):
+        net.load("digits")
+    one_line(run_here("net.predict", "digits", "a.png"), 2, says)
+    one_line(run_here("net.train", "--init-from", "digits"), 2, f"--init-from {says}")
+    # Said as a path it is one.
+    assert pretrained.find("./digits") == Path("digits")
+    assert pretrained.find(tmp_path / "digits") == tmp_path / "digits"
+    with pytest.raises(DataError, match="holds no intact checkpoint"):
+        net.load("./digits")
+
+
+def test_a_name_that_is_nothing_lists_those_that_there_are() -> None:
+    for command in (["net.predict", "nobody", "a.png"], ["net.evaluate", "nobody"], ["net.hashing", "nobody"]):
+        one_line(run_here(*command), 1, "nobody does not exist, and is none of the weights that ship", "digits")
+
+
+def test_weights_to_share_are_those_of_the_run(shapes_run: Path, tmp_path: Path) -> None:
+    """In half precision, with the mean image, the recipe and the error of that very file."""
+    path = tmp_path / "shapes.safetensors"
+    done = run_here("net.export", shapes_run, path, "--format", "safetensors")
+    assert done.returncode == 0, done.stderr
+    theirs, ours = open_trained(str(shapes_run), CPU), open_trained(str(path), CPU)
+    for (name, parameter), other in zip(theirs.model.named_parameters(), ours.model.parameters(), strict=True):
+        assert torch.equal(parameter.half().float(), other), name
+    assert theirs.mean is not None
+    assert ours.mean is not None
+    assert torch.equal(theirs.mean, ours.mean)
+    assert ours.classes == theirs.classes
+    with safe_open(path, framework="pt") as file:
+        metadata = json.loads(file.metadata()["alexnet"])
+    assert metadata["data_path"] == Path(theirs.data_path or "").name
+    assert metadata["recipe"]["lr"] == runs.read_config(shapes_run)["lr"]
+    assert not {"data_path", "store", "output_dir"} & set(metadata["recipe"])
+    done = run_here("net.evaluate", path, "--data-path", theirs.data_path, "--output", tmp_path / "e.json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "e.json").read_text())["results"]
+    assert [row["top1_error_percent"] for row in found] == [row["top1_error_percent"] for row in metadata["errors"]]
+    assert [row["loss"] for row in found] == [row["loss"] for row in metadata["errors"]]
+    # Where its images are is not known from the file alone.
+    one_line(run_here("net.evaluate", path), 1, f"was trained on {metadata['data_path']}, which is not here")
