@@ -70,9 +70,10 @@ class Launches:
 def _triton_counted(count: Any) -> "Iterator[None]":
     """Triton's interpreter calls ``count(name, tensors)`` in place of a kernel."""
     import torch
-    from triton.runtime import interpreter
 
-    executor = interpreter.GridExecutor
+    from kernels import private
+
+    executor = private.found("triton.runtime.interpreter:GridExecutor")
     run = executor.__call__
 
     def called(self: Any, *arguments: Any, **keywords: Any) -> None:
@@ -89,9 +90,9 @@ def _triton_counted(count: Any) -> "Iterator[None]":
 def _one(variant: str, chosen: "Forms", batch: int) -> Launches:
     """The launches of an update of ``batch`` images."""
     import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
 
     import kernels
+    from kernels import private
     from net.model.alexnet import AlexNet
     from net.model.blocks import blocks
     from net.model.config import network
@@ -111,13 +112,15 @@ def _one(variant: str, chosen: "Forms", batch: int) -> Launches:
         counts[kind] += 1
         moved[kind] += size(tensors)
 
-    class Counted(TorchDispatchMode):
+    mode: Any = private.found("torch.utils._python_dispatch:TorchDispatchMode")
+
+    class Counted(mode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             nonlocal largest
             result = func(*args, **(kwargs or {}))
             name = func._schema.name
-            inputs = [each for each in torch.utils._pytree.tree_leaves(args) if isinstance(each, torch.Tensor)]
-            outputs = [each for each in torch.utils._pytree.tree_leaves(result) if isinstance(each, torch.Tensor)]
+            inputs = [each for each in private.tree_leaves(args) if isinstance(each, torch.Tensor)]
+            outputs = [each for each in private.tree_leaves(result) if isinstance(each, torch.Tensor)]
             reads = {each.untyped_storage().data_ptr() for each in inputs}
             view = not func._schema.is_mutable and all(
                 each.untyped_storage().data_ptr() in reads for each in outputs if each.numel()

@@ -56,6 +56,7 @@ NAMES = (
     "torch.testing._internal.distributed.fake_pg:FakeStore",
     "triton.backends.compiler:GPUTarget",  # kernels.aot
     "triton.compiler:ASTSource",
+    "triton.runtime.interpreter:GridExecutor",  # bench.launches
 )
 #: What may be called by either name.
 RENAMED = (
