@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from .contention import BUSY, EAGER, QUICK_ROUNDS, ROUNDS, Rounds, measure
-from .user_program import IMPLEMENTATIONS
+from .subjects.user_program import IMPLEMENTATIONS
 
 Row = Callable[..., None]
 Say = Callable[[str], None]

@@ -10,10 +10,14 @@ from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from net.data.augmentation import TrainingInput, VariationTable
+from net.data.config import JPEG_QUALITY
+from net.data.decode import square
 from net.data.images import ColourComponents, Split
+from net.data.jpeg import JpegImages
 from net.data.loader import Loader
-from net.data.prepare import Task, pack
-from net.doors.store import CHUNK
+from net.data.packing import Packing, Task, pack
+from net.doors.image import encode_jpeg
+from net.doors.store import CHUNK, PackedFiles
 from net.training.config import RecipeConfig
 
 BATCH, SIZE, CROP = 128, 256, 224
@@ -29,25 +33,27 @@ def photograph(seed: int, width: int = 500, height: int = 375) -> Image.Image:
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
 
-def test_prepare(benchmark: BenchmarkFixture, row: Row, tmp_path: Path) -> None:
-    """One process decodes, scales, crops, sums up and writes a chunk of 500x375 JPEG files."""
+@pytest.mark.parametrize(("kind", "quality"), [("pixels", None), ("JPEG", JPEG_QUALITY)])
+def test_prepare(benchmark: BenchmarkFixture, row: Row, tmp_path: Path, kind: str, quality: int | None) -> None:
+    """One process decodes, scales, crops, sums up and writes or encodes a chunk of 500x375 JPEG files."""
     files = []
     for number in range(CHUNK):
-        files.append(str(tmp_path / f"{number}.jpg"))
-        photograph(number).save(files[-1], quality=90)
+        files.append(f"{number}.jpg")
+        photograph(number).save(tmp_path / files[-1], quality=90)
     target = tmp_path / "images"
     target.write_bytes(b"")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        benchmark.pedantic(pack, (Task("train", 0, target, 0, files, SIZE),), rounds=20, warmup_rounds=2)
+        task = Task("train", 0, tmp_path, files, [], Packing(SIZE, quality), target, 0)
+        benchmark.pedantic(pack, (task,), rounds=20, warmup_rounds=2)
     finally:
         torch.set_num_threads(before)
-    size = np.mean([Path(file).stat().st_size for file in files])
+    size = np.mean([(tmp_path / file).stat().st_size for file in files])
     row(
         suite="input",
         case="prepare, one process",
-        shape="500x375 JPEG to 256x256",
+        shape=f"500x375 JPEG to 256x256 {kind}",
         images=CHUNK,
         file_kib=round(size / 1024, 1),
     )
@@ -71,6 +77,29 @@ def test_loader(benchmark: BenchmarkFixture, row: Row, tmp_path: Path, threads: 
         shape=f"{BATCH}x{SIZE}x{SIZE}x3",
         dtype="uint8",
         images=16 * BATCH,
+    )
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_jpeg_loader(benchmark: BenchmarkFixture, row: Row, tmp_path: Path, threads: int) -> None:
+    """Batches in random order, decoded from a file of JPEG images that is in the page cache."""
+    count = 512
+    files = [encode_jpeg(square(np.array(photograph(number)), SIZE), JPEG_QUALITY) for number in range(count)]
+    (tmp_path / "images.jpegs").write_bytes(b"".join(files))
+    lengths = np.array([len(file) for file in files])
+    index = np.stack([lengths.cumsum() - lengths, lengths], 1)
+    images = JpegImages(PackedFiles(tmp_path / "images.jpegs", index, int(lengths.max())), SIZE)
+    split = Split(images, np.arange(count, dtype=np.int64))
+    batches = iter(Loader(split, BATCH, torch.device("cpu"), shuffle=True, threads=threads))
+    benchmark.pedantic(lambda: [next(batches) for _ in range(4)], rounds=20, warmup_rounds=2)
+    batches.close()
+    row(
+        suite="input",
+        case=f"loader, {threads} decoding",
+        shape=f"{BATCH}x{SIZE}x{SIZE}x3",
+        dtype="uint8",
+        images=4 * BATCH,
+        file_kib=round(lengths.mean() / 1024, 1),
     )
 
 

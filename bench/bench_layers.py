@@ -1,4 +1,4 @@
-"""Every layer of the paper's network, and what their sum leaves unexplained of the whole step."""
+"""Every layer of the paper's network, and the share of the whole step that their sum explains."""
 
 import itertools
 from collections.abc import Callable
@@ -10,21 +10,20 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from net.model.config import VARIANTS
 
-from .ceilings import Ceilings
-from .network import Step, build, images_and_labels, layer_modes, layer_steps, update_step, whole_work
+from .cells import here
+from .measure.ceilings import Ceilings
+from .subjects.network import Step, build, images_and_labels, layer_modes, layer_steps, update_step, whole_work
 
 Row = Callable[..., None]
-BATCH = {"cuda": 128, "cpu": 16}
-DTYPE = {"cuda": "bfloat16", "cpu": "float32"}
-CELLS = list(layer_modes("paper"))
+SCALE = here()
+CELLS = list(layer_modes(SCALE.network))
 #: Median microseconds of the layers measured so far.
 MEDIANS: dict[tuple[str, str], float] = {}
 
 
 @cache
 def steps(device: torch.device) -> dict[tuple[str, str], Step]:
-    kind = device.type
-    return {(step.name, step.mode): step for step in layer_steps("paper", BATCH[kind], DTYPE[kind], device)}
+    return {(step.name, step.mode): step for step in layer_steps(SCALE.network, SCALE.images, SCALE.dtype, device)}
 
 
 @pytest.mark.parametrize(("name", "mode"), CELLS)
@@ -33,7 +32,7 @@ def test_layer(
 ) -> None:
     """One row of reports/layers.md."""
     step = steps(device)[name, mode]
-    # On a GPU the calls take turns, so that each finds its tensors out of the cache.
+    # On a GPU the calls take turns, so that no call finds its tensors in the cache.
     calls = itertools.cycle(step.calls)
     benchmark.pedantic(lambda: next(calls)(), rounds=10, warmup_rounds=2)
     assert benchmark.stats is not None
@@ -43,23 +42,23 @@ def test_layer(
         case=name,
         implementation="auto, eager",
         mode=mode,
-        dtype=DTYPE[device.type],
+        dtype=SCALE.dtype,
         memory_format="channels_last",
-        images=BATCH[device.type],
+        images=SCALE.images,
         work=step.work,
         **step.columns,
     )
 
 
 def test_whole_step(benchmark: BenchmarkFixture, row: Row, device: torch.device, ceilings: Ceilings) -> None:
-    """The same network's eager training step, beside the sum of its layers."""
+    """The same network's eager training step, compared with the sum of its layers."""
     steps.cache_clear()
-    count, dtype = BATCH[device.type], DTYPE[device.type]
-    model = build("paper", device)
-    update = update_step(model, model, *images_and_labels("paper", count, device), dtype)
+    count, dtype = SCALE.images, SCALE.dtype
+    model = build(SCALE.network, device)
+    update = update_step(model, model, *images_and_labels(SCALE.network, count, device), dtype)
     benchmark.pedantic(update, rounds=10, warmup_rounds=2)
     assert benchmark.stats is not None
-    # The images of an update are prepared before it.
+    # Input preparation is no part of an update.
     parts = [MEDIANS.get(cell) for cell in CELLS if cell[0] != "input preparation"]
     columns: dict[str, float] = {}
     if None not in parts:
@@ -74,7 +73,7 @@ def test_whole_step(benchmark: BenchmarkFixture, row: Row, device: torch.device,
         dtype=dtype,
         memory_format="channels_last",
         images=count,
-        work=whole_work("paper", count, dtype, "training"),
-        parameters=VARIANTS["paper"].parameters,
+        work=whole_work(SCALE.network, count, dtype, "training"),
+        parameters=VARIANTS[SCALE.network].parameters,
         **columns,
     )

@@ -1,6 +1,6 @@
 """Inference of the paper's network by what a user would take instead: ours and PyTorch's operators compiled, ONNX
-Runtime and OpenVINO with the file that ``net.export`` writes. All compute in float32, with equal outputs, on as many
-threads, in turns."""
+Runtime and OpenVINO with the file that ``net.export`` writes. All compute in float32, with equal outputs, on the same
+number of threads, in turns."""
 
 import time
 from collections.abc import Callable
@@ -14,22 +14,22 @@ from torch import Tensor
 import kernels
 from net.model.alexnet import AlexNet
 
-from . import rivals
-from .cases import failure, many_variants
-from .ceilings import Ceilings
-from .installed import NotInstalledError
-from .network import build, describe_step, images_and_labels
-from .rivals import Inference
+from .cells import RUNTIME_BATCHES, RUNTIMES
+from .measure.ceilings import Ceilings
+from .subjects import rivals
+from .subjects.cases import failure, many_variants
+from .subjects.installed import NotInstalledError
+from .subjects.network import build, describe_step, images_and_labels
+from .subjects.rivals import Inference
 
 Row = Callable[..., None]
 Together = Callable[..., list[dict[str, Any]]]
 Say = Callable[[str], None]
 NETWORK = "paper"
-BATCHES = (1, 16, 64)
-#: Rounds of a batch, and the seconds after which there are no more once there are enough.
+#: Most rounds of a batch; after this many seconds it ends, once there are ENOUGH.
 ROUNDS, ENOUGH, SECONDS = 30, 5, 12.0
-RUNTIMES = {"onnxruntime": rivals.onnxruntime, "openvino": rivals.openvino}
-COMPILED = ("auto", "aten")
+OTHERS = {"onnxruntime": rivals.onnxruntime, "openvino": rivals.openvino}
+COMPILED = tuple(name for name in RUNTIMES if name not in OTHERS)
 
 
 @cache
@@ -44,14 +44,14 @@ def exported() -> bytes:
 
 @cache
 def compiled(implementation: str) -> Callable[[Tensor], Tensor]:
-    """Compiled once for all batches, as a user's calls compile it: for one image, then for any number."""
+    """Compiled once for all batches, as a user's calls would: first for one image, then for a dynamic batch."""
     return torch.compile(network())
 
 
 def ready(implementation: str, images: Tensor) -> Inference:
-    """The first call is over: what is to be compiled has been."""
-    if implementation in RUNTIMES:
-        return RUNTIMES[implementation](exported(), images)
+    """The inference call after its first run, in which it compiles."""
+    if implementation in OTHERS:
+        return OTHERS[implementation](exported(), images)
     forward = compiled(implementation)
 
     def infer() -> Tensor:
@@ -64,7 +64,7 @@ def ready(implementation: str, images: Tensor) -> Inference:
 
 @cache
 def measured(count: int, names: tuple[str, ...], say: Say) -> dict[str, list[float] | Exception]:
-    """Seconds of one inference of each implementation, sampled in turns; or why it has none."""
+    """Seconds of one inference of each implementation, sampled in turns; or the error."""
     images, _ = images_and_labels(NETWORK, count, torch.device("cpu"))
     expected = rivals.in_float64(network(), images)
     found: dict[str, list[float] | Exception] = {}
@@ -83,7 +83,7 @@ def measured(count: int, names: tuple[str, ...], say: Say) -> dict[str, list[flo
 
 
 def in_turns(calls: dict[str, Inference]) -> dict[str, list[float]]:
-    """Seconds of each call, the second of two: the first finds in the caches what another has left there."""
+    """Seconds of each call. The second of two counts: the first finds another one's data in the caches."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     begin = time.perf_counter()
     for round in range(ROUNDS if calls else 0):
@@ -98,9 +98,8 @@ def in_turns(calls: dict[str, Inference]) -> dict[str, list[float]]:
 
 
 def _cells() -> list[object]:
-    names = (*COMPILED, *RUNTIMES)
-    long = {name: [pytest.mark.long] if name in COMPILED else [] for name in names}
-    return [pytest.param(images, name, marks=long[name]) for images in BATCHES for name in names]
+    long = {name: [pytest.mark.long] if name in COMPILED else [] for name in RUNTIMES}
+    return [pytest.param(images, name, marks=long[name]) for images in RUNTIME_BATCHES for name in RUNTIMES]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="these runtimes are measured on CPUs")
@@ -115,7 +114,7 @@ def test_inference(
     images: int,
     implementation: str,
 ) -> None:
-    """Images a second beside the share of this processor's rate in large products."""
+    """Images a second, and the share of this processor's rate in large matrix products."""
     how = "compiled" if implementation in COMPILED else ""
     described, work = describe_step("inference", NETWORK, implementation, how, "float32", images)
     row(**described, work=work, threads=torch.get_num_threads())

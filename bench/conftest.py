@@ -1,4 +1,4 @@
-"""What the benchmarks share: flags, limits, and rows made from what pytest-benchmark measured."""
+"""What the benchmarks share: flags, fixtures, and rows made from what pytest-benchmark measured."""
 
 import os
 import tempfile
@@ -19,11 +19,11 @@ import torch  # noqa: E402
 from net.common.device import keep_freed_memory  # noqa: E402
 from net.common.progress import duration  # noqa: E402
 
-from . import ceilings as ceilings_module  # noqa: E402
-from .ceilings import Ceilings  # noqa: E402
-from .records import time_columns, write  # noqa: E402
-from .roofline import Work  # noqa: E402
-from .timing import Clock  # noqa: E402
+from .measure import ceilings as ceilings_module  # noqa: E402
+from .measure.ceilings import Ceilings  # noqa: E402
+from .measure.records import time_columns, write  # noqa: E402
+from .measure.timing import Clock  # noqa: E402
+from .predict.roofline import Work  # noqa: E402
 
 ROWS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 CLOCK = Clock()
@@ -38,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ROWS] = []
-    # Likewise.
+    # As the commands do.
     keep_freed_memory()
 
 
@@ -82,7 +82,7 @@ def recorded(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session", autouse=True)
 def cold_compiler() -> Iterator[None]:
-    """What torch.compile makes is kept for one run of pytest, so that its first calls are first calls."""
+    """Inductor's cache lasts for one run of pytest, so that first calls really compile."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", os.path.join(folder, "inductor"))
         yield
@@ -99,14 +99,14 @@ def device() -> torch.device:
 
 @pytest.fixture
 def replay(benchmark: BenchmarkFixture) -> Iterator[Callable[[list[float]], None]]:
-    """Benchmarks what was measured before, in turns with its rivals: one round for each of its times in seconds."""
+    """Passes times in seconds, which were measured in turns with rivals, to pytest-benchmark: one round each."""
     yield lambda times: benchmark.pedantic(CLOCK.replay(times), rounds=len(times))
     CLOCK.stop()
 
 
 @pytest.fixture(scope="session")
 def say(request: pytest.FixtureRequest) -> Say:
-    """Prints a line, with the minutes since the first one, past pytest's capture: what is being measured."""
+    """Prints a line of progress past pytest's capture, with the time since the first one."""
     reporter, capture = map(request.config.pluginmanager.getplugin, ("terminalreporter", "capturemanager"))
     begin = time.perf_counter()
 
@@ -122,7 +122,7 @@ def say(request: pytest.FixtureRequest) -> Say:
 
 @pytest.fixture(scope="session")
 def ceilings(recorded: list[dict[str, Any]], device: torch.device, say: Say) -> Ceilings:
-    """This machine's limits, measured once; their rows are recorded with the others."""
+    """This machine's ceilings, measured once; their rows are recorded too."""
     rows = list(ceilings_module.rows(device, announce=lambda what: say(f"this machine's limits: {what}")))
     recorded.extend(rows)
     return ceilings_module.ceilings(rows)

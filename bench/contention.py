@@ -1,8 +1,8 @@
 """Stages 1 and 2 as a user's own program runs them, alone and beside busy processes: ``python -m bench.contention``.
 
-The commands of this project have OpenMP's threads sleep soon and the C library keep freed memory; a program of somebody
-else's that imports :mod:`kernels` does neither, and shared machines are the rule. So what is measured runs in
-:mod:`bench.user_program`, in which nothing is set. A busy process is a loop that never waits.
+This project's commands tell OpenMP to spin only briefly and the C library to keep freed memory. Other programs that
+import :mod:`kernels` do neither, and machines are often shared. So the measurement runs in
+:mod:`bench.subjects.user_program`, which changes no setting. A busy process is a loop that never waits.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ from tabulate import tabulate
 from net.common import cli
 from net.common.fields import flag
 
-from .environment import ROOT
-from .records import time_columns, write
-from .user_program import IMPLEMENTATIONS, SHAPES
+from .measure.environment import ROOT
+from .measure.records import time_columns, write
+from .subjects.user_program import IMPLEMENTATIONS, SHAPES
 
 #: Environment variables that a user's program does not set.
 UNSET = (
@@ -35,11 +35,11 @@ UNSET = (
 BUSY = (0, 2)
 #: Implementations that compile nothing.
 EAGER = ("auto, eager", "aten, eager")
-#: Ends with the process that has started it, however that ends.
+#: Ends when the process that started it ends, even if that is killed.
 LOOP = "import os, sys\nwhile os.getppid() == int(sys.argv[1]):\n    sum(range(100_000))"
-#: Rounds of each implementation: at least, at most; and the seconds of its own after which no further one begins.
+#: Rounds of each implementation: fewest, most, and the seconds after which it gets no further round.
 ROUNDS, QUICK_ROUNDS = (3, 15, 10.0), (3, 9, 5.0)
-#: Seconds that the first call of a process may take, in which it may compile; and each further one.
+#: Time limits in seconds: of a process's first call, which may compile, and of later ones.
 FIRST_LIMIT, LIMIT = 300.0, 30.0
 Say = Callable[[str], None]
 Rounds = tuple[int, int, float]
@@ -47,9 +47,9 @@ Rounds = tuple[int, int, float]
 
 @contextlib.contextmanager
 def busy(count: int) -> Iterator[None]:
-    """So many processes that keep a core busy each, if they are given one."""
+    """Run ``count`` processes that each keep a core busy."""
     command = [sys.executable, "-c", LOOP, str(os.getpid())]
-    # Ctrl-C is this process's to handle.
+    # This process handles Ctrl-C.
     loops = [subprocess.Popen(command, start_new_session=True) for _ in range(count)]
     try:
         yield
@@ -61,7 +61,7 @@ def busy(count: int) -> Iterator[None]:
 
 
 class Program:
-    """A :mod:`bench.user_program`, started when it is first asked for something."""
+    """A :mod:`bench.subjects.user_program`, started when it is first asked for something."""
 
     def __init__(self, images: int) -> None:
         self.images = images
@@ -99,10 +99,10 @@ class Program:
 
     def _start(self) -> None:
         environment = {name: value for name, value in os.environ.items() if name not in UNSET}
-        # The profiler, which counts the memory, says when it begins and ends.
+        # Silences the profiler's messages.
         environment["KINETO_LOG_LEVEL"] = "99"
         process = subprocess.Popen(
-            [sys.executable, "-m", "bench.user_program", str(self.images)],
+            [sys.executable, "-m", "bench.subjects.user_program", str(self.images)],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.PIPE,
@@ -136,7 +136,7 @@ class Program:
 
 
 class _Cell:
-    """An implementation beside so many busy processes: what was found, and how long that took."""
+    """Measurements of one implementation beside a number of busy processes."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -153,13 +153,13 @@ class _Cell:
 def measure(names: Sequence[str], images: int, rounds: Rounds, say: Say) -> Iterator[dict[str, Any]]:
     """Rows of the suite ``contention``, those without busy processes first, each with its ``times`` in seconds.
 
-    Implementations take turns. What takes longer than its limit, or ends the process, has a ``status`` instead.
+    Implementations take turns. One that exceeds its time limit, or ends the process, has a ``status`` instead.
 
     Args:
-        names: of :data:`bench.user_program.IMPLEMENTATIONS`.
+        names: of :data:`bench.subjects.user_program.IMPLEMENTATIONS`.
         images: a batch.
-        rounds: how often each is timed at least and at most, and for how many seconds.
-        say: told what is going on.
+        rounds: fewest and most rounds, and seconds after which there are no more.
+        say: called with a line of progress.
     """
     with Program(images) as program:
         for count in BUSY:
@@ -191,7 +191,7 @@ def measure(names: Sequence[str], images: int, rounds: Rounds, say: Say) -> Iter
                             cell.columns["threads"] = answer["threads"]
             for name, cell in cells.items():
                 if len(cell.times) >= rounds[0]:
-                    # What came to an end later has been measured all the same.
+                    # It failed later, but there are enough times.
                     cell.status = ""
                 if not count and not cell.status:
                     cell.columns |= ask(name, "scratch", _Cell())
@@ -228,8 +228,8 @@ class ContentionConfig:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Medians in milliseconds with 20th and 80th percentiles, quiet and busy, and how many times faster than aten,
-    called eagerly or compiled likewise."""
+    """Medians in milliseconds with 20th and 80th percentiles, quiet and busy, and the speed-up over aten: eager over
+    eager, compiled over compiled."""
     by = {(row["implementation"], row["busy_processes"]): row for row in rows}
     titles = ["implementation"]
     for count in BUSY:

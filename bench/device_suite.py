@@ -1,9 +1,9 @@
-"""Everything worth knowing of a device, in order of value: ``python -m bench.device_suite``.
+"""Measure a device, most valuable figures first: ``python -m bench.device_suite``.
 
-For a GPU that may be had for minutes. The parts run in the order they are named, each in a process of its own that ends
-with its share of the time; what a part leaves over goes to those after it. A row is written as soon as it is measured.
-Before anything is timed, what the parts need is compiled in several processes. On a CPU the same parts run at sizes
-that say nothing, to see that they run.
+For a GPU that is available for minutes. Parts run in the order in which they are named, each in its own process with a
+share of the time; time that a part leaves over goes to the parts after it. A row is written as soon as it is measured.
+Before anything is timed, several processes compile what the parts need. On a CPU the same parts run at toy sizes, to
+see that they run.
 
 A part is a module of :mod:`bench.suite`. This process imports no torch, and leaves the device to the parts.
 """
@@ -25,7 +25,7 @@ from net.common.cli import Parser, spin_briefly
 from net.data.processes import available_cores
 from net.model.config import VARIANTS
 
-from .environment import ROOT, commit
+from .measure.environment import ROOT, commit
 from .suite.processes import Command
 from .suite.rows import add_row, read_rows
 from .suite.summary import summary
@@ -36,11 +36,11 @@ class Part(NamedTuple):
 
     Attributes:
         module: of :mod:`bench.suite`.
-        share: of the time, in seconds of the default budget.
-        most: seconds that it never takes more of.
-        limited: what it measures is compared with the ceilings.
-        timed: it measures times, so nothing may run beside it.
-        ahead: it has something to be compiled, or written, before.
+        share: its share of the time, in seconds of the default budget.
+        most: the most seconds it may take.
+        limited: its rows are compared with the ceilings.
+        timed: it measures times, so nothing else may run meanwhile.
+        ahead: it has something to compile or write before anything is timed.
     """
 
     module: str
@@ -51,7 +51,7 @@ class Part(NamedTuple):
     ahead: bool = False
 
 
-#: In the order in which they run when none is named. The shares add up to the default budget with AHEAD's.
+#: The default order. With AHEAD's the shares add up to the default budget.
 PARTS = {
     "gate": Part("gate", 110, most=110, timed=False),
     "ceilings": Part("ceilings", 15),
@@ -68,16 +68,16 @@ PARTS = {
     "full_gate": Part("full_gate", 400, timed=False),
 }
 DEFAULT = tuple(name for name in PARTS if name != "full_gate")
-#: What is compiled ahead, beside the gate where that comes first.
+#: Compiling ahead, which runs beside the gate where that comes first.
 AHEAD = Part("ahead", 110, most=120, timed=False)
 BUDGET = 480.0
-#: A part is not begun with less than so many seconds.
+#: A part does not start with fewer seconds than this.
 FEWEST = 4.0
 OUTPUT = Path("runs") / "device-suite"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; what begins with --child is for the processes that this one starts."""
+    """The command line; flags that begin with --child are for the processes that this one starts."""
     result = Parser(prog="python -m bench.device_suite", description=(__doc__ or "").splitlines()[0])
     result.add_argument("--parts", nargs="+", choices=PARTS, default=DEFAULT, help="only these, in this order")
     result.add_argument("--budget-s", type=float, default=BUDGET, help="seconds for all of them (%(default)g)")
@@ -90,22 +90,22 @@ def parser() -> argparse.ArgumentParser:
 
 
 class Suite:
-    """One run: its parts, its time, and the folder through which its processes tell each other what they measured."""
+    """One run: its parts, its time, and the folder in which its processes share the rows measured so far."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options, self.folder = options, folder
         self.begin = time.monotonic()
-        # Folders that the runs on a machine share, so that a second call finds what the first one has compiled.
+        # Shared by all runs on a machine, so that a second run finds what the first one compiled.
         caches = Path(tempfile.gettempdir()) / f"device-suite-{os.getuid()}"
         self.environment = {
             **os.environ,
             "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
             "TRITON_CACHE_DIR": str(caches / "triton"),
-            # Or the first process of JAX's takes most of the device's memory.
+            # Otherwise the first JAX process takes most of the device's memory.
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         }
         self.running: list[Command] = []
-        #: What ended before it was done, and what went wrong.
+        #: Parts that were cut off, and failures.
         self.notes: list[str] = []
         self.problems: list[str] = []
 
@@ -114,7 +114,7 @@ class Suite:
         return float(self.begin + self.options.budget_s - time.monotonic())
 
     def parts(self) -> list[str]:
-        """The parts that run: those that are named, and the ceilings before the first that is compared with them."""
+        """The parts that run: those that are named, and the ceilings before the first part that needs them."""
         names = list(dict.fromkeys(self.options.parts))
         first = next((number for number, name in enumerate(names) if PARTS[name].limited), None)
         if first is not None and "ceilings" not in names:
@@ -132,7 +132,7 @@ class Suite:
         return started
 
     def finish(self, name: str, command: Command, limit: float) -> None:
-        """Wait for a part, and end it at its limit."""
+        """Wait for a part, and stop it at its time limit."""
         status = command.wait(limit)
         self.running.remove(command)
         if status is None:
@@ -149,7 +149,7 @@ class Suite:
         compiled = any(PARTS[name].ahead for name in names)
         beside = names[0] if compiled and not PARTS[names[0]].timed else None
         if beside:
-            # It has the processes that compile beside it, and the longer of the two is waited for.
+            # Compiling runs beside it; the suite waits for the longer of the two.
             shares[beside] = max(0.0, shares[beside] - AHEAD.share)
         ahead = self.limit(AHEAD, AHEAD.share, sum(shares.values())) if compiled else 0.0
         compiling = self.compile(ahead)
@@ -171,14 +171,14 @@ class Suite:
                 self.wait(compiling, ahead)
 
     def limit(self, part: Part, share: float, rest: float) -> float:
-        """Seconds for a part with a share, before others with ``rest``."""
+        """Seconds for a part with this share, where the parts after it have ``rest`` in all."""
         return min(part.most, self.left * share / (share + rest))
 
     def compile(self, limit: float) -> list[Command]:
         """Start the processes that compile."""
         if limit < FEWEST:
             return []
-        # Each starts compilers of its own, so a few of them keep the cores busy.
+        # Each starts compilers of its own, so a few processes keep the cores busy.
         count = max(1, min(6, available_cores() * 3 // 8))
         print(f"--- compiling in {count} processes: at most {limit:.0f} s", flush=True)
         return [self.start("ahead", limit, TORCHINDUCTOR_COMPILE_THREADS="2") for _ in range(count)]
@@ -187,8 +187,8 @@ class Suite:
         """Wait for the processes that compile."""
         for command in compiling:
             self.finish("compiling ahead", command, limit)
-        # Which of a kernel's variants is the fastest was measured while others used the device. The variants stay; the
-        # first process that has the device for itself measures them again.
+        # Autotuning measured variants of kernels while other processes used the device. The compiled variants stay; the
+        # first process that has the device to itself measures them again.
         for path in Path(self.environment["TORCHINDUCTOR_CACHE_DIR"]).rglob("*.best_config"):
             path.unlink(missing_ok=True)
 
@@ -212,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (KeyboardInterrupt, SystemExit):
             suite.problems.append("interrupted")
         finally:
-            # However this ends, nothing goes on using the device.
+            # However this ends, no process keeps using the device.
             suite.stop()
             signal.signal(signal.SIGTERM, before)
         rows = read_rows(Path(folder))
@@ -233,7 +233,7 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def child(options: argparse.Namespace) -> int:
-    """One part, in the process that it has for itself."""
+    """Run one part, in its own process."""
     begin = time.monotonic()
     # As the commands do, before torch is imported.
     spin_briefly()

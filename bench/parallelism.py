@@ -31,11 +31,11 @@ from net.parallel.strategies import parallelize
 from net.training.config import TrainConfig
 from net.training.recipe import PaperSGD, parameter_groups
 
-from .environment import ROOT
-from .messages import SENT, Count, expected
-from .one_rank import alone, usable
-from .parallel_losses import BATCH, EPOCHS, REORDERED, VARIANT, learn
-from .records import DATA, time_columns, write
+from .measure.environment import ROOT
+from .measure.records import DATA, time_columns, write
+from .predict.messages import SENT, Count, expected
+from .subjects.one_rank import alone, usable
+from .subjects.parallel_losses import BATCH, EPOCHS, REORDERED, VARIANT, learn
 
 CASE = "update of a network in parallel"
 LINK_CASE = "all-reduce of two processes"
@@ -47,7 +47,7 @@ Intervals = list[tuple[float, float]]
 
 
 def union(intervals: Iterable[tuple[float, float]]) -> Intervals:
-    """The same time without overlaps, in order."""
+    """The union of intervals: sorted, without overlaps."""
     merged: Intervals = []
     for start, end in sorted(intervals):
         if merged and start <= merged[-1][1]:
@@ -58,12 +58,12 @@ def union(intervals: Iterable[tuple[float, float]]) -> Intervals:
 
 
 def length(intervals: Intervals) -> float:
-    """The time in a union of intervals."""
+    """Total length of a union of intervals."""
     return sum(end - start for start, end in intervals)
 
 
 def common(a: Intervals, b: Intervals) -> Intervals:
-    """The time that is in both unions."""
+    """The intersection of two unions."""
     return [
         (max(start, other), min(end, other_end))
         for start, end in a
@@ -75,7 +75,7 @@ def common(a: Intervals, b: Intervals) -> Intervals:
 def split(trace: profile) -> dict[str, float]:
     """Microseconds of a traced update: compute, exposed communication and communication overlapped by compute.
 
-    On a GPU kernels count as compute, on a CPU PyTorch's own operators, none of which waits for a message.
+    On a GPU kernels count as compute; on a CPU PyTorch's own operators, which never wait for a message.
     """
     events = trace.events()
     assert events is not None
@@ -138,7 +138,7 @@ def measure(strategy: str, variant: str, batch: int, updates: int, device: torch
         optimizer.step()
         if ranks > 1:
             dist.all_reduce(loss)
-        # As in training, somebody reads the loss: on a GPU this waits for the update.
+        # Training reads the loss too: on a GPU this waits for the update.
         float(loss)
         optimizer.zero_grad()
 
@@ -154,6 +154,7 @@ def measure(strategy: str, variant: str, batch: int, updates: int, device: torch
         optimizer.step()
     gradients = [each.grad for each in part.model.parameters() if each.grad is not None]
     row: dict[str, Any] = {
+        "suite": "parallel",
         "case": CASE,
         "implementation": strategy,
         "mode": "train_step",
@@ -215,6 +216,7 @@ def link() -> list[dict[str, Any]]:
             tensor.fill_(1)
         rows.append(
             {
+                "suite": "parallel",
                 "case": LINK_CASE,
                 "implementation": dist.get_backend(),
                 "shape": str(count),
@@ -227,7 +229,7 @@ def link() -> list[dict[str, Any]]:
 
 
 def started(job: str, ranks: int, arguments: Sequence[object]) -> Any:
-    """What ``job`` finds in processes of its own."""
+    """Run ``job`` in processes of its own and return its rows."""
     command = [sys.executable, "-m"]
     if ranks > 1:
         command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
@@ -240,7 +242,7 @@ def started(job: str, ranks: int, arguments: Sequence[object]) -> Any:
 
 
 def too_few_gpus(ranks: int) -> bool:
-    """Whether there are GPUs, but not one for each rank: sharing one, ranks would wait for each other's kernels."""
+    """Whether there are GPUs, but fewer than ranks: ranks that share one would wait for each other's kernels."""
     return 0 < torch.cuda.device_count() < ranks
 
 
@@ -261,7 +263,7 @@ class Job(NamedTuple):
 
 
 def batch_size(variant: str, given: int | None) -> int:
-    """Images of all ranks together, where none are given few enough for an update to take seconds at most."""
+    """The global batch: as given, else small enough that an update takes seconds at most."""
     return given or (32 if VARIANTS[variant].image_size >= 224 else 64)
 
 
@@ -304,7 +306,7 @@ def plan(variants: Sequence[str], batch: int | None, updates: int, ranks: int, o
 
 
 def compare(jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
-    """The rows of the record, as soon as they are there."""
+    """The rows of the record, as they are measured."""
     begin = time.monotonic()
     for number, job in enumerate(jobs, 1):
         network = f"{job.arguments[1]}, " if job.arguments[0] == "--network" else ""
@@ -341,26 +343,31 @@ def run_job(options: argparse.Namespace) -> Any:
     return [{**row, **its} for row in found] if isinstance(found, list) else {**found, **its}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.parallelism", description=__doc__)
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """The command line; ``--job`` is for the processes that this one starts."""
+    result = argparse.ArgumentParser(prog="python -m bench.parallelism", description=__doc__)
+    result.add_argument(
         "--network", nargs="+", choices=sorted(VARIANTS), default=["paper", VARIANT], help="networks (paper, digits)"
     )
-    parser.add_argument(
+    result.add_argument(
         "--batch-size", type=int, help="images of all ranks together (32 of 224x224 and more, 64 of smaller ones)"
     )
-    parser.add_argument("--updates", type=int, default=10, help="updates that are timed (10)")
-    parser.add_argument("--ranks", type=int, default=2, help="world size: processes of a strategy (2)")
-    parser.add_argument("--only", nargs="+", choices=ALL, default=ALL, metavar="NAME", help=f"of {', '.join(ALL)}")
-    parser.add_argument("--output", type=Path, default=DATA, help="folder of the record (reports/data)")
-    parser.add_argument("--job", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    result.add_argument("--updates", type=int, default=10, help="updates that are timed (10)")
+    result.add_argument("--ranks", type=int, default=2, help="world size: processes of a strategy (2)")
+    result.add_argument("--only", nargs="+", choices=ALL, default=ALL, metavar="NAME", help=f"of {', '.join(ALL)}")
+    result.add_argument("--output", type=Path, default=DATA, help="folder of the record (reports/data)")
+    result.add_argument("--job", help=argparse.SUPPRESS)
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
     if options.ranks < 2:
-        parser.error(f"--ranks must be at least 2; got {options.ranks}")
+        parser().error(f"--ranks must be at least 2; got {options.ranks}")
     for variant in options.network:
         images = batch_size(variant, options.batch_size)
         if images % options.ranks:
-            parser.error(f"--batch-size {images} cannot be shared equally by {options.ranks} processes")
+            parser().error(f"--batch-size {images} cannot be shared equally by {options.ranks} processes")
     if options.job is not None:
         found = run_job(options)
         if not dist.is_initialized() or dist.get_rank() == 0:
@@ -372,7 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     jobs = plan(options.network, options.batch_size, options.updates, options.ranks, options.only)
     count = 0
     for row in compare(jobs):
-        # At once: what comes later may fail.
+        # Written at once: a later job may fail.
         path = write([row], options.output)
         count += 1
         print(f"    recorded in {path}", flush=True)

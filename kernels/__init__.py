@@ -6,13 +6,17 @@
 from typing import NoReturn
 
 from . import private
-from .bias_relu import bias_relu
 from .dispatch import IMPLEMENTATIONS, implementation
+from .functional import (
+    bias_relu,
+    local_response_norm,
+    max_pool2d,
+    relu_local_response_norm,
+    relu_lrn_max_pool2d,
+    relu_max_pool2d,
+)
 from .fuse import fuse
-from .local_response_norm import local_response_norm, relu_local_response_norm
-from .max_pool2d import max_pool2d, relu_max_pool2d
 from .modules import LocalResponseNorm, MaxPool2d, ReLULocalResponseNorm, ReLULRNMaxPool2d, ReLUMaxPool2d
-from .relu_lrn_max_pool2d import relu_lrn_max_pool2d
 
 __version__ = "0.1.0"
 #: What people ask of the other package of this name, Hugging Face's.

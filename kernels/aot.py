@@ -1,9 +1,9 @@
-"""Compile the kernels for GPUs that are not there: ``python -m kernels.aot``.
+"""Compile the kernels ahead of time, for GPUs that need not be there: ``python -m kernels.aot``.
 
-Every kernel of the paper's stages, in the configurations that are launched for them, for each target; printed and
-written as JSON: registers, the warps that they leave room for, bytes of local memory (spills) and shared memory, how
-wide the accesses to global memory are, special-function and all instructions for each element that a thread computes
-(of the output forward, of the input backward), and the bytes that must move at least.
+Every kernel of the paper's stages, in the configurations that are launched for them, for each target. Printed and
+written as JSON: registers, the warps they leave room for, bytes of local memory (spills) and shared memory, the widths
+of accesses to global memory, special-function and all instructions per element that a thread computes (of the output
+forward, of the input backward), and the fewest bytes that must move.
 """
 
 import argparse
@@ -23,9 +23,11 @@ import torch
 import triton
 from torch import Tensor
 
-from . import private, triton_stage
+from . import private
 from .arguments import Normalization, Pooling
-from .triton_forward import forward_kernel
+from .gpu import config, ops
+from .gpu.forward import forward_kernel
+from .gpu.launch import Launch, backward_launch, forward_launch
 
 #: AMD's are MI300 and MI350; nobody has run the kernels on one.
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950")
@@ -46,7 +48,7 @@ class Case(NamedTuple):
     activation: bool = True
 
 
-#: A tower's maps behind conv1, conv2 and conv5; normalization alone is for other networks.
+#: A tower's maps after conv1, conv2 and conv5; normalization alone is for other networks.
 CASES = (
     Case("stage 1", (BATCH, 48, 55, 55), PAPER_NORMALIZATION, PAPER_POOLING),
     Case("stage 2", (BATCH, 128, 27, 27), PAPER_NORMALIZATION, PAPER_POOLING),
@@ -57,30 +59,30 @@ CASES = (
 
 @contextlib.contextmanager
 def launched_for(target: str) -> Iterator[None]:
-    """Launches made inside a ``with`` block are those of a PyTorch for the target: its lanes, and its kinds of NaN."""
-    before = triton_stage.AMD, triton_stage.LANES
-    triton_stage.AMD = not target.startswith("sm_")
-    triton_stage.LANES = 64 if triton_stage.AMD else 32
+    """Launches made inside a ``with`` block are those that PyTorch makes on the target: its lanes, its kinds of NaN."""
+    before = config.AMD, config.LANES
+    config.AMD = not target.startswith("sm_")
+    config.LANES = 64 if config.AMD else 32
     try:
         yield
     finally:
-        triton_stage.AMD, triton_stage.LANES = before
+        config.AMD, config.LANES = before
 
 
-def launches(case: Case, dtype: torch.dtype, format: torch.memory_format) -> Iterator[tuple[str, Any, int]]:
-    """(mode, launch, bytes that must move) of a case's kernels, from the launcher itself and tensors without memory."""
+def launches(case: Case, dtype: torch.dtype, format: torch.memory_format) -> Iterator[tuple[str, Launch, int]]:
+    """(mode, launch, bytes that must move) of a case's kernels, made by the launcher itself from meta tensors."""
     input = torch.empty(case.shape, dtype=dtype, device="meta", memory_format=format)
     bias = torch.empty(case.shape[1], device="meta") if case.activation else None
     parts = (case.activation, case.normalization, case.pooling)
-    output, offsets = triton_stage._outputs(input, case.pooling, True)
+    output, offsets = ops.outputs(input, case.pooling, True)
     nothing = output.new_empty(0, dtype=torch.uint8)
     size = input.numel() * input.element_size()
     out_size = output.numel() * output.element_size()
     saved = offsets.numel() * offsets.element_size()
-    yield "forward", triton_stage.forward_launch(input, bias, *parts, True, output, offsets), size + out_size + saved
-    yield "inference", triton_stage.forward_launch(input, bias, *parts, False, output, nothing), size + out_size
+    yield "forward", forward_launch(input, bias, *parts, True, output, offsets), size + out_size + saved
+    yield "inference", forward_launch(input, bias, *parts, False, output, nothing), size + out_size
     masked = case.normalization is None and case.activation
-    launch, _ = triton_stage.backward_launch(
+    launch, _ = backward_launch(
         torch.empty_like(output),
         input if case.normalization else None,
         bias if case.normalization else None,
@@ -93,35 +95,38 @@ def launches(case: Case, dtype: torch.dtype, format: torch.memory_format) -> Ite
     yield "backward", launch, (2 if case.normalization else 1) * size + (2 if masked else 1) * out_size + saved
 
 
-def source(launch: Any, aligned: bool = True) -> Any:
-    """What Triton compiles for a launch: integers of one and multiples of 16 are known to it, as at a launch.
+def source(launch: Launch, aligned: bool = True) -> Any:
+    """What Triton compiles for a launch, specialized on integers of 1 and multiples of 16 as when it launches.
 
     Args:
         launch: the launch.
-        aligned: whether it is made use of that tensors begin at multiples of 16 bytes, as those without memory do.
+        aligned: whether tensors that begin at multiples of 16 bytes, as meta tensors do, are specialized on.
     """
-    names = launch.kernel.arg_names
-    signature: dict[str, str] = {}
-    constants: dict[str, Any] = dict(launch.constants)
+    signature: dict[str, Any] = {"C": "constexpr"}
+    constants: dict[Any, Any] = {"C": launch.config}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    for position, name in enumerate(names):
-        value = launch.constants.get(name, launch.arguments.get(name))
-        if name in launch.constants:
-            signature[name] = "constexpr"
-        elif isinstance(value, Tensor):
-            signature[name] = "*" + _POINTERS[value.dtype]
+
+    def kind(value: Any, place: tuple[int, ...], specialize: bool) -> Any:
+        """The type of the argument at ``place``; a tuple of types for a tuple."""
+        if isinstance(value, tuple):
+            return type(value)(*(kind(each, (*place, index), specialize) for index, each in enumerate(value)))
+        if isinstance(value, Tensor):
             if aligned and value.data_ptr() % 16 == 0:
-                attributes[(position,)] = [["tt.divisibility", 16]]
-        elif isinstance(value, float):
-            signature[name] = "fp32"
-        elif launch.kernel.params[position].do_not_specialize:
-            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-        elif value == 1:
-            signature[name], constants[name] = "constexpr", 1
-        else:
-            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0:
-                attributes[(position,)] = [["tt.divisibility", 16]]
+                attributes[place] = [["tt.divisibility", 16]]
+            return "*" + _POINTERS[value.dtype]
+        if isinstance(value, float):
+            return "fp32"
+        if specialize and value == 1:
+            constants[place] = 1
+            return "constexpr"
+        if specialize and value % 16 == 0:
+            attributes[place] = [["tt.divisibility", 16]]
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+    for place, name in enumerate(launch.kernel.arg_names):
+        if name != "C":
+            specialize = not launch.kernel.params[place].do_not_specialize
+            signature[name] = kind(launch.arguments[name], (place,), specialize)
     return private.found("triton.compiler:ASTSource")(
         fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes
     )
@@ -159,9 +164,9 @@ def _cuobjdump(compiled: Any, option: str) -> str:
 
 
 def warps(registers: int) -> int:
-    """Programs of one warp that a scheduler of NVIDIA's holds at once, by registers a thread alone.
+    """Programs of one warp that an NVIDIA scheduler holds at once, limited by registers per thread alone.
 
-    A scheduler has 16384 registers and hands them out to a warp's 32 lanes in steps of eight; a multiprocessor holds 32
+    A scheduler has 16384 registers and allocates them to a warp's 32 lanes in steps of eight; a multiprocessor holds 32
     programs on its four schedulers (compute capability 8.0, 9.0 and 10.0).
     """
     return min(8, 16384 // (32 * 8 * -(-registers // 8)))
@@ -172,7 +177,7 @@ def _nvidia(compiled: Any) -> dict[str, Any]:
     usage, code = _cuobjdump(compiled, "--dump-resource-usage"), _cuobjdump(compiled, "-sass")
     numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", usage)}
     lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);", code)
-    # Behind the last EXIT stand a branch to itself and NOPs: they only fill the file up.
+    # After the last EXIT there are a branch to itself and NOPs, which are padding.
     placed = [(int(address, 16), name, operands) for address, name, operands in lines if name != "NOP"]
     instructions = [name for _, name, _ in placed]
     loop: list[str] = []
@@ -231,33 +236,36 @@ def _amd(compiled: Any) -> dict[str, Any]:
     }
 
 
-def _compile(launch: Any, target: str, aligned: bool) -> Any:
+def _compile(launch: Launch, target: str, aligned: bool) -> Any:
     arch = _target(target)
     capability = arch.arch // 10 if arch.backend == "cuda" else None
     return triton.compile(source(launch, aligned), target=arch, options=launch.options(capability))
 
 
-def build(launch: Any, target: str, aligned: bool = True) -> dict[str, Any]:
+def unaligned(launch: Launch) -> Launch:
+    """The launch for tensors that do not begin at multiples of 16 bytes."""
+    return launch._replace(config=launch.config._replace(words=0, offset_words=0))
+
+
+def build(launch: Launch, target: str, aligned: bool = True) -> dict[str, Any]:
     """Compile a launch for a target and read its machine code.
 
     Returns:
-        registers a thread, the warps that a scheduler holds with so many (None on AMD's), bytes of local and shared
+        registers per thread, the warps that a scheduler then holds (None for AMD), bytes of local and shared
         memory, accesses to global memory by width, special functions and all instructions in the code, those of the
         longest loop, and the elements that a thread computes in a turn of it: of the output forward, of the input
         backward.
     """
     if not aligned:
-        words = {name: 0 for name in ("WORDS", "OFFSET_WORDS") if name in launch.constants}
-        launch = launch._replace(constants={**launch.constants, **words})
+        launch = unaligned(launch)
     compiled = _compile(launch, target, aligned)
     found = _nvidia(compiled) if "cubin" in compiled.asm else _amd(compiled)
-    constants = launch.constants
-    pixels = constants.get("TILE_ROWS", 1) * constants.get("TILE_COLUMNS", 1)
-    return {**found, "elements_a_step": constants["V"] * pixels}
+    c = launch.config
+    return {**found, "elements_a_step": c.vector * c.tile_rows * c.tile_columns}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Build as the command line says; returns the exit status."""
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m kernels.aot", description=__doc__.splitlines()[0])
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS), help="GPUs to build for")
     parser.add_argument("--case", nargs="+", choices=[case.name for case in CASES], help="stages to build")
@@ -265,7 +273,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--memory-format", nargs="+", choices=FORMATS, default=list(FORMATS), help="of both")
     parser.add_argument("--misaligned", action="store_true", help="tensors that do not begin at multiples of 16 bytes")
     parser.add_argument("--output", metavar="FILE.json", help="where the rows are written as JSON")
-    wanted = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build as the command line says; returns the exit status."""
+    wanted = parser().parse_args(arguments)
     if not isinstance(forward_kernel, triton.JITFunction):
         print("error: TRITON_INTERPRET=1 leaves nothing to compile; unset it", file=sys.stderr)
         return 2

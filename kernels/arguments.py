@@ -1,4 +1,4 @@
-"""What the operators are asked to do, checked. A refusal names the argument, its value and what is allowed."""
+"""Checks of the operators' arguments. An error names the argument, its value and what is allowed."""
 
 import math
 import operator
@@ -14,7 +14,7 @@ Pair = int | tuple[int, int]
 
 
 class Normalization(NamedTuple):
-    """Local response normalization; see :mod:`kernels.local_response_norm`."""
+    """Local response normalization; see :mod:`kernels.functional`."""
 
     size: int
     alpha: float
@@ -23,18 +23,18 @@ class Normalization(NamedTuple):
     groups: int
 
     @property
-    def behind(self) -> int:
+    def before(self) -> int:
         """Channels of the window before its own; for an even ``size`` one more than after it."""
         return self.size // 2
 
     @property
-    def ahead(self) -> int:
+    def after(self) -> int:
         """Channels of the window after its own."""
         return (self.size - 1) // 2
 
 
 class Pooling(NamedTuple):
-    """Max pooling, each pair as (rows, columns); see :mod:`kernels.max_pool2d`."""
+    """Max pooling, each pair as (rows, columns); see :mod:`kernels.functional`."""
 
     kernel_size: tuple[int, int]
     stride: tuple[int, int]
@@ -60,7 +60,7 @@ class Pooling(NamedTuple):
 
     @property
     def offset_dtype(self) -> torch.dtype:
-        """The smallest type that holds the number of an element of a window."""
+        """The smallest type that holds an argmax index in a window."""
         elements = self.kernel_size[0] * self.kernel_size[1]
         return torch.uint8 if elements <= 2**8 else torch.int16 if elements <= 2**15 else torch.int32
 
@@ -76,8 +76,8 @@ def check_input(input: Tensor, name: str, *, at_least: int, at_most: int | None 
         raise ValueError(f"{name}: input must have {allowed} dimensions; got shape {tuple(input.shape)}")
 
 
-# ``torch.compile(dynamic=True)`` makes symbols of numbers, and cannot say whether a symbol has ``__index__``. What is
-# counted to, or given to a function of ``math``, it takes for a constant from there on: no kernel serves every beta.
+# ``torch.compile(dynamic=True)`` turns numbers into symbols, and cannot tell whether a symbol has ``__index__``. It
+# specializes on what ``range`` or a function of ``math`` is called with: no kernel serves every beta.
 
 
 def _integer(value: object, least: int) -> int | None:
@@ -101,7 +101,7 @@ def _real(value: object) -> float | None:
 
 
 def normalization(name: str, size: int, alpha: float, beta: float, k: float, groups: int) -> Normalization:
-    """The normalization that ``name``, an operator or module, is asked for, before an input is known."""
+    """The normalization with these arguments of ``name``, an operator or module, before the input is known."""
     integers = []
     for argument, value in (("size", size), ("groups", groups)):
         number = _integer(value, 1)
@@ -130,7 +130,7 @@ def check_normalization(
 def pooling(
     name: str, kernel_size: Pair, stride: Pair | None, padding: Pair, dilation: Pair, ceil_mode: bool
 ) -> Pooling:
-    """The pooling that ``name``, an operator or module, is asked for, before an input is known."""
+    """The pooling with these arguments of ``name``, an operator or module, before the input is known."""
     rows_and_columns = []
     for argument, value, least in (
         ("kernel_size", kernel_size, 1),

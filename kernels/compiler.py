@@ -1,4 +1,4 @@
-"""Whether ``torch.compile`` can compile for this machine's CPU, asked before it fails with a hundred lines."""
+"""Whether ``torch.compile`` can compile for this machine's CPU: found out before it fails with a hundred lines."""
 
 import functools
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 #: What Inductor starts, unless the environment variable CXX names another.
 _COMPILERS = {"darwin": "clang++", "win32": "cl"}
-#: All that its programs need besides PyTorch: Python's header, the C++ library and OpenMP.
+#: What Inductor's programs need besides PyTorch: Python's header, the C++ library and OpenMP.
 _PROGRAM = """
 #include <Python.h>
 #include <omp.h>
@@ -23,7 +23,7 @@ int threads() { return std::vector<int>(1, omp_get_max_threads())[0] + Py_IsInit
 
 @functools.cache
 def obstacle() -> str | None:
-    """What stands in the way of compiling, and what to install, in one line; None where nothing does.
+    """Why nothing can be compiled, and what to install, in one line; None where it can.
 
     A small library is compiled the first time, a third of a second in a process.
     """

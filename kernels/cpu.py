@@ -1,13 +1,12 @@
-"""The formulas of :mod:`kernels.reference` for eager calls on a CPU: image by image, in pieces that fit a core's cache.
+"""The chain for eager calls on a CPU: image by image, in pieces that fit a core's cache.
 
-A worker thread takes an image, or several small ones, from the input to the output, so that a call is one parallel
-region. PyTorch's own loops meet at a barrier after every operator. There a thread spins while the one it waits for has
-no core to run on, and where a machine is shared that costs more than the arithmetic.
+A worker thread takes an image, or several small ones, from input to output, so that a call is one parallel region.
+PyTorch's own loops meet at a barrier after every operator. There a thread spins while the one it waits for has no core
+to run on, which on a shared machine costs more than the arithmetic.
 
-A piece lies in memory as the input does, channels first or channels last, with a gap of zeros after each group of
-channels. A channel's neighbours are then a fixed number of elements away, and almost every operator is one pass over a
-flat buffer, which a thread reuses for all of its pieces. Results depend neither on the number of threads nor on an
-image's place in the batch.
+A piece has the memory format of the input, with a gap of zeros after each group of channels. A channel's neighbours are
+then a fixed number of elements away, and almost every operator is one pass over a flat buffer, which a thread reuses
+for all its pieces. Results depend neither on the number of threads nor on an image's position in the batch.
 """
 
 import collections
@@ -17,21 +16,22 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import private, reference, threads
 from .arguments import Normalization, Pooling
 
-#: Elements of a piece. Smaller ones cost time in Python, larger ones need more scratch memory than the input has.
+#: Elements of a piece. Smaller ones cost time in Python, larger ones need more scratch memory than the input.
 _PIECE = 2**18
-#: PyTorch leaves what is no multiple of its vectors to scalar functions, of which ``pow`` rounds differently.
+#: PyTorch computes what is no multiple of its vectors with scalar functions, whose ``pow`` rounds differently.
 _VECTOR = 64
 
 
 def suits(tensor: Tensor) -> bool:
     """Whether calls on ``tensor`` run here: it is a plain one on a CPU, and no operator is traced or recorded.
 
-    What traces and records knows only its own thread.
+    Tracers and recorders see only their own thread.
     """
     return (
         tensor.device.type == "cpu"
@@ -43,7 +43,7 @@ def suits(tensor: Tensor) -> bool:
 
 
 class _Layout(NamedTuple):
-    """How a piece lies in a flat buffer: ``images`` x ``groups`` x ``channels`` (of a group) x ``pixels``."""
+    """A piece's layout in a flat buffer: ``images`` x ``groups`` x ``channels`` (of a group) x ``pixels``."""
 
     images: int
     groups: int
@@ -77,19 +77,19 @@ class _Layout(NamedTuple):
 
 
 class _WindowSum:
-    """Of each channel the sum over those from ``behind`` before it to ``ahead`` after it: from buffer to buffer.
+    """For each channel the sum over those from ``before`` before it to ``after`` after it, from buffer to buffer.
 
     Views are made once, because making one takes as long as adding some thousand numbers.
     """
 
-    def __init__(self, values: Tensor, spare: Tensor, into: Tensor, step: int, behind: int, ahead: int) -> None:
-        size = behind + ahead + 1
+    def __init__(self, values: Tensor, spare: Tensor, into: Tensor, step: int, before: int, after: int) -> None:
+        size = before + after + 1
         length = len(values) - (size - 1) * step
 
         def at(channel: int, source: Tensor) -> Tensor:
             return source.narrow(0, channel * step, length)
 
-        self.total = into.narrow(0, behind * step, length)
+        self.total = into.narrow(0, before * step, length)
         if size < 4:
             self.begin = [(at(0, values), at(min(1, size - 1), values), self.total)] if size > 1 else []
             self.more = []
@@ -133,13 +133,13 @@ class _Normalization:
     ) -> None:
         self.layout, self.bias, self.relu, self.normalization = layout, bias, relu, normalization
         self._buffers, self._dtype = buffers, dtype
-        behind, ahead, step = normalization.behind, normalization.ahead, layout.step
+        before, after, step = normalization.before, normalization.after, layout.step
         # Each buffer is used flat, and as a view without its gaps.
         self.a, self.a_channels = self._buffer("a")
         self.s, self.s_channels = self._buffer("s")
         self.t, self.t_channels = self._buffer("t")
         self.u, _ = self._buffer("u")
-        self.sum_squares = _WindowSum(self.t, self.u, self.s, step, behind, ahead)
+        self.sum_squares = _WindowSum(self.t, self.u, self.s, step, before, after)
         self.share_of_k = self.a.new_tensor(normalization.k / normalization.size)
 
     def _buffer(self, name: str) -> tuple[Tensor, Tensor]:
@@ -150,20 +150,20 @@ class _Normalization:
         return flat, self.layout.view(flat)
 
     def zero_gaps(self) -> None:
-        """What is squared, or summed over windows, must be zero in the gaps, which another layout has elsewhere."""
+        """What is squared or summed must be zero in the gaps, and those of another layout are elsewhere."""
         for name in ("a", "share"):
             if name in self._buffers:
                 self._buffers[name].zero_()
 
     def scale(self, input: Tensor) -> None:
-        """The activation to ``a``, and what it is divided by, before the power, to ``s``; by way of ``t`` and ``u``."""
+        """Write the activation to ``a`` and the base of the power to ``s``; ``t`` and ``u`` are scratch memory."""
         if self.bias is None:
             self.a_channels.copy_(input)
         else:
             torch.add(input, self.bias, out=self.a_channels)
         if self.relu:
             self.a.relu_()
-        # Of as many as a window has channels the sum of k / size is k.
+        # Summed over a window, k / size is k.
         scaled = self.normalization.alpha / self.normalization.size
         torch.addcmul(self.share_of_k, self.a, self.a, value=scaled, out=self.t)
         self.sum_squares()
@@ -172,7 +172,7 @@ class _Normalization:
         """Write the normalized activation to ``output``; both are ``[images, groups, channels, pixels]``."""
         self.scale(input)
         if self.normalization.beta == 0.75:
-            # s**-0.75 = q / rsqrt(q) with q = rsqrt(s). Multiplied in this order, 0 comes of an infinite s.
+            # s**-0.75 = q / rsqrt(q) with q = rsqrt(s). In this order an infinite s gives 0.
             torch.mul(self.a, self.s.rsqrt_(), out=self.t)
             self.s.rsqrt_()
             if output.dtype == self._dtype:
@@ -222,17 +222,25 @@ class _Normalization:
 
     @functools.cached_property
     def sum_shares(self) -> _WindowSum:
-        # The channels whose windows hold a channel lie the other way round.
-        behind, ahead = self.normalization.behind, self.normalization.ahead
-        return _WindowSum(self._buffer("share")[0], self.u, self.t, self.layout.step, ahead, behind)
+        # Over the channels whose windows hold a channel: the window the other way round.
+        before, after = self.normalization.before, self.normalization.after
+        return _WindowSum(self._buffer("share")[0], self.u, self.t, self.layout.step, after, before)
+
+
+def _counts_in_float32(pooling: Pooling, size: Sequence[int]) -> bool:
+    """Whether float32 holds every index and difference that comes up, for maps of ``size`` and their windows."""
+    rows, columns = (
+        size[axis] + 2 * pooling.padding[axis] + pooling.dilation[axis] * pooling.kernel_size[axis] for axis in (0, 1)
+    )
+    return rows * columns < 2**22
 
 
 class _Pool:
     """Max pooling of some images ``[images, channels, rows, columns]``, channels last and in the compute type, with
     buffers that are used again for the next images.
 
-    PyTorch numbers a window's elements in the map, and we in the window. To go from one to the other takes the
-    element's row, a quotient that is computed in float32 and half a unit from the next whole number.
+    PyTorch counts the elements of a whole map, and we those of the window. To go from one index to the other takes the
+    element's row, a quotient that is computed in float32 and half a unit away from the next whole number.
     """
 
     def __init__(self, pooling: Pooling, shape: Sequence[int], dtype: torch.dtype) -> None:
@@ -240,17 +248,18 @@ class _Pool:
         self.pooling, self.dtype = pooling, dtype
         windows = [pooling.output_size(size, axis) for axis, size in enumerate(self.size)]
         self.shape = (images, channels, *windows)
-        # Otherwise the plain formulas, which are right for all of them.
-        self.fits = pooling.dilation == (1, 1) and reference.counts_in_float32(pooling, self.size)
-        if self.fits:
+        # Otherwise the plain formula, which counts in int64.
+        self.counts_in_float32 = _counts_in_float32(pooling, self.size)
+        if self.counts_in_float32:
             rows, columns = (
                 torch.arange(windows[axis], dtype=torch.float32) * pooling.stride[axis] - pooling.padding[axis]
                 for axis in (0, 1)
             )
-            # Of a window's first element, which may lie in the padding: its number in the map, and what it would be
-            # if the map were as wide as the window.
-            self.first = (rows[:, None] * self.size[1] + columns)[None, None]
-            self.first_in_window = (rows[:, None] * pooling.kernel_size[1] + columns)[None, None]
+            # Where a window begins, which may be in the padding: its first element's row, column and index in the map,
+            # and what that index would be if the map were as wide as the window.
+            self.first_row, self.first_column = rows[None, None, :, None], columns[None, None, None, :]
+            self.first = self.first_row * self.size[1] + self.first_column
+            self.first_in_window = self.first_row * pooling.kernel_size[1] + self.first_column
             self.half = {columns: torch.tensor(0.5 / columns) for columns in (self.size[1], pooling.kernel_size[1])}
 
     def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -273,39 +282,52 @@ class _Pool:
         return self._empty((*self.shape[:2], *self.size), self.dtype)
 
     def forward(self, values: Tensor, output: Tensor, offsets: Tensor | None) -> None:
-        """Write the maxima, and their numbers in the windows where they are wanted."""
-        if not self.fits or offsets is None:
-            by_pixel = reference.channels_behind(values, 1)
-            maxima, numbers = reference.pool(by_pixel, self.pooling, offsets is not None)
-            output.copy_(reference.channels_second(maxima))
-            if offsets is not None:
-                offsets.copy_(reference.channels_second(numbers))
+        """Write the maxima, and their argmax indices in the windows where they are wanted."""
+        if offsets is None:
+            output.copy_(F.max_pool2d(values, *self.pooling))
+            return
+        if not self.counts_in_float32:
+            maxima, indices = reference.pool(reference.channels_last(values, 1), self.pooling, True)
+            output.copy_(reference.channels_first(maxima))
+            offsets.copy_(reference.channels_first(indices))
             return
         torch.ops.aten.max_pool2d_with_indices.out(values, *self.pooling, out=self.output, indices=self.indices)
         output.copy_(self.output)
         element, row = self.numbers
         element.copy_(self.indices)
         self._row(element, self.size[1], row)
-        element.sub_(row, alpha=self.size[1] - self.pooling.kernel_size[1])
-        offsets.copy_(element.sub_(self.first_in_window))
+        width, dilation = self.pooling.kernel_size[1], self.pooling.dilation
+        if dilation == (1, 1):
+            element.sub_(row, alpha=self.size[1] - width).sub_(self.first_in_window)
+        else:
+            # Both quotients are whole numbers.
+            element.sub_(row, alpha=self.size[1]).sub_(self.first_column).div_(dilation[1])
+            element.add_(row.sub_(self.first_row).div_(dilation[0]), alpha=width)
+        offsets.copy_(element)
 
     def _row(self, element: Tensor, columns: int, into: Tensor) -> None:
         """Write ``element // columns``."""
         torch.add(self.half[columns], element, alpha=1 / columns, out=into).floor_()
 
-    def backward(self, output_gradient: Tensor, offsets: Tensor) -> Tensor:
-        """The gradient of ``values``, until the next images."""
-        if not self.fits:
-            incoming, numbers = (reference.channels_behind(each, 1) for each in (output_gradient, offsets))
-            incoming = reference.cast(incoming, self.dtype)
+    def backward(self, output_gradient: Tensor, output: Tensor | None, offsets: Tensor) -> Tensor:
+        """The gradient of ``values``, until the next images; that of a ReLU before it if its ``output`` is given."""
+        incoming = self.output.copy_(output_gradient)
+        if output is not None:
+            # Without a normalization, the maximum is zero only where the ReLU's input was not positive.
+            incoming.masked_fill_(output <= 0, 0)
+        if not self.counts_in_float32:
+            by_pixel, indices = (reference.channels_last(each, 1) for each in (incoming, offsets))
             size = (self.size[0], self.size[1])
-            return reference.channels_second(reference.pool_backward(incoming, numbers, size, self.pooling))
+            return reference.channels_first(reference.pool_backward(by_pixel, indices, size, self.pooling))
         element, row = self.numbers
         element.copy_(offsets)
-        self._row(element, self.pooling.kernel_size[1], row)
-        element.add_(row, alpha=self.size[1] - self.pooling.kernel_size[1])
+        width, dilation = self.pooling.kernel_size[1], self.pooling.dilation
+        self._row(element, width, row)
+        if dilation[1] > 1:
+            element.mul_(dilation[1])
+        # row * dilation[0] * columns + column * dilation[1], the element's column being element - row * width.
+        element.add_(row, alpha=dilation[0] * self.size[1] - dilation[1] * width)
         self.indices.copy_(element.add_(self.first))
-        incoming = self.output.copy_(output_gradient)
         torch.ops.aten.max_pool2d_with_indices_backward.grad_input(
             incoming, self.values, *self.pooling, self.indices, grad_input=self.values
         )
@@ -313,7 +335,7 @@ class _Pool:
 
 
 class _Thread:
-    """A thread's memory, and what it has made ready for each layout of a piece."""
+    """A thread's buffers, and what it has prepared for each layout of a piece."""
 
     def __init__(
         self, dtype: torch.dtype, bias: Tensor | None, relu: bool, normalization: Normalization | None
@@ -330,11 +352,26 @@ class _Thread:
             self.pools[shape[0]] = _Pool(pooling, shape, self.dtype)
         return self.pools[shape[0]]
 
+    def activation(self, images: Tensor, pool: _Pool) -> Tensor:
+        """Bias and ReLU of ``[images, channels, rows, columns]``, channels last and in the compute type.
+
+        Without either they are ``images`` themselves if these are so already.
+        """
+        bias, relu, _ = self.parts
+        plain = images.dtype == self.dtype and images.is_contiguous(memory_format=torch.channels_last)
+        if bias is None and not relu and plain:
+            return images
+        if bias is None:
+            pool.values.copy_(images)
+        else:
+            torch.add(images, bias.view(-1, 1, 1), out=pool.values)
+        return pool.values.relu_() if relu else pool.values
+
     def normalization(self, piece: Tensor) -> _Normalization:
         """For ``[images, groups, channels, pixels]``."""
         bias, relu, normalization = self.parts
         assert normalization is not None
-        gap = max(normalization.behind, normalization.ahead)
+        gap = max(normalization.before, normalization.after)
         channels_last = piece.stride(2) == 1 and piece.shape[2] > 1
         layout = _Layout(*piece.shape, gap, channels_last)  # type: ignore[call-arg]
         if layout not in self.ready:
@@ -352,7 +389,7 @@ def _pixels(tensor: Tensor, groups: int) -> Tensor:
 
 
 def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors ``[images, groups, channels, pixels]`` in pieces of so many pixels as are taken at once."""
+    """Splits tensors ``[images, groups, channels, pixels]`` along the pixels into pieces."""
     count = -(-tensors[0].numel() // _PIECE)
     if count == 1:
         return iter((tensors,))
@@ -361,9 +398,9 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _each(make: Callable[[], _Thread], work: Callable[..., None], input: Tensor, *others: Tensor | None) -> None:
-    """Call ``work`` on all threads, with what it makes for its thread, for every image of tensors of so many images.
+    """Call ``work`` for every image of the tensors, spread over the threads, each of which has called ``make`` first.
 
-    Small images are taken several at a time. All views are made here and at once: a thread that holds Python's lock for
+    Small images are taken several at a time. All views are made here in advance: a thread that holds Python's lock for
     many short operators makes the others sleep.
     """
     count = max(1, _PIECE // math.prod(input.shape[1:]))
@@ -402,27 +439,26 @@ def forward(
     compute = reference.compute_dtype(input.dtype)
     groups = 1 if normalization is None else normalization.groups
 
-    def plain(thread: _Thread, part: Tensor, into: Tensor, numbers: Tensor | None) -> None:
-        values, found = reference.forward(part, bias, relu, None, pooling, save)
-        into.copy_(values)
-        if numbers is not None:
-            numbers.copy_(found)
+    def pool_alone(thread: _Thread, part: Tensor, into: Tensor, indices: Tensor | None) -> None:
+        assert pooling is not None
+        pool = thread.pool(pooling, part.shape)
+        pool.forward(thread.activation(part, pool), into, indices)
 
     def normalize(thread: _Thread, part: Tensor, into: Tensor) -> None:
         for piece, written in _pieces(part, into):
             thread.normalization(piece).forward(piece, written)
 
-    def normalize_and_pool(thread: _Thread, part: Tensor, into: Tensor, numbers: Tensor | None) -> None:
+    def normalize_and_pool(thread: _Thread, part: Tensor, into: Tensor, indices: Tensor | None) -> None:
         assert pooling is not None
         pool = thread.pool(pooling, (len(part), *input.shape[1:]))
         normalize(thread, part, _pixels(pool.values, groups))
-        pool.forward(pool.values, into, numbers)
+        pool.forward(pool.values, into, indices)
 
     def make() -> _Thread:
         return _Thread(compute, _bias(bias, compute, groups), relu, normalization)
 
     if normalization is None:
-        _each(make, plain, input, output, offsets)
+        _each(make, pool_alone, input, output, offsets)
     elif pooling is None:
         _each(make, normalize, _pixels(input, groups), _pixels(output, groups))
     else:
@@ -455,20 +491,19 @@ def backward(
     compute = reference.compute_dtype(dtype)
     groups = 1 if normalization is None else normalization.groups
     gradient = torch.empty(shape, dtype=dtype, memory_format=format)
-    # Of each image by itself, and then in the order of the images.
+    # For each image, then over the images in order.
     sums = torch.empty(shape[0], groups, shape[1] // groups, dtype=compute) if bias_wanted else None
 
-    def plain(
+    def pool_alone(
         thread: _Thread,
         into: Tensor,
         incoming: Tensor,
         output: Tensor | None,
-        numbers: Tensor | None,
+        indices: Tensor,
         total: Tensor | None,
     ) -> None:
-        partial, _ = reference.backward(
-            incoming, None, None, output, numbers, size, relu, None, pooling, compute, torch.channels_last, False
-        )
+        assert pooling is not None
+        partial = thread.pool(pooling, (len(incoming), *shape[1:])).backward(incoming, output, indices)
         into.copy_(partial)
         if total is not None:
             torch.sum(partial, (2, 3), out=total[:, 0])
@@ -482,17 +517,17 @@ def backward(
                 total.add_(finished.sum(-1))
 
     def normalize_and_pool(
-        thread: _Thread, into: Tensor, incoming: Tensor, part: Tensor, numbers: Tensor, total: Tensor | None
+        thread: _Thread, into: Tensor, incoming: Tensor, part: Tensor, indices: Tensor, total: Tensor | None
     ) -> None:
         assert pooling is not None
         pool = thread.pool(pooling, (len(part), *shape[1:]))
-        normalize(thread, into, _pixels(pool.backward(incoming, numbers), groups), part, total)
+        normalize(thread, into, _pixels(pool.backward(incoming, None, indices), groups), part, total)
 
     def make() -> _Thread:
         return _Thread(compute, _bias(bias, compute, groups), relu, normalization)
 
     if normalization is None:
-        _each(make, plain, gradient, output_gradient, output, offsets, sums)
+        _each(make, pool_alone, gradient, output_gradient, output, offsets, sums)
     else:
         assert input is not None
         into, part = _pixels(gradient, groups), _pixels(input, groups)

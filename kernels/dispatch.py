@@ -1,25 +1,39 @@
-"""Which implementation of an operator runs.
+"""Which implementation of an operator runs: the choice, its fallbacks, and what it says about them.
 
 The choice is plain module state: ``torch.compile`` guards on it, so a compiled caller is traced again after a switch.
 """
 
+import functools
+import importlib.util
 import os
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 import torch
+from torch import Tensor
+
+from . import compiler, cpu, inductor, private, reference, traced
+from .arguments import Normalization
+from .gpu.config import INTERPRETED
 
 ENVIRONMENT_VARIABLE = "KERNELS_IMPLEMENTATION"
-#: Triton reads this when a kernel is defined.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-#: ``auto`` takes what serves best: ``triton`` on a GPU; on a CPU the formula traced into the graph under
-#: ``torch.compile``, and ``reference`` in eager calls, which wait for no compiler; ``aten`` on an Apple GPU. That is
-#: PyTorch's own operators; ``reference`` is this package's formula in plain PyTorch, forward and backward written out;
-#: ``inductor`` is the same, compiled, for eager calls; ``triton`` is this package's GPU kernels, which run on CPU
-#: tensors where the environment variable ``TRITON_INTERPRET`` is 1.
+#: ``aten`` is PyTorch's own operators; ``reference`` this package's formula in plain PyTorch, forward and backward
+#: written out, which runs in forms that suit a CPU where it runs on one; ``inductor`` the same, compiled, for eager
+#: calls; ``triton`` this package's GPU kernels, which run on CPU tensors where the environment variable
+#: ``TRITON_INTERPRET`` is 1. ``auto`` takes ``triton`` on a GPU, ``reference`` on a CPU, and ``aten`` on an Apple GPU.
 IMPLEMENTATIONS = ("auto", "aten", "reference", "inductor", "triton")
+
+#: What :func:`choose` names, but for ``aten``: modules with ``forward`` and ``backward``.
+MODULES: dict[str, ModuleType] = {"reference": reference, "cpu": cpu, "traced": traced, "inductor": inductor}
+if importlib.util.find_spec("triton") is not None:
+    # Triton exists for Linux only.
+    from .gpu import bias_relu, ops
+
+    MODULES["triton"] = ops
 
 
 def _checked(name: str, source: str) -> str:
@@ -72,3 +86,103 @@ def implementation(name: str) -> Iterator[None]:
         _selected = before
         if held:
             _switch.release()
+
+
+@functools.cache
+def _say_once(notice: str) -> None:
+    warnings.warn(f"kernels: {notice}", stacklevel=2)
+
+
+def _fall_back(wanted: str, reason: str) -> str:
+    """``reference`` instead of ``wanted``, after one notice for each reason; none while a graph is traced."""
+    if not torch.compiler.is_compiling():
+        _say_once(f"running 'reference' instead of {wanted!r}: {reason}")
+    return "reference"
+
+
+def _automatic(input: Tensor, normalization: Normalization | None) -> str:
+    # The formulas were written for these devices and tried there; Apple's GPU has kernels for PyTorch's operators.
+    name = {"cuda": "triton", "mps": "aten"}.get(input.device.type, "reference")
+    if name == "triton" and (name not in MODULES or _beyond_triton(input, normalization)):
+        return "reference"
+    return name
+
+
+def _beyond_triton(input: Tensor, normalization: Normalization | None) -> str | None:
+    """Why the kernels do not serve ``input``, in words; None if they do."""
+    if input.dtype == torch.float64:
+        # A GPU's roots are approximate, and float64 is not performance-critical.
+        return "the kernels compute in float32, and input is float64"
+    if normalization is not None and (normalization.alpha < 0 or normalization.k < 0 or normalization.beta == 0):
+        # The kernels take powers by way of the logarithm of a positive base.
+        return (
+            "the kernels need alpha and k of at least 0 and a beta that is not 0; got "
+            f"alpha={normalization.alpha:g}, beta={normalization.beta:g}, k={normalization.k:g}"
+        )
+    return None
+
+
+def named(input: Tensor, normalization: Normalization | None) -> str:
+    """The implementation that runs on ``input``, one of :data:`IMPLEMENTATIONS` without ``auto``.
+
+    ``triton``, asked for by name, gives way to ``reference`` for inputs that its kernels do not compute, and
+    ``inductor`` where nothing can be compiled; each says so once. ``auto`` chooses without a word.
+
+    Raises:
+        ValueError: ``triton`` is asked for where there is no Triton or ``input`` is on no GPU.
+    """
+    name = _selected
+    if name == "auto":
+        return _automatic(input, normalization)
+    if name == "triton":
+        if name not in MODULES:
+            raise ValueError("the implementation 'triton' needs the package triton, which is not installed")
+        if input.device.type != "cuda" and not INTERPRETED:
+            raise ValueError(
+                f"the implementation 'triton' needs a tensor on a GPU, or TRITON_INTERPRET=1; got one on {input.device}"
+            )
+        if (reason := _beyond_triton(input, normalization)) is not None:
+            return _fall_back(name, reason)
+    if name == "inductor" and not torch.compiler.is_compiling() and (obstacle := compiler.obstacle()) is not None:
+        return _fall_back(name, obstacle)
+    return name
+
+
+def choose(input: Tensor, normalization: Normalization | None) -> str:
+    """What computes the chain on ``input``: a key of :data:`MODULES`, or ``aten``.
+
+    Raises:
+        ValueError: as :func:`named`.
+    """
+    if input.numel() == 0:
+        return "aten"
+    name = named(input, normalization)
+    if torch.compiler.is_compiling():
+        # In the caller's graph the formula fuses with what surrounds it. Exported graphs are read by others: plain.
+        return _formula_in_a_graph() if name in ("reference", "inductor") else name
+    return "cpu" if name == "reference" and cpu.suits(input) else name
+
+
+def _formula_in_a_graph() -> str:
+    return "reference" if torch.compiler.is_exporting() else "traced"
+
+
+def choose_backward(forward: str) -> str:
+    """What computes the gradient of a chain that ``forward`` computed: the same, unless it is differentiated again."""
+    if not torch.is_grad_enabled():
+        return forward
+    return _formula_in_a_graph() if torch.compiler.is_compiling() else "reference"
+
+
+def runs_bias_relu_kernel(input: Tensor) -> bool:
+    """Whether ``bias_relu`` runs its Triton kernel on ``input``; otherwise it is PyTorch's operators.
+
+    Raises:
+        ValueError: as :func:`named`.
+    """
+    if input.numel() == 0 or torch.compiler.is_compiling() or named(input, None) != "triton":
+        return False
+    # Forward mode and functorch's transforms go through PyTorch's operators.
+    if private.derivatives_beyond_autograd():
+        return False
+    return type(input) in (Tensor, torch.nn.Parameter) and bias_relu.pixel_stride(input) is not None

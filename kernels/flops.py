@@ -1,9 +1,9 @@
-"""How many operations the formulas take, for limits and for :mod:`torch.utils.flop_counter`.
+"""How many operations the formulas take, for rooflines and for :mod:`torch.utils.flop_counter`.
 
-An addition, a multiplication, a comparison, a root and a power count one each, as the formulas at the heads of
-:mod:`kernels.local_response_norm` and :mod:`kernels.max_pool2d` have them; what an implementation computes twice or
-saves itself does not change the count. PyTorch's counter takes no notice of its own elementwise operators,
-normalization and pooling among them: with these operators a network counts slightly more FLOPs than with those.
+An addition, a multiplication, a comparison, a root and a power count one each, in the formulas of
+:mod:`kernels.functional`; what an implementation computes twice or saves does not change the count. PyTorch's counter
+ignores its own elementwise operators, normalization and pooling among them: with these operators a network counts
+slightly more FLOPs.
 """
 
 from .arguments import Normalization, Pooling

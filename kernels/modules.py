@@ -11,9 +11,13 @@ convolution's::
 from torch import Tensor, nn
 
 from .arguments import Pair, normalization, pooling
-from .local_response_norm import local_response_norm, relu_local_response_norm
-from .max_pool2d import max_pool2d, relu_max_pool2d
-from .relu_lrn_max_pool2d import relu_lrn_max_pool2d
+from .functional import (
+    local_response_norm,
+    max_pool2d,
+    relu_local_response_norm,
+    relu_lrn_max_pool2d,
+    relu_max_pool2d,
+)
 
 
 class _Normalization(nn.Module):

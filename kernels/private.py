@@ -1,7 +1,7 @@
-"""What this project uses of PyTorch and Triton that they keep to themselves or may still change, all of it.
+"""Everything undocumented or unstable that this project uses of PyTorch and Triton.
 
-Everything else imports it from here, so that a version that has renamed something shows in one file and one test, which
-names what is missing. Where a version lacks something that is only a shortcut, the longer way is taken.
+The rest imports it from here, so that a version that renames something affects one file and fails one test, which names
+what is missing. Where a version lacks a mere shortcut, the longer way is taken.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ from torch.autograd import forward_ad
 #: First and last minor version that the tests passed with; CONTRIBUTING.md has the table. Others run all the same.
 TRIED = {"torch": ((2, 11), (2, 15)), "triton": ((3, 6), (3, 9))}
 
-#: By its place, what is used and by whom. Of a package that is not installed nothing is looked for.
+#: What is used, and by whom. Names of a package that is not installed are skipped.
 NAMES = (
-    "torch._C._len_torch_dispatch_stack",  # kernels.cpu: whether anybody records operators
-    "torch._C._are_functorch_transforms_active",  # kernels.stage: whether a derivative may be asked for
+    "torch._C._len_torch_dispatch_stack",  # kernels.cpu: whether operators are recorded
+    "torch._C._are_functorch_transforms_active",  # kernels.autograd: whether a derivative may be asked for
     "torch.autograd.forward_ad._current_level",
     "torch.autograd.forward_ad._set_fwd_grad_enabled",  # kernels.threads
     "torch.Tensor._is_view",
-    "torch._C._autograd._top_saved_tensors_default_hooks",  # kernels.tracing: activation checkpointing
+    "torch._C._autograd._top_saved_tensors_default_hooks",  # kernels.fuse: activation checkpointing
     "torch.nn.modules.module:_has_any_global_hook",
     "torch._assert",  # kernels.fuse
     "torch.fx._symbolic_trace:is_fx_symbolic_tracing",
@@ -83,7 +83,7 @@ def found(*names: str) -> Any:
 
 
 def missing() -> list[str]:
-    """The names, of :data:`NAMES`, :data:`RENAMED` and of a module's hooks, that the installed versions do not have."""
+    """The names in :data:`NAMES`, :data:`RENAMED` and of a module's hooks that the installed versions lack."""
     installed = [package for package in TRIED if importlib.util.find_spec(package)]
     names = [(name,) for name in NAMES] + list(RENAMED)
     result = [f"torch.nn.Module.{name}" for name in _HOOKS if not hasattr(nn.Module(), name)]
@@ -103,7 +103,7 @@ def _tried(package: str) -> str:
 
 @functools.cache
 def say_untried() -> None:
-    """Warn, once in a process, of a version that the tests have not run with."""
+    """Warn once in a process about versions that the tests have not run with."""
     for package, (least, most) in TRIED.items():
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             version = importlib.metadata.version(package)
@@ -114,7 +114,7 @@ def say_untried() -> None:
 
 
 def recorded() -> bool:
-    """Whether operators are recorded, or run otherwise than they are written, in this thread."""
+    """Whether this thread's operators are recorded or intercepted."""
     with contextlib.suppress(ImportError):
         return bool(found("torch._C._len_torch_dispatch_stack")() > 0)
     return True
@@ -128,7 +128,7 @@ def derivatives_beyond_autograd() -> bool:
 
 
 def without_forward_mode() -> contextlib.AbstractContextManager[Any]:
-    """Forward mode's derivatives are not computed inside a ``with`` block."""
+    """Turns forward-mode derivatives off inside a ``with`` block."""
     return found("torch.autograd.forward_ad._set_fwd_grad_enabled")(False)  # type: ignore[no-any-return]
 
 
@@ -138,7 +138,7 @@ def is_view(tensor: Tensor) -> bool:
 
 
 def saved_tensor_hooks() -> Any:
-    """What is called now for every tensor that is kept for backward, such as activation checkpointing's."""
+    """The hooks that are active for tensors saved for backward, such as activation checkpointing's."""
     return found("torch._C._autograd._top_saved_tensors_default_hooks")(True)
 
 
@@ -148,12 +148,12 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def tree_leaves(tree: Any) -> list[Any]:
-    """What nested lists, tuples and dictionaries hold."""
+    """The leaves of nested lists, tuples and dictionaries."""
     return found("torch.utils._pytree:tree_leaves")(tree)  # type: ignore[no-any-return]
 
 
 def tree_map(function: Any, tree: Any) -> Any:
-    """The same nesting with ``function`` of each leaf."""
+    """The same nesting, with ``function`` applied to each leaf."""
     return found("torch.utils._pytree:tree_map")(function, tree)
 
 
@@ -163,12 +163,12 @@ def dynamo(**settings: Any) -> contextlib.AbstractContextManager[Any]:
 
 
 def functorch(**settings: Any) -> contextlib.AbstractContextManager[Any]:
-    """Settings of the part of ``torch.compile`` that traces backward, inside a ``with`` block."""
+    """AOTAutograd's settings inside a ``with`` block."""
     return found("torch._functorch.config:patch")(**settings)  # type: ignore[no-any-return]
 
 
 def set_group_timeout(group: torch.distributed.ProcessGroup, seconds: float) -> None:
-    """How long messages in ``group`` are waited for from now on."""
+    """Set the timeout of messages in ``group``."""
     found("torch.distributed.distributed_c10d:_set_pg_timeout")(datetime.timedelta(seconds=seconds), group)
 
 

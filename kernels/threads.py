@@ -28,8 +28,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _begin() -> None:
-    # A thread takes over the number that all threads begin with when it first asks for its own; only then can it have
-    # another.
+    # A thread adopts the process's number of threads when it first asks for it; only after that can it have its own.
     torch.get_num_threads()
     torch.set_num_threads(1)
 
@@ -41,16 +40,16 @@ def _started(count: int) -> ThreadPoolExecutor:
         if _workers is not None:
             _workers.shutdown(wait=False)
         _workers, _count = ThreadPoolExecutor(count, "kernels", _begin), count
-        everybody = threading.Barrier(count)
+        all_started = threading.Barrier(count)
         try:
-            for started in [_workers.submit(everybody.wait) for _ in range(count)]:
+            for started in [_workers.submit(all_started.wait) for _ in range(count)]:
                 started.result()
         except BaseException:
-            # The system may refuse a thread; those that wait for it would wait forever.
-            everybody.abort()
+            # The system may refuse to start a thread; the others would wait for it forever.
+            all_started.abort()
             _workers = None
             raise
-        # What a thread sets for itself is also what threads to come begin with.
+        # What a thread sets for itself is also the default of threads started later.
         torch.set_num_threads(count)
     return _workers
 
@@ -58,7 +57,7 @@ def _started(count: int) -> ThreadPoolExecutor:
 def run(work: Callable[[], None], most: int) -> None:
     """Call ``work`` on every worker, at most ``most`` times, without recording gradients; wait for all to return.
 
-    Where there would be one of them only, it is called here.
+    With a single worker it is called in this thread.
 
     Raises:
         the first exception of ``work``.

@@ -99,6 +99,18 @@ def test_no_file_of_net_is_long() -> None:
     assert {path: length for path, length in lengths.items() if length > 450} == {}
 
 
+def test_parameter_lists_of_the_kernels_are_short() -> None:
+    """Compile-time choices are one tuple: two that are swapped among dozens of arguments would still compile."""
+    functions = [
+        (path.name, node.name, len(node.args.posonlyargs + node.args.args + node.args.kwonlyargs))
+        for path in sources("kernels")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+    ]
+    assert ("backward.py", "backward_kernel", 21) in functions
+    assert max(count for _, _, count in functions) < 25
+
+
 def test_commands_start_without_torch() -> None:
     modules = ["net", *(f"net.{name}" for name in COMMANDS), "net.data.shapes"]
     code = f"""
@@ -120,6 +132,7 @@ OPENED = {
     "net/ablations.py": "appends a result",
     "net/common/cli.py": "/dev/null, and the package kernels",
     "net/data/digits.py": "the embedded digits",
+    "net/data/packing.py": "the store that is being written",
     "net/data/prepare.py": "the store that is being written",
     "net/common/device.py": "/proc",
     "net/analysis/drawings.py": "a picture just drawn",

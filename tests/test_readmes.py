@@ -19,7 +19,8 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md")), ROOT / "CONTRIBU
 
 def commands(page: Path) -> list[list[str]]:
     """The arguments of each command in a page's indented lines and shell blocks, without comments."""
-    text = page.read_text().replace("\\\n", " ")
+    # Python's blocks first: their closing fence looks like the opening one of a shell block.
+    text = re.sub(r"```python\n.*?```", "", page.read_text(), flags=re.DOTALL).replace("\\\n", " ")
     lines = re.findall(r"^ {4}(\S.*)$", text, re.MULTILINE)
     for block in re.findall(r"```(?:sh|bash|console)?\n(.*?)```", text, re.DOTALL):
         lines += block.splitlines()

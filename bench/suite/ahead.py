@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import torch
 
-from ..cases import failure
+from ..subjects.cases import failure
 from .run import Job, Run
 
 

@@ -1,6 +1,6 @@
 """What the device can do at best, with which everything after it is compared."""
 
-from .. import ceilings
+from ..measure import ceilings
 from .run import Rows, Run
 
 

@@ -1,4 +1,4 @@
-"""The stages with other caps on registers and other segments than today's, in turns; for no table."""
+"""The stages with other register caps and segment lengths than today's, in turns; no table shows them."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,38 +7,38 @@ from typing import Any
 
 import torch
 
-from kernels import triton_stage
+from kernels.gpu import config
 
-from ..cases import CASES, MODES, Case, check, failure, inputs, prepare
-from ..records import time_columns
-from ..timing import copies, seconds
+from ..measure.records import time_columns
+from ..measure.timing import copies, seconds
+from ..subjects.cases import CASES, MODES, Case, check, failure, inputs, prepare
 from .run import Job, Rows, Run
 
-#: Caps on registers, and rows of a segment, that are tried beside today's.
+#: Register caps and rows of a segment that are tried beside today's.
 CAPS = (None, 64, 72, 80, 96, 112, 128)
 SEGMENTS = (3, 4, 5, 6, 8, 12, 27)
 
 
 @contextlib.contextmanager
 def chosen(registers: dict[Any, Any], rows: int) -> Iterator[None]:
-    """The Triton kernels' caps on registers, where they have one, and the rows of their segments."""
-    before = triton_stage.REGISTERS, triton_stage.SEGMENT_ROWS
-    triton_stage.REGISTERS, triton_stage.SEGMENT_ROWS = registers, rows
+    """Use these register caps and rows of a segment in the Triton kernels."""
+    before = config.REGISTERS, config.SEGMENT_ROWS
+    config.REGISTERS, config.SEGMENT_ROWS = registers, rows
     try:
         yield
     finally:
-        triton_stage.REGISTERS, triton_stage.SEGMENT_ROWS = before
+        config.REGISTERS, config.SEGMENT_ROWS = before
 
 
 def tried() -> dict[str, tuple[dict[Any, Any], int]]:
     """Caps and rows of each choice."""
-    today, rows_today = triton_stage.REGISTERS, triton_stage.SEGMENT_ROWS
+    today, rows_today = config.REGISTERS, config.SEGMENT_ROWS
     caps = {f"{cap or 'any'} registers": (dict.fromkeys(today, cap), rows_today) for cap in CAPS}
     return caps | {f"{rows} rows": (today, rows) for rows in SEGMENTS}
 
 
 def ahead(run: Run) -> Iterator[Job]:
-    if not run.toy:
+    if not run.scale.toy:
         for case in CASES[:2]:
             for name, choice in tried().items():
                 yield f"{case.name}, {name}", partial(_check, run, case, choice)
@@ -46,11 +46,11 @@ def ahead(run: Run) -> Iterator[Job]:
 
 def _check(run: Run, case: Case, choice: tuple[dict[Any, Any], int]) -> None:
     with chosen(*choice):
-        check(prepare(case, run.ours), run.images, torch.bfloat16, run.device)
+        check(prepare(case, run.scale.ours), run.scale.images, torch.bfloat16, run.device)
 
 
 def rows(run: Run) -> Rows:
-    """A row for each choice that is right, forward, backward and for inference."""
+    """A row for each choice that passes the check: inference, forward and backward."""
     choices = tried()
 
     def under(choice: str, call: Callable[[], object]) -> Callable[[], object]:
@@ -60,7 +60,7 @@ def rows(run: Run) -> Rows:
 
         return call_it
 
-    for case in CASES[1:2] if run.toy else CASES[:2]:
+    for case in CASES[1:2] if run.scale.toy else CASES[:2]:
         right = []
         run.say(f"checking {len(choices)} choices of {case.name}")
         for name, choice in choices.items():
@@ -69,14 +69,15 @@ def rows(run: Run) -> Rows:
                 right.append(name)
             except Exception as error:  # Whatever it is becomes the row's status, and the others go on.
                 yield {**_described(case, name), "status": failure(error)}
-        prepared = prepare(case, run.ours)
+        prepared = prepare(case, run.scale.ours)
         for mode in MODES[:3]:
-            count = copies(case.work(run.images, torch.bfloat16)[mode].bytes) if run.cuda else 1
-            sets = [inputs(case, run.images, torch.bfloat16, "channels_last", run.device, n) for n in range(count)]
+            count = copies(case.work(run.scale.images, torch.bfloat16)[mode].bytes) if run.cuda else 1
+            images = run.scale.images
+            sets = [inputs(case, images, torch.bfloat16, "channels_last", run.device, n) for n in range(count)]
             calls = prepared.calls(mode, sets)
             rivals = [[under(name, call) for call in calls] for name in right]
             for name, times in zip(right, seconds(rivals, run.device, run.samples), strict=True):
-                columns = {"mode": mode, "images": run.images, **time_columns(times)}
+                columns = {"mode": mode, "images": run.scale.images, **time_columns(times)}
                 yield {**_described(case, name), **columns}
 
 

@@ -1,4 +1,4 @@
-"""The whole gate, for which a minute is not enough."""
+"""The whole gate, which takes longer than a minute."""
 
 from .gate import full as rows
 

@@ -1,6 +1,6 @@
-"""Whether the kernels are right on this device, as far as a minute tells.
+"""Whether the kernels are right on this device, as far as a minute can tell.
 
-A failure stops nothing: rows that time this project's operators carry ``unverified``, and the rest is what it was.
+A failure stops nothing: rows that time this project's operators carry ``unverified``; other rows are unaffected.
 """
 
 import importlib.util
@@ -13,31 +13,31 @@ from pathlib import Path
 
 import torch
 
-from ..cases import CASES, Case, check, failure, inputs, prepare
-from ..environment import ROOT
-from ..records import Row
+from ..measure.environment import ROOT
+from ..measure.records import Row
+from ..subjects.cases import CASES, Case, check, failure, inputs, prepare
 from .processes import Command
 from .run import CHECKER, FIRST, Rows, Run, cores
 
-#: Runs that must give the same bits.
+#: Repetitions that must give the same bits.
 REPEATS = 20
-#: The tests that a GPU is for, and the core of them: every dtype, memory format and special value, and that an image's
+#: The kernels' tests, and the core of them: every dtype, memory format and special value, and that an image's
 #: result does not depend on its batch.
 TESTS = ("tests/kernels/test_triton_stage.py", "tests/kernels/test_one_pass.py", "tests/kernels/test_fuse.py")
 CORE = "half_types or every_dtype or special_values or nan_reaches or its_batch or layout or one_pass"
-#: Two quick ones, in the interpreter, to see that they are run.
+#: Two quick tests, in the interpreter, to see that tests are run.
 TOY = "count_offsets_alike or flops_are_counted"
-#: Processes that share the tests: most of their time goes into compiling, which takes one core.
+#: Processes that share the tests, which mostly compile, on one core each.
 PROCESSES = 14
-#: Seconds that are left for the verdict when the tests are stopped.
+#: Seconds left for the verdict when the tests are stopped.
 MARGIN = 3.0
 
 
 def rows(run: Run) -> Rows:
-    """Two stages, forward and backward, repeated and held to float64; beside them the core of the kernels' tests."""
-    with_tests = Tests(run, TESTS[:1] if run.toy else TESTS[:2], TOY if run.toy else CORE)
+    """Two stages, forward and backward, repeated and compared with float64; meanwhile the core of the tests."""
+    with_tests = Tests(run, TESTS[:1] if run.scale.toy else TESTS[:2], TOY if run.scale.toy else CORE)
     try:
-        yield repeated(run, CASES[:2], 3 if run.toy else REPEATS)
+        yield repeated(run, CASES[:2], 3 if run.scale.toy else REPEATS)
         run.say(f"waiting for the tests in {len(with_tests.commands)} processes")
         yield with_tests.row(run.left - MARGIN)
     finally:
@@ -50,7 +50,7 @@ def repeated(run: Run, cases: Sequence[Case], repeats: int) -> Row:
     status = "passed"
     for case in cases:
         try:
-            prepared = prepare(case, run.ours)
+            prepared = prepare(case, run.scale.ours)
             check(prepared, 2, torch.bfloat16, run.device)
             input, bias = inputs(case, 2, torch.bfloat16, "channels_last", run.device)
             first: list[torch.Tensor] = []
@@ -70,19 +70,19 @@ class Tests:
     """Tests of the kernels, started in several processes that each take a share.
 
     Args:
-        run: whose folder takes what they print.
+        run: its folder takes their output.
         files: test files.
         chosen: pytest's ``-k``.
-        checker: a command that runs another one.
+        checker: a command that runs another one, such as a memory checker.
     """
 
     def __init__(self, run: Run, files: Sequence[str], chosen: str = "", checker: Sequence[str] = ()) -> None:
         self.begin = time.perf_counter()
         self.missing = importlib.util.find_spec("pytest") is None
-        count = 1 if checker or run.toy else min(PROCESSES, cores())
+        count = 1 if checker or run.scale.toy else min(PROCESSES, cores())
         self.outputs: list[Path] = []
         self.commands: list[Command] = []
-        # Without this project's own options for pytest: their plugins need not be there.
+        # Without this project's pytest options, whose plugins may not be installed.
         command = [*checker, sys.executable, "-m", "pytest", "-q", "-x", "-o", "addopts=", "-m", "not slow"]
         command += ["-p", "no:cacheprovider", "-p", "bench.suite.shard", *files, *(["-k", chosen] if chosen else [])]
         for number in range(0 if self.missing else count):
@@ -93,13 +93,13 @@ class Tests:
                 self.commands.append(Command(command, environment, ROOT, output, part=True))
 
     def row(self, limit: float, case: str = "kernel tests") -> Row:
-        """The verdict, after so many seconds at most."""
+        """The verdict, after ``limit`` seconds at most."""
         limit += time.perf_counter() - self.begin
         statuses = [command.wait(limit) for command in self.commands]
         for status, output in zip(statuses, self.outputs, strict=True):
             if status not in (0, 5, None):
                 print(output.read_text(errors="replace")[-3000:], flush=True)
-        # 5: no test is left for this process. Less than 0: a signal, such as an access to memory that is not there.
+        # 5: this process got no test. Below 0: ended by a signal, such as an invalid memory access.
         bad = [status for status in statuses if status is not None and (status in (1, 9) or status < 0)]
         odd = [status for status in statuses if status not in (0, 5, None)]
         if self.missing:
@@ -127,14 +127,14 @@ class Tests:
 
 def full(run: Run) -> Rows:
     """Every operator repeated 250 times, all of the kernels' tests, and a memory checker where there is one."""
-    yield repeated(run, CASES[1:2] if run.toy else CASES, 3 if run.toy else 250)
-    tests = Tests(run, TESTS[:1] if run.toy else TESTS, TOY if run.toy else "")
+    yield repeated(run, CASES[1:2] if run.scale.toy else CASES, 3 if run.scale.toy else 250)
+    tests = Tests(run, TESTS[:1] if run.scale.toy else TESTS, TOY if run.scale.toy else "")
     try:
         yield tests.row(run.left - MARGIN)
     finally:
         tests.stop()
     if (checker := shutil.which(CHECKER)) and run.cuda:
-        # Functions of the driver that are asked for and not there are no errors.
+        # Asking the driver for a function that it does not have is no error.
         options = ["--error-exitcode", "9", "--report-api-errors", "no"]
         checked = Tests(run, TESTS[:1], "half_types or every_dtype", [checker, *options])
         try:

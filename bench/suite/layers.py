@@ -1,17 +1,17 @@
 """Every layer by itself: forward, gradient of the input, gradient of the weights."""
 
-from ..cases import failure
-from ..network import layer_steps
-from ..records import time_columns
-from ..timing import seconds, wall_seconds
+from ..measure.records import time_columns
+from ..measure.timing import seconds, wall_seconds
+from ..subjects.cases import failure
+from ..subjects.network import layer_steps
 from .run import Rows, Run
 
 
 def rows(run: Run) -> Rows:
-    """A row for each mode of each layer, from a graph whose calls find their tensors out of the cache."""
+    """A row for each mode of each layer, from a graph whose calls do not find their tensors in the cache."""
     limits = run.ceilings()
-    for step in layer_steps(run.network, run.images, "bfloat16", run.device):
-        # It sends what was drawn on the host, which no graph holds.
+    for step in layer_steps(run.scale.network, run.scale.images, "bfloat16", run.device):
+        # It copies random numbers from the host, which a graph cannot capture.
         called = not run.cuda or step.name == "input preparation"
         described = {
             "suite": "layers",
@@ -20,7 +20,7 @@ def rows(run: Run) -> Rows:
             "mode": step.mode,
             "dtype": "bfloat16",
             "memory_format": "channels_last",
-            "images": run.images,
+            "images": run.scale.images,
         }
         try:
             if called:
@@ -31,6 +31,6 @@ def rows(run: Run) -> Rows:
             yield {**described, "status": failure(error)}
             continue
         columns = time_columns(times)
-        rate = round(run.images / columns["median_us"] * 1e6, 1)
+        rate = round(run.scale.images / columns["median_us"] * 1e6, 1)
         work = step.work.columns(columns["median_us"], "bfloat16", limits)
         yield {**described, **columns, "images_per_s": rate, **work, **step.columns}

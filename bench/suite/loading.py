@@ -8,30 +8,30 @@ import numpy as np
 from net.data.images import Split
 from net.data.loader import Loader
 
-from ..network import STORED
-from ..records import time_columns
-from ..timing import wall_seconds
+from ..measure.records import time_columns
+from ..measure.timing import wall_seconds
+from ..subjects.network import STORED
 from .run import Rows, Run
 
 
 def rows(run: Run) -> Rows:
     """One row: two threads that read."""
-    count = 4 * run.images if run.toy else 8192
+    count = 4 * run.scale.images if run.scale.toy else 8192
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.npy"
         written = np.lib.format.open_memmap(path, "w+", np.uint8, (count, STORED, STORED, 3))
         written[:] = np.arange(count, dtype=np.uint8)[:, None, None, None]
         del written
         split = Split(np.load(path, mmap_mode="r"), np.arange(count, dtype=np.int64))
-        batches = iter(Loader(split, run.images, run.device, shuffle=True, threads=2))
+        batches = iter(Loader(split, run.scale.images, run.device, shuffle=True, threads=2))
         times = wall_seconds(lambda: next(batches), 5 * run.samples)
         batches.close()
     columns = time_columns(times)
     yield {
         "suite": "input",
         "case": "loader, 2 reading",
-        "shape": f"{run.images}x{STORED}x{STORED}x3",
+        "shape": f"{run.scale.images}x{STORED}x{STORED}x3",
         "dtype": "uint8",
         **columns,
-        "images_per_s": round(run.images / columns["median_us"] * 1e6, 1),
+        "images_per_s": round(run.scale.images / columns["median_us"] * 1e6, 1),
     }

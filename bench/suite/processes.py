@@ -1,4 +1,4 @@
-"""Commands with a limit, which end with all that they have started."""
+"""Commands with a time limit, which end together with all processes that they started."""
 
 import contextlib
 import os
@@ -17,8 +17,8 @@ class Command:
         arguments: the command line.
         environment: its variables.
         folder: its working directory.
-        output: where stdout and stderr go; None is where this process's go.
-        part: it belongs to this process's session, and ends when that is ended. Else it has a session of its own.
+        output: where stdout and stderr go; None: where this process's go.
+        part: stay in this process's session, and end with it; otherwise start a session of its own.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Command:
         )
 
     def wait(self, limit: float) -> int | None:
-        """The exit status; None if it was stopped ``limit`` seconds after it began. What it started ends with it."""
+        """The exit status; None if it was stopped ``limit`` seconds after its start. Its own processes end with it."""
         try:
             return self.process.wait(max(0.0, self.begin + limit - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -50,19 +50,19 @@ class Command:
             self.stop()
 
     def stop(self) -> None:
-        """End the command and all that it has started: it would share the device with what is measured next."""
+        """End the command and all processes that it started, which would share the device with the next part."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         if not self.part:
-            # Its parts have process groups of their own. What was started meanwhile is found the next time.
+            # Its parts have process groups of their own. Processes started meanwhile are found in the next round.
             for _ in range(10):
                 if not _end(self.process.pid):
                     break
 
 
 def _end(session: int) -> int:
-    """Kill the processes of a session; how many there were."""
+    """Kill the processes of a session; returns how many there were."""
     count = 0
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(ProcessLookupError, PermissionError, FileNotFoundError):

@@ -10,46 +10,40 @@ from typing import Any
 import torch
 
 import kernels
+from net.common.files import atomic_write
 
-from ..cases import failure, many_variants
-from ..network import plan_of
-from ..records import Row, time_columns
-from ..timing import chained_seconds
+from ..cells import Step
+from ..cells import profiled as profiled_steps
+from ..measure.records import Row, time_columns
+from ..measure.timing import chained_seconds
+from ..subjects.cases import failure, many_variants
+from ..subjects.network import plan_of
+from ..subjects.steps import prepared
 from . import steps
 from .run import Job, Rows, Run
 from .trace import Event, Launch, Line, Shapes, launches, table, updates, with_layers
 
-#: Updates that are counted, and those before them: the profiler may lose the first kernels of a trace.
+#: Updates that count, and warm-up updates before them: the profiler may lose the first kernels of a trace.
 COUNTED, BEFORE = 10, 3
 #: Lines of the table that are printed.
 PRINTED = 40
 
 
-def cells(run: Run) -> list[steps.Cell]:
-    """This project's network, PyTorch's compiled one, and the one without normalization."""
-    networks = [(run.network, run.ours), (run.network, "aten"), ("one_weird_trick", "aten")]
-    hows = {"aten": run.compiled, run.ours: run.best}
-    return [
-        steps.Cell("update", network, implementation, hows[implementation], run.dtype, run.images)
-        for network, implementation in (networks[:1] if run.toy else networks)
-    ]
-
-
-def uncaptured(cell: steps.Cell) -> steps.Cell:
+def uncaptured(cell: Step) -> Step:
     """The same kernels, each launched by the host."""
     return cell._replace(how=cell.how.replace("recorded", "unrecorded"))
 
 
 def ahead(run: Run) -> Iterator[Job]:
     yield from steps.stage_jobs(run)
-    for cell in cells(run):
-        if run.toy or cell.mode:
+    for cell in profiled_steps(run.scale):
+        if run.scale.toy or cell.mode:
             yield from (steps.compiling(run, each) for each in dict.fromkeys((uncaptured(cell), cell)))
 
 
 def rows(run: Run) -> Rows:
     """For each network a row for each kernel and layer, the most expensive first, and one on their sum."""
-    for cell in cells(run):
+    for cell in profiled_steps(run.scale):
         described = {**cell.describe()[0], "suite": "profile"}
         run.say(f"profiling {cell.name}")
         try:
@@ -72,12 +66,12 @@ def rows(run: Run) -> Rows:
         yield {**described, "kernel": "sum", **columns}
 
 
-def profiled(run: Run, cell: steps.Cell) -> tuple[list[Line], dict[str, Any]]:
-    """The kernels of an update, and what they add up to."""
+def profiled(run: Run, cell: Step) -> tuple[list[Line], dict[str, Any]]:
+    """The kernels of an update, and their sum."""
     shapes = Shapes(plan_of(cell.network), cell.images)
-    # Uncaptured first: a profiler that has recorded kernels before the first capture sees those of graphs too (PyTorch
-    # pull request 100441); an empty session, which is said to do the same, has left others without any.
-    call, _ = steps.prepared(run, uncaptured(cell))
+    # Uncaptured first: a profiler that has recorded kernels before the first capture also sees those of graphs (PyTorch
+    # pull request 100441). An empty session, which is said to do the same, left other processes without any.
+    call, _ = prepared(uncaptured(cell), run.device)
     for _ in range(3 if run.cuda else 1):
         call()
     events = traced(run, call, 1 + BEFORE if run.cuda else 1, f"{cell.network}-{cell.implementation}-uncaptured")
@@ -88,7 +82,7 @@ def profiled(run: Run, cell: steps.Cell) -> tuple[list[Line], dict[str, Any]]:
     replayed: list[list[Launch]] = []
     if run.cuda:
         del call
-        call, _ = steps.prepared(run, cell)
+        call, _ = prepared(cell, run.device)
     wall = time_columns(chained_seconds(call, run.samples, warmup=10 if run.cuda else 1))["median_us"]
     if run.cuda:
         events = traced(run, call, BEFORE + COUNTED, f"{cell.network}-{cell.implementation}")
@@ -120,7 +114,7 @@ def placed(shapes: Shapes, update: list[Launch]) -> list[Launch]:
 
 
 def traced(run: Run, call: Callable[[], object], count: int, name: str) -> list[Event]:
-    """The events of calls, on a GPU with a mark before each and behind the last; the trace is kept for Perfetto."""
+    """The events of calls, on a GPU with a mark before each and after the last; the trace is kept for Perfetto."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if run.cuda:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -137,7 +131,8 @@ def traced(run: Run, call: Callable[[], object], count: int, name: str) -> list[
         profile.export_chrome_trace(str(plain))
         content = plain.read_bytes()
     run.output.mkdir(parents=True, exist_ok=True)
-    (run.output / f"trace-{name}.json.gz").write_bytes(gzip.compress(content, 5))
+    with atomic_write(run.output / f"trace-{name}.json.gz") as file:
+        file.write(gzip.compress(content, 5))
     events: list[Event] = json.loads(content)["traceEvents"]
     return events
 

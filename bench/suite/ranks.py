@@ -1,28 +1,31 @@
-"""One rank's update in a run of two, as long as it computes: messages are left out."""
+"""The compute of one rank's update in a run of two; messages are left out."""
 
 import torch
 
 import kernels
 
-from ..cases import failure
-from ..one_rank import ALONE_CASE, alone, usable
+from ..subjects.cases import failure
+from ..subjects.one_rank import ALONE_CASE, alone, usable
 from .run import Rows, Run
 
 
 def rows(run: Run) -> Rows:
     """A row for each strategy."""
-    how = "eager" if run.toy else "reduce-overhead"
-    for strategy in usable(run.network, 2):
+    how = "eager" if run.scale.toy else "reduce-overhead"
+    for strategy in usable(run.scale.network, 2):
         run.say(f"measuring a rank of {strategy}")
         torch._dynamo.reset()
         try:
-            with kernels.implementation(run.ours):
-                row = alone(strategy, run.network, run.images, 2, run.dtype, how, run.device, run.samples)
+            with kernels.implementation(run.scale.ours):
+                row = alone(
+                    strategy, run.scale.network, run.scale.images, 2, run.scale.dtype, how, run.device, run.samples
+                )
         except Exception as error:  # Whatever it is becomes the row's status, and the other strategies go on.
             row = {
+                "suite": "parallel",
                 "case": ALONE_CASE,
                 "implementation": strategy,
-                "network": run.network,
+                "network": run.scale.network,
                 "status": failure(error),
             }
-        yield {"suite": "parallel", **row}
+        yield row

@@ -1,4 +1,4 @@
-"""The rows of one run, in its folder: how its processes know what the others have measured. Needs no torch."""
+"""The rows of one run, in its folder, which its processes share. Needs no torch."""
 
 import json
 from collections.abc import Mapping
@@ -10,13 +10,13 @@ NAME = "rows.jsonl"
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """The rows that a run has so far; a line that a killed process has not finished is left out."""
+    """The rows of a run so far; a line that a killed process left unfinished is skipped."""
     path = folder / NAME
     return complete(path.read_text()) if path.exists() else []
 
 
 def complete(text: str) -> list[Row]:
-    """The rows of a file of JSON lines, without those that are not whole."""
+    """The rows of JSON lines; incomplete lines are skipped."""
     rows = []
     for line in text.split("\n"):
         try:

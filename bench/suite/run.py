@@ -12,16 +12,17 @@ import torch
 from net.common.device import keep_freed_memory
 from net.data.processes import available_cores
 
-from .. import ceilings as ceilings_module
-from ..ceilings import Ceilings
-from ..environment import describe
-from ..records import write
+from ..cells import Scale
+from ..measure import ceilings as ceilings_module
+from ..measure.ceilings import Ceilings
+from ..measure.environment import describe
+from ..measure.records import write
 from .rows import Row, add_row, complete, read_rows
 
 Rows = Generator[Row, None, None]
-#: Something to be done before anything is timed, by its name.
+#: Name and function of a job that is done before anything is timed.
 Job = tuple[str, Callable[[], object]]
-#: Of a row, what a line of progress tells.
+#: Columns of a row in a line of progress.
 FIGURES = {
     "median_us": "{:,.1f} us",
     "us_per_step": "{:,.1f} us a step",
@@ -33,7 +34,7 @@ FIGURES = {
     "status": "{}",
     "unverified": "({})",
 }
-#: The gate's first row, and a row that only a failure counts of.
+#: Cases of the gate's first row, and of the memory checker, of which only a failure counts.
 FIRST, CHECKER = "two stages, repeated", "compute-sanitizer"
 #: Implementations whose times do not depend on this project's operators.
 OTHERS = ("aten", "compiled", "cudnn", "xla", "onnxruntime", "openvino")
@@ -45,9 +46,7 @@ class Run:
 
     Attributes:
         device: where it runs.
-        images: a batch.
-        network: the variant of the network.
-        toy: sizes that say nothing, to see that everything runs.
+        scale: batch and network; toy sizes where there is no GPU.
         folder: of the run; thrown away at its end.
         output: of the record.
         limit: seconds that the part has.
@@ -55,9 +54,7 @@ class Run:
     """
 
     device: torch.device
-    images: int
-    network: str
-    toy: bool
+    scale: Scale
     folder: Path
     output: Path
     limit: float
@@ -68,27 +65,8 @@ class Run:
         return self.device.type == "cuda"
 
     @property
-    def ours(self) -> str:
-        """The implementation of the operators that is measured."""
-        return "triton" if self.cuda else "reference"
-
-    @property
-    def best(self) -> str:
-        """How this project's network is run at its best."""
-        return "recorded"
-
-    @property
-    def compiled(self) -> str:
-        """How other networks' updates are run at their best that compiles in half a minute."""
-        return "eager" if self.toy else "default, recorded"
-
-    @property
-    def dtype(self) -> str:
-        return "float32" if self.toy else "bfloat16"
-
-    @property
     def samples(self) -> int:
-        return 3 if self.toy else 30
+        return 3 if self.scale.toy else 30
 
     @property
     def left(self) -> float:
@@ -104,27 +82,26 @@ class Run:
         return read_rows(self.folder)
 
     def ceilings(self) -> Ceilings | None:
-        """The limits that this run has measured; None if it has not, or not all that everything is compared with."""
+        """The ceilings that this run has measured; None unless there are a copy and a product in float32."""
         measured = [row for row in self.rows() if row.get("suite") == "ceilings" and "median_us" in row]
         found = {row["case"] if row["case"] == "copy" else row["dtype"] for row in measured}
         return ceilings_module.ceilings(measured) if {"copy", "float32"} <= found else None
 
 
 def started(options: argparse.Namespace, begin: float) -> Run:
-    """The run of a part's process, as the suite's command line says."""
+    """The run of a part's process, from the suite's command line."""
     cuda = torch.cuda.is_available()
     if cuda:
         # Graphs cannot be captured on the default stream.
         torch.cuda.set_stream(torch.cuda.Stream())
     keep_freed_memory()
+    network, images = options.network or ("paper" if cuda else "digits"), options.batch_size or (128 if cuda else 2)
     return Run(
         torch.device("cuda" if cuda else "cpu"),
-        options.batch_size or (128 if cuda else 2),
-        options.network or ("paper" if cuda else "digits"),
-        toy=not cuda,
+        Scale("cuda" if cuda else "cpu", images, network, toy=not cuda),
         folder=Path(options.child_folder),
         output=options.output,
-        # To end by itself rather than in the middle of a row.
+        # So that it ends by itself and not in the middle of a row.
         limit=0.97 * float(options.child_limit),
         begin=begin,
     )
@@ -132,7 +109,7 @@ def started(options: argparse.Namespace, begin: float) -> Run:
 
 def record(run: Run, rows: Rows) -> None:
     """Write rows as they come, until there are no more or the time is up."""
-    if run.toy:
+    if run.scale.toy:
         run.say("no GPU here: toy sizes, to see that it runs; python -m pytest --benchmark-only measures a CPU")
     reason = unverified(run)
     while run.left > 0:
@@ -167,7 +144,7 @@ def cores() -> int:
 
 
 def depends_on_stages(row: Mapping[str, Any]) -> bool:
-    """Whether a row times, alone or among others, the operators that the gate is for."""
+    """Whether a row times the operators that the gate checks, alone or as a part."""
     if row.get("suite") in ("ceilings", "input", "gate"):
         return False
     if row.get("suite") == "layers":
@@ -176,9 +153,9 @@ def depends_on_stages(row: Mapping[str, Any]) -> bool:
 
 
 def unverified(run: Run) -> str:
-    """Why rows on this project's operators are not verified; nothing where they are.
+    """Why rows on this project's operators are unverified; empty if they are verified.
 
-    A run without a gate goes by the newest one of the same kernels, machine and versions in the same folder.
+    A run without a gate uses the newest gate of the same kernels, machine and versions in the same folder.
     """
     gates = [row for row in run.rows() if row.get("suite") == "gate"]
     if not gates:
@@ -187,9 +164,9 @@ def unverified(run: Run) -> str:
         for path in sorted(run.output.glob("*.jsonl")):
             for row in complete(path.read_text()):
                 if row.get("suite") == "gate" and all(row.get(key) == machine[key] for key in same):
-                    # The whole gate's rows, and of an earlier gate none.
+                    # The first row of a gate replaces an earlier gate.
                     gates = [row] if row["case"] == FIRST else [*gates, row]
-    # A memory checker may take longer than anybody waits, and then says nothing.
+    # A memory checker that ran out of time says nothing.
     statuses = [
         str(row["status"]) for row in gates if row["case"] != CHECKER or str(row["status"]).startswith("failed")
     ]

@@ -1,4 +1,4 @@
-"""A pytest plugin: of the tests that are chosen, every ``n``-th from the ``i``-th on, where SHARD is ``i/n``."""
+"""A pytest plugin: with SHARD=i/n it keeps every n-th test, starting with the i-th."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The table at a run's end, to be read over somebody's shoulder. Needs no torch."""
+"""The tables at the end of a run. Needs no torch."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,7 +9,7 @@ KERNELS = 5
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """What a run has found. What counts comes last: the steps, their most expensive kernels, what training gets."""
+    """What a run has found, most important last: steps, their most expensive kernels, and what training reaches."""
     measured = [row for row in rows if "median_us" in row]
     by_suite = {suite: [row for row in measured if row.get("suite") == suite] for suite in ("steps", "train")}
     rest = [row for row in measured if row.get("suite") not in ("steps", "train", "gate")]

@@ -1,8 +1,8 @@
 """What a profiler's trace says: which kernels ran in which order, for how long, and which layer each belongs to.
 
-A CUDA graph launches all its kernels by one call, so its trace says nothing of where they come from. They come in the
-order, and under the names, of the same compiled network's kernels when it runs uncaptured, where every kernel is
-launched by an operator whose shapes are known: of those the layer is read off, and carried over by name and order.
+A CUDA graph launches all its kernels by one call, so its trace does not say which operator each belongs to. But they
+have the order and the names of the same network's kernels when it runs uncaptured. There every kernel is launched by an
+operator whose shapes are known and show its layer, which is then carried over by name and order.
 """
 
 import bisect
@@ -16,21 +16,21 @@ from net.model.config import AlexNetConfig
 
 Event = dict[str, Any]
 Shape = tuple[int, ...]
-#: What is no layer: before the first, behind the last, and what nobody knows.
+#: What is no layer: before the first, after the last, and unknown.
 INPUT, LOSS, OPTIMIZER, UNKNOWN = "input", "loss", "optimizer", "-"
-#: What runs on a GPU, by the trace's categories, and what the host calls to have it run.
+#: The trace's categories of what runs on a GPU, and of the host's calls that launch it.
 ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 LAUNCHING = ("cuda_runtime", "cuda_driver")
-#: Names of operators that have no layer's shape.
+#: Operators that are known by name and not by a layer's shape.
 NAMED = ((re.compile(r"sgd|adam", re.I), OPTIMIZER), (re.compile(r"softmax|nll_?loss|cross_?entropy", re.I), LOSS))
-#: A kernel that stands between updates, so that a trace can be cut into them: the one of ``torch.cuda._sleep``.
+#: A kernel that separates updates in a trace: that of ``torch.cuda._sleep``.
 MARK = "spin_kernel"
 #: Characters of a kernel's name that are kept.
 NAME_LENGTH = 100
 
 
 class Launch(NamedTuple):
-    """A kernel that ran, and the layers that it may belong to: none where nothing tells."""
+    """A kernel that ran, and the layers that it may belong to; none if unknown."""
 
     name: str
     microseconds: float
@@ -59,7 +59,7 @@ class Shapes:
         kernel_sizes = {convolution.name: convolution.kernel_size for convolution in plan.convolutions}
         for layer in layers:
             into, out = layer.input_shape[0] // layer.groups, layer.output_shape[0]
-            # A tower's, and the whole.
+            # Of a tower, and of the whole layer.
             for towers in sorted({1, plan.towers}):
                 if layer.kind == "dense":
                     rows = out // towers if layer.groups > 1 else out
@@ -97,7 +97,7 @@ class Shapes:
         found = self.product(name, shapes)
         if found:
             return found
-        # What prepares the input of a convolution is a part of it, and nothing of the layer that the input comes from.
+        # Preparing a convolution's input belongs to the convolution, not to the layer before it.
         if len(outer) == 1:
             return outer
         return (self._elementwise(name, shapes) if found is None else found) or outer
@@ -109,7 +109,7 @@ class Shapes:
                 return frozenset({INPUT})
             found = set(self.inputs.get((shape[1], shape[2]), ()))
             if "::stage" not in name:
-                # What one stage gives may look like what another one reads.
+                # One stage's output may have the shape of another one's input.
                 found |= self.outputs.get((shape[1], shape[2]), set())
             if found:
                 return frozenset(found)
@@ -121,8 +121,8 @@ class Shapes:
     def placed(self, found: Sequence[Launch]) -> list[str]:
         """A layer for each kernel of an update.
 
-        Where its shapes leave several, or none, the kernels before and after it decide, if it lies between neighbouring
-        layers; several that nothing decides between are all named.
+        Where shapes leave several layers, or none, the kernels before and after decide, if they are of neighbouring
+        layers. If nothing decides, all candidates are named.
         """
         sure = [next(iter(launch.layers)) if len(launch.layers) == 1 else None for launch in found]
         after: list[str | None] = [None] * len(found)
@@ -148,16 +148,16 @@ class Shapes:
         elif before in self.order and after in self.order:
             low, high = sorted((self.order.index(str(before)), self.order.index(str(after))))
             if high - low <= 2:
-                # Between two neighbours it is the lower one's, between two that enclose a third the third's.
+                # Between neighbours it belongs to the earlier layer; between two that enclose a third, to the third.
                 guess = self.order[(low + high) // 2]
         if not allowed:
-            # The end of a backward pass is one of many small kernels of all layers.
+            # At the end of a backward pass come many small kernels of all layers.
             return guess if guess and not (backward and before == after) else UNKNOWN
         if guess in allowed:
             return str(guess)
         if after in self.order:
             here = self.order.index(after)
-            # Backward, what comes before a layer is what comes after it forward.
+            # In backward the order of layers is reversed.
             near = sorted(
                 (abs(self.order.index(layer) - here), -self.order.index(layer) if backward else 0, layer)
                 for layer in allowed
@@ -177,7 +177,7 @@ def short(name: str) -> str:
 
 
 class _Host:
-    """The operators that a trace saw begin and end on the host, by thread, each with the one that called it."""
+    """The host's operators in a trace, by thread, each with its caller."""
 
     def __init__(self, events: Iterable[Event], shapes: Shapes) -> None:
         operators = [event for event in events if event.get("cat") == "cpu_op"]
@@ -217,7 +217,7 @@ class _Host:
 def launches(events: Sequence[Event], shapes: Shapes) -> list[Launch]:
     """Kernels in the order in which they began, with their layers where an operator launched them.
 
-    Where nothing ran on a GPU they are the host's operators, each with the time that is its own.
+    If nothing ran on a GPU: the host's operators, each with its exclusive time.
     """
     events = [event for event in events if event.get("ph") == "X"]
     host = _Host(events, shapes)
@@ -241,7 +241,7 @@ def launches(events: Sequence[Event], shapes: Shapes) -> list[Launch]:
 def with_layers(replayed: Sequence[Launch], known: Sequence[Launch]) -> list[Launch]:
     """The kernels of a replayed update with the layers of an uncaptured one's, by names and order.
 
-    A name that has one layer everywhere keeps it where the order does not fit.
+    Where the order does not match, a name that always belongs to one layer keeps it.
     """
     names, known_names = [launch.name for launch in replayed], [launch.name for launch in known]
     everywhere: dict[str, set[frozenset[str]]] = defaultdict(set)
@@ -255,10 +255,10 @@ def with_layers(replayed: Sequence[Launch], known: Sequence[Launch]) -> list[Lau
 
 
 def updates(found: Sequence[Launch], count: int) -> list[list[Launch]]:
-    """The last ``count`` whole updates of a trace in which a mark stands before each and behind the last.
+    """The last ``count`` whole updates of a trace with a mark before each and after the last.
 
-    A profiler may lose the first kernels of its trace, and with them a mark: of the updates between marks those count
-    that are as long as most.
+    A profiler may lose the first kernels of its trace, and with them a mark. So only updates with the most frequent
+    number of kernels count.
     """
     parts: list[list[Launch]] = []
     begun = False

@@ -15,9 +15,10 @@ from net.data.prepare import prepare
 from net.data.store import is_store
 from net.training import runs
 
-from ..environment import ROOT
-from ..network import PRECISIONS, STORED, plan_of
-from ..records import Row
+from ..cells import Step
+from ..measure.environment import ROOT
+from ..measure.records import Row
+from ..subjects.network import PRECISIONS, STORED, plan_of
 from . import steps
 from .processes import Command
 from .run import Job, Rows, Run, cores
@@ -25,7 +26,7 @@ from .run import Job, Rows, Run, cores
 #: Training and validation images, and updates; at toy sizes images, updates, and updates between lines of progress.
 IMAGES, VALIDATION, UPDATES = 8192, 128, 600
 TOY_IMAGES, TOY_UPDATES, TOY_LOG_EVERY = 16, 6, 2
-#: Pictures that differ; their files are written more than once, because only the bytes in the store count.
+#: Different pictures; their files are written repeatedly, because only the store's size matters.
 PICTURES = 256
 DTYPES = {precision: dtype for dtype, precision in PRECISIONS.items()}
 
@@ -39,7 +40,7 @@ def rows(run: Run) -> Rows:
     packed = store(run)
     row = trained(run, packed)
     yield row
-    if not run.toy:
+    if not run.scale.toy:
         yield trained(run, packed, "--precision", "fp32" if row.get("dtype") == "bfloat16" else "bf16")
 
 
@@ -48,8 +49,8 @@ def store(run: Run) -> Path:
     packed, source = run.folder / "store", run.folder / "images"
     if is_store(packed):
         return packed
-    count, validation, size = (TOY_IMAGES, 2, 40) if run.toy else (IMAGES, VALIDATION, STORED)
-    classes = plan_of(run.network).classes
+    count, validation, size = (TOY_IMAGES, 2, 40) if run.scale.toy else (IMAGES, VALIDATION, STORED)
+    classes = plan_of(run.scale.network).classes
     generator = np.random.default_rng(0)
     files = []
     for _ in range(min(count, PICTURES)):
@@ -66,37 +67,37 @@ def store(run: Run) -> Path:
 
 
 def trained(run: Run, packed: Path, *flags: str) -> Row:
-    """Train for some updates; what a user sees of images/s once it runs, and what is lost of the step alone."""
+    """Train for some updates: images/s as a user sees them after warm-up, and the loss against the step alone."""
     folder = run.folder / f"run-{len(list(run.folder.glob('run-*')))}"
-    updates = TOY_UPDATES if run.toy else UPDATES
-    command = [sys.executable, "-m", "net.train", "--preset", "imagenet", "--network", run.network]
-    command += ["--data-path", str(packed), "--batch-size", str(run.images), "--max-steps", str(updates)]
+    updates = TOY_UPDATES if run.scale.toy else UPDATES
+    command = [sys.executable, "-m", "net.train", "--preset", "imagenet", "--network", run.scale.network]
+    command += ["--data-path", str(packed), "--batch-size", str(run.scale.images), "--max-steps", str(updates)]
     command += ["--output-dir", str(folder), "--device", run.device.type, *flags]
-    if run.toy:
+    if run.scale.toy:
         command += ["--log-every", str(TOY_LOG_EVERY)]
     run.say(f"python {' '.join(command[1:])}")
     status = Command(command, os.environ, ROOT, part=True).wait(run.left)
-    plan = plan_of(run.network)
+    plan = plan_of(run.scale.network)
     row: Row = {
         "suite": "train",
-        "case": f"net.train of {run.network}",
+        "case": f"net.train of {run.scale.network}",
         "implementation": "auto",
         "mode": "train",
-        "shape": f"{run.images}x3x{plan.image_size}x{plan.image_size}",
+        "shape": f"{run.scale.images}x3x{plan.image_size}x{plan.image_size}",
         "memory_format": "channels_last",
-        "images": run.images,
+        "images": run.scale.images,
         "images_stored": len(np.load(packed / "train_labels.npy")),
     }
     if (folder / runs.CONFIG).exists():
         row["dtype"] = DTYPES.get(runs.read_config(folder)["precision"], "float32")
     logged = [line for line in runs.read_metrics(folder) if line["kind"] == "train"] if folder.exists() else []
-    # What is compiled, and caches that fill, belong to the first two lines.
+    # Compiling and cold caches affect the first two lines.
     rates = [line["images_per_s"] for line in logged[2:]]
     if not rates:
         ended = "was stopped" if status is None else f"ended with {status}"
         return {**row, "status": f"failed: net.train {ended} after {logged[-1]['step'] if logged else 0} updates"}
     rate = statistics.median(rates)
-    row |= {"updates": logged[-1]["step"], "images_per_s": rate, "median_us": round(run.images / rate * 1e6, 2)}
+    row |= {"updates": logged[-1]["step"], "images_per_s": rate, "median_us": round(run.scale.images / rate * 1e6, 2)}
     step = alone(run, row["dtype"])
     if "median_us" in step:
         row["step_us"] = step["median_us"]
@@ -106,10 +107,10 @@ def trained(run: Run, packed: Path, *flags: str) -> Row:
 
 
 def alone(run: Run, dtype: str) -> Row:
-    """The step alone at its best in the same dtype, as this run has measured it, or measured now."""
-    cell = steps.Cell("update", run.network, run.ours, run.best, dtype, run.images)
-    wanted = cell.describe()[0]
+    """The fastest step alone in the same dtype, as this run measured it, or measured now."""
+    step = Step("update", run.scale.network, run.scale.ours, run.scale.best, dtype, run.scale.images)
+    wanted = step.describe()[0]
     for row in run.rows():
         if "median_us" in row and all(row.get(key) == value for key, value in wanted.items()):
             return row
-    return steps.measured(run, cell)
+    return steps.measured(run, step)

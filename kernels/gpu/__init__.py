@@ -1,1 +1,1 @@
-"""Triton kernels that are no operators: the training input and the optimizer's update, each in one pass over memory."""
+"""The Triton kernels: the chain forward and backward, bias and ReLU, the training input and the optimizer's update."""

@@ -6,6 +6,7 @@ bfloat16 gradient in a kernel that costs more than all the rest (an H100, ``repo
 """
 
 import contextlib
+from typing import Any
 
 import torch
 import triton
@@ -126,3 +127,24 @@ def backward(output_gradient: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
             output_gradient, output, result, sums, pixels, channels, stride, PIXELS, CHANNELS, TILES, **OPTIONS
         )
     return result, sums.sum(0)
+
+
+class BiasReLU(torch.autograd.Function):
+    """``relu(input + bias)`` of what :func:`pixel_stride` allows, and its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, bias: Tensor) -> Tensor:
+        output = forward(input, bias.contiguous())
+        ctx.save_for_backward(output)
+        ctx.bias_dtype = bias.dtype
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor, Tensor]:
+        (output,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # Gradients of gradients need operators that are differentiable themselves.
+            gradient = torch.where(output <= 0, torch.zeros_like(output_gradient), output_gradient)
+            return gradient, gradient.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_dtype)
+        gradient, total = backward(output_gradient, output)
+        return gradient, total.to(ctx.bias_dtype)

@@ -31,6 +31,8 @@ HEADER = (
     *("part", "seeds", "top-1 error %", "95 % interval", "change, points", "95 % interval of the change"),
     *("verdict", "paper", "program of 2012"),
 )
+#: Columns that hold no figures.
+WORDS = ("part", "verdict", "paper", "program of 2012")
 
 
 class Report(NamedTuple):
@@ -227,8 +229,8 @@ def _alt(path: Path) -> str:
     )
 
 
-def picture(path: Path) -> bytes:
-    """Errors and changes with their intervals, as a PNG."""
+def draw(path: Path) -> Figure:
+    """Errors and changes with their intervals."""
     settings, rows = read_results(path)
     shown = _shown(rows)
     figure = Figure(figsize=(10, 1.5 + 0.32 * max(1, len(shown))), layout="constrained")
@@ -256,9 +258,14 @@ def picture(path: Path) -> bytes:
     right.set_xlabel("points; line: 95 % interval of the paired differences")
     for axes in (left, right):
         axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def picture(path: Path) -> bytes:
+    """The figure as a PNG."""
     content = io.BytesIO()
     # No date and no version, so that the file is reproducible.
-    figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
+    draw(path).savefig(content, format="png", dpi=110, metadata={"Software": None})
     return content.getvalue()
 
 

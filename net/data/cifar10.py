@@ -8,6 +8,7 @@ import numpy as np
 
 from ..common.errors import DataError
 from ..doors.archive import batch, read_batch, read_members
+from ..doors.members import members
 from .images import ImageData, Split, statistics
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -20,10 +21,21 @@ def _split(read: Callable[[str], bytes], names: tuple[str, ...], path: Path) -> 
     return Split(np.ascontiguousarray(np.concatenate(images)), np.concatenate(labels))
 
 
+def _holds_batches(path: Path) -> bool:
+    """Whether a ``.tar`` that is called CIFAR-10 holds batches, and not an image folder that somebody made of them."""
+    try:
+        files, _ = members(path)
+    except DataError:
+        return True
+    return any(Path(name).name.startswith(_TRAIN[0]) for name in files)
+
+
 def find(path: Path) -> Path | None:
     """The archive, or the folder with the batches, that ``path`` is or holds; None if it is no CIFAR-10."""
     if path.is_file():
-        return path if path.name.startswith("cifar-10") and path.name.endswith((".tar.gz", ".tgz", ".tar")) else None
+        if not path.name.startswith("cifar-10") or not path.name.endswith((".tar.gz", ".tgz", ".tar")):
+            return None
+        return path if path.suffix != ".tar" or _holds_batches(path) else None
     for folder in (path, path / "cifar-10-batches-py", path / "cifar-10-batches-bin"):
         if (folder / "data_batch_1").is_file() or (folder / "data_batch_1.bin").is_file():
             return folder
@@ -54,5 +66,5 @@ def load(path: Path) -> ImageData:
     ending = ".bin" if "data_batch_1.bin" in members or (path / "data_batch_1.bin").is_file() else ""
     train = _split(read, tuple(name + ending for name in _TRAIN), path)
     val = _split(read, (_TEST + ending,), path)
-    mean, colour = statistics(train.images)
+    mean, colour = statistics(np.asarray(train.images))
     return ImageData(os.path.abspath(path), train, val, CLASSES, mean, colour)

@@ -13,6 +13,9 @@ SHAPES = tuple(
     for shape in ("disc", "triangle")
 )
 
+#: With this quality JPEG images of ImageNet take a tenth of what their pixels take, as measured on one of each class.
+JPEG_QUALITY = 80
+
 
 @dataclass(frozen=True)
 class ShapesConfig:

@@ -25,5 +25,5 @@ def load() -> ImageData:
         validation[np.flatnonzero(labels == label)[VALIDATION_STEP - 1 :: VALIDATION_STEP]] = True
     train = Split(images[~validation], labels[~validation])
     val = Split(images[validation], labels[validation])
-    mean, colour = statistics(train.images)
+    mean, colour = statistics(images[~validation])
     return ImageData(None, train, val, tuple("0123456789"), mean, colour)

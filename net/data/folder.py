@@ -1,4 +1,4 @@
-"""An image folder: which files it holds and which class each belongs to."""
+"""An image folder, or an archive of one: which files it holds and which class each belongs to."""
 
 import hashlib
 import os
@@ -6,18 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..common.errors import DataError
+from ..common.printing import printable
 from ..doors import labels as label_files
+from ..doors.members import Member, is_archive, members
 from ..doors.store import SPLITS
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of an image folder, relative to ``root``, with their labels, in the order they are packed."""
+    """The files of an image folder, relative to ``root``, with their labels, in the order they are packed.
+
+    ``members`` says of each file where it lies in the archive ``root``, and is None for a folder. ``notes`` are lines
+    for the user: what was chosen, and what is missing although training can do without.
+    """
 
     root: Path
     classes: tuple[str, ...]
     files: dict[str, list[str]]
     labels: dict[str, list[int]]
+    members: dict[str, Member] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -29,29 +37,120 @@ class Listing:
         return result.hexdigest()
 
 
+_TRAIN = "train"
 #: What the folder of the validation images may be called; "test" where there is no other.
 _VALIDATION = ("val", "validation", "valid")
 _TEST = "test"
 #: What lies beside images in a flat folder and is none.
 _NO_IMAGES = {".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".html", ".db", ".ini", ".zip", ".tar", ".gz"}
+#: What Finder puts into an archive beside the files.
+_MACOS = "__MACOSX"
+#: Classes named in a note; of the others their number is said.
+_NAMED = 5
 
 
-def _validation(root: Path) -> Path | None:
-    """The folder of the validation images.
+class _Folder:
+    """An image folder on the disk."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def has(self, name: str) -> bool:
+        """Whether it has the folder ``name``."""
+        return (self.root / name).is_dir()
+
+    def classes(self, name: str) -> dict[str, list[str]]:
+        """The files of each folder in the folder ``name``, relative to the root, all in order."""
+        return {
+            entry.name: _files_below(Path(entry.path), self.root)
+            for entry in _visible(self.root / name)
+            if entry.is_dir()
+        }
+
+    def files(self, name: str, without: Path) -> list[str]:
+        """The files in the folder ``name`` and below, relative to the root; the file ``without`` is left out."""
+        found = _files_below(self.root / name, self.root)
+        if without.exists():
+            left_out = _identity(without.stat())
+            found = [file for file in found if _identity_of(self.root / file) != left_out]
+        return found
+
+
+class _Archive:
+    """An archive of an image folder, at its top or in other folders.
+
+    Raises:
+        DataError: it holds several image folders, or none.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        files, folders = members(root)
+        split = {tuple(name.split("/")): member for name, member in files.items()}
+        parents = {
+            parts[: parts.index(_TRAIN)]
+            for parts in split
+            if _TRAIN in parts[:-2] and parts[0] != _MACOS and Path(parts[-1]).suffix.lower() not in _NO_IMAGES
+        }
+        if len(parents) > 1:
+            first, second, *_ = sorted("/".join((*parent, _TRAIN)) for parent in parents)
+            raise DataError(f"{root} holds the folders {printable(first)} and {printable(second)}; give one of them")
+        if not parents:
+            raise DataError(f"{root} holds no image folder: no images in a folder train/CLASS/")
+        (parent,) = parents
+        top = len(parent)
+        #: By the parts of their names below the image folder, in the order of a folder on the disk.
+        self._members = {
+            parts[top:]: member
+            for parts, member in sorted(split.items(), key=lambda item: item[0])
+            if parts[:top] == parent and not any(part.startswith(".") for part in parts[top:])
+        }
+        names = {tuple(name.split("/")) for name in folders} | {
+            parts[:count] for parts in split for count in range(top + 1, min(len(parts), top + 3))
+        }
+        self._folders = sorted(name[top:] for name in names if name[:top] == parent and len(name) > top)
+        self.members = {"/".join(parts): member for parts, member in self._members.items()}
+
+    def has(self, name: str) -> bool:
+        """As for a folder."""
+        return (name,) in self._folders
+
+    def classes(self, name: str) -> dict[str, list[str]]:
+        """As for a folder."""
+        found: dict[str, list[str]] = {
+            parts[1]: [] for parts in self._folders if parts[0] == name and len(parts) == 2 and parts[1][0] != "."
+        }
+        for parts in self._members:
+            if parts[0] == name and len(parts) > 2:
+                found[parts[1]].append("/".join(parts))
+        return found
+
+    def files(self, name: str, without: Path) -> list[str]:
+        """As for a folder; the file ``without`` is none of the archive's."""
+        return ["/".join(parts) for parts in self._members if parts[0] == name]
+
+
+def _validation(tree: _Folder | _Archive) -> tuple[str | None, list[str]]:
+    """The folder of the validation images, None where there is none, and what is to be said of it.
 
     Raises:
         DataError: there are several.
     """
-    found = [root / name for name in _VALIDATION if (root / name).is_dir()]
+    found = [name for name in _VALIDATION if tree.has(name)]
     if len(found) > 1:
-        raise DataError(f"{root} has the folders {' and '.join(path.name for path in found)}; keep one of them")
-    test = root / _TEST
-    return found[0] if found else test if test.is_dir() else None
+        raise DataError(f"{tree.root} has the folders {' and '.join(found)}; keep one of them")
+    if found:
+        unused = [f"{tree.root} has {found[0]} and test: {found[0]} is used"] if tree.has(_TEST) else []
+        return found[0], unused
+    if tree.has(_TEST):
+        return _TEST, [f"{tree.root} has no folder {', '.join(_VALIDATION[:-1])} or {_VALIDATION[-1]}: test is used"]
+    return None, []
 
 
 def is_image_folder(path: Path) -> bool:
     """Whether ``path`` has the folders of an image folder."""
-    return (path / "train").is_dir() or _validation(path) is not None
+    tree = _Folder(path)
+    return any(tree.has(name) for name in (_TRAIN, *_VALIDATION, _TEST))
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
@@ -66,6 +165,7 @@ def _files_below(folder: Path, root: Path) -> list[str]:
     many folders.
     """
     found: list[str] = []
+    beginning, cut = os.path.relpath(folder, root), len(str(folder))
     seen = {_identity(folder.stat())}
     waiting = [iter(_visible(folder))]
     while waiting:
@@ -73,7 +173,7 @@ def _files_below(folder: Path, root: Path) -> list[str]:
         if entry is None:
             waiting.pop()
         elif not entry.is_dir():
-            found.append(os.path.relpath(entry.path, root))
+            found.append(beginning + entry.path[cut:])
         elif (identity := _identity(entry.stat())) not in seen:
             seen.add(identity)
             waiting.append(iter(_visible(Path(entry.path))))
@@ -84,38 +184,42 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _by_class(folder: Path, root: Path) -> dict[str, list[str]]:
+def _identity_of(path: Path) -> tuple[int, int] | None:
+    """None for a link to nowhere, which is said of the image when it is read."""
+    try:
+        return _identity(path.stat())
+    except OSError:
+        return None
+
+
+def _by_class(tree: _Folder | _Archive, name: str) -> dict[str, list[str]]:
     """The files of each class folder of a split."""
-    classes = {}
-    for entry in _visible(folder):
-        if entry.is_dir():
-            try:
-                entry.name.encode()
-            except UnicodeEncodeError:
-                raise DataError(f"{entry.path}: a class's name must be UTF-8; rename the folder") from None
-            classes[entry.name] = _files_below(Path(entry.path), root)
-            if not classes[entry.name]:
-                raise DataError(f"{entry.path} holds no files; remove the folder or put the class's images in it")
+    classes = tree.classes(name)
+    for label, files in classes.items():
+        place = tree.root / name / label
+        try:
+            label.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{place}: a class's name must be UTF-8; rename the folder") from None
+        if not files:
+            raise DataError(f"{place} holds no files; remove the folder or put the class's images in it")
     return classes
 
 
-def _labelled(root: Path, folder: Path, classes: tuple[str, ...], label_file: Path) -> tuple[list[str], list[int]]:
+def _labelled(
+    tree: _Folder | _Archive, split: str, classes: tuple[str, ...], label_file: Path
+) -> tuple[list[str], list[int]]:
     """The files of a flat validation folder and their labels from ``label_file``."""
-    names = [
-        os.path.relpath(root / file, folder)
-        for file in _files_below(folder, root)
-        if Path(file).suffix.lower() not in _NO_IMAGES
-    ]
-    if label_file.exists():
-        names = [name for name in names if not label_file.samefile(folder / name)]
+    folder = tree.root / split
+    files = [file for file in tree.files(split, label_file) if Path(file).suffix.lower() not in _NO_IMAGES]
+    names = [os.path.relpath(file, split) for file in files]
     if not names:
         raise DataError(f"{folder} holds no files")
     for name in names:
         if len(Path(name).parts) > 1 and Path(name).parts[0] in classes:
             raise DataError(f"{folder} has class folders ({name}); --val-labels is for one without")
     numbers = {name: number for number, name in enumerate(classes)}
-    labels = [numbers[name] for name in label_files.read(label_file, folder, names, numbers)]
-    return [os.path.relpath(folder / name, root) for name in names], labels
+    return files, [numbers[name] for name in label_files.read(label_file, folder, names, numbers)]
 
 
 def scan(root: Path, label_file: Path | None = None) -> Listing:
@@ -124,35 +228,47 @@ def scan(root: Path, label_file: Path | None = None) -> Listing:
     The folder ``val`` may be called ``validation`` or ``valid``, or ``test`` where there is none of these.
 
     Args:
-        root: the image folder.
+        root: the image folder, or a ``.tar`` or ``.zip`` archive that holds one, at its top or in other folders.
         label_file: labels of a flat validation folder, see :func:`net.doors.labels.read`. Classes are named as the
             folders in ``train``.
 
     Raises:
-        DataError: a folder that is missing or empty, a class that only val has, or a label file that does not fit.
+        DataError: a folder that is missing or empty, a class that only val has, a label file that does not fit, or an
+            archive that cannot be used.
     """
-    if not root.is_dir():
-        raise DataError(f"{root} is no folder")
-    folder = _validation(root)
-    for split, found in (("train", (root / "train").is_dir()), ("val", folder is not None)):
+    tree: _Folder | _Archive
+    if root.is_dir():
+        tree = _Folder(root)
+    elif is_archive(root):
+        tree = _Archive(root)
+    else:
+        raise DataError(f"{root} is no folder and no .tar or .zip archive")
+    validation, notes = _validation(tree)
+    for split, found in ((_TRAIN, tree.has(_TRAIN)), ("val", validation is not None)):
         if not found:
             raise DataError(f"{root} has no folder {split}; an image folder holds train/CLASS/* and val/CLASS/*")
-    assert folder is not None
-    train = _by_class(root / "train", root)
+    assert validation is not None
+    train = _by_class(tree, _TRAIN)
     if not train:
-        raise DataError(f"{root / 'train'} has no class folders; images belong in train/CLASS/")
+        raise DataError(f"{root / _TRAIN} has no class folders; images belong in train/CLASS/")
     classes = tuple(train)
     files = {"train": [file for name in classes for file in train[name]]}
     labels = {"train": [number for number, name in enumerate(classes) for _ in train[name]]}
     if label_file is not None:
-        files["val"], labels["val"] = _labelled(root, folder, classes, label_file)
+        files["val"], labels["val"] = _labelled(tree, validation, classes, label_file)
     else:
-        val = _by_class(folder, root)
+        val = _by_class(tree, validation)
         if not val:
-            raise DataError(f"{folder} has no class folders; a flat folder needs --val-labels FILE")
+            raise DataError(f"{root / validation} has no class folders; a flat folder needs --val-labels FILE")
         for name in val:
             if name not in train:
-                raise DataError(f"class {name!r} is in {folder} and not in {root / 'train'}")
+                raise DataError(f"class {name!r} is in {root / validation} and not in {root / _TRAIN}")
         files["val"] = [file for name in classes for file in val.get(name, [])]
         labels["val"] = [number for number, name in enumerate(classes) for _ in val.get(name, [])]
-    return Listing(root, classes, files, labels)
+    if missing := [classes[number] for number in sorted(set(range(len(classes))) - set(labels["val"]))]:
+        more = f" and {len(missing) - _NAMED:,} more" if len(missing) > _NAMED else ""
+        named = ", ".join(printable(name) for name in missing[:_NAMED])
+        notes.append(
+            f"{len(missing):,} of {len(classes):,} classes have no image in {root / validation}: {named}{more}"
+        )
+    return Listing(root, classes, files, labels, tree.members if isinstance(tree, _Archive) else None, tuple(notes))

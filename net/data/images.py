@@ -11,13 +11,15 @@ from ..common import seeds
 from ..common.cli import SYNTHETIC
 from ..common.printing import printable
 from .config import SHAPES
+from .jpeg import JpegImages
 
 
 @dataclass(frozen=True)
 class Split:
-    """``images`` is uint8 ``[count, size, size, 3]`` in RGB, in memory or mapped from a file; ``labels`` int64."""
+    """``images`` is uint8 ``[count, size, size, 3]`` in RGB, in memory, mapped from a file, or decoded as it is read;
+    ``labels`` int64."""
 
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | JpegImages
     labels: NDArray[np.int64]
 
     def __post_init__(self) -> None:
@@ -78,7 +80,8 @@ class ImageData:
     """A data set.
 
     ``path`` is the ``--data-path`` that opens it again, None for the embedded digits. ``mean`` is the training images'
-    mean, float32 ``[size, size, 3]`` in gray levels 0..255.
+    mean, float32 ``[size, size, 3]`` in gray levels 0..255. ``decoder`` is what decodes images as they are read, with
+    its version, None where they are pixels.
     """
 
     path: str | None
@@ -87,6 +90,7 @@ class ImageData:
     classes: tuple[str, ...]
     mean: NDArray[np.float32]
     colour: ColourComponents
+    decoder: str | None = None
 
     @property
     def name(self) -> str:
@@ -112,6 +116,10 @@ class ImageData:
         return int(self.mean.shape[0])
 
 
+#: Bytes of images that are summed at a time: as many as the caches hold in float32.
+_SUMMED_BYTES = 2**18
+
+
 class PixelStatistics:
     """Mean image and colour covariance, summed up in integers: the order of the images does not matter."""
 
@@ -123,10 +131,10 @@ class PixelStatistics:
 
     def add(self, images: NDArray[np.uint8]) -> None:
         """Take in uint8 ``[count, size, size, 3]``."""
-        for image in torch.from_numpy(images):
+        for part in torch.from_numpy(images).split(max(1, _SUMMED_BYTES // self.total.size)):
             # One product for each row of pixels: a sum of up to 258 products of bytes is exact in float32. Planes of
             # one colour are multiplied twice as fast as pixels.
-            rows = image.permute(2, 0, 1).contiguous().float().transpose(0, 1)
+            rows = part.permute(3, 0, 1, 2).contiguous().float().flatten(1, 2).transpose(0, 1)
             gram = torch.bmm(rows, rows.transpose(1, 2)).sum(0, dtype=torch.float64)
             self.gram += gram.numpy().astype(np.int64)
         self.count += len(images)

@@ -1,4 +1,4 @@
-"""Batches of images from memory or from a mapped file, read ahead by threads into buffers that are used again."""
+"""Batches of images from memory, a mapped file or JPEG, read ahead by threads into buffers that are used again."""
 
 import itertools
 import queue
@@ -18,6 +18,7 @@ from ..common import seeds
 from ..common.progress import Progress
 from ..doors.files import free_host_memory
 from .images import Split
+from .jpeg import JpegImages
 
 #: Batches read ahead, the one in use included.
 BUFFERS = 4
@@ -117,11 +118,31 @@ class Loader:
 
     def _copy(self, target: Tensor) -> None:
         """All images into memory, part by part."""
-        with Progress("images read into memory", len(self.split)) as progress:
-            for first in range(0, len(self.split), _COPIED):
-                part = np.array(self.split.images[first : first + _COPIED])
+        count, split = len(self.split), self.split
+        with Progress("images read into memory", count) as progress, ThreadPoolExecutor(self.threads) as pool:
+            for first in range(0, count, _COPIED):
+                samples = np.arange(first, min(first + _COPIED, count))
+                part = np.empty((len(samples), *split.images.shape[1:]), np.uint8)
+                self._take(split.images, samples, part, pool)
                 target[first : first + _COPIED] = torch.from_numpy(part)
                 progress.update(len(part))
+
+    def _take(
+        self,
+        images: NDArray[np.uint8] | JpegImages,
+        samples: NDArray[np.int64],
+        out: NDArray[np.uint8],
+        pool: ThreadPoolExecutor | None,
+    ) -> None:
+        """``images[samples]`` into ``out``, by as many threads as there are."""
+        # mode="clip" lets numpy write into `out` directly; the samples are in range.
+        if pool is None:
+            images.take(samples, 0, out, "clip")
+            return
+        bounds = np.linspace(0, len(samples), self.threads + 1).astype(int)
+        parts = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
+        for job in [pool.submit(images.take, samples[part], 0, out[part], "clip") for part in parts]:
+            job.result()
 
     def state_dict(self) -> dict[str, int]:
         """The position: batches that were handed out, not those read ahead."""
@@ -176,16 +197,7 @@ class Loader:
     def _read(self, buffer: _Buffer, pool: ThreadPoolExecutor | None) -> None:
         """Fill a buffer with the images of its samples."""
         count = len(buffer.samples)
-        target = buffer.images.numpy()[:count]
-        # mode="clip" lets numpy write into `out` directly; the samples are in range.
-        if pool is None:
-            np.take(self.images, buffer.samples, axis=0, out=target, mode="clip")
-        else:
-            bounds = np.linspace(0, count, self.threads + 1).astype(int)
-            parts = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
-            jobs = [pool.submit(np.take, self.images, buffer.samples[part], 0, target[part], "clip") for part in parts]
-            for job in jobs:
-                job.result()
+        self._take(self.images, buffer.samples, buffer.images.numpy()[:count], pool)
         np.take(self.split.labels, buffer.samples, out=buffer.labels.numpy()[:count], mode="clip")
 
     def _read_ahead(self) -> Generator[Batch]:

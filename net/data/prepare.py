@@ -6,126 +6,88 @@ import json
 import os
 import shutil
 import time
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from ..common.device import keep_freed_memory
 from ..common.errors import DataError
 from ..common.files import PARTIAL, atomic_write, locked
 from ..common.printing import printable
 from ..common.progress import Progress, duration
 from ..doors.files import read
-from ..doors.image import UnreadableImageError
-from ..doors.store import CHUNK, FORMAT, META, SPLITS, read_arrays, read_meta
+from ..doors.image import decoder
+from ..doors.store import CHUNK, FORMATS, META, SPLITS, PackedFiles, read_arrays, read_meta
 from . import processes
-from .decode import decode
 from .folder import Listing, scan
 from .images import ImageData, PixelStatistics
-from .store import checksum, is_store, open_store, small_files
+from .packing import Done, Packing, Task, pack, start_worker, write_at
+from .store import checksum, images_file, is_store, kind_of, largest_jpeg, open_store, small_files
 
 PROGRESS = "progress.npz"
 #: The arrays of the progress that each split has.
-_ARRAYS = ("done", "valid", "checksums")
+_ARRAYS = ("done", "valid", "checksums", "lengths")
 #: Seconds between snapshots of the progress: as much work an interruption can cost.
 SNAPSHOT_EVERY = 10.0
-
-
-@dataclass(frozen=True)
-class Task:
-    """Consecutive images of a split, one checksum long, and where they go."""
-
-    split: str
-    chunk: int
-    path: Path
-    offset: int
-    files: list[str]
-    size: int
-
-
-@dataclass
-class _Done:
-    """What a worker says of a task: the reason for each file left out (empty for the others), sums, checksum."""
-
-    split: str
-    chunk: int
-    reasons: list[str]
-    statistics: PixelStatistics | None
-    checksum: int
-
-
-def pack(task: Task) -> _Done:
-    """Decode a task's files and write the images to their place; a file left out leaves zeros."""
-    size = task.size
-    images = np.zeros((len(task.files), size, size, 3), np.uint8)
-    reasons = []
-    for image, file in zip(images, task.files, strict=True):
-        try:
-            image[:] = decode(Path(file), size)
-            reasons.append("")
-        except UnreadableImageError as error:
-            reasons.append(str(error))
-    with open(task.path, "r+b") as target:
-        target.seek(task.offset)
-        target.write(images.data)
-    statistics = None
-    if task.split == "train":
-        statistics = PixelStatistics(size)
-        statistics.add(images[[not reason for reason in reasons]])
-    return _Done(task.split, task.chunk, reasons, statistics, checksum(images))
-
-
-def _start_worker() -> None:
-    torch.set_num_threads(1)
-    keep_freed_memory()
+#: Images encoded before the others, to say how large a store of JPEG will be.
+_SAMPLED = 64
 
 
 @dataclass
 class _State:
-    """What is done, of every split; kept in ``PROGRESS`` while the store is not finished."""
+    """What is done, of every split; kept in ``PROGRESS`` while the store is not finished.
+
+    ``lengths`` are those of JPEG files, and empty for pixels.
+    """
 
     done: dict[str, NDArray[np.bool_]]
     valid: dict[str, NDArray[np.bool_]]
     checksums: dict[str, NDArray[np.uint64]]
+    lengths: dict[str, NDArray[np.int64]]
     statistics: PixelStatistics
+    enlarged: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
     @classmethod
-    def start(cls, listing: Listing, size: int) -> "_State":
+    def start(cls, listing: Listing, packing: Packing) -> "_State":
         counts = {split: len(listing.files[split]) for split in SPLITS}
         return cls(
             {split: np.zeros(-(-count // CHUNK), bool) for split, count in counts.items()},
             {split: np.zeros(count, bool) for split, count in counts.items()},
             {split: np.zeros(-(-count // CHUNK), np.uint64) for split, count in counts.items()},
-            PixelStatistics(size),
+            {split: np.zeros(count if packing.quality else 0, np.int64) for split, count in counts.items()},
+            PixelStatistics(packing.size),
         )
 
-    def take(self, done: _Done, files: list[str]) -> None:
+    def take(self, done: Done, files: list[str]) -> None:
         rows = slice(done.chunk * CHUNK, done.chunk * CHUNK + len(done.reasons))
         self.done[done.split][done.chunk] = True
         self.valid[done.split][rows] = [not reason for reason in done.reasons]
         self.checksums[done.split][done.chunk] = done.checksum
+        if done.encoded:
+            self.lengths[done.split][rows] = [len(content) for content in done.encoded]
+        self.enlarged += done.enlarged
         self.skipped += [(file, reason) for file, reason in zip(files, done.reasons, strict=True) if reason]
         if done.statistics is not None:
             self.statistics.merge(done.statistics)
 
-    def save(self, folder: Path, key: str) -> None:
+    def save(self, folder: Path, key: str, kind: str) -> None:
         for split in SPLITS:
-            # What the workers wrote must be on the disk before the snapshot says that it is.
-            with open(folder / f"{split}_images.npy", "r+b") as file:
+            # What was written must be on the disk before the snapshot says that it is.
+            with open(folder / images_file(split, kind), "r+b") as file:
                 os.fsync(file.fileno())
         arrays: dict[str, Any] = {
             "key": np.frombuffer(key.encode(), np.uint8),
             "count": np.int64(self.statistics.count),
             "total": self.statistics.total,
             "gram": self.statistics.gram,
+            "enlarged": np.int64(self.enlarged),
             "skipped": np.frombuffer(json.dumps(self.skipped).encode(), np.uint8),
         }
         for name in _ARRAYS:
@@ -135,15 +97,16 @@ class _State:
             np.savez(file, **arrays)
 
     @classmethod
-    def load(cls, folder: Path, key: str, listing: Listing, size: int) -> "_State | None":
+    def load(cls, folder: Path, key: str, listing: Listing, packing: Packing) -> "_State | None":
         """The snapshot of an interrupted run over the same files; None when there is none."""
-        fresh = cls.start(listing, size)
+        fresh = cls.start(listing, packing)
         parts = {f"{name}_{split}": getattr(fresh, name)[split] for name in _ARRAYS for split in SPLITS}
         expected: dict[str, tuple[type[np.generic], tuple[int, ...] | None]] = {
             "key": (np.uint8, None),
             "skipped": (np.uint8, None),
             "count": (np.int64, ()),
-            "total": (np.int64, (size, size, 3)),
+            "enlarged": (np.int64, ()),
+            "total": (np.int64, (packing.size, packing.size, 3)),
             "gram": (np.int64, (3, 3)),
             **{name: (part.dtype.type, part.shape) for name, part in parts.items()},
         }
@@ -154,11 +117,15 @@ class _State:
             return None
         if arrays["key"].tobytes() != key.encode():
             return None
-        statistics = PixelStatistics(size)
+        statistics = PixelStatistics(packing.size)
         statistics.count = int(arrays["count"])
         statistics.total, statistics.gram = arrays["total"], arrays["gram"]
-        done, valid, checksums = ({split: arrays[f"{name}_{split}"] for split in SPLITS} for name in _ARRAYS)
-        return cls(done, valid, checksums, statistics, skipped)
+        done, valid, checksums, lengths = ({split: arrays[f"{name}_{split}"] for split in SPLITS} for name in _ARRAYS)
+        for split in SPLITS if packing.quality else ():
+            path = folder / images_file(split, packing.kind)
+            if lengths[split].min() < 0 or not path.is_file() or path.stat().st_size < lengths[split].sum():
+                return None
+        return cls(done, valid, checksums, lengths, statistics, int(arrays["enlarged"]), skipped)
 
 
 def _header(path: Path, shape: tuple[int, ...]) -> int:
@@ -168,57 +135,107 @@ def _header(path: Path, shape: tuple[int, ...]) -> int:
         return file.tell()
 
 
-def needed_bytes(listing: Listing, size: int) -> int:
-    """The size of the finished store."""
+def _lay_out(listing: Listing, state: _State, target: Path, packing: Packing) -> dict[str, int]:
+    """Make the files of the images as long as they are now to be; returns where in each the images begin."""
+    offsets = {}
+    for split in SPLITS:
+        path, shape = target / images_file(split, packing.kind), (packing.size, packing.size, 3)
+        if packing.quality is None:
+            count = len(listing.files[split])
+            offsets[split] = _header(path, (count, *shape))
+            length = offsets[split] + count * int(np.prod(shape))
+            if path.stat().st_size < length:
+                os.truncate(path, length)
+        else:
+            # What was written after the last snapshot is written again.
+            path.touch()
+            offsets[split] = 0
+            os.truncate(path, int(state.lengths[split].sum()))
+    return offsets
+
+
+def needed_bytes(listing: Listing, packing: Packing) -> int:
+    """The size of the finished store; of one with JPEG as a few images spread over the splits let expect it."""
     count = sum(len(listing.files[split]) for split in SPLITS)
-    return count * (size * size * 3 + 8) + size * size * 12 + 2**20
+    each = packing.size**2 * 3
+    if packing.quality is not None:
+        sampled = np.linspace(0, count - 1, min(count, _SAMPLED)).astype(int)
+        files = [(listing.files["train"] + listing.files["val"])[number] for number in sampled]
+        done = pack(_task(listing, "val", 0, files, packing, Path(), 0))
+        lengths = [len(content) for content in done.encoded if content]
+        each = round(np.mean(lengths)) + 16 if lengths else 0
+    return count * (each + 8) + packing.size**2 * 12 + 2**20
 
 
-def _check_space(target: Path, listing: Listing, size: int) -> None:
+def _check_space(target: Path, needed: int, packing: Packing) -> None:
     folder = target
     while not folder.exists():
         folder = folder.parent
-    needed = needed_bytes(listing, size)
-    have = sum(file.stat().st_blocks * 512 for file in target.glob("*_images.npy")) if target.exists() else 0
+    have = sum(file.stat().st_blocks * 512 for file in target.glob("*_images.*")) if target.exists() else 0
     free = shutil.disk_usage(folder).free
     if needed - have > free:
+        about = "" if packing.quality is None else "about "
         raise DataError(
-            f"the store needs {needed / 1e9:,.1f} GB in {target} and the disk has {free / 1e9:,.1f} GB free; give "
-            "another folder or free some space"
+            f"the store needs {about}{needed / 1e9:,.1f} GB in {target} and the disk has {free / 1e9:,.1f} GB free; "
+            "give another folder or free some space"
         )
 
 
-def _tasks(listing: Listing, state: _State, target: Path, offsets: dict[str, int], size: int) -> Iterator[Task]:
+def _task(
+    listing: Listing, split: str, chunk: int, files: list[str], packing: Packing, path: Path, offset: int
+) -> Task:
+    members = [] if listing.members is None else [listing.members[file] for file in files]
+    return Task(split, chunk, listing.root, files, members, packing, path, offset)
+
+
+def _tasks(listing: Listing, state: _State, target: Path, offsets: dict[str, int], packing: Packing) -> Iterator[Task]:
     for split in SPLITS:
-        path = target / f"{split}_images.npy"
+        path = target / images_file(split, packing.kind)
         for chunk in np.flatnonzero(~state.done[split]):
             first = int(chunk) * CHUNK
-            files = [str(listing.root / file) for file in listing.files[split][first : first + CHUNK]]
-            yield Task(split, int(chunk), path, offsets[split] + first * size * size * 3, files, size)
+            files = listing.files[split][first : first + CHUNK]
+            yield _task(listing, split, int(chunk), files, packing, path, offsets[split] + first * packing.size**2 * 3)
 
 
-def _finish(listing: Listing, state: _State, target: Path, offsets: dict[str, int], size: int) -> dict[str, int]:
+def _without_gaps(valid: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which image takes each place of the finished store, and the places whose own was left out.
+
+    The last images move into the gaps, so that few move.
+    """
+    count = int(valid.sum())
+    order, gaps = np.arange(count), np.flatnonzero(~valid[:count])
+    order[gaps] = np.flatnonzero(valid[count:]) + count
+    return order, gaps
+
+
+def _finish(listing: Listing, state: _State, target: Path, offsets: dict[str, int], packing: Packing) -> dict[str, int]:
     """Close the gaps that skipped files left, write the small files and at last ``meta.json``."""
-    counts = {}
+    counts, size = {}, packing.size
     for split in SPLITS:
-        path = target / f"{split}_images.npy"
-        valid = state.valid[split]
-        count = counts[split] = int(valid.sum())
-        labels = np.array(listing.labels[split], np.int64)
-        images = np.memmap(path, np.uint8, "r+", offsets[split], (len(valid), size, size, 3))
-        # The last images move into the gaps. They stay where they were until meta.json is written, so that doing this
-        # twice, after an interruption, gives the same.
-        gaps, moved = np.flatnonzero(~valid[:count]), np.flatnonzero(valid[count:]) + count
-        for gap, source in zip(gaps, moved, strict=True):
-            images[gap] = images[source]
-        labels[gaps] = labels[moved]
-        checksums = state.checksums[split][: -(-count // CHUNK)].copy()
+        path = target / images_file(split, packing.kind)
+        order, gaps = _without_gaps(state.valid[split])
+        count = counts[split] = len(order)
+        arrays: dict[str, NDArray[Any]] = {"labels": np.array(listing.labels[split], np.int64)[order]}
+        images: NDArray[np.uint8] | PackedFiles
+        if packing.quality is None:
+            # The moved images stay where they were, too, until meta.json is written: doing this twice, after an
+            # interruption, gives the same.
+            mapped = np.memmap(path, np.uint8, "r+", offsets[split], (len(state.valid[split]), size, size, 3))
+            for gap in gaps:
+                mapped[gap] = mapped[order[gap]]
+            mapped.flush()
+            images = mapped
+            _header(path, (count, size, size, 3))
+        else:
+            lengths = state.lengths[split]
+            arrays["index"] = np.stack([np.cumsum(lengths) - lengths, lengths], 1)[order]
+            images = PackedFiles(path, arrays["index"], largest_jpeg(size))
+        checksums = arrays["checksums"] = state.checksums[split][: -(-count // CHUNK)].copy()
         for chunk in {*(gaps // CHUNK), *([count // CHUNK] if count % CHUNK else [])}:
-            checksums[chunk] = checksum(images[chunk * CHUNK : min((chunk + 1) * CHUNK, count)])
-        images.flush()
+            rows = range(chunk * CHUNK, min((chunk + 1) * CHUNK, count))
+            checksums[chunk] = checksum(images[row] for row in rows)
         del images
-        _header(path, (count, size, size, 3))
-        for name, array in (("labels", labels[:count]), ("checksums", checksums)):
+        for name, array in arrays.items():
             with atomic_write(target / f"{split}_{name}.npy") as file:
                 np.save(file, array)
     with atomic_write(target / "mean_image.npy") as file:
@@ -230,19 +247,24 @@ def _finish(listing: Listing, state: _State, target: Path, offsets: dict[str, in
             file.write(line.encode(errors="surrogateescape"))
     colour = state.statistics.colour()
     meta = {
-        "format": FORMAT,
+        "format": FORMATS[packing.kind],
         "image_size": size,
         "counts": counts,
         "skipped": len(state.skipped),
         "classes": list(listing.classes),
         "colour": {"values": colour.values.tolist(), "vectors": colour.vectors.tolist()},
         "source": {"path": str(listing.root.resolve()), "sha256": listing.digest},
-        "sha256": {name: hashlib.sha256(read(target / name, "store")).hexdigest() for name in small_files()},
+        "sha256": {
+            name: hashlib.sha256(read(target / name, "store")).hexdigest() for name in small_files(packing.kind)
+        },
     }
+    if packing.quality is not None:
+        meta["jpeg"] = {"quality": packing.quality, "decoder": decoder()}
     with atomic_write(target / META) as file:
         file.write(json.dumps(meta, indent=1).encode())
-    for split in SPLITS:
-        os.truncate(target / f"{split}_images.npy", offsets[split] + counts[split] * size * size * 3)
+    if packing.quality is None:
+        for split in SPLITS:
+            os.truncate(target / images_file(split, "pixels"), offsets[split] + counts[split] * size * size * 3)
     (target / PROGRESS).unlink(missing_ok=True)
     return counts
 
@@ -251,7 +273,7 @@ def _on_one_line(text: str) -> str:
     return "".join(printable(one) if ord(one) < 128 else one for one in text)
 
 
-def _existing(target: Path, listing: Listing, size: int) -> bool:
+def _existing(target: Path, listing: Listing, packing: Packing, any_kind: bool) -> bool:
     """Whether ``target`` is already the store of these files.
 
     Raises:
@@ -263,14 +285,13 @@ def _existing(target: Path, listing: Listing, size: int) -> bool:
             raise DataError(
                 f"{target} was packed from other files than {listing.root} holds now; remove it or give another folder"
             )
-        if meta["image_size"] != size:
-            raise DataError(
-                f"{target} holds images of {meta['image_size']}x{meta['image_size']}, not {size}x{size}; "
-                "remove it or give another folder"
-            )
+        there = Packing(meta["image_size"], meta["jpeg"]["quality"] if kind_of(meta) == "jpeg" else None)
+        if there != packing and not (any_kind and there.size == packing.size):
+            raise DataError(f"{target} holds {there}, not {packing}; remove it or give another folder")
         return True
     if target.is_dir():
-        ours = {PROGRESS, "train_images.npy", "val_images.npy", "skipped.txt", *small_files()}
+        files = {images_file(split, packing.kind) for split in SPLITS}
+        ours = {PROGRESS, "skipped.txt", *files, *small_files(packing.kind)}
         for path in target.iterdir():
             if path.name.endswith(PARTIAL):
                 continue
@@ -282,14 +303,23 @@ def _existing(target: Path, listing: Listing, size: int) -> bool:
 
 
 def prepare(
-    source: Path, target: Path, *, size: int = 256, val_labels: Path | None = None, workers: int | None = None
+    source: Path,
+    target: Path,
+    *,
+    size: int = 256,
+    quality: int | None = None,
+    any_kind: bool = False,
+    val_labels: Path | None = None,
+    workers: int | None = None,
 ) -> None:
     """Pack the images of ``source`` into the store ``target``, or go on where an interrupted run stopped.
 
     Args:
-        source: an image folder, see :func:`net.data.folder.scan`.
+        source: an image folder or an archive of one, see :func:`net.data.folder.scan`.
         target: folder of the store; new, empty, or left by an interrupted run.
         size: rows and columns of a packed image.
+        quality: 1 to 100: keep JPEG images of this quality; None keeps pixels.
+        any_kind: a finished store will do, whether it keeps JPEG or pixels.
         val_labels: label file of a flat validation folder.
         workers: processes; None is one for each core.
 
@@ -298,77 +328,97 @@ def prepare(
     """
     if size < 1:
         raise DataError(f"--size must be at least 1; got {size}")
+    packing = Packing(size, quality)
     print(f"listing the files in {source}", flush=True)
     listing = scan(source, val_labels)
-    if not _existing(target, listing, size):
-        _check_space(target, listing, size)
+    for note in listing.notes:
+        print(f"note: {note}")
+    if not _existing(target, listing, packing, any_kind):
+        needed = needed_bytes(listing, packing)
+        _check_space(target, needed, packing)
         with locked(target):
             # Another process may have finished it since.
-            if not _existing(target, listing, size):
-                _pack_all(listing, target, size, workers or processes.available_cores())
+            if not _existing(target, listing, packing, any_kind):
+                _pack_all(listing, target, packing, needed, workers or processes.available_cores())
                 return
     print(f"{target} is prepared already")
 
 
-def _pack_all(listing: Listing, target: Path, size: int, workers: int) -> None:
+def _pack_all(listing: Listing, target: Path, packing: Packing, needed: int, workers: int) -> None:
     """Do the work of :func:`prepare`."""
     total = sum(len(files) for files in listing.files.values())
-    key = f"{listing.digest} {size}"
-    state = _State.load(target, key, listing, size)
+    key = f"{listing.digest} {packing.key}"
+    state = _State.load(target, key, listing, packing)
     if state is None:
         if (target / PROGRESS).exists():
-            print(f"{listing.root} or --size has changed since the interrupted run: starting again")
-        state = _State.start(listing, size)
-    offsets = {
-        split: _header(target / f"{split}_images.npy", (len(listing.files[split]), size, size, 3)) for split in SPLITS
-    }
-    for split in SPLITS:
-        length = offsets[split] + len(listing.files[split]) * size * size * 3
-        if (target / f"{split}_images.npy").stat().st_size < length:
-            os.truncate(target / f"{split}_images.npy", length)
+            print(f"{listing.root} or how it is to be packed has changed since the interrupted run: starting again")
+        state = _State.start(listing, packing)
+    offsets = _lay_out(listing, state, target, packing)
     before = sum(
         min(CHUNK, len(listing.files[split]) - int(chunk) * CHUNK)
         for split in SPLITS
         for chunk in np.flatnonzero(state.done[split])
     )
+    about = "" if packing.quality is None else "about "
     print(
         f"packing {total:,} images of {len(listing.classes):,} classes from {listing.root} into {target} "
-        f"({needed_bytes(listing, size) / 1e9:,.2f} GB)" + (f"; {before:,} are there already" if before else "")
+        f"({about}{needed / 1e9:,.2f} GB)" + (f"; {before:,} are there already" if before else "")
     )
     began = time.monotonic()
-    tasks = _tasks(listing, state, target, offsets, size)
+    tasks = _tasks(listing, state, target, offsets, packing)
+    written = {split: int(state.lengths[split].sum()) for split in SPLITS}
+    # In the order in which they were handed out, which is that of JPEG images in their file.
+    running: deque[tuple[Future[Done], Task]] = deque()
+
+    def take_first() -> None:
+        future, task = running.popleft()
+        try:
+            done = future.result()
+            if done.encoded:
+                content = b"".join(done.encoded)
+                write_at(task.path, written[task.split], content)
+                written[task.split] += len(content)
+            state.take(done, task.files)
+        except BaseException:
+            # Nothing has a place after what is missing.
+            running.clear()
+            raise
+
+    def take_what_is_done() -> None:
+        while running and not running[0][0].cancelled() and running[0][0].exception() is None:
+            take_first()
+
     with Progress("images", total, before) as progress, contextlib.ExitStack() as stack:
-        pool = stack.enter_context(processes.pool(workers, __name__, _start_worker))
-        running: dict[Future[_Done], Task] = {}
+        pool = stack.enter_context(processes.pool(workers, pack.__module__, start_worker))
+        # Signals interrupt the main thread only: what is taken in this one is taken whole.
+        taker = stack.enter_context(ThreadPoolExecutor(1))
         saved = time.monotonic()
         try:
             while True:
                 # A few tasks wait for every worker, so that memory stays bounded and nobody idles.
                 while len(running) < 3 * workers and (task := next(tasks, None)) is not None:
-                    running[pool.submit(pack, task)] = task
+                    running.append((pool.submit(pack, task), task))
                 if not running:
                     break
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    task = running.pop(future)
-                    state.take(future.result(), [os.path.relpath(file, listing.root) for file in task.files])
-                    progress.update(len(task.files))
+                future, task = running[0]
+                future.result()
+                taker.submit(take_first).result()
+                progress.update(len(task.files))
                 if time.monotonic() - saved > SNAPSHOT_EVERY:
-                    state.save(target, key)
+                    state.save(target, key, packing.kind)
                     saved = time.monotonic()
         except BrokenProcessPool:
             raise DataError("a process decoding images was killed, perhaps for memory: try fewer --workers") from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-            for future, task in running.items():
-                if future.done() and not future.cancelled() and future.exception() is None:
-                    state.take(future.result(), [os.path.relpath(file, listing.root) for file in task.files])
-            state.save(target, key)
+            taker.submit(take_what_is_done).result()
+            state.save(target, key, packing.kind)
     for split in SPLITS:
         if not state.valid[split].any():
             files = set(listing.files[split])
             file, reason = next(item for item in state.skipped if item[0] in files)
             raise DataError(f"no image for {split} in {listing.root} can be read; {file}: {reason}")
-    counts = _finish(listing, state, target, offsets, size)
+    counts = _finish(listing, state, target, offsets, packing)
     seconds = time.monotonic() - began
     present = set(np.array(listing.labels["train"])[state.valid["train"]])
     for number, name in enumerate(listing.classes):
@@ -378,6 +428,8 @@ def _pack_all(listing: Listing, target: Path, size: int, workers: int) -> None:
         f"packed {counts['train']:,} training and {counts['val']:,} validation images into {target} in "
         f"{duration(seconds)}, {(total - before) / seconds:,.0f} images/s"
     )
+    if state.enlarged:
+        print(f"images smaller than {packing.size}x{packing.size}, which were enlarged: {state.enlarged:,}")
     if state.skipped:
         print(f"left out {len(state.skipped):,} files, listed with the reasons in {target / 'skipped.txt'}; the first:")
         for file, reason in sorted(state.skipped)[:5]:

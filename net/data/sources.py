@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ..common.errors import DataError, UsageError
+from ..doors.members import is_archive
 from . import cifar10, digits, synthetic
 from .folder import is_image_folder
 from .images import ImageData
@@ -27,10 +28,11 @@ def open_data(
     val_labels: str | None = None,
     workers: int | None = None,
 ) -> ImageData:
-    """Open the data set that ``path`` names, and pack an image folder first.
+    """Open the data set that ``path`` names, and pack an image folder, or an archive of one, first.
 
     Args:
-        path: None for the embedded digits; an image folder, a packed store, CIFAR-10, or ``synthetic[:COUNT]``.
+        path: None for the embedded digits; an image folder or an archive of one, a packed store, CIFAR-10, or
+            ``synthetic[:COUNT]``.
         image_size: rows and columns of the network's input; decides the size of images that are packed or made up.
         classes: classes of random images.
         store: where an image folder is packed; None is ``PATH.packed``.
@@ -54,13 +56,15 @@ def open_data(
         return open_store(place)
     if (archive := cifar10.find(place)) is not None:
         return cifar10.load(archive)
-    if place.is_dir() and is_image_folder(place):
+    if is_image_folder(place) if place.is_dir() else is_archive(place):
         target = Path(store) if store is not None else place.with_name(place.name + ".packed")
         labels = None if val_labels is None else Path(val_labels)
-        prepare(place, target, size=packed_size(image_size), val_labels=labels, workers=workers)
+        size = packed_size(image_size)
+        prepare(place, target, size=size, any_kind=True, val_labels=labels, workers=workers)
         return open_store(target)
     if place.is_dir() and not any(place.iterdir()):
         raise DataError(f"--data-path {path} is empty")
     raise DataError(
-        f"--data-path {path} is no image folder (train/CLASS/*, val/CLASS/*), no packed store and no CIFAR-10"
+        f"--data-path {path} is no image folder (train/CLASS/*, val/CLASS/*) and no .tar or .zip of one, no packed "
+        "store and no CIFAR-10"
     )

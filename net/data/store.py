@@ -1,4 +1,4 @@
-"""The packed store: a folder with every image of a data set at one size, ready to be mapped into memory.
+"""The packed store: a folder with every image of a data set at one size, ready to be read in any order.
 
 =========================  ===========================================================================================
 ``meta.json``              format, image size, counts, class names, colour components, checksums, where it came from
@@ -9,12 +9,21 @@
 ``skipped.txt``            files that were left out, each with the reason
 =========================  ===========================================================================================
 
+A store of JPEG images has these in place of ``train_images.npy`` and ``val_images.npy``, and ``meta.json`` says with
+what quality they were encoded and by what library. The images' numbers, the mean and the colour components are those of
+the same images as pixels.
+
+=========================  ===========================================================================================
+``train_images.jpegs``     JPEG files one after the other, ``size`` x ``size`` in 4:4:4; also ``val_images.jpegs``
+``train_index.npy``        int64 ``[count, 2]``: where each begins, and its length; also ``val_index.npy``
+=========================  ===========================================================================================
+
 ``meta.json`` is written last: a folder without it is not finished.
 """
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +31,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common.errors import DataError
+from ..common.printing import printable
 from ..common.progress import Progress
-from ..doors.store import CHUNK, META, SPLITS, mapped_images, read_array, read_meta
+from ..doors.image import decoder
+from ..doors.store import CHUNK, FORMATS, META, SPLITS, PackedFiles, mapped_images, read_array, read_meta
 from .images import ColourComponents, ImageData, Split
+from .jpeg import JpegImages
 
 #: A store up to this size is checked whole when it is opened; of a larger one a few chunks are.
 CHECKED_WHOLE = 256 * 2**20
 _SAMPLED_CHUNKS = 16
 
 
-def checksum(images: NDArray[np.uint8]) -> int:
-    """The first 64 bits of the SHA-256 of the images' bytes."""
-    content = np.ascontiguousarray(images).data
-    return int.from_bytes(hashlib.sha256(content).digest()[:8], "little")
+def checksum(images: Iterable[NDArray[np.uint8] | bytes]) -> int:
+    """The first 64 bits of the SHA-256 of the bytes of images, which are contiguous."""
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(image if isinstance(image, bytes) else image.data)
+    return int.from_bytes(digest.digest()[:8], "little")
 
 
-def small_files() -> tuple[str, ...]:
+def images_file(split: str, kind: str) -> str:
+    """The name of the file with a split's images; ``kind`` is ``pixels`` or ``jpeg``."""
+    return f"{split}_images.{'jpegs' if kind == 'jpeg' else 'npy'}"
+
+
+def small_files(kind: str) -> tuple[str, ...]:
     """The files whose checksums stand in ``meta.json``."""
-    return ("mean_image.npy", *(f"{split}_{part}.npy" for split in SPLITS for part in ("labels", "checksums")))
+    parts = ("labels", "checksums", *(("index",) if kind == "jpeg" else ()))
+    return ("mean_image.npy", *(f"{split}_{part}.npy" for split in SPLITS for part in parts))
+
+
+def kind_of(meta: dict[str, Any]) -> str:
+    """``pixels`` or ``jpeg``."""
+    return next(kind for kind, number in FORMATS.items() if number == meta["format"])
+
+
+def largest_jpeg(size: int) -> int:
+    """More bytes than a JPEG image of noise in the highest quality has."""
+    return 12 * size * size + 2**16
 
 
 def is_store(path: Path) -> bool:
@@ -48,7 +78,7 @@ def is_store(path: Path) -> bool:
 
 
 def open_store(path: Path, *, whole: bool = False) -> ImageData:
-    """Map a store into memory.
+    """Map a store into memory, or open its JPEG images. It is said where another decoder packed them.
 
     Args:
         path: the folder.
@@ -56,10 +86,18 @@ def open_store(path: Path, *, whole: bool = False) -> ImageData:
             large one a few chunks spread over each split.
 
     Raises:
-        DataError: something is missing or not as ``meta.json`` says.
+        DataError: something is missing or not as ``meta.json`` says, or no JPEG can be decoded here.
     """
     meta = read_meta(path)
-    size, classes = meta["image_size"], tuple(meta["classes"])
+    size, classes, kind = meta["image_size"], tuple(meta["classes"]), kind_of(meta)
+    decodes = None
+    if kind == "jpeg":
+        decodes, packed_by = decoder(), meta["jpeg"]["decoder"]
+        if decodes != packed_by:
+            print(
+                f"note: {path} was packed with {printable(packed_by)} and is decoded by {decodes}: pixels may differ "
+                "by a few gray levels from those that other runs on it have seen"
+            )
 
     def array(name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
         return read_array(path / name, dtype, shape, meta["sha256"].get(name))
@@ -67,7 +105,15 @@ def open_store(path: Path, *, whole: bool = False) -> ImageData:
     splits = {}
     for split in SPLITS:
         count = meta["counts"][split]
-        images = mapped_images(path / f"{split}_images.npy", (count, size, size, 3))
+        place = path / images_file(split, kind)
+        images: NDArray[np.uint8] | JpegImages
+        content: NDArray[np.uint8] | PackedFiles
+        if kind == "jpeg":
+            content = PackedFiles(place, array(f"{split}_index.npy", np.int64, (count, 2)), largest_jpeg(size))
+            images, stored = JpegImages(content, size), int(content.index[:, 1].sum())
+        else:
+            images = content = mapped_images(place, (count, size, size, 3))
+            stored = images.nbytes
         checksums = array(f"{split}_checksums.npy", np.uint64, (-(-count // CHUNK),))
         labels = array(f"{split}_labels.npy", np.int64, (count,))
         if labels.min() < 0 or labels.max() >= len(classes):
@@ -77,15 +123,15 @@ def open_store(path: Path, *, whole: bool = False) -> ImageData:
                 f"{len(classes)} classes"
             )
         chunks: Sequence[int] = range(len(checksums))
-        if not whole and images.nbytes > CHECKED_WHOLE:
+        if not whole and stored > CHECKED_WHOLE:
             chunks = sorted({round(chunk) for chunk in np.linspace(0, len(checksums) - 1, _SAMPLED_CHUNKS)})
         with Progress(f"{split} images checked", len(chunks) * CHUNK) as progress:
             for chunk in chunks:
-                rows = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-                if checksum(images[rows]) != checksums[chunk]:
+                first, stop = chunk * CHUNK, min((chunk + 1) * CHUNK, count)
+                if checksum(content[number] for number in range(first, stop)) != checksums[chunk]:
                     raise DataError(
-                        f"{path / f'{split}_images.npy'} is damaged: the checksum of images {rows.start} to "
-                        f"{min(rows.stop, len(images)) - 1} is wrong; prepare the images again"
+                        f"{place} is damaged: the checksum of images {first} to {stop - 1} is wrong; prepare the "
+                        "images again"
                     )
                 progress.update(CHUNK)
         splits[split] = Split(images, labels)
@@ -93,4 +139,4 @@ def open_store(path: Path, *, whole: bool = False) -> ImageData:
     mean = array("mean_image.npy", np.float32, (size, size, 3))
     if not ((mean >= 0) & (mean <= 255)).all():
         raise DataError(f"{path / 'mean_image.npy'} holds values that are not in 0..255; prepare the images again")
-    return ImageData(os.path.abspath(path), splits["train"], splits["val"], classes, mean, colour)
+    return ImageData(os.path.abspath(path), splits["train"], splits["val"], classes, mean, colour, decodes)

@@ -27,7 +27,7 @@ def free_host_memory() -> int:
 
 
 @contextlib.contextmanager
-def opened(path: Path, what: str, limit: int | None = None) -> Iterator[BinaryIO]:
+def opened(path: Path | str, what: str, limit: int | None = None) -> Iterator[BinaryIO]:
     """Open an input file.
 
     Args:
@@ -59,7 +59,7 @@ def opened(path: Path, what: str, limit: int | None = None) -> Iterator[BinaryIO
         raise DataError(f"{what} {path} cannot be read: {error.strerror}") from None
 
 
-def _check_regular(status: os.stat_result, path: Path, what: str) -> None:
+def _check_regular(status: os.stat_result, path: Path | str, what: str) -> None:
     if stat.S_ISREG(status.st_mode):
         return
     kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"

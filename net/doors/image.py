@@ -2,11 +2,15 @@
 
 import contextlib
 import functools
+import io
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError, features
+from PIL.JpegImagePlugin import JpegImageFile
 
 from ..common.errors import DataError
 from .files import opened
@@ -57,10 +61,14 @@ def _formats() -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def opened_image(path: Path, size: int) -> Iterator[Image.Image]:
+def opened_image(source: Path | str | bytes, size: int) -> Iterator[Image.Image]:
     """Open an image and turn it as its orientation says; a JPEG much larger than ``size`` is decoded at a fraction.
 
     Memory that is not enough is no fault of the file, and passes.
+
+    Args:
+        source: the file, or what is in it.
+        size: rows and columns that are wanted.
 
     Raises:
         UnreadableImageError: the file is damaged, empty or no image; also for what is raised inside the block.
@@ -68,14 +76,15 @@ def opened_image(path: Path, size: int) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with opened(path, "image", _LIMIT) as file, Image.open(file, formats=_formats()) as image:
+            given = io.BytesIO(source) if isinstance(source, bytes) else opened(source, "image", _LIMIT)
+            with given as file, Image.open(file, formats=_formats()) as image:
                 image.draft(None, (size, size))
                 image.load()
                 yield turned(image)
     except (UnreadableImageError, MemoryError):
         raise
     except DataError as error:
-        raise UnreadableImageError(str(error).removeprefix(f"image {path} ")) from None
+        raise UnreadableImageError(str(error).removeprefix(f"image {source!s} ")) from None
     except UnidentifiedImageError:
         raise UnreadableImageError("no image in a raster format that is known here") from None
     except Exception as error:
@@ -95,3 +104,50 @@ def turned(image: Image.Image) -> Image.Image:
     result = image.transpose(turn)
     result.format = image.format
     return result
+
+
+@functools.cache
+def decoder() -> str:
+    """The library that decodes JPEG here and its version; the pixels may depend on both.
+
+    Raises:
+        DataError: Pillow was built without one.
+    """
+    if not features.check("jpg"):
+        raise DataError("this Pillow was built without JPEG support; pip's has it")
+    turbo = features.version_feature("libjpeg_turbo")
+    library = f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version_codec('jpg')}"
+    return f"Pillow {features.version_module('pil')}, {library}"
+
+
+def decode_jpeg(content: bytes, pixels: NDArray[np.uint8]) -> None:
+    """Decode a JPEG image into uint8 ``[rows, columns, 3]`` in RGB, of exactly this size.
+
+    Raises:
+        UnreadableImageError: it is damaged, or of another size or kind, which its header says before it is decoded.
+    """
+    rows, columns, _ = pixels.shape
+    try:
+        # Not by Image.open, which looks for other formats too and warns of large images, which not every thread can
+        # be kept from.
+        with JpegImageFile(io.BytesIO(content)) as image:
+            if image.size != (columns, rows) or image.mode != "RGB":
+                width, height = image.size
+                raise ValueError(f"it is {height}x{width} {image.mode} and must be {rows}x{columns} RGB")
+            pixels[:] = np.asarray(image)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise UnreadableImageError(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+def encode_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
+    """uint8 ``[rows, columns, 3]`` in RGB as a JPEG image, its colours at full resolution (4:4:4).
+
+    Args:
+        pixels: the image.
+        quality: 1 to 100, as libjpeg counts it.
+    """
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "JPEG", quality=quality, subsampling=0)
+    return content.getvalue()

@@ -7,6 +7,8 @@ import hashlib
 import io
 import json
 import math
+import os
+import threading
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +22,8 @@ from ..common.errors import DataError, MissingError, UsageError
 from ..common.fields import typed
 from .files import opened, read, read_text, reason
 
-FORMAT = 1
+#: The number of each kind of store in ``meta.json``.
+FORMATS = {"pixels": 1, "jpeg": 2}
 META = "meta.json"
 #: Images that share a checksum.
 CHUNK = 64
@@ -41,8 +44,9 @@ def read_meta(path: Path) -> dict[str, Any]:
         meta: dict[str, Any] = json.loads(read_text(path / META, "store", _META_LIMIT))
         if not isinstance(meta, dict):
             raise ValueError("no table")
-        if meta["format"] != FORMAT:
-            raise DataError(f"{path / META}: format {meta['format']!r} is not {FORMAT}; prepare the images again")
+        if meta["format"] not in FORMATS.values() or type(meta["format"]) is not int:
+            known = " or ".join(map(str, FORMATS.values()))
+            raise DataError(f"{path / META}: format {meta['format']!r} is not {known}; prepare the images again")
         if not 1 <= typed("image_size", meta["image_size"], int) <= _SIZE_LIMIT:
             raise ValueError(f"image_size must be 1 to {_SIZE_LIMIT:,}; got {meta['image_size']}")
         for split in SPLITS:
@@ -60,6 +64,9 @@ def read_meta(path: Path) -> dict[str, Any]:
         for table in ("sha256", "source"):
             typed(table, meta[table], dict)
         typed("source's sha256", meta["source"]["sha256"], str)
+        if meta["format"] == FORMATS["jpeg"]:
+            typed("jpeg's quality", meta["jpeg"]["quality"], int)
+            typed("jpeg's decoder", meta["jpeg"]["decoder"], str)
     except MissingError:
         raise DataError(f"{path} is no finished store: it has no {META}; run python -m net.prepare again") from None
     except (DataError, MemoryError):
@@ -136,6 +143,66 @@ def mapped_images(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         raise
     except Exception as error:
         raise DataError(f"{path} cannot be mapped: {reason(error)}") from None
+
+
+class PackedFiles:
+    """Files one after the other in a file, read by any number of threads at once.
+
+    Args:
+        path: the file.
+        index: int64 ``[count, 2]``: where each begins, and its length in bytes.
+        largest: bytes that each may have.
+
+    Raises:
+        DataError: the file is missing, or not one that the index can be about.
+    """
+
+    def __init__(self, path: Path, index: NDArray[np.int64], largest: int) -> None:
+        self.path, self.index = path, index
+        try:
+            with opened(path, "store", limit=2**63) as file:
+                self._file = os.fdopen(os.dup(file.fileno()), "rb", buffering=0)
+                size = file.seek(0, 2)
+        except MissingError:
+            raise DataError(f"{path} is missing; prepare the images again") from None
+        starts, lengths = index.T
+        # In this order nothing overflows.
+        wrong = (starts < 0) | (starts > size) | (lengths < 1) | (lengths > size - starts.clip(0, size))
+        wrong |= lengths > largest
+        if wrong.any():
+            number = int(wrong.argmax())
+            raise DataError(
+                f"{path} has {size:,} bytes, and image {number} should be the {lengths[number]:,} from "
+                f"{starts[number]:,} on, at most {largest:,} of them; prepare the images again"
+            )
+        # An interruption may have left more, after the images. Were they fewer, some would share their bytes.
+        if sum(map(int, lengths)) > size:
+            raise DataError(f"{path} has {size:,} bytes, fewer than its images take; prepare the images again")
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, number: int) -> bytes:
+        """The content of a file.
+
+        Raises:
+            DataError: the file that holds it has been cut short since it was opened, or cannot be read.
+        """
+        start, length = map(int, self.index[number])
+        try:
+            if hasattr(os, "pread"):
+                content = os.pread(self._file.fileno(), length, start)
+            else:
+                # Windows knows no reading that leaves the position alone.
+                with self._lock:
+                    self._file.seek(start)
+                    content = self._file.read(length)
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be read: {error.strerror}") from None
+        if len(content) < length:
+            raise DataError(f"{self.path} has been cut short: image {number} is not all there")
+        return content
 
 
 def read_arrays(path: Path, expected: Mapping[str, tuple[type[np.generic], tuple[int, ...] | None]]) -> dict[str, Any]:

@@ -85,8 +85,8 @@ def side_by_side(
     """
     from .signals import StopSignal
 
-    # Preload what a run would import later, which takes seconds: torch._dynamo at the optimizer's first update, and the
-    # curve at the end.
+    # Preload what a run would import later, which takes seconds: ``torch._dynamo`` at the optimizer's first update, and
+    # the curve at the end.
     start = processes.context("net.training.trainer", "torch._dynamo", "net.training.curve")
     threads = max(1, processes.available_cores() // workers)
     waiting = iter(enumerate(trainings))

@@ -125,8 +125,8 @@ class TrainConfig(RecipeConfig):
     config: str | None = flag(None, "TOML file of flags; the command line overrides it", metavar="FILE.toml")
     data_path: str | None = _data(
         None,
-        "image folder (train/CLASS/*, val/CLASS/*), packed store, CIFAR-10 archive or its folder, or synthetic[:COUNT]"
-        " for random images; by default the embedded digits",
+        "image folder (train/CLASS/*, val/CLASS/*) or a .tar or .zip of one, packed store, CIFAR-10 archive or its "
+        "folder, or synthetic[:COUNT] for random images; by default the embedded digits",
         metavar="PATH",
     )
     store: str | None = _data(None, "where an image folder is packed; PATH.packed by default", metavar="DIR")

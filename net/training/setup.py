@@ -182,6 +182,7 @@ def identity(config: TrainConfig, data: ImageData, step: int) -> dict[str, objec
         "classes": ", ".join(data.classes)[:200],
         "labels with the checksum": labels.hexdigest()[:16],
         "pixels with the checksum": images.hexdigest()[:16],
+        "decoder of the images": data.decoder,
         "mean image with the checksum": hashlib.sha256(data.mean.tobytes()).hexdigest()[:16],
         "update": step,
     }

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..common import seeds
 from ..common.device import random_state, set_random_state
 from ..common.errors import DataError
+from ..common.printing import printable
 from .evaluation import Errors
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def metadata(trainer: "Trainer") -> dict[str, Any]:
         "network": trainer.plan.to_dict(),
         "classes": list(trainer.data.classes),
         "data_path": trainer.data.path,
+        "decoder": trainer.data.decoder,
         "step": trainer.step,
         "precision": trainer.config.precision,
         "pixels": "RGB, 0..255, less the training images' mean image",
@@ -95,6 +97,13 @@ def restore(trainer: "Trainer", path: Path, state: dict[str, Any]) -> None:
     trainer.step, trainer.epochs_closed = state["step"], state["epochs_closed"]
     trainer.evaluated_step, trainer.elapsed = state["evaluated_step"], state["elapsed"]
     trainer.errors = None if state["errors"] is None else Errors(**state["errors"])
+    decoded, decodes = state["metadata"].get("decoder"), trainer.data.decoder
+    if decoded != decodes:
+        ways = [f"decoded by {printable(str(each))}" if each else "stored as pixels" for each in (decoded, decodes)]
+        print(
+            f"note: this run's images were {ways[0]} and are now {ways[1]}: order, crops and colours stay "
+            "the same; pixels may differ by a few gray levels, so resuming is not bit-exact"
+        )
     before, now = state.get("parallel", {"strategy": "none", "ranks": 1}), _parallel(trainer)
     if before == now:
         set_random_state(trainer.device, [state["random"], *state["random"].get("others", ())][trainer.world.rank])

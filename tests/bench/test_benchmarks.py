@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import bench_kernels, bench_steps
-from bench.bench_kernels import NEEDS_GPU, may_refuse
-from bench.timing import Clock
+from bench import bench_steps, cells
+from bench.cells import Scale, Step
+from bench.measure.timing import Clock
+from bench.subjects.cases import NEEDS_GPU, may_refuse
+from bench.subjects.compile_ahead import compile_ahead
 from tests.commands import ROOT, environment
 
 
@@ -45,25 +47,48 @@ def test_steps_take_turns(monkeypatch: pytest.MonkeyPatch, seconds: float, round
     called: list[str] = []
     clock = [0.0]
 
-    def ready(task: object, name: tuple[str, str, str], device: object) -> bench_steps.Rival:
-        if name[0] == "broken":
+    def ready(step: Step, device: object) -> bench_steps.Rival:
+        if step.network == "broken":
             raise RuntimeError("no such thing")
 
         def call() -> None:
-            called.append(name[0])
-            clock[0] += seconds * len(name[0])
+            called.append(step.network)
+            clock[0] += seconds * len(step.network)
 
         return bench_steps.Rival(call, "auto", {"first_call_s": 2.0})
 
-    monkeypatch.setattr(bench_steps, "_ready", ready)
+    monkeypatch.setattr(bench_steps, "ready", ready)
     monkeypatch.setattr(bench_steps, "synchronized", lambda: clock[0])
-    names = (("a", "auto", "eager"), ("broken", "auto", "eager"), ("b", "auto", "compiled"))
-    found = bench_steps.measured.__wrapped__(("update", "float32", 16), names, torch.device("cpu"), print)
+    hows = {"a": "eager", "broken": "eager", "b": "compiled"}
+    a, broken, b = (Step("update", name, "auto", how, "float32", 16) for name, how in hows.items())
+    found = bench_steps.in_turns.__wrapped__((a, broken, b), torch.device("cpu"), print)
     # What was compiled may have to be found again.
     assert called == ["b"] + ["a", "b"] * rounds
-    assert found["a", "auto", "eager"] == (pytest.approx([seconds] * rounds), {"first_call_s": 2.0})
-    assert found["b", "auto", "compiled"] == (pytest.approx([seconds] * rounds), {"first_call_s": 2.0})
-    assert str(found["broken", "auto", "eager"]) == "no such thing"
+    for step in (a, b):
+        assert found[step] == (pytest.approx([seconds] * rounds), {"first_call_s": 2.0})
+    assert str(found[broken]) == "no such thing"
+
+
+def test_one_list_says_what_is_measured() -> None:
+    """A GPU's update is as net.train runs it, first of all; no cell is there twice; every mode is one of PyTorch's."""
+    gpu, cpu, toy = Scale("cuda", 128, "paper"), Scale("cpu", 16, "paper"), Scale("cpu", 2, "digits", toy=True)
+    assert (
+        cells.updates(gpu)[0]
+        == cells.profiled(gpu)[0]
+        == Step("update", "paper", "triton", "recorded", "bfloat16", 128)
+    )
+    modes = {"", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"}
+    for scale in (gpu, cpu, toy):
+        steps = [*cells.updates(scale), *cells.inference(scale)]
+        assert len(set(steps)) == len(steps) > 3
+        assert {step.mode for step in [*steps, *cells.profiled(scale), *cells.autotuned(scale)]} <= modes
+        operators = cells.operators(scale)
+        assert len(set(operators)) == len(operators) > 10
+    assert not any(step.mode for step in cells.updates(toy))
+    assert "recorded" not in {step.how for step in cells.updates(cpu)}
+    assert [parameters.values for parameters in bench_steps.marked()] == [
+        tuple(step) for step in (*cells.updates(bench_steps.SCALE), *cells.inference(bench_steps.SCALE))
+    ]
 
 
 @pytest.mark.slow
@@ -71,7 +96,7 @@ def test_variants_are_made_ahead() -> None:
     """By processes whose failure nobody else would notice; one that fails keeps nobody waiting."""
     said: list[str] = []
     names = ["relu_max_pool5,reference,float32", "no such case,aten,float32"]
-    bench_kernels.compile_ahead(names, 2, said.append)
+    compile_ahead(names, 2, said.append)
     assert said == [
         "compiling 2 variants in 2 processes",
         f"compiled 1 of 2: {names[0]}; about {said[1].split()[-3]} s left",
@@ -83,7 +108,8 @@ def test_updates_need_instructions_for_their_dtype(monkeypatch: pytest.MonkeyPat
     """Where there are none the row says so, and nothing is built."""
     reason = "needs bf16 instructions: a product takes 106 x as long as in float32"
     monkeypatch.setattr(bench_steps, "lacking", lambda which, device: reason if which == torch.bfloat16 else "")
-    monkeypatch.setattr(bench_steps, "measured", lambda *arguments: pytest.fail("measured"))
+    for measure in ("in_turns", "on_a_gpu"):
+        monkeypatch.setattr(bench_steps, measure, lambda *arguments: pytest.fail("measured"))
     columns: dict[str, object] = {}
     arguments = (columns.update, torch.device("cpu"), None, print, "update", "paper", "auto", "eager", dtype, 16)
     refused = pytest.skip.Exception if dtype == "bfloat16" else pytest.fail.Exception

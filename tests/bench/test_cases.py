@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 import kernels
-from bench.cases import CASES, LRN, WrongResultError, check, inputs, prepare
-from bench.memory import kept_bytes
-from bench.timing import seconds
+from bench.measure.memory import kept_bytes
+from bench.measure.timing import seconds
+from bench.subjects.cases import CASES, LRN, WrongResultError, check, inputs, prepare
 from kernels import cpu
 from kernels.arguments import Normalization
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from bench import ceilings
-from bench.ceilings import HOPELESS, MATRIX, PROBE
+from bench.measure import ceilings
+from bench.measure.ceilings import HOPELESS, MATRIX, PROBE
 
 CPU = torch.device("cpu")
 

@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from bench import contention, user_program
+from bench import contention
 from bench.contention import EAGER, UNSET, Program, busy, measure
+from bench.subjects import user_program
 from tests.commands import ROOT, environment
 
 
@@ -46,22 +47,20 @@ def test_busy_processes_end_with_what_they_were_started_for() -> None:
     assert not any(map(alive, started))
 
 
-def test_busy_processes_end_with_a_benchmark_that_is_killed() -> None:
-    code = "import time; from bench.contention import busy\nwith busy(2):\n print('busy', flush=True); time.sleep(600)"
-    with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "busy\n"
-        loops = children(process.pid)
-        assert len(loops) == 2
-        assert all(map(alive, loops))
+def test_a_busy_process_ends_with_the_one_that_started_it() -> None:
+    code = (
+        f"import os, subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {contention.LOOP!r}, str(os.getpid())])"
+    )
+    with subprocess.Popen([sys.executable, "-c", f"{code}\ninput()"], stdin=subprocess.PIPE) as process:
+        end = time.monotonic() + 60
+        while not (loops := children(process.pid)) and time.monotonic() < end:
+            time.sleep(0.02)
         try:
-            process.send_signal(signal.SIGKILL)
+            process.kill()
             process.wait()
-            end = time.monotonic() + 60
             while any(map(alive, loops)) and time.monotonic() < end:
-                time.sleep(0.05)
+                time.sleep(0.02)
+            assert len(loops) == 1
             assert not any(map(alive, loops))
         finally:
             for loop in filter(alive, loops):
@@ -101,6 +100,7 @@ def test_a_call_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch) 
     assert program._process is None
 
 
+@pytest.mark.slow
 def test_memory_beyond_what_is_returned() -> None:
     """In a process whose C library gives freed memory back: a training in this one has told it not to."""
     code = "from tests.bench.test_contention import beyond; beyond()"

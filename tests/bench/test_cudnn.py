@@ -13,8 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import cudnn
-from bench.cases import CASES, check, implementations, prepare
+from bench.subjects import cudnn
+from bench.subjects.cases import CASES, check, implementations, prepare
 
 CPU = torch.device("cpu")
 LRN = next(case for case in CASES if case.name == "lrn1")

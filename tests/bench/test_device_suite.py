@@ -2,27 +2,30 @@
 
 import itertools
 import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from bench import cases, device_suite, records
-from bench.network import layer_modes
-from bench.suite import ahead, choices, gate, inference, layers, loading, operators, ranks, shard, steps
+from bench import device_suite
+from bench.cells import Scale
+from bench.measure import records
+from bench.subjects import cases
+from bench.subjects import steps as subjects
+from bench.subjects.network import layer_modes
+from bench.suite import ahead, choices, gate, inference, layers, loading, operators, ranks, steps
 from bench.suite import run as running
 from bench.suite.processes import Command
 from bench.suite.rows import add_row, read_rows
 from bench.suite.run import Run, record
 from bench.suite.summary import summary
-from kernels import aot, triton_stage
+from kernels import aot
+from kernels.gpu import config
 from tests.commands import ROOT, Done, environment
 
 Row = dict[str, Any]
@@ -35,13 +38,11 @@ def toy(tmp_path: Path) -> Run:
     """A part's view of a run."""
     folder = tmp_path / "run"
     folder.mkdir()
-    return Run(torch.device("cpu"), 2, "digits", True, folder, tmp_path / "record", limit=300.0)
+    return Run(torch.device("cpu"), Scale("cpu", 2, "digits", toy=True), folder, tmp_path / "record", limit=300.0)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Done, Path]:
-    """Several parts as a user runs them, and where their record is."""
-    output = tmp_path_factory.mktemp("suite")
+def run_parts(output: Path) -> Done:
+    """Several parts as a user runs them."""
     # A minute is enough for the gate unless the machine has other things to do.
     code = "import sys; from bench import device_suite as suite; suite.PARTS['gate'] = suite.Part('gate', 60, timed=0);"
     code += "sys.exit(suite.main(sys.argv[1:]))"
@@ -53,13 +54,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Done, Path]:
         text=True,
         env=environment(OMP_NUM_THREADS="2"),
     )
-    return Done(done.returncode, done.stdout, done.stderr), output
+    return Done(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_parts_run_in_their_order(whole: tuple[Done, Path]) -> None:
-    done, output = whole
+def test_parts_run_in_their_order_and_find_what_there_is(tmp_path: Path) -> None:
+    output = tmp_path / "record"
+    done = run_parts(output)
     assert done.returncode == 0, done.stderr + done.stdout
     rows = records.read(output)
     suites = [suite for suite, _ in itertools.groupby(row["suite"] for row in rows)]
@@ -70,43 +72,23 @@ def test_parts_run_in_their_order(whole: tuple[Done, Path]) -> None:
     assert all(row["machine"].startswith("CPU: ") and row["commit"] for row in rows)
     assert [row for row in rows if "unverified" in row] == []
     assert f"{len(rows)} rows in {output}" in done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_what_the_parts_find(whole: tuple[Done, Path]) -> None:
-    rows = records.read(whole[1])
-    by_suite = {suite: [row for row in rows if row["suite"] == suite] for suite in ("gate", "ceilings", "train")}
-    assert [row["status"] for row in by_suite["gate"]] == ["passed", "passed"]
-    assert {row["case"] for row in by_suite["ceilings"]} == {"copy", "matrix product"}
-    (trained,) = by_suite["train"]
+    assert [row["status"] for row in rows if row["suite"] == "gate"] == ["passed", "passed"]
+    assert {row["case"] for row in rows if row["suite"] == "ceilings"} == {"copy", "matrix product"}
+    (trained,) = (row for row in rows if row["suite"] == "train")
     assert trained["images_per_s"] > 0
     assert trained["lost_us"] == pytest.approx(trained["median_us"] - trained["step_us"], abs=0.02)
-    assert list(whole[1].glob("trace-*.json.gz"))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_operators_of_an_update_are_found_in_their_layers(whole: tuple[Done, Path]) -> None:
-    profile = [row for row in records.read(whole[1]) if row["suite"] == "profile"]
+    assert list(output.glob("trace-*.json.gz"))
+    # Operators of an update are found in their layers.
+    profile = [row for row in rows if row["suite"] == "profile"]
     assert profile[-1]["kernel"] == "sum"
-    assert sum(row["us_per_step"] for row in profile[:-1]) == pytest.approx(profile[-1]["us_per_step"], rel=0.01)
-    assert profile[-1]["wall_us"] > 0
+    total = profile[-1]["us_per_step"]
+    assert sum(row["us_per_step"] for row in profile[:-1]) == pytest.approx(total, rel=0.01)
     found = {(row["kernel"], row["layer"]) for row in profile[:-1]}
-    for layer in ("conv1", "conv2", "conv3", "conv4", "conv5"):
-        assert ("aten::convolution_backward", layer) in found
-    for layer in ("fc6", "fc7", "fc8"):
-        assert {("aten::addmm", layer), ("aten::mm", layer)} <= found
-    assert ("aten::_fused_sgd_", "optimizer") in found
-    assert ("aten::_log_softmax", "loss") in found
-    unknown = sum(row["us_per_step"] for row in profile[:-1] if row["layer"] == "-")
-    assert unknown < 0.2 * profile[-1]["us_per_step"]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_end_is_a_summary(whole: tuple[Done, Path]) -> None:
-    end = whole[0].stdout[whole[0].stdout.rindex("most expensive in the update of digits") :]
+    assert {("aten::convolution_backward", f"conv{number}") for number in range(1, 6)} <= found
+    assert {(f"aten::{kernel}", layer) for kernel in ("addmm", "mm") for layer in ("fc6", "fc7", "fc8")} <= found
+    assert {("aten::_fused_sgd_", "optimizer"), ("aten::_log_softmax", "loss")} <= found
+    assert sum(row["us_per_step"] for row in profile[:-1] if row["layer"] == "-") < 0.2 * total
+    end = done.stdout[done.stdout.rindex("most expensive in the update of digits") :]
     assert end.index("ms in kernels of") < end.index("of the step alone") < end.index("rows in")
 
 
@@ -289,29 +271,6 @@ def test_a_verdict_of_tests(toy: Run, monkeypatch: pytest.MonkeyPatch, status: i
     assert gate.Tests(toy, ["tests/test_nothing.py"]).row(10.0)["status"].startswith(verdict)
 
 
-def test_processes_share_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = SimpleNamespace(hook=SimpleNamespace(pytest_deselected=lambda items: left_out.extend(items)))
-    shares = []
-    for number in range(3):
-        monkeypatch.setenv("SHARD", f"{number}/3")
-        left_out: list[int] = []
-        items = list(range(8))
-        shard.pytest_collection_modifyitems(config, items)  # type: ignore[arg-type]
-        assert sorted(items + left_out) == list(range(8))
-        shares.append(items)
-    assert sorted(itertools.chain(*shares)) == list(range(8))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-
-def test_what_takes_too_long_is_stopped_with_all_it_has_started(tmp_path: Path) -> None:
-    file = tmp_path / "process"
-    script = f"sleep 60 & echo $! > {file}; wait"
-    for part in (False, True):
-        assert Command(["bash", "-c", script], os.environ, tmp_path, part=part).wait(1.0) is None
-        assert ended(file.read_text().strip())
-    assert Command(["bash", "-c", "exit 9"], os.environ, tmp_path).wait(10.0) == 9
-
-
 def test_each_job_is_done_once(toy: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     done: list[str] = []
 
@@ -376,14 +335,16 @@ def test_a_strategy_and_a_choice_that_fail_cost_the_others_nothing(toy: Run, mon
     def alone(strategy: str, *arguments: object) -> Row:
         if strategy == "tower":
             raise RuntimeError("no second device")
-        return {"case": "update of one rank", "implementation": strategy, "median_us": 1.0}
+        return {"suite": "parallel", "case": "update of one rank", "implementation": strategy, "median_us": 1.0}
 
     def check(prepared: cases.Prepared, *arguments: object) -> None:
-        if triton_stage.SEGMENT_ROWS == 5:
+        if config.SEGMENT_ROWS == 5:
             raise cases.WrongResultError("output differs")
 
     monkeypatch.setattr(ranks, "alone", alone)
     monkeypatch.setattr(choices, "check", check)
+    monkeypatch.setattr(choices, "CAPS", (None,))
+    monkeypatch.setattr(choices, "SEGMENTS", (4, 5))
     statuses = {row["implementation"]: row.get("status") for row in ranks.rows(toy)}
     assert statuses.pop("tower") == "failed: RuntimeError: no second device"
     assert statuses == {"none": None, "data": None, "hybrid": None}
@@ -403,7 +364,7 @@ def test_steps_and_inference(toy: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: Any) -> object:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(steps, "update_step", broken)
+    monkeypatch.setattr(subjects, "update_step", broken)
     rows = [*steps.rows(toy), *inference.rows(toy)]
     assert [row.get("status") for row in rows] == [None, "failed: RuntimeError: out of memory", None, None]
     assert [row["mode"] for row in rows] == ["train_step"] * 2 + ["inference"] * 2
@@ -423,7 +384,7 @@ def test_choices_are_what_is_launched() -> None:
         return launch.options(9)["maxnreg"], launch.arguments["segment_rows"]
 
     before = launched()
-    with choices.chosen(dict.fromkeys(triton_stage.REGISTERS, 80), 3):
+    with choices.chosen(dict.fromkeys(config.REGISTERS, 80), 3):
         assert launched() == (80, 3)
     assert launched() == before != (80, 3)
 

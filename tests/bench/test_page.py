@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from bench import records, report, tables
+from bench import report
+from bench.measure import records
 from tests.bench.test_report import everything, kernel, write
 
 pytestmark = [
@@ -40,9 +41,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Numbers that are in another order as words.
     close = [kernel("inductor", 46.5), kernel("compiled reference", 46.25)]
     write(folder / "data", "a.jsonl", [*everything(), *close])
-    rows = tables.measured(records.read(folder / "data"))
-    others = {name: (report.ROOT / "reports" / f"{name}.md").read_text() for name, *_ in report.OTHERS}
-    (folder / "index.html").write_text(report.page(rows, others))
+    made = report.Report(records.read(folder / "data"), sorted((records.DATA / "ablations").glob("*.jsonl")))
+    (folder / "index.html").write_text(made.texts()["index.html"])
     return folder
 
 

@@ -7,9 +7,20 @@ from typing import Any
 import pytest
 import torch
 
-from bench import bench_kernels, bench_rivals, installed, rivals, xla
-from bench.bench_kernels import may_refuse
-from bench.cases import CASES, Prepared, WrongResultError, check, implementations, inputs, kept, prepare
+from bench import bench_rivals
+from bench.cells import Scale
+from bench.subjects import compile_ahead, installed, rivals, xla
+from bench.subjects.cases import (
+    CASES,
+    Prepared,
+    WrongResultError,
+    check,
+    implementations,
+    inputs,
+    kept,
+    may_refuse,
+    prepare,
+)
 from net.model.alexnet import alexnet
 
 CPU = torch.device("cpu")
@@ -82,7 +93,7 @@ def test_runtimes_agree(runtime: str) -> None:
     torch.manual_seed(0)
     model = alexnet("digits").eval().to(memory_format=torch.channels_last)
     images = torch.randn(3, 3, 32, 32) * 60
-    infer = bench_rivals.RUNTIMES[runtime](rivals.exported(model), images)
+    infer = bench_rivals.OTHERS[runtime](rivals.exported(model), images)
     expected = rivals.in_float64(model, images)
     rivals.agree(infer(), expected)
     with torch.no_grad():
@@ -96,14 +107,14 @@ def test_what_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, None)
     xla.jax.cache_clear()
     try:
-        prepared, reason = bench_kernels.checked.__wrapped__(SMALL, "xla", "float32", CPU)
+        prepared, reason = compile_ahead.checked.__wrapped__(SMALL, "xla", "float32", Scale("cpu", 2, "paper"))
     finally:
         xla.jax.cache_clear()
     assert prepared is None
     assert reason.startswith("not installed: pip install")
     assert "[rivals]" in reason
     assert may_refuse("xla", reason)
-    for runtime in bench_rivals.RUNTIMES.values():
+    for runtime in bench_rivals.OTHERS.values():
         with pytest.raises(installed.NotInstalledError, match="not installed: pip install"):
             runtime(b"", torch.zeros(1, 3, 32, 32))
     with pytest.raises(installed.NotInstalledError, match="not installed: pip install"):

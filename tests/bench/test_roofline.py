@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from bench.cases import CASES
-from bench.ceilings import Ceilings
-from bench.network import whole_work
-from bench.roofline import InOrder, Work, layers, training_flop
+from bench.measure.ceilings import Ceilings
+from bench.predict.roofline import InOrder, Work, layers, training_flop
+from bench.subjects.cases import CASES
+from bench.subjects.network import whole_work
 from net.model.config import VARIANTS
 
 PAPER = VARIANTS["paper"]

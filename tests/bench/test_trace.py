@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.cells import Scale
 from bench.suite import profile
 from bench.suite.run import Run
 from bench.suite.trace import (
@@ -182,7 +183,7 @@ def test_names_are_kept_short() -> None:
 @pytest.mark.parametrize("captured", [True, False])
 def test_a_gpu_s_updates(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, captured: bool) -> None:
     """Uncaptured, then replayed; where the profiler sees nothing of graphs, the uncaptured update is what there is."""
-    run = Run(torch.device("cuda"), 128, "paper", False, tmp_path, tmp_path, limit=100.0)
+    run = Run(torch.device("cuda"), Scale("cuda", 128, "paper"), tmp_path, tmp_path, limit=100.0)
     whole = events()
     length = 1e4
 
@@ -205,7 +206,7 @@ def test_a_gpu_s_updates(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capture
         return [event for number in range(count + 1) for event in shifted(number, launched)]
 
     calls: list[str] = []
-    monkeypatch.setattr(profile.steps, "prepared", lambda run, cell: (lambda: calls.append(cell.how), None))
+    monkeypatch.setattr(profile, "prepared", lambda cell, device: (lambda: calls.append(cell.how), None))
     monkeypatch.setattr(profile, "traced", events_of)
     monkeypatch.setattr(profile, "chained_seconds", lambda call, samples, warmup: [1e-4] * samples)
     rows = [row for row in profile.rows(run) if row["case"] == "update of paper" and "triton" in row["implementation"]]

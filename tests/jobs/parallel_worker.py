@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from bench.messages import Count, expected
+from bench.predict.messages import Count, expected
 from net import train
 from net.common.errors import DataError
 from net.model.alexnet import alexnet

@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from bench.messages import Count, expected
+from bench.predict.messages import Count, expected
 from kernels import private
 from net.model.alexnet import alexnet
 from net.model.config import network

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from kernels import aot, triton_stage
+from kernels import aot
 from kernels.aot import warps
+from kernels.gpu import config
 from tests.commands import ROOT, environment, one_line, run
+from tests.test_readmes import commands
 
 PAPER = ("--case", "stage 2", "--dtype", "bfloat16", "--memory-format", "channels_last")
 
@@ -29,41 +31,42 @@ def built(folder: Path, *arguments: str) -> dict[tuple[str, str], dict[str, Any]
     return {(row["target"], row["mode"]): row for row in rows}
 
 
-def test_machine_code_of_the_paper_s_stage(tmp_path: Path) -> None:
-    """No spills, and every activation and gradient goes by 16 bytes; bias and offsets are listed."""
-    targets = ("sm_80", "sm_90", "sm_100")
-    rows = built(tmp_path, "--target", *targets, *PAPER)
-    for target in targets:
-        for mode in ("forward", "inference", "backward"):
-            row = rows[target, mode]
-            assert row["local_bytes"] == row["local_accesses"] == 0, row
-            # What is loaded ahead waits in shared memory, once: six pixels, or four and four windows.
-            assert row["shared_bytes"] == 32 * (4 * 16 + 4 * (16 + 8) if mode == "backward" else 6 * 16)
-            assert row["warps"] >= (5 if mode == "backward" else 7), "registers a scheduler has"
-            assert row["elements_a_step"] == (32 if mode == "backward" else 8)
-        # Three pixels of the row above the segment, of the next two before the loop and in it; the bias has 32 bytes.
-        assert rows[target, "forward"]["accesses"] == {
-            "load 16 bytes": 5 * 3 + 2,
-            "store 16 bytes": 1,
-            "store 8 bytes": 1,
-        }
-        del rows[target, "forward"]["accesses"]["store 8 bytes"]
-        assert rows[target, "inference"]["accesses"] == rows[target, "forward"]["accesses"], "no offsets"
-        # Four windows' gradients and four pixels before the loop and in it, the bias for each pixel; offsets; sums.
-        assert rows[target, "backward"]["accesses"] == {
-            "load 16 bytes": 2 * (4 + 4) + 4 * 2,
-            "load 8 bytes": 2 * 4,
-            "store 16 bytes": 4,
-            "store 4 bytes": 8,
-        }
-        # Instructions for each element: not many more than today.
-        assert 0 < rows[target, "forward"]["loop_instructions"] / 8 < 106
-        assert 0 < rows[target, "backward"]["loop_instructions"] / 32 < 41
-    forward = rows["sm_90", "forward"]
+@pytest.mark.parametrize(
+    "target", ["sm_90", pytest.param("sm_80", marks=pytest.mark.slow), pytest.param("sm_100", marks=pytest.mark.slow)]
+)
+def test_machine_code_of_the_paper_s_stage(target: str, tmp_path: Path) -> None:
+    """No spills, and every activation and gradient is accessed 16 bytes at a time; the others as listed."""
+    rows = built(tmp_path, "--target", target, *PAPER)
+    for mode in ("forward", "inference", "backward"):
+        row = rows[target, mode]
+        assert row["local_bytes"] == row["local_accesses"] == 0, row
+        # What is loaded ahead waits in shared memory, once: six pixels, or four and four windows.
+        assert row["shared_bytes"] == 32 * (4 * 16 + 4 * (16 + 8) if mode == "backward" else 6 * 16)
+        assert row["warps"] >= (5 if mode == "backward" else 7), "registers a scheduler has"
+        assert row["elements_a_step"] == (32 if mode == "backward" else 8)
+    # Three pixels of the row above the segment, of the next two before the loop and in it; the bias has 32 bytes.
+    assert rows[target, "forward"]["accesses"] == {
+        "load 16 bytes": 5 * 3 + 2,
+        "store 16 bytes": 1,
+        "store 8 bytes": 1,
+    }
+    del rows[target, "forward"]["accesses"]["store 8 bytes"]
+    assert rows[target, "inference"]["accesses"] == rows[target, "forward"]["accesses"], "no offsets"
+    # Four windows' gradients and four pixels before the loop and in it, the bias for each pixel; offsets; sums.
+    assert rows[target, "backward"]["accesses"] == {
+        "load 16 bytes": 2 * (4 + 4) + 4 * 2,
+        "load 8 bytes": 2 * 4,
+        "store 16 bytes": 4,
+        "store 4 bytes": 8,
+    }
+    # Instructions for each element: not many more than today.
+    assert 0 < rows[target, "forward"]["loop_instructions"] / 8 < 106
+    assert 0 < rows[target, "backward"]["loop_instructions"] / 32 < 41
+    forward = rows[target, "forward"]
     assert forward["shape"] == [128, 128, 27, 27]
     # Input, output and a byte for each window, once.
     assert forward["least_bytes"] == 128 * 128 * (27 * 27 * 2 + 13 * 13 * 3)
-    assert rows["sm_90", "backward"]["least_bytes"] == 128 * 128 * (2 * 27 * 27 * 2 + 13 * 13 * 3)
+    assert rows[target, "backward"]["least_bytes"] == 128 * 128 * (2 * 27 * 27 * 2 + 13 * 13 * 3)
 
 
 def test_warps_of_a_scheduler() -> None:
@@ -97,7 +100,7 @@ class Device:
 
 driver.set_active(Device())
 for mode, launch, _ in aot.launches(aot.CASES[1], torch.bfloat16, torch.channels_last):
-    arguments = {**launch.arguments, **launch.constants, **launch.options(9)}
+    arguments = {**launch.arguments, "C": launch.config, **launch.options(9)}
     called = launch.kernel.run(grid=launch.grid, warmup=True, **arguments)
     # Whole files may differ in the folders that their sources were compiled from.
     built, called = (aot._cuobjdump(one, "-sass") for one in (aot._compile(launch, "sm_90", True), called))
@@ -132,9 +135,9 @@ def test_launches_are_those_of_the_target() -> None:
     for target in ("sm_90", "gfx950"):
         with aot.launched_for(target):
             ((_, launch, _), *_) = aot.launches(aot.CASES[1], torch.bfloat16, torch.channels_last)
-        made[target] = launch.constants["L"]
+        made[target] = launch.config.lanes
     assert made == {"sm_90": 32, "gfx950": 64}
-    assert triton_stage.LANES == 32
+    assert config.LANES == 32
 
 
 @pytest.mark.slow
@@ -157,3 +160,17 @@ for mode, launch, _ in aot.launches(case, torch.bfloat16, torch.channels_last):
 def test_the_interpreter_has_nothing_to_compile() -> None:
     done = run("kernels.aot", "--target", "sm_90", **{**os.environ, "TRITON_INTERPRET": "1"})
     one_line(done, 2, "TRITON_INTERPRET=1 leaves nothing to compile")
+
+
+def test_commands_of_the_readme() -> None:
+    """Flags of ``kernels.aot`` are parsed, and the tests that are named exist."""
+    found = set()
+    for command in commands(ROOT / "kernels" / "README.md"):
+        at = command.index("-m") + 1
+        module, arguments = command[at], command[at + 1 :]
+        found.add(module)
+        if module == "kernels.aot":
+            assert set(aot.parser().parse_args(arguments).target) <= set(aot.TARGETS)
+        elif module == "pytest":
+            assert [path for path in arguments if not (ROOT / path).exists()] == []
+    assert found == {"kernels.aot", "pytest"}

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import kernels
-from kernels import aten, cpu, stage, threads
+from kernels import aten, autograd, cpu, threads
 from kernels.arguments import Normalization, Pooling
 
 WINDOW = Normalization(5, 0.5, 0.75, 2.0, 2)
@@ -64,7 +64,7 @@ def test_every_piece_is_pytorch_s(
     monkeypatch.setattr(torch, "empty", lambda *a, _empty=torch.empty, **k: poisoned(_empty(*a, **k)))
     input, bias = inputs(format)
     for parts in CHAINS:
-        ours, theirs = results(stage.run, input, bias, parts), results(aten.forward, input, bias, parts)
+        ours, theirs = results(autograd.run, input, bias, parts), results(aten.forward, input, bias, parts)
         for one, other in zip(ours, theirs, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
         assert ours[0].is_contiguous(memory_format=format), parts
@@ -83,12 +83,12 @@ def test_bits_depend_on_neither_batch_nor_threads(
     """float32, where a loop's vectors and its rest might round differently."""
     monkeypatch.setattr(cpu, "_PIECE", 2 * 6 * 9 * 7)
     input, bias = inputs(format, torch.float32)
-    whole = results(stage.run, input, bias, parts)
+    whole = results(autograd.run, input, bias, parts)
     torch.set_num_threads(1)
-    for one, other in zip(results(stage.run, input, bias, parts), whole, strict=True):
+    for one, other in zip(results(autograd.run, input, bias, parts), whole, strict=True):
         assert torch.equal(one, other)
     for image in range(len(input)):
-        output = stage.run(input.detach()[image : image + 1], bias.detach(), *parts)
+        output = autograd.run(input.detach()[image : image + 1], bias.detach(), *parts)
         assert torch.equal(output, whole[0][image : image + 1])
 
 
@@ -99,7 +99,7 @@ def test_what_is_not_finite_stays_in_its_group(format: torch.memory_format, valu
     input, bias = inputs(format)
     with torch.no_grad():
         input[:, 2, 4, 3] = value
-    ours, theirs = (results(f, input, bias, (True, WINDOW, None)) for f in (stage.run, aten.forward))
+    ours, theirs = (results(f, input, bias, (True, WINDOW, None)) for f in (autograd.run, aten.forward))
     for one, other in zip(ours[:2], theirs[:2], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12, equal_nan=True)
     assert ours[0][:, 3:].isfinite().all()
@@ -129,13 +129,13 @@ def test_a_worker_s_exception_is_the_caller_s(three_threads: None) -> None:
 def test_several_callers_at_once(monkeypatch: pytest.MonkeyPatch, three_threads: None) -> None:
     monkeypatch.setattr(cpu, "_PIECE", 6 * 9 * 7)
     input, bias = inputs(FORMATS[0], torch.float32)
-    exact = stage.run(input, bias, True, WINDOW, POOL).detach()
+    exact = autograd.run(input, bias, True, WINDOW, POOL).detach()
     found: list[bool] = []
 
     def call(count: int) -> None:
         # A caller with other threads has the workers made anew.
         torch.set_num_threads(count)
-        found.extend(torch.equal(stage.run(input, bias, True, WINDOW, POOL), exact) for _ in range(20))
+        found.extend(torch.equal(autograd.run(input, bias, True, WINDOW, POOL), exact) for _ in range(20))
 
     callers = [threading.Thread(target=call, args=(count,)) for count in (2, 3, 4)]
     for caller in callers:
@@ -148,13 +148,13 @@ def test_several_callers_at_once(monkeypatch: pytest.MonkeyPatch, three_threads:
 def test_inference_mode(monkeypatch: pytest.MonkeyPatch, three_threads: None) -> None:
     monkeypatch.setattr(cpu, "_PIECE", 6 * 9 * 7)
     input, bias = inputs(FORMATS[0])
-    exact = stage.run(input, bias, True, WINDOW, POOL)
+    exact = autograd.run(input, bias, True, WINDOW, POOL)
     with torch.inference_mode():
-        assert torch.equal(stage.run(input, bias, True, WINDOW, POOL), exact)
+        assert torch.equal(autograd.run(input, bias, True, WINDOW, POOL), exact)
         of_inference = input.clone()
-        assert torch.equal(stage.run(of_inference, bias, True, WINDOW, POOL), exact)
+        assert torch.equal(autograd.run(of_inference, bias, True, WINDOW, POOL), exact)
     with torch.no_grad():
-        assert torch.equal(stage.run(of_inference, bias, True, WINDOW, POOL), exact)
+        assert torch.equal(autograd.run(of_inference, bias, True, WINDOW, POOL), exact)
 
 
 def test_what_records_sees_every_operator(monkeypatch: pytest.MonkeyPatch, three_threads: None) -> None:

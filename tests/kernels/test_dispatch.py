@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
-from kernels import dispatch, inductor, reference, stage
+from kernels import dispatch, inductor, reference
 
 
 def test_context_manager_restores_the_choice() -> None:
@@ -60,11 +61,12 @@ def test_a_second_thread_is_refused() -> None:
 
 def test_backward_keeps_the_choice_of_its_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inductor, "forward", reference.forward)
+    monkeypatch.setattr(dispatch.compiler, "obstacle", lambda: None)
     input = torch.randn(1, 4, 5, 5, requires_grad=True)
     with kernels.implementation("inductor"):
         output = kernels.relu_max_pool2d(input, 3)
     called: list[str] = []
-    for name, module in stage._IMPLEMENTATIONS.items():
+    for name, module in dispatch.MODULES.items():
         monkeypatch.setattr(
             module, "backward", lambda *arguments, name=name: called.append(name) or (torch.zeros(1, 4, 5, 5), None)
         )
@@ -113,7 +115,7 @@ def test_a_switch_inside_a_compiled_function() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "function"), [("kernels.reference", torch.ops.aten.sqrt), ("net.model.alexnet", torch.ops.aten.tanh)]
+    ("module", "function"), [("kernels.traced", torch.ops.aten.sqrt), ("net.model.alexnet", torch.ops.aten.tanh)]
 )
 def test_mkl_s_functions_are_first_called_by_one_thread(module: str, function: object) -> None:
     """Nothing shows the race itself but thousands of fresh processes (reports/LOG.md)."""
@@ -131,4 +133,49 @@ def test_mkl_s_functions_are_first_called_by_one_thread(module: str, function: o
     with Recorder():
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
     assert (torch.float32, 1) in called
-    assert module != "kernels.reference" or (torch.float64, 1) in called
+    assert module != "kernels.traced" or (torch.float64, 1) in called
+
+
+def test_triton_by_name_says_once_what_it_does_not_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """float64 and powers of what may be negative run the formula; auto takes it without a word."""
+    monkeypatch.setattr(dispatch, "INTERPRETED", True)
+    dispatch._say_once.cache_clear()
+    double, single = torch.ones(1, 4, 2, 2, dtype=torch.float64), torch.ones(1, 4, 2, 2)
+    with kernels.implementation("triton"), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            assert torch.equal(kernels.local_response_norm(double, 1, 1.0, 1.0, 1.0), double / 2)
+            assert torch.equal(kernels.local_response_norm(single, 1, -1.0, 1.0, 3.0), single / 2)
+            assert torch.equal(kernels.bias_relu(double, double[0, :, 0, 0]), 2 * double)
+    assert [str(warning.message) for warning in said] == [
+        "kernels: running 'reference' instead of 'triton': the kernels compute in float32, and input is float64",
+        "kernels: running 'reference' instead of 'triton': the kernels need alpha and k of at least 0 and a beta that "
+        "is not 0; got alpha=-1, beta=1, k=3",
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kernels.local_response_norm(double, 1)
+        # A graph says nothing while it is traced, and is not broken by it.
+        with kernels.implementation("triton"):
+            dispatch._say_once.cache_clear()
+            torch.compile(lambda x: kernels.local_response_norm(x, 1), backend="eager", fullgraph=True)(double)
+    dispatch._say_once.cache_clear()
+
+
+@pytest.mark.parametrize(("exporting", "formula"), [(False, "traced"), (True, "reference")])
+def test_the_formula_that_a_graph_gets(exporting: bool, formula: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled it is the one shaped for Inductor, exported the plain one; eagerly it runs in a CPU's cache."""
+    input = torch.ones(1, 4, 2, 2)
+    assert dispatch.choose(input, None) == "cpu"
+    assert dispatch.choose(input[:0], None) == "aten"
+    assert dispatch.choose_backward("cpu") == "reference", "gradients of gradients"
+    with torch.no_grad():
+        assert dispatch.choose_backward("cpu") == "cpu"
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: exporting)
+    for name in ("auto", "reference", "inductor"):
+        with kernels.implementation(name):
+            assert dispatch.choose(input, None) == formula
+    assert dispatch.choose_backward("traced") == formula
+    with torch.no_grad():
+        assert dispatch.choose_backward("triton") == "triton"

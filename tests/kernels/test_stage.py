@@ -12,7 +12,7 @@ from torch._inductor.utils import run_and_get_code
 from torch.autograd import forward_ad
 
 import kernels
-from kernels import aten, cpu, inductor, reference, stage
+from kernels import aten, autograd, cpu, dispatch
 from kernels.arguments import Normalization, Pooling
 from tests.tolerances import TOLERANCES
 
@@ -65,7 +65,7 @@ def results(function: Callable[..., Tensor], input: Tensor, bias: Tensor | None)
 
 
 def chain(*parts: Any) -> Callable[..., Tensor]:
-    return lambda input, bias: stage.run(input, bias, *parts)
+    return lambda input, bias: autograd.run(input, bias, *parts)
 
 
 def composed(*parts: Any) -> Callable[..., Tensor]:
@@ -114,7 +114,7 @@ def test_half_types_round_once(dtype: torch.dtype) -> None:
 def test_an_image_does_not_depend_on_its_batch() -> None:
     input, bias = inputs((5, 6, 9, 9), torch.float32)
     whole = results(chain(True, WINDOW, PAPER_POOL), input, bias)
-    output = stage.run(input.detach()[3:4], bias.detach(), True, WINDOW, PAPER_POOL)
+    output = autograd.run(input.detach()[3:4], bias.detach(), True, WINDOW, PAPER_POOL)
     assert torch.equal(output, whole[0][3:4])
 
 
@@ -180,7 +180,7 @@ def test_large_windows(kernel: int) -> None:
 )
 def test_large_numbers(size: tuple[int, int], pooling: Pooling, counting: torch.dtype) -> None:
     """Elements are numbered in float32 only where it is exact."""
-    assert reference._counting(pooling, size) == counting
+    assert cpu._counts_in_float32(pooling, size) == (counting == torch.float32)
     input = inputs((1, 1, *size))[0]
     assert_same(results(chain(False, None, pooling), input, None), results(composed(False, None, pooling), input, None))
 
@@ -256,7 +256,7 @@ def test_nothing_is_kept_or_computed_without_a_gradient(monkeypatch: pytest.Monk
     frozen = [tensor.detach() for tensor in (input, bias)]
 
     def run(*tensors: Tensor) -> Tensor:
-        return stage.run(*tensors, True, WINDOW, PAPER_POOL)
+        return autograd.run(*tensors, True, WINDOW, PAPER_POOL)
 
     assert kept(lambda: run(*frozen)) == []
     with torch.no_grad():
@@ -322,7 +322,7 @@ def test_function_transforms(parts: Parts) -> None:
 def test_output_gradients_of_any_layout() -> None:
     for format in FORMATS:
         input, bias = inputs(format=format)
-        output = stage.run(input, bias, True, WINDOW, PAPER_POOL)
+        output = autograd.run(input, bias, True, WINDOW, PAPER_POOL)
         output_gradient = torch.randn_like(output)
         spread = torch.zeros(*output.shape[:3], 2 * output.shape[3], dtype=output.dtype)[..., ::2]
         spread.copy_(output_gradient)
@@ -334,7 +334,7 @@ def test_output_gradients_of_any_layout() -> None:
             assert torch.equal(first[1], other[1])
         constant = torch.autograd.grad(output, input, torch.ones((), dtype=output.dtype).expand(output.shape))
         assert torch.equal(
-            constant[0], torch.autograd.grad(stage.run(input, bias, True, WINDOW, PAPER_POOL).sum(), input)[0]
+            constant[0], torch.autograd.grad(autograd.run(input, bias, True, WINDOW, PAPER_POOL).sum(), input)[0]
         )
 
 
@@ -350,8 +350,8 @@ def test_views_are_read_where_they_are() -> None:
     ):
         for format in FORMATS:
             exact = composed(True, WINDOW, PAPER_POOL)(view.contiguous(), bias)
-            assert_same([stage.run(view, bias, True, WINDOW, PAPER_POOL)], [exact])
-            assert_same([stage.run(view.contiguous(memory_format=format), bias, True, WINDOW, PAPER_POOL)], [exact])
+            assert_same([autograd.run(view, bias, True, WINDOW, PAPER_POOL)], [exact])
+            assert_same([autograd.run(view.contiguous(memory_format=format), bias, True, WINDOW, PAPER_POOL)], [exact])
 
 
 # Compiled
@@ -420,8 +420,8 @@ def test_between_convolutions_inductor_makes_loops_over_channels(dtype: torch.dt
 def test_bfloat16_runs_where_pytorch_s_own_does_not() -> None:
     input, bias = inputs(dtype=torch.bfloat16)
     with pytest.raises(RuntimeError), kernels.implementation("aten"):
-        stage.run(input, bias, True, WINDOW, PAPER_POOL)
-    assert stage.run(input, bias, True, WINDOW, PAPER_POOL).dtype == torch.bfloat16
+        autograd.run(input, bias, True, WINDOW, PAPER_POOL)
+    assert autograd.run(input, bias, True, WINDOW, PAPER_POOL).dtype == torch.bfloat16
 
 
 @pytest.mark.compiles
@@ -438,7 +438,7 @@ def test_eager_calls_of_the_compiled_implementation() -> None:
                 1e-5,
             )
         second = torch.autograd.grad(
-            torch.autograd.grad(stage.run(input, bias, True, WINDOW, PAPER_POOL).sum(), input, create_graph=True)[
+            torch.autograd.grad(autograd.run(input, bias, True, WINDOW, PAPER_POOL).sum(), input, create_graph=True)[
                 0
             ].sum(),
             input,
@@ -447,9 +447,8 @@ def test_eager_calls_of_the_compiled_implementation() -> None:
 
 
 def test_without_a_compiler_it_says_so_once_and_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    for cached in (inductor._compiled, inductor._say_once):
-        cached.cache_clear()
-    monkeypatch.setattr(inductor.compiler, "obstacle", lambda: "no C++ compiler")
+    dispatch._say_once.cache_clear()
+    monkeypatch.setattr(dispatch.compiler, "obstacle", lambda: "no C++ compiler")
     input, bias = inputs()
     with (
         kernels.implementation("inductor"),
@@ -458,8 +457,7 @@ def test_without_a_compiler_it_says_so_once_and_runs(monkeypatch: pytest.MonkeyP
         ours = results(chain(True, WINDOW, PAPER_POOL), input, bias)
     assert len(said) == 1
     assert_same(ours, results(composed(True, WINDOW, PAPER_POOL), input, bias))
-    for cached in (inductor._compiled, inductor._say_once):
-        cached.cache_clear()
+    dispatch._say_once.cache_clear()
 
 
 def test_exported_it_is_the_same() -> None:
@@ -526,7 +524,7 @@ def test_numpy_integers_are_integers() -> None:
 def test_empty_batches() -> None:
     for parts in ALL_PARTS:
         input, bias = torch.empty(0, 4, 4, 3, requires_grad=True), torch.ones(4, requires_grad=True)
-        output = stage.run(input, bias, *parts)
+        output = autograd.run(input, bias, *parts)
         assert output.shape == aten.forward(torch.ones(1, 4, 4, 3), None, *parts)[:0].shape
         output.sum().backward()
         assert F.mse_loss(bias.grad, torch.zeros(4)) == 0  # type: ignore[arg-type]

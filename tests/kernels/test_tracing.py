@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 import kernels
-from kernels.tracing import reason, trace
+from kernels.fuse.tracing import reason, trace
 
 
 class Module(nn.Module):

@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import kernels
-from kernels import dispatch, reference, stage, triton_stage
+from kernels import autograd, dispatch, reference
 from kernels.arguments import Normalization, Pooling
+from kernels.gpu import config, ops
+from kernels.gpu.launch import Launch, forward_launch
 from tests.kernels.test_local_response_norm import formula, gradient_terms
 from tests.kernels.test_stage import PAPER_POOL, POOLS, WINDOW, composed, special
 from tests.tolerances import TOLERANCES, assert_within
@@ -36,7 +38,7 @@ def triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         from triton.runtime.interpreter import InterpretedFunction
 
         # The interpreter's time goes by the number of programs.
-        monkeypatch.setattr(triton_stage, "LANES", 1024)
+        monkeypatch.setattr(config, "LANES", 1024)
         # Each device function would patch Triton's language anew, as its caller has done: a quarter of the time.
         patched = InterpretedFunction.__call__
 
@@ -48,7 +50,7 @@ def triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if EMULATED:
         from tests.ptx import emulator
 
-        monkeypatch.setattr(triton_stage.Launch, "run", emulator.run)
+        monkeypatch.setattr(Launch, "run", emulator.run)
         # On tensors of a CPU, that is.
         monkeypatch.setattr(dispatch, "INTERPRETED", True)
     with kernels.implementation("triton"):
@@ -56,7 +58,7 @@ def triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def chain(*parts: Any) -> Callable[..., Tensor]:
-    return lambda input, bias: stage.run(input, bias, *parts)
+    return lambda input, bias: autograd.run(input, bias, *parts)
 
 
 def inputs(
@@ -278,11 +280,11 @@ def test_not_a_number_may_have_a_sign() -> None:
 
 
 def test_windows_reach_no_further_than_the_group() -> None:
-    launch = triton_stage.forward_launch(
+    launch = forward_launch(
         torch.empty(1, 8, 2, 2, device="meta"), None, True, Normalization(1001, 1.0, 0.75, 1.0, 2), None, False,
         torch.empty(1, 8, 2, 2, device="meta"), torch.empty(0, dtype=torch.uint8, device="meta"),
     )  # fmt: skip
-    assert (launch.constants["BEHIND"], launch.constants["AHEAD"]) == (3, 3)
+    assert (launch.config.before, launch.config.after) == (3, 3)
     for format in FORMATS:
         input, bias = inputs((1, 16, 3, 3), torch.float32, format)
         parts = (True, WINDOW._replace(size=31, groups=2), None)
@@ -328,15 +330,15 @@ def test_the_stride_of_a_single_element_means_nothing() -> None:
 def test_views_are_read_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slices of images, channels and pixels, and memory that is not aligned, without a copy, forward and backward."""
     read: list[int] = []
-    run = triton_stage.Launch.run
+    run = Launch.run
 
-    def noted(launch: triton_stage.Launch, device: torch.device) -> None:
+    def noted(launch: Launch, device: torch.device) -> None:
         source = launch.arguments["input"]
         assert isinstance(source, Tensor)
         read.append(source.data_ptr())
         run(launch, device)
 
-    monkeypatch.setattr(triton_stage.Launch, "run", noted)
+    monkeypatch.setattr(Launch, "run", noted)
     base = torch.randn(6, 24, 5, 5, generator=torch.Generator().manual_seed(0)).to(DEVICE) * 2
     last = base.contiguous(memory_format=torch.channels_last)
     flat = torch.randn(3 + 2 * 8 * 5 * 5, generator=torch.Generator().manual_seed(0)).to(DEVICE)[3:]
@@ -381,14 +383,14 @@ def test_segments_of_an_image_meet(format: torch.memory_format, monkeypatch: pyt
         if INTERPRETED and (pooling == PAPER_POOL) != (format == torch.channels_last):
             continue
         input, bias = inputs((1, 16 if format == torch.channels_last else 2, 7, 5), torch.float32, format)
-        monkeypatch.setattr(triton_stage, "SEGMENT_ROWS", 100)
-        assert triton_stage._segments(9, 1) == (1, 9)
+        monkeypatch.setattr(config, "SEGMENT_ROWS", 100)
+        assert config.segments(9, 1) == (1, 9)
         whole = results(chain(True, WINDOW, pooling), input, bias)
-        monkeypatch.setattr(triton_stage, "SEGMENT_ROWS", 2)
-        assert triton_stage._segments(5, 4) == (2, 3)
-        assert triton_stage._segments(11, 4) == (6, 2)
-        assert triton_stage._segments(11, 9) == (6, 2)
-        assert triton_stage._segments(11, 1) == (1, 11)
+        monkeypatch.setattr(config, "SEGMENT_ROWS", 2)
+        assert config.segments(5, 4) == (2, 3)
+        assert config.segments(11, 4) == (6, 2)
+        assert config.segments(11, 9) == (6, 2)
+        assert config.segments(11, 1) == (1, 11)
         cut = results(chain(True, WINDOW, pooling), input, bias)
         for one, other in zip(cut, whole, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
@@ -397,7 +399,7 @@ def test_segments_of_an_image_meet(format: torch.memory_format, monkeypatch: pyt
 def test_output_gradients_of_any_layout() -> None:
     for format, channels in zip(FORMATS, (4, 8), strict=True):
         input, bias = inputs((2, channels, 5, 6), torch.float32, format)
-        output = stage.run(input, bias, True, WINDOW, PAPER_POOL)
+        output = autograd.run(input, bias, True, WINDOW, PAPER_POOL)
         output_gradient = torch.randn_like(output)
         spread = torch.zeros(*output.shape[:3], 2 * output.shape[3], device=DEVICE)[..., ::2].copy_(output_gradient)
         layouts = [output_gradient, output_gradient.contiguous(), spread]
@@ -417,7 +419,7 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
     for one, other in zip(whole, again, strict=True):
         assert torch.equal(one, other)
     alone = input.detach()[3:4].requires_grad_()
-    output = stage.run(alone, bias, True, WINDOW, PAPER_POOL)
+    output = autograd.run(alone, bias, True, WINDOW, PAPER_POOL)
     assert torch.equal(output, whole[0][3:4])
     output_gradient = torch.randn(whole[0].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     (gradient,) = torch.autograd.grad(output, alone, output_gradient.to(output)[3:4])
@@ -469,11 +471,13 @@ def _reserved(elements: int) -> Tensor:
 
 def test_gradients_of_gradients_take_the_reference() -> None:
     input, bias = inputs((2, 8, 5, 5))
-    (gradient,) = torch.autograd.grad(stage.run(input, bias, True, WINDOW, PAPER_POOL).sum(), input, create_graph=True)
+    (gradient,) = torch.autograd.grad(
+        autograd.run(input, bias, True, WINDOW, PAPER_POOL).sum(), input, create_graph=True
+    )
     (ours,) = torch.autograd.grad(gradient.square().sum(), input)
     with kernels.implementation("reference"):
         (gradient,) = torch.autograd.grad(
-            stage.run(input, bias, True, WINDOW, PAPER_POOL).sum(), input, create_graph=True
+            autograd.run(input, bias, True, WINDOW, PAPER_POOL).sum(), input, create_graph=True
         )
         (theirs,) = torch.autograd.grad(gradient.square().sum(), input)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -496,11 +500,11 @@ def test_forward_mode_and_vmap() -> None:
 def test_operators_keep_pytorch_s_rules(format: torch.memory_format) -> None:
     """Schema, fake implementation, and tracing with shapes that vary, by torch.library's own checks."""
     input, bias = (tensor.detach() for tensor in inputs((2, 8, 5, 5), torch.float32, format))
-    norm, pool = triton_stage._numbers(WINDOW, PAPER_POOL)
-    output, offsets = triton_stage.forward(input, bias, True, WINDOW, PAPER_POOL, True)
+    norm, pool = ops._numbers(WINDOW, PAPER_POOL)
+    output, offsets = ops.forward(input, bias, True, WINDOW, PAPER_POOL, True)
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     for pooling, save in ((pool, True), ([], False)):
-        torch.library.opcheck(triton_stage._forward_op, (input, bias, True, *norm, pooling, save), test_utils=checks)
+        torch.library.opcheck(ops._forward_op, (input, bias, True, *norm, pooling, save), test_utils=checks)
     last = format == torch.channels_last
     arguments = (
         torch.ones_like(output),
@@ -516,7 +520,7 @@ def test_operators_keep_pytorch_s_rules(format: torch.memory_format) -> None:
         last,
         True,
     )
-    torch.library.opcheck(triton_stage._backward_op, arguments, test_utils=checks)
+    torch.library.opcheck(ops._backward_op, arguments, test_utils=checks)
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=str)
@@ -536,11 +540,11 @@ def test_compiles_without_a_break(format: torch.memory_format) -> None:
 
 
 def test_float64_takes_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_stage, "_forward_op", None)
+    monkeypatch.setattr(ops, "_forward_op", None)
     input = torch.randn(2, 8, 5, 5, dtype=torch.float64, device=DEVICE)
     with kernels.implementation("reference"):
-        expected = stage.run(input, None, True, WINDOW, PAPER_POOL)
-    assert torch.equal(stage.run(input, None, True, WINDOW, PAPER_POOL), expected)
+        expected = autograd.run(input, None, True, WINDOW, PAPER_POOL)
+    assert torch.equal(autograd.run(input, None, True, WINDOW, PAPER_POOL), expected)
 
 
 def test_a_cpu_tensor_needs_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -553,7 +557,7 @@ def test_reference_and_kernels_count_offsets_alike() -> None:
     """So that a derivative of another implementation than the forward pass's is right."""
     input, bias = (tensor.detach() for tensor in inputs((2, 4, 6, 7)))
     for pooling in POOLS:
-        ours = triton_stage.forward(input, bias, True, WINDOW, pooling, True)[1]
+        ours = ops.forward(input, bias, True, WINDOW, pooling, True)[1]
         assert torch.equal(ours, reference.forward(input, bias, True, WINDOW, pooling, True)[1])
         assert ours.dtype == torch.uint8
 
@@ -562,7 +566,7 @@ def test_flops_are_counted() -> None:
     """By hand for the paper's chain: 13 for an element forward and 24 backward, 8 and 18 for a window."""
     input, bias = inputs((2, 8, 5, 7))
     with FlopCounterMode(display=False) as counter:
-        stage.run(input, bias, True, WINDOW, PAPER_POOL).sum().backward()
+        autograd.run(input, bias, True, WINDOW, PAPER_POOL).sum().backward()
     elements, windows = 2 * 8 * 5 * 7, 2 * 8 * 2 * 3
     counts = counter.get_flop_counts()["Global"]
     found = {str(operator).rsplit(".", 1)[-1]: count for operator, count in counts.items()}

@@ -30,10 +30,11 @@ from net.analysis.trained import open_trained
 from net.common.device import peak_memory_mib
 from net.common.errors import DataError, UsageError
 from net.data.decode import decode
-from net.data.store import open_store
-from net.doors import archive, labels, metrics, store
+from net.data.store import checksum, open_store
+from net.doors import archive, labels, members, metrics, store
 from net.doors import checkpoint as checkpoint_door
 from net.doors.config import read_toml
+from net.doors.image import UnreadableImageError
 from net.model import weights
 from net.model.alexnet import alexnet
 from net.training import checkpoint
@@ -123,8 +124,53 @@ def in_store(whole: Path, member: str, path: Path, content: bytes) -> None:
         (path / "meta.json").write_text(json.dumps(meta))
 
 
+def in_jpeg_store(whole: Path, path: Path, content: bytes) -> None:
+    """A store of JPEG images with the first one changed, and index and checksums right."""
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(whole, path)
+    index = np.load(path / "train_index.npy")
+    files = [content, (whole / "train_images.jpegs").read_bytes()[index[1, 0] :]]
+    index[:] = (0, len(files[0])), (len(files[0]), len(files[1]))
+    (path / "train_images.jpegs").write_bytes(b"".join(files))
+    meta = json.loads((whole / "meta.json").read_text())
+    for name, array in (("index", index), ("checksums", np.array([checksum(files)], np.uint64))):
+        np.save(path / f"train_{name}.npy", array)
+        meta["sha256"][f"train_{name}.npy"] = hashlib.sha256((path / f"train_{name}.npy").read_bytes()).hexdigest()
+    (path / "meta.json").write_text(json.dumps(meta))
+
+
+def decoded_store(path: Path) -> bytes:
+    """Every image of a store."""
+    data = open_store(path)
+    return b"".join(split.images[number].tobytes() for split in (data.train, data.val) for number in range(len(split)))
+
+
+def read_members(path: Path) -> None:
+    """Every file of an archive, but for what cannot be read."""
+    files, _ = members.members(path)
+    with open(path, "rb") as file:
+        for member in files.values():
+            with contextlib.suppress(UnreadableImageError):
+                members.read_member(file, member)
+
+
 def with_header(tensors: bytes, path: Path, content: bytes) -> None:
     path.write_bytes(struct.pack("<Q", len(content)) + content + tensors)
+
+
+def tarred_folder(folder: Path) -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        tar.add(folder, "images")
+    return content.getvalue()
+
+
+def zipped_folder(folder: Path) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in folder.rglob("*.png"):
+            archive.write(file, file.relative_to(folder.parent))
+    return content.getvalue()
 
 
 def png(**options: Any) -> bytes:
@@ -185,6 +231,16 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Door]:
     for member in ("meta.json", "train_labels.npy", "val_checksums.npy", "mean_image.npy", "val_images.npy"):
         place = partial(in_store, root / "store", member)
         result[f"store's {member}"] = Door((root / "store" / member).read_bytes(), place, open_store)
+    (root / "jpeg").mkdir()
+    jpegs = small_store(root / "jpeg", quality=80)
+    for member in ("meta.json", "train_index.npy", "val_images.jpegs"):
+        place = partial(in_store, jpegs, member)
+        result[f"JPEG store's {member}"] = Door((jpegs / member).read_bytes(), place, decoded_store)
+    first = np.load(jpegs / "train_index.npy")[0]
+    content_ = (jpegs / "train_images.jpegs").read_bytes()[first[0] : first.sum()]
+    result["JPEG store's image"] = Door(content_, partial(in_jpeg_store, jpegs), decoded_store)
+    for ending, pack in (("tar", tarred_folder), ("zip", zipped_folder)):
+        result[f"images in a {ending}"] = Door(pack(root / "images"), plain, read_members)
     content = io.BytesIO()
     np.savez(content, key=np.arange(3, dtype=np.uint8), done=np.ones(2, bool))
     expected: dict[str, Any] = {"key": (np.uint8, None), "done": (np.bool_, (2,))}
@@ -239,7 +295,8 @@ NAMES = (
     "archive", "tar", "batch", "store's meta.json", "store's train_labels.npy", "store's val_checksums.npy",
     "store's mean_image.npy", "store's val_images.npy", "progress", "labels, spaces", "labels, table",
     "labels, Kaggle's", "labels, in order", "configuration", "metrics", "image, PNG", "image, JPEG", "image, GIF",
-    "image, TIFF", "image, WebP", "image, BMP",
+    "image, TIFF", "image, WebP", "image, BMP", "JPEG store's meta.json", "JPEG store's train_index.npy",
+    "JPEG store's val_images.jpegs", "JPEG store's image", "images in a tar", "images in a zip",
 )  # fmt: skip
 cheaply = settings(
     max_examples=12,

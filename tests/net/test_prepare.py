@@ -20,9 +20,12 @@ from net.data import prepare as module
 from net.data.decode import decode
 from net.data.folder import Listing, scan
 from net.data.images import PixelStatistics
+from net.data.packing import Packing
 from net.data.prepare import prepare, verify
 from net.data.store import open_store
+from tests.commands import one_line, run_here
 from tests.pictures import CLASSES, image_folder, picture
+from tests.stores import small_store
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -265,7 +268,7 @@ def test_store_of_other_files_or_size_is_refused(folder: Path, store: Path, tmp_
     other = image_folder(tmp_path / "images", train=2, val=1)
     with pytest.raises(DataError, match="was packed from other files"):
         prepare(other, store, size=40)
-    with pytest.raises(DataError, match="holds images of 40x40, not 48x48"):
+    with pytest.raises(DataError, match="holds images of 40x40 as pixels, not images of 48x48 as pixels"):
         prepare(folder, store, size=48)
 
 
@@ -288,7 +291,7 @@ def test_too_small_a_disk_is_refused_first(folder: Path, tmp_path: Path, monkeyp
 def test_imagenet_takes_262_gigabytes() -> None:
     """1,281,167 training and 50,000 validation images of 256x256: 244 GiB."""
     files = {"train": [""] * 1_281_167, "val": [""] * 50_000}
-    needed = module.needed_bytes(Listing(Path(), (), files, {}), 256)
+    needed = module.needed_bytes(Listing(Path(), (), files, {}), Packing(256))
     assert needed == pytest.approx(1_331_167 * 256 * 256 * 3, rel=1e-3)
     assert needed / 1e9 == pytest.approx(261.7, abs=0.2)
 
@@ -350,7 +353,7 @@ def test_meta_of_another_format(store: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(store, tmp_path / "store")
     meta = json.loads((copy / "meta.json").read_text())
     (copy / "meta.json").write_text(json.dumps({**meta, "format": 99}))
-    with pytest.raises(DataError, match="format 99 is not 1"):
+    with pytest.raises(DataError, match="format 99 is not 1 or 2"):
         open_store(copy)
     (copy / "meta.json").write_text(json.dumps({"format": 1}))
     with pytest.raises(DataError, match="is damaged"):
@@ -433,3 +436,39 @@ def test_images_of_one_file_in_store(tmp_path: Path) -> None:
     assert (data.train.images == 77).all()
     assert data.train.images.shape == (1, 16, 16, 3)
     np.testing.assert_allclose(data.colour.values, 0, atol=1e-9)
+
+
+def test_what_is_said_of_a_folder(tmp_path: Path) -> None:
+    """Everything a user may not expect, in a line each, from the command itself."""
+    root = image_folder(tmp_path / "images", train=2, val=1)
+    picture(0, 0, 20, 30).save(root / "train" / "circle" / "small.jpg")
+    (root / "val").rename(root / "test")
+    shutil.rmtree(root / "test" / "square")
+    done = run_here("net.prepare", root, tmp_path / "store", "--size", 24, "--format", "jpeg", "--quality", 90, "-j", 1)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert f"note: {root} has no folder val, validation or valid: test is used" in lines
+    assert f"note: 1 of 3 classes have no image in {root / 'test'}: square" in lines
+    assert "images smaller than 24x24, which were enlarged: 1" in lines
+    assert json.loads((tmp_path / "store" / "meta.json").read_text())["jpeg"]["quality"] == 90
+    done = run_here("net.prepare", root, tmp_path / "store", "--size", 24, "--format", "jpeg", "--quality", 90)
+    assert done.stdout.splitlines()[-1] == f"{tmp_path / 'store'} is prepared already"
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--quality", "80"), "--quality goes with --format jpeg"),
+        (("--format", "jpeg", "--quality", "0"), "--quality must be at least 1; got 0"),
+        (("--format", "jpeg", "--quality", "101"), "--quality must be at most 100; got 101"),
+        (("--format", "png"), "invalid choice: 'png'"),
+    ],
+)
+def test_flags_that_are_refused(tmp_path: Path, flags: tuple[str, ...], says: str) -> None:
+    one_line(run_here("net.prepare", tmp_path, tmp_path / "store", *flags), 2, says)
+
+
+def test_images_smaller_than_the_network_reads(tmp_path: Path) -> None:
+    store = small_store(tmp_path, train=4, val=1, size=16)
+    done = run_here("net.train", "--data-path", store, "--network", "digits", "--image-size", 28, "--batch-size", 4)
+    one_line(done, 1, "holds images of 16x16, but digits reads 28x28; prepare them with --size 32")

@@ -3,6 +3,7 @@
 import io
 import pickle
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 from net.common.errors import DataError, UsageError
 from net.data import cifar10, digits, synthetic
 from net.data.images import hold_out
+from net.data.packing import Packing
 from net.data.sources import open_data, packed_size
 from net.data.store import open_store
 from tests.pictures import image_folder
+from tests.stores import packed_here
 
 
 def test_digits_are_all_there_and_split_by_class() -> None:
@@ -198,3 +201,41 @@ def test_a_store_needs_no_other_store(tmp_path: Path) -> None:
     open_data(str(tmp_path / "images"), image_size=14, classes=3, workers=1)
     with pytest.raises(UsageError, match="is a packed store already"):
         open_data(str(tmp_path / "images.packed"), image_size=14, classes=3, store="x")
+
+
+def archive_of(folder: Path, path: Path) -> Path:
+    """The files of a folder in an archive of the same content, in a folder of its own there."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in sorted(folder.rglob("*.*")):
+                archive.write(file, file.relative_to(folder.parent))
+    else:
+        with tarfile.open(path, "w") as tar:
+            tar.add(folder, folder.name)
+    return path
+
+
+@pytest.mark.parametrize("name", ["images.zip", "images.tar", "cifar-10-jpeg.tar"])
+def test_an_archive_is_packed_as_its_folder(tmp_path: Path, name: str) -> None:
+    root = image_folder(tmp_path / "images", train=2, val=1)
+    expected = open_store(packed_here(root, tmp_path / "store", Packing(16)))
+    data = open_data(str(archive_of(root, tmp_path / name)), image_size=14, classes=3, workers=1)
+    assert data.path == str(tmp_path / f"{name}.packed")
+    for ours, theirs in ((data.train, expected.train), (data.val, expected.val)):
+        assert np.array_equal(ours.images, theirs.images)
+        assert np.array_equal(ours.labels, theirs.labels)
+
+
+def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "images.tar.gz", "w:gz"):
+        pass
+    with pytest.raises(DataError, match="is compressed with gzip"):
+        open_data(str(tmp_path / "images.tar.gz"), image_size=14, classes=3)
+
+
+def test_a_store_of_jpeg_serves_its_folder(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "images", train=2, val=1)
+    packed_here(root, tmp_path / "images.packed", Packing(16, 80))
+    data = open_data(str(root), image_size=14, classes=3)
+    assert data.decoder is not None
+    assert len(data.train) == 6

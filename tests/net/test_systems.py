@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import kernels
-from kernels import dispatch, stage
+from kernels import dispatch
 from net.common import device, files
 from net.common.errors import UsageError
 from net.data import synthetic
@@ -182,9 +182,9 @@ def test_what_auto_runs(kind: str, runs: str, monkeypatch: pytest.MonkeyPatch) -
         dtype = torch.float32
 
     monkeypatch.setattr(dispatch, "_selected", "auto")
-    assert stage.named(Somewhere(), None) == runs  # type: ignore[arg-type]
-    monkeypatch.delitem(stage._IMPLEMENTATIONS, "triton")
-    assert stage.named(Somewhere(), None) == ("reference" if runs == "triton" else runs)  # type: ignore[arg-type]
+    assert dispatch.named(Somewhere(), None) == runs  # type: ignore[arg-type]
+    monkeypatch.delitem(dispatch.MODULES, "triton")
+    assert dispatch.named(Somewhere(), None) == ("reference" if runs == "triton" else runs)  # type: ignore[arg-type]
 
 
 def test_what_apple_gpus_have_kernels_for() -> None:

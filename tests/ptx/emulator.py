@@ -24,8 +24,9 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels import aot, triton_stage
-from kernels.triton_stage import Launch
+from kernels import aot
+from kernels.gpu.forward import forward_kernel
+from kernels.gpu.launch import Launch
 from tests.ptx.emulated_memory import BITS, Array, EmulationError, Memory, Shared
 
 #: What kernels are compiled for: an H200, or what ``KERNELS_TEST=ptx:TARGET`` names.
@@ -620,14 +621,24 @@ def execute(
         Machine(code, parameters, programs, grid, memory, shared).run()
 
 
+def _parameters(launch: Launch, signature: Mapping[str, Any]) -> list[Any]:
+    """The run-time arguments in the compiled kernel's order: tuples flat, and without what it was compiled for."""
+    found = []
+    for name in launch.kernel.arg_names[:-1]:
+        values, kinds = launch.arguments[name], signature[name]
+        pairs = zip(values, kinds, strict=True) if isinstance(values, tuple) else [(values, kinds)]
+        found += [value for value, kind in pairs if kind != "constexpr"]
+    return found
+
+
 def run(launch: Launch, device: torch.device) -> None:
-    """:meth:`kernels.triton_stage.Launch.run` for tensors on a CPU: compiles for :data:`TARGET` and executes that."""
+    """:meth:`kernels.gpu.launch.Launch.run` for tensors on a CPU: compiles for :data:`TARGET` and executes that."""
     source = aot.source(launch)
     target = aot._target(TARGET)
     compiled = triton.compile(source, target=target, options=launch.options(target.arch // 10))
     tensors = {name: value for name, value in launch.arguments.items() if isinstance(value, Tensor)}
-    parameters = [launch.arguments[name] for name in launch.kernel.arg_names if source.signature[name] != "constexpr"]
+    parameters = _parameters(launch, source.signature)
     addresses = [value.data_ptr() if isinstance(value, Tensor) else value for value in parameters]
-    written = ("output", "offsets") if launch.kernel is triton_stage.forward_kernel else ("gradient", "sums")
+    written = ("output", "offsets") if launch.kernel is forward_kernel else ("gradient", "sums")
     # The last two are of Triton's own memory, which these kernels have none of.
     execute(compiled.asm["ptx"], [*addresses, 0, 0], tensors, written, launch.grid[0], compiled.metadata.shared)

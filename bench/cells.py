@@ -1,0 +1,198 @@
+"""What is measured: one list, which pytest (``bench_*.py``) and the device suite (:mod:`bench.suite`) both read.
+
+A cell is one row of a record. The lists depend on the device: a GPU is given what it is for, in order of value; a CPU,
+where compiling the whole network takes a minute and a half, is given less.
+"""
+
+import importlib.util
+import itertools
+from typing import NamedTuple
+
+import torch
+
+from .predict.roofline import Work
+from .subjects.cases import CASES, DTYPES, IMPLEMENTATIONS, MODES, implementations
+from .subjects.network import TORCHVISION, describe_step
+
+#: A large batch beside the paper's 128.
+LARGE = 1024
+
+
+class Scale(NamedTuple):
+    """The device, a batch and the network; ``toy`` where sizes say nothing, to see that everything runs."""
+
+    device: str
+    images: int
+    network: str
+    toy: bool = False
+
+    @property
+    def cuda(self) -> bool:
+        return self.device == "cuda"
+
+    @property
+    def ours(self) -> str:
+        """The implementation of this project's operators."""
+        return "triton" if self.cuda else "reference" if self.toy else "auto"
+
+    @property
+    def dtype(self) -> str:
+        return "bfloat16" if self.cuda else "float32"
+
+    @property
+    def best(self) -> str:
+        """The fastest way to run this project's network."""
+        return "recorded" if self.cuda or self.toy else "compiled"
+
+    @property
+    def compiled(self) -> str:
+        """The fastest way to run other networks' updates that compiles in half a minute."""
+        return "default, recorded" if self.cuda else "eager" if self.toy else "compiled"
+
+
+def here() -> Scale:
+    """This machine, for pytest: the paper's network with its own batch on a GPU, a smaller one on a CPU."""
+    return Scale("cuda", 128, "paper") if torch.cuda.is_available() else Scale("cpu", 16, "paper")
+
+
+class Step(NamedTuple):
+    """A whole network's ``update`` or ``inference`` (``what``).
+
+    ``how`` is eager or a mode of ``torch.compile`` (compiled: its default), followed by ``, recorded`` where the whole
+    update is recorded as a CUDA graph, as net.train does; ``recorded`` alone is the eager network's, and ``unrecorded``
+    the same kernels launched by the host.
+    """
+
+    what: str
+    network: str
+    implementation: str
+    how: str
+    dtype: str
+    images: int
+
+    def describe(self) -> tuple[dict[str, object], Work]:
+        """The columns that name it in a record, and the work that it must do."""
+        return describe_step(self.what, self.network, self.implementation, self.how, self.dtype, self.images)
+
+    @property
+    def mode(self) -> str:
+        """The mode of ``torch.compile``; empty where nothing is compiled."""
+        mode, _, _ = self.how.partition(", ")
+        return "" if mode in ("eager", "recorded", "unrecorded") else mode.replace("compiled", "default")
+
+    @property
+    def name(self) -> str:
+        return f"{self.what} of {self.network}, {self.implementation}, {self.how}, {self.dtype}, {self.images}"
+
+
+def updates(scale: Scale) -> list[Step]:
+    """Training steps."""
+    network, ours, best, compiled = scale.network, scale.ours, scale.best, scale.compiled
+    dtype, images = scale.dtype, scale.images
+    if scale.toy:
+        chosen = [(network, ours, best, dtype, images), (network, "aten", compiled, dtype, images)]
+    elif scale.cuda:
+        tuned = "max-autotune-no-cudagraphs, recorded"
+        torchvision = [compiled, tuned] if importlib.util.find_spec("torchvision") else []
+        chosen = [
+            (network, ours, best, dtype, images),
+            (network, ours, best, dtype, LARGE),
+            (network, "aten", compiled, dtype, images),
+            *((TORCHVISION, "aten", how, dtype, images) for how in torchvision),
+            (network, "aten", compiled, dtype, LARGE),
+            (network, ours, best, "float32", images),
+            *((TORCHVISION, "aten", how, dtype, LARGE) for how in torchvision),
+            (network, ours, "eager", dtype, images),
+            (network, "aten", "eager", dtype, images),
+            (network, ours, compiled, dtype, images),
+            (network, "aten", compiled, "float32", images),
+            ("one_weird_trick", "aten", compiled, dtype, images),
+        ]
+    else:
+        chosen = [
+            (network, "aten", "eager", dtype, images),
+            (network, ours, "eager", dtype, images),
+            (network, "aten", compiled, dtype, images),
+            (network, ours, compiled, dtype, images),
+            (network, ours, "eager", "bfloat16", images),
+            ("one_weird_trick", "aten", "eager", dtype, images),
+            (network, "aten", "eager", dtype, 4 * images),
+            (network, ours, "eager", dtype, 4 * images),
+        ]
+    return [Step("update", *each) for each in chosen]
+
+
+def inference(scale: Scale) -> list[Step]:
+    """Logits without a gradient."""
+    how = "reduce-overhead" if scale.cuda else "eager"
+    batches = (scale.images, 1, LARGE) if scale.cuda else (scale.images,)
+    pairs = [(name, images) for images in batches for name in (scale.ours, "aten")]
+    pairs += [] if scale.cuda or scale.toy else [(scale.ours, 1)]
+    return [Step("inference", scale.network, name, how, scale.dtype, images) for name, images in pairs]
+
+
+def profiled(scale: Scale) -> list[Step]:
+    """The updates whose kernels are listed: ours, PyTorch's compiled one, and that without normalization."""
+    network, dtype, images = scale.network, scale.dtype, scale.images
+    chosen = [(network, scale.ours, scale.best)]
+    if not scale.toy:
+        chosen += [(network, "aten", scale.compiled), ("one_weird_trick", "aten", scale.compiled)]
+    return [Step("update", *each, dtype, images) for each in chosen]
+
+
+def autotuned(scale: Scale) -> list[Step]:
+    """Updates for which Inductor measures every choice it has first, which takes minutes."""
+    chosen = [(TORCHVISION, "aten")] if importlib.util.find_spec("torchvision") and not scale.toy else []
+    chosen.append((scale.network, scale.ours))
+    how = "eager" if scale.toy else "max-autotune"
+    return [Step("update", *each, how, scale.dtype, scale.images) for each in chosen]
+
+
+class Operator(NamedTuple):
+    """An operator at one of the paper's layers, in one mode; its case is a name in :mod:`bench.subjects.cases`."""
+
+    case: str
+    dtype: str
+    mode: str
+    implementation: str
+
+    @property
+    def compiled(self) -> bool:
+        """Whether it takes a CPU half a minute to compile."""
+        return IMPLEMENTATIONS[self.implementation][1] or self.implementation == "inductor"
+
+
+def modes(implementation: str, scale: Scale) -> tuple[str, ...]:
+    """The modes that are measured; on a CPU no inference of compiled callers, which would compile for half a minute."""
+    caller_compiled = IMPLEMENTATIONS[implementation][1]
+    return tuple(mode for mode in MODES if mode != "inference" or not caller_compiled or scale.cuda or scale.toy)
+
+
+#: A CPU measures compiled code only for the whole stages, in bfloat16 only for stage 1, and PyTorch's own operators
+#: only in float32. ``traced``, the formula in a compiled caller's graph, costs what ``inductor`` does less one call.
+COMPILED_ON_A_CPU, HALF_ON_A_CPU = ("stage1", "stage2"), ("stage1",)
+
+
+def operators(scale: Scale) -> list[Operator]:
+    """Every operator that is measured, ordered by dtype, case and mode."""
+    cells = []
+    dtypes = ("bfloat16", "float32") if scale.cuda else tuple(DTYPES)
+    # Nobody calls the formula eagerly on a GPU.
+    left_out = "reference" if scale.cuda else ""
+    for dtype, case, mode in itertools.product(dtypes, CASES[1:2] if scale.toy else CASES, MODES):
+        for name in (scale.ours, "aten") if scale.toy else implementations(case, torch.device(scale.device)):
+            cell = Operator(case.name, dtype, mode, name)
+            if name != left_out and mode in modes(name, scale) and (scale.cuda or scale.toy or _on_a_cpu(cell)):
+                cells.append(cell)
+    return cells
+
+
+def _on_a_cpu(cell: Operator) -> bool:
+    if cell.compiled and cell.case not in COMPILED_ON_A_CPU:
+        return False
+    return cell.dtype != "bfloat16" or (cell.case in HALF_ON_A_CPU and not IMPLEMENTATIONS[cell.implementation][1])
+
+
+#: Batches in which a CPU's runtimes are compared, and the forms of ours and PyTorch's beside them.
+RUNTIME_BATCHES = (1, 16, 64)
+RUNTIMES = ("auto", "aten", "onnxruntime", "openvino")

@@ -1,0 +1,208 @@
+"""How many kernels an update launches on a GPU, and how many bytes they move; needs no GPU.
+
+``python -m bench.launches`` runs the update on the CPU, as :class:`net.training.step.TrainingStep` records it on a GPU.
+It counts Triton kernels, which it does not run, and PyTorch's operators: one launch each, or one per gradient in a
+convolution's backward pass. Bytes are those of the tensors that an operator reads and writes, each once. What cuDNN
+and cuBLAS launch inside an operator is not seen. These are counts, not times.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from net.common import cli
+from net.common.fields import at_least, flag, flag_name
+from net.model.config import VARIANTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from net.model.forms import Forms
+
+DESCRIPTION = (
+    "Count the kernel launches of one update, and the bytes of the elementwise ones, for each form of the network. "
+    "Needs no GPU."
+)
+#: Batches at which bytes are counted; they are linear in the batch, so two say the rest.
+COUNTED = 1, 2
+#: What a launch is, by the operator that makes it; the rest is elementwise.
+LIBRARY = {
+    "aten::convolution": "convolutions",
+    "aten::convolution_backward": "convolutions",
+    "aten::addmm": "products",
+    "aten::mm": "products",
+}
+CLASSES = ("convolutions", "products", "stages", "update", "elementwise")
+
+
+@dataclass(frozen=True)
+class LaunchesConfig:
+    """The flags of ``python -m bench.launches``."""
+
+    network: Literal[tuple(VARIANTS)] = flag("paper", "architecture")  # type: ignore[valid-type]
+    batch_size: int = flag(128, "images in an update, for the bytes", short="b")
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch_size", called=flag_name)
+
+
+@dataclass(frozen=True)
+class Launches:
+    """The launches of an update.
+
+    Attributes:
+        counts: by class, one of :data:`CLASSES`.
+        elementwise: the operators of that class, and how often each is launched.
+        bytes: read and written by the classes ``stages``, ``update`` and ``elementwise``.
+        copies: bytes of the largest copy, cast or transposition of a weight or its gradient.
+    """
+
+    counts: dict[str, int]
+    elementwise: dict[str, int]
+    bytes: dict[str, float]
+    copies: int
+
+
+@contextmanager
+def _triton_counted(count: Any) -> "Iterator[None]":
+    """Triton's interpreter calls ``count(name, tensors)`` in place of a kernel."""
+    import torch
+    from triton.runtime import interpreter
+
+    executor = interpreter.GridExecutor
+    run = executor.__call__
+
+    def called(self: Any, *arguments: Any, **keywords: Any) -> None:
+        values = [*arguments, *keywords.values()]
+        count(self.fn.__name__, [value for value in values if isinstance(value, torch.Tensor)])
+
+    executor.__call__ = called
+    try:
+        yield
+    finally:
+        executor.__call__ = run
+
+
+def _one(variant: str, chosen: "Forms", batch: int) -> Launches:
+    """The launches of an update of ``batch`` images."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    import kernels
+    from net.model.alexnet import AlexNet
+    from net.model.blocks import blocks
+    from net.model.config import network
+    from net.model.forms import use
+    from net.training.config import RecipeConfig
+    from net.training.recipe import PaperSGD, parameter_groups
+    from net.training.step import TrainingStep
+
+    counts, elementwise, moved = Counter[str](), Counter[str](), Counter[str]()
+    largest = 0
+
+    def size(tensors: Sequence[torch.Tensor]) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def triton(name: str, tensors: Sequence[torch.Tensor]) -> None:
+        kind = "update" if name == "update_kernel" else "stages"
+        counts[kind] += 1
+        moved[kind] += size(tensors)
+
+    class Counted(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            name = func._schema.name
+            inputs = [each for each in torch.utils._pytree.tree_leaves(args) if isinstance(each, torch.Tensor)]
+            outputs = [each for each in torch.utils._pytree.tree_leaves(result) if isinstance(each, torch.Tensor)]
+            reads = {each.untyped_storage().data_ptr() for each in inputs}
+            view = not func._schema.is_mutable and all(
+                each.untyped_storage().data_ptr() in reads for each in outputs if each.numel()
+            )
+            if name.startswith("aten::empty") or not name.startswith("aten::") or (view and inputs):
+                return result
+            if name in LIBRARY:
+                gradients = len(outputs) if name.endswith("backward") else 1
+                counts[LIBRARY[name]] += gradients
+                return result
+            counts["elementwise"] += 1
+            elementwise[name.removeprefix("aten::")] += 1
+            moved["elementwise"] += size([*inputs, *outputs])
+            if any(each.shape in shapes for each in outputs):
+                largest = max(largest, size(outputs))
+            return result
+
+    plan = network(variant)
+    with torch.device("meta"):
+        model = AlexNet(plan)
+    # The values do not matter.
+    model = model.to_empty(device="cpu").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    use(model, chosen)
+    shapes = {parameter.shape for parameter in model.parameters() if parameter.dim() > 1}
+    optimizer = PaperSGD(parameter_groups(model, RecipeConfig()), 0.01, 0.9, 5e-4, fused="triton")
+    step = TrainingStep(model, model, optimizer, "bf16", copies=True)
+    images = torch.zeros(batch, plan.image_channels, plan.image_size, plan.image_size, dtype=torch.bfloat16)
+    if model.input_layout.block > 1:
+        images = blocks(images, *model.input_layout)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.zeros(batch, dtype=torch.int64)
+    with _triton_counted(triton), kernels.implementation("triton"):
+        # The first one makes the velocities.
+        step(images, labels)
+        for counter in (counts, elementwise, moved):
+            counter.clear()
+        largest = 0
+        with Counted():
+            step(images, labels)
+    return Launches(dict(counts), dict(elementwise), dict(moved), largest)
+
+
+def launches(variant: str, chosen: "Forms", batch: int) -> Launches:
+    """The launches of an update, with its bytes at ``batch`` images.
+
+    Args:
+        variant: a key of :data:`net.model.config.VARIANTS`.
+        chosen: the forms.
+        batch: images in the update.
+    """
+    assert os.environ.get("TRITON_INTERPRET") == "1", "set before kernels is imported"
+    few, more = (_one(variant, chosen, count) for count in COUNTED)
+    assert few.counts == more.counts, "launches must not depend on the batch"
+    slope = 1 / (COUNTED[1] - COUNTED[0])
+    moved = {
+        kind: few.bytes[kind] + (batch - COUNTED[0]) * slope * (more.bytes[kind] - few.bytes[kind])
+        for kind in few.bytes
+    }
+    return Launches(few.counts, few.elementwise, moved, few.copies)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Count as the command line says; returns the exit status."""
+    config = cli.resolve(cli.given(LaunchesConfig, "bench.launches", DESCRIPTION, arguments), LaunchesConfig)
+    os.environ["TRITON_INTERPRET"] = "1"
+    import torch
+
+    from net.model.alexnet import AlexNet
+    from net.model.config import network
+    from net.model.forms import forms
+
+    with torch.device("meta"):
+        model = AlexNet(network(config.network))
+    print(f"update of {config.network}, {config.batch_size} images, bf16; launches by what they do, and MB they move")
+    print(f"{'forms':<42}{''.join(f'{kind:>14}' for kind in CLASSES)}{'all':>6}{'stages MB':>12}{'elementwise MB':>16}")
+    for chosen in forms(model, torch.device("cpu")):
+        found = launches(config.network, chosen, config.batch_size)
+        row = "".join(f"{found.counts.get(kind, 0):>14}" for kind in CLASSES)
+        moved = [f"{found.bytes.get(kind, 0) / 1e6:,.0f}" for kind in ("stages", "elementwise")]
+        print(
+            f"{f'{chosen.first}, {chosen.shared}':<42}{row}{sum(found.counts.values()):>6}{moved[0]:>12}{moved[1]:>16}"
+        )
+    print("elementwise, last row: " + ", ".join(f"{n} {name}" for name, n in sorted(found.elementwise.items())))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

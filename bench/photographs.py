@@ -1,0 +1,144 @@
+"""What photographs take as pixels and as JPEG: ``python -m bench.photographs FOLDER``; ``--record`` keeps the rows.
+
+Packed and read are the training images of a folder, or an archive of one, as :mod:`net.prepare` takes them. Times are
+this process's processor time on one thread, the least of several turns, so that other programs count little.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from net.common.device import keep_freed_memory
+from net.data.config import JPEG_QUALITY
+from net.data.folder import scan
+from net.data.jpeg import JpegImages
+from net.data.packing import Packing, Task, pack
+from net.doors.image import decoder
+from net.doors.store import CHUNK, PackedFiles
+
+from .measure.records import Row, write
+
+#: Training and validation images of ImageNet's challenge of 2012.
+IMAGENET = 1_281_167 + 50_000
+SIZE = 256
+QUALITIES = (75, JPEG_QUALITY, 85, 90, 95)
+TURNS = 3
+
+
+def _seconds(jobs: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """The processor time of each job, the least of what it took in turns with the others."""
+    least = dict.fromkeys(jobs, float("inf"))
+    for _ in range(TURNS):
+        for name, job in jobs.items():
+            began = time.process_time()
+            job()
+            least[name] = min(least[name], time.process_time() - began)
+    return least
+
+
+def _pillow(files: Sequence[str]) -> None:
+    """What a program without any of this project would do: decode at a fraction, scale the centre."""
+    for file in files:
+        with Image.open(file) as image:
+            image.draft("RGB", (SIZE, SIZE))
+            decoded = image.convert("RGB")
+        side = min(decoded.size)
+        left, top = (decoded.width - side) // 2, (decoded.height - side) // 2
+        box = (left, top, left + side, top + side)
+        np.asarray(decoded.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box))
+
+
+def rows(source: Path, count: int) -> list[Row]:
+    """Measure on the first ``count`` training images of ``source``, a folder.
+
+    Raises:
+        DataError: it is no image folder.
+    """
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    listing = scan(source)
+    files = listing.files["train"][: max(CHUNK, count // CHUNK * CHUNK)]
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "images"
+        target.write_bytes(b"")
+
+        def tasks(packing: Packing) -> list[Task]:
+            each = packing.size**2 * 3
+            return [
+                Task("train", 0, listing.root, files[first : first + CHUNK], [], packing, target, first * each)
+                for first in range(0, len(files), CHUNK)
+            ]
+
+        # The sizes of all qualities, and what each changes; the files are in the page cache from here on.
+        done = [pack(task) for task in tasks(Packing(SIZE))]
+        kept = [not reason for each in done for reason in each.reasons]
+        pixels = np.memmap(target, np.uint8, "r", shape=(len(files), SIZE, SIZE, 3))
+        encoded, gray_levels = {}, {}
+        for quality in QUALITIES:
+            contents = [content for task in tasks(Packing(SIZE, quality)) for content in pack(task).encoded if content]
+            lengths = np.array([len(content) for content in contents])
+            index = np.stack([lengths.cumsum() - lengths, lengths], 1)
+            path = Path(folder) / f"{quality}.jpegs"
+            path.write_bytes(b"".join(contents))
+            images = encoded[quality] = JpegImages(PackedFiles(path, index, int(lengths.max())), SIZE)
+            differences = [
+                np.abs(images[number].astype(np.int16) - pixels[row]).mean()
+                for number, row in enumerate(np.flatnonzero(kept))
+            ]
+            gray_levels[quality] = float(np.mean(differences))
+        order = np.random.default_rng(0).permutation(sum(kept))
+        out = np.empty((len(order), SIZE, SIZE, 3), np.uint8)
+        jobs: dict[str, Callable[[], object]] = {
+            "prepare photographs, Pillow alone": lambda: _pillow([os.path.join(listing.root, file) for file in files]),
+            "prepare photographs, pixels": lambda: [pack(task) for task in tasks(Packing(SIZE))],
+            "read photographs, pixels": lambda: pixels.take(np.flatnonzero(kept)[order], 0, out, "clip"),
+        }
+        images, packing = encoded[JPEG_QUALITY], Packing(SIZE, JPEG_QUALITY)
+        name = f"photographs, JPEG of quality {JPEG_QUALITY}"
+        jobs[f"prepare {name}"] = lambda: [pack(task) for task in tasks(packing)]
+        jobs[f"read {name}"] = lambda: images.take(order, 0, out, "clip")
+        seconds = _seconds(jobs)
+    about: Row = {"suite": "input", "shape": f"{SIZE}x{SIZE}", "photographs": len(files)}
+    result = []
+    for name in jobs:
+        rate = round(len(files) / seconds[name], 1)
+        result.append({**about, "case": name, "images_per_s": rate, "median_us": round(1e6 / rate, 2)})
+    sizes = {"pixels": SIZE**2 * 3.0}
+    sizes |= {f"JPEG of quality {quality}": float(encoded[quality].files.index[:, 1].mean()) for quality in QUALITIES}
+    for kind, size in sizes.items():
+        row = {**about, "case": f"photographs, {kind}", "kb_per_image": round(size / 1e3, 2)}
+        row["imagenet_gb"] = round(size * IMAGENET / 1e9, 1)
+        if kind != "pixels":
+            row |= {"gray_levels": round(gray_levels[int(kind.split()[-1])], 2), "decoder": decoder()}
+        result.append(row)
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure as the command line says; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m bench.photographs", description=__doc__)
+    parser.add_argument("folder", type=Path, help="image folder: train/CLASS/*, val/CLASS/*")
+    parser.add_argument("--images", type=int, default=960, help="training images that are measured (960)")
+    parser.add_argument("--record", action="store_true", help="append the rows to a record in reports/data")
+    given = parser.parse_args(arguments)
+    found = rows(given.folder, given.images)
+    for row in found:
+        if "images_per_s" in row:
+            print(f"{row['case']:<45} {row['images_per_s']:>9,.0f} images/s a core")
+        else:
+            error = f", {row['gray_levels']:.2f} gray levels from them" if "gray_levels" in row else ""
+            print(f"{row['case']:<45} {row['kb_per_image']:7.2f} KB, ImageNet {row['imagenet_gb']:5.1f} GB{error}")
+    if given.record:
+        print(f"written to {write(found)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,143 @@
+"""A model of an update on many devices: compute from records, messages by formula, assumed links.
+
+``reports/parallelism.md`` compares it with measurements.
+"""
+
+import math
+from dataclasses import dataclass
+
+from net.model.config import VARIANTS, AlexNetConfig
+
+from .messages import Message, expected
+
+#: Share of an update's compute that can hide the all-reduce of gradients: the backward pass, two of three products.
+BACKWARD = 2 / 3
+#: Rounds of messages that a collective of many ranks takes when their number doubles in each.
+ROUNDS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1}
+
+
+PAPER = VARIANTS["paper"]
+#: Images on each device when a batch grows with the devices: the paper's batch, as in 2014.
+IMAGES = 128
+STRATEGIES = ("data", "tower", "hybrid")
+
+
+@dataclass(frozen=True)
+class Link:
+    """A link between devices: bytes per second in each direction, latency in seconds, and the source of both."""
+
+    name: str
+    bytes_per_s: float
+    latency_s: float
+    source: str
+
+
+#: Seconds of a round between today's GPUs, launch included: assumed, of the order that NCCL's own tests show.
+LATENCY = 10e-6
+PCIE_2012 = Link("PCIe 2 x16 (2012)", 6.0e9, LATENCY, "NVIDIA's CUDA questions and answers: up to 6.0 GB/s measured")
+LINKS = (
+    PCIE_2012,
+    Link("PCIe 5 x16", 54.3e9, LATENCY, "github.com/lukealonso/p2pmark: 54.3 GB/s of 63"),
+    Link("NVLink 4", 450e9, LATENCY, "NVIDIA's data sheet: 900 GB/s, both directions"),
+    Link("400 Gb/s network", 50e9, LATENCY, "its rate"),
+)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Seconds of one update: compute, and communication exposed and overlapped."""
+
+    compute_s: float
+    exposed_s: float
+    hidden_s: float
+
+    @property
+    def seconds(self) -> float:
+        return self.compute_s + self.exposed_s
+
+
+def message_seconds(message: Message, link: Link) -> float:
+    """Latency of its rounds, and its bytes over the link."""
+    if message.ranks == 1:
+        return 0.0
+    return ROUNDS[message.kind] * math.ceil(math.log2(message.ranks)) * link.latency_s + message.sent / link.bytes_per_s
+
+
+def predict(
+    config: AlexNetConfig,
+    strategy: str,
+    ranks: int,
+    batch: int,
+    seconds_per_image: float,
+    link: Link,
+    *,
+    width: int = 4,
+    overlap: bool = True,
+) -> Prediction:
+    """An update of ``batch`` images in all.
+
+    Args:
+        config: the network.
+        strategy: ``none``, ``data``, ``tower`` or ``hybrid``.
+        ranks: world size.
+        batch: images of all ranks together.
+        seconds_per_image: compute of one device for forward, backward and update; a rank has an even share of it.
+        link: between any two ranks.
+        width: bytes of an activation in a message; gradients have four.
+        overlap: the all-reduce of gradients overlaps the backward pass.
+    """
+    compute = batch * seconds_per_image / ranks
+    if ranks == 1:
+        return Prediction(compute, 0.0, 0.0)
+    messages = expected(config, strategy, ranks, batch, width)
+    averaged = sum(message_seconds(each, link) for each in messages if each.what == "gradients")
+    exchanged = sum(message_seconds(each, link) for each in messages if each.what != "gradients")
+    hidden = min(averaged, BACKWARD * compute) if overlap else 0.0
+    return Prediction(compute, exchanged + averaged - hidden, hidden)
+
+
+def scaled_seconds(strategy: str, ranks: int, seconds_per_image: float, link: Link, width: int) -> float:
+    """An update of the paper's network with :data:`IMAGES` on each of ``ranks`` devices; see :func:`predict`."""
+    return predict(PAPER, strategy, ranks, IMAGES * ranks, seconds_per_image, link, width=width).seconds
+
+
+def gtx_580_seconds_per_multiply_add() -> float:
+    """From the paper: 90 epochs of 1.2 million images in 5 to 6 days on two GTX 580, messages over PCIe 2 taken off."""
+    images_per_s = 90 * 1.2e6 / (5.5 * 86400)
+    paper = PAPER
+    exchange = predict(paper, "tower", 2, 128, 0.0, PCIE_2012).exposed_s
+    return (128 / images_per_s - exchange) / (128 * paper.multiply_adds / 2)
+
+
+def published() -> list[dict[str, object]]:
+    """The model against published figures; see :func:`gtx_580_seconds_per_multiply_add` for the first.
+
+    The two-GPU net of 2012 "takes slightly less time to train" than the one-GPU net (section 3.2). Speed-ups of
+    Krizhevsky 2014 on K20s, batches of 128 images a GPU; 98.05 hours for 90 epochs on one.
+    """
+    per_multiply_add = gtx_580_seconds_per_multiply_add()
+    two = 128 * PAPER.multiply_adds / 2 * per_multiply_add
+    two += predict(PAPER, "tower", 2, 128, 0.0, PCIE_2012).exposed_s
+    one = 128 * VARIANTS["half"].multiply_adds * per_multiply_add
+    rows: list[dict[str, object]] = [
+        {
+            "check": "two-GPU net's time / one-GPU net's, GTX 580",
+            "published": "slightly less than 1",
+            "model": round(two / one, 3),
+        }
+    ]
+    seconds_per_image = 98.05 * 3600 / (90 * 1.2e6)
+    config = VARIANTS["one_weird_trick"]
+    for ranks, speed_up in ((2, 1.95), (4, 3.74), (8, 6.25)):
+        alone = predict(config, "none", 1, 128, seconds_per_image, PCIE_2012).seconds
+        together = predict(config, "hybrid", ranks, 128 * ranks, seconds_per_image, PCIE_2012).seconds
+        found = ranks * alone / together
+        rows.append(
+            {
+                "check": f"speed-up of the hybrid on {ranks} K20",
+                "published": speed_up,
+                "model": round(found, 2),
+                "error_percent": round(100 * (found / speed_up - 1), 1),
+            }
+        )
+    return rows

@@ -1,0 +1,192 @@
+"""What the records show in a few sentences and one chart; what a record lacks is left out."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from ..measure.records import Row
+from .rows import Machine, best, fastest, machines_of, ours
+
+UPDATE, INFERENCE, TRAIN, STAGES = "update of paper", "inference of paper", "net.train of paper", "stages 1 + 2"
+#: Number of busy processes in the condition that is quoted.
+BUSY = 2
+NAMES = ("this project", "PyTorch, compiled", "PyTorch, eager")
+#: Rivals in words.
+RIVALS = {
+    "aten, eager": "PyTorch called eagerly",
+    "aten, compiled": "PyTorch compiled",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+}
+#: Microseconds of ours, of PyTorch's own operators compiled, and of those called eagerly; None where not measured.
+Times = tuple[float | None, float | None, float | None]
+
+
+class Bar(NamedTuple):
+    """Speed-up over PyTorch's own operators called eagerly, and the time in microseconds."""
+
+    name: str
+    ratio: float
+    median_us: float
+
+
+class Group(NamedTuple):
+    """Bars of one task on one machine."""
+
+    title: str
+    bars: list[Bar]
+
+
+def _of(rows: Iterable[Row], machine: Machine | None) -> list[Row]:
+    return [row for row in rows if row["on"] == machine]
+
+
+def _machine(rows: Sequence[Row], cpu: bool) -> Machine | None:
+    """The GPU or CPU on which an update of the paper's network was timed last."""
+    return next((one for one in machines_of(rows) if one.cpu == cpu and any(best(_of(rows, one), UPDATE))), None)
+
+
+def _times(rows: Iterable[Row], case: str, mode: str | None = None) -> Times:
+    own, compiled, eager = (row["median_us"] if row else None for row in best(rows, case, mode))
+    return own, compiled, eager
+
+
+def _stages(rows: Iterable[Row]) -> Times:
+    """Both stages one after the other, forward and backward in float32."""
+    kernels = [row for row in rows if row["suite"] == "kernels" and row.get("dtype") == "float32"]
+    first, second = (_times(kernels, case, "forward_backward") for case in ("stage1", "stage2"))
+    own, compiled, eager = (one + two if one and two else None for one, two in zip(first, second, strict=True))
+    return own, compiled, eager
+
+
+def _busy(rows: Iterable[Row]) -> Times:
+    """The same beside busy processes."""
+    beside = [row for row in rows if row["suite"] == "contention" and row.get("busy_processes") == BUSY]
+    return _times(beside, STAGES)
+
+
+def _one(machine: Machine) -> str:
+    """The processor with its article: an NVIDIA, as it is pronounced."""
+    return f"{'an' if machine.model[0] in 'AEIOUN' else 'a'} {machine.model}"
+
+
+def _ms(microseconds: float) -> str:
+    """Milliseconds in three digits."""
+    value = microseconds / 1e3
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f} ms"
+
+
+def _as_fast(times: Times) -> str:
+    """How many times as fast as PyTorch's own operators, in words."""
+    own, compiled, eager = times
+    ratios = []
+    if own and compiled:
+        ratios.append(f"{compiled / own:.2f} times as fast as PyTorch's own operators compiled")
+    if own and eager:
+        ratios.append(f"{eager / own:.2f} times as fast as {'the same' if ratios else 'PyTorch'} called eagerly")
+    return f": {', '.join(ratios)}" if ratios else ""
+
+
+def _batch(row: Row) -> int:
+    return int(str(row["shape"]).partition("x")[0])
+
+
+def _gpu_step(rows: Sequence[Row]) -> str | None:
+    machine = _machine(rows, cpu=False)
+    its = _of(rows, machine)
+    own = best(its, UPDATE)[0]
+    if machine is None or own is None:
+        return None
+    since = " The Triton kernels have been rewritten since." if "rewritten" in own.get("kernels_of", "") else ""
+    return (
+        f"[One update of the paper's network](steps.md), {_batch(own)} images in {own['dtype']}, takes "
+        f"{_ms(own['median_us'])} on {_one(machine)}, {own['images_per_s']:,.0f} images/s"
+        f"{_as_fast(_times(its, UPDATE))}.{since}"
+    )
+
+
+def _gpu_time(rows: Sequence[Row]) -> str | None:
+    """Where the step's time goes, and the share of its speed that ``net.train`` reaches."""
+    its = _of(rows, _machine(rows, cpu=False))
+    sentences = []
+    steps = [row for row in its if row["suite"] == "profile" and row["case"] == UPDATE and ours(row)]
+    layers: dict[str, float] = {}
+    for row in steps:
+        first = all(row.get(key) == steps[0].get(key) for key in ("implementation", "shape", "dtype"))
+        if first and row.get("kernel") != "sum" and "percent_of_step" in row:
+            name = row.get("layer") or "kernels of no layer"
+            layers[name] = layers.get(name, 0.0) + row["percent_of_step"]
+    if layers:
+        largest = sorted(layers, key=lambda name: -layers[name])[:3]
+        names = ", ".join(f"{name} ({layers[name]:.0f} %)" for name in largest)
+        sentences.append(f"[The largest parts of a step](profile.md) are {names}.")
+    train = fastest(row for row in its if row["suite"] == "train" and row["case"] == TRAIN and "percent_of_step" in row)
+    if train is not None:
+        sentences.append(
+            f"[`net.train`](steps.md) from a packed store reaches {train['images_per_s']:,.0f} images/s, "
+            f"{train['percent_of_step']:.0f} % of the step alone."
+        )
+    return " ".join(sentences) or None
+
+
+def _cpu_stages(rows: Sequence[Row]) -> str | None:
+    machine = _machine(rows, cpu=True)
+    its = _of(rows, machine)
+    times, busy = _stages(its), _busy(its)
+    if machine is None or times[0] is None:
+        return None
+    threads = f" with {machine.threads} thread{'s' if machine.threads > 1 else ''}" if machine.threads else ""
+    text = (
+        f"[The two stages of normalization and pooling](kernels.md), forward and backward, take {_ms(times[0])} on "
+        f"{_one(machine)}{threads}{_as_fast(times)}."
+    )
+    if busy[0]:
+        text += f" [Beside two busy processes](contention.md) they take {_ms(busy[0])}{_as_fast(busy)}."
+    return text
+
+
+def _cpu_network(rows: Sequence[Row]) -> str | None:
+    its = _of(rows, _machine(rows, cpu=True))
+    own = best(its, UPDATE)[0]
+    if own is None:
+        return None
+    text = f"[The whole network](steps.md) trains there at {own['images_per_s']:,.0f} images/s"
+    text += f"{_as_fast(_times(its, UPDATE))}."
+    inference = [
+        row for row in its if row["case"] == INFERENCE and row.get("dtype") == "float32" and "median_us" in row
+    ]
+    for batch in sorted({_batch(row) for row in inference}, reverse=True):
+        same = [row for row in inference if _batch(row) == batch]
+        mine, rival = fastest(filter(ours, same)), fastest(row for row in same if not ours(row))
+        if mine is not None and rival is not None:
+            name = RIVALS.get(rival["implementation"], rival["implementation"])
+            text += (
+                f" Inference in batches of {batch} runs at {mine['images_per_s']:,.0f} images/s; {name}, the fastest "
+                f"rival measured, reaches {rival['images_per_s']:,.0f}."
+            )
+            break
+    return text
+
+
+def sentences(rows: Sequence[Row]) -> list[str]:
+    """What was found, as Markdown; ``rows`` are those of :func:`bench.report.rows.measured`."""
+    found = (_gpu_step(rows), _gpu_time(rows), _cpu_stages(rows), _cpu_network(rows))
+    return [text for text in found if text is not None]
+
+
+def groups(rows: Sequence[Row]) -> list[Group]:
+    """The chart: on the newest GPU and CPU, times as fast as PyTorch called eagerly."""
+    tasks: list[tuple[str, Times]] = []
+    for machine in (_machine(rows, cpu=False), _machine(rows, cpu=True)):
+        if machine is not None:
+            its = _of(rows, machine)
+            tasks.append((f"An update of the network, {machine.model}", _times(its, UPDATE)))
+            if machine.cpu:
+                tasks.append((f"Stages 1 and 2, forward and backward, {machine.model}", _stages(its)))
+                tasks.append(("The same beside two busy processes", _busy(its)))
+    found = []
+    for title, times in tasks:
+        own, _, eager = times
+        if own and eager:
+            bars = [Bar(name, eager / time, time) for name, time in zip(NAMES, times, strict=True) if time]
+            found.append(Group(title, bars))
+    return found

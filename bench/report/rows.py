@@ -1,0 +1,242 @@
+"""The rows that the report shows: the newest of each thing measured on a machine, with ratios against rivals.
+
+A ratio says how many times faster a row is than a rival of the same record, machine, case, mode, shape and dtype, in
+the memory format that serves the rival best. ``x_aten`` is against PyTorch's own operators called eagerly,
+``x_compiled`` against the fastest way that ``torch.compile`` makes of them. A rival in another record gives no ratio,
+and an ``unverified`` row, whose results no check has confirmed, gets none.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from ..measure.records import Row, moment
+
+#: What a row measures, but for the machine.
+KEYS = (
+    *("suite", "case", "implementation", "mode", "shape", "dtype", "memory_format"),
+    *("busy_processes", "kernel", "layer"),
+)
+#: What a rival has in common with a row; its implementation and memory format are its own.
+TASK = ("suite", "case", "mode", "shape", "dtype", "busy_processes")
+RATIOS = ("x_aten", "x_compiled")
+#: A profile is made as a whole: a row for each kernel, and a last one, the kernel ``sum``.
+PROFILE = ("on", "case", "implementation", "shape", "dtype")
+MODES = (
+    *("inference", "forward", "backward", "input_gradient", "weight_gradient", "forward_backward"),
+    *("training", "train_step"),
+)
+IMPLEMENTATIONS = (
+    *("aten", "compiled", "xla", "reference", "inductor", "triton", "cudnn", "compiled reference", "traced"),
+    *("onnxruntime", "openvino"),
+)
+#: What is not this project's, by the part of an implementation's name before the comma.
+OTHERS = ("aten", "compiled", "cudnn", "xla", "onnxruntime", "openvino", "torchvision")
+#: Suites in which a row has rivals.
+RATED = ("kernels", "contention", "layers", "steps")
+#: Rows of the suite ``layers`` that are not layers.
+NOT_LAYERS = ("input preparation", "optimizer", "sum of layers", "whole step")
+#: Bytes of a parameter: weights, gradients and momentum are float32.
+PARAMETER_BYTES = 4
+
+
+class Machine(NamedTuple):
+    """Where figures may be compared: the same processor, threads and PyTorch."""
+
+    name: str
+    threads: int | None
+    torch: str | None
+
+    @property
+    def cpu(self) -> bool:
+        return self.name.startswith("CPU")
+
+    @property
+    def model(self) -> str:
+        """The processor's short name."""
+        name = self.name.removeprefix("CPU: ").partition(" @")[0]
+        return name.replace("(R)", "").replace("(TM)", "").removesuffix(" Processor")
+
+    def __str__(self) -> str:
+        parts = [self.name]
+        if self.threads:
+            parts.append(f"{self.threads} thread{'s' if self.threads > 1 else ''}")
+        if self.torch:
+            parts.append(f"torch {self.torch}")
+        return ", ".join(parts)
+
+
+def machine_of(row: Row) -> Machine:
+    return Machine(row["machine"], row.get("threads"), row.get("torch"))
+
+
+def values(row: Row, keys: Iterable[str]) -> tuple[Any, ...]:
+    return tuple(row.get(key) for key in keys)
+
+
+def _newest(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """The last row for each value of ``keys``, in the order in which the values first occur."""
+    number = frame.groupby(list(keys), dropna=False, sort=False).ngroup()
+    return frame.assign(number=number).drop_duplicates("number", keep="last").sort_values("number")
+
+
+def _frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """Rows, oldest first, each with its :class:`Machine` as ``on`` and its place among them as ``place``."""
+    columns = {"record", "median_us", "unverified", *KEYS}.union(*rows)
+    frame = pd.DataFrame([{**dict.fromkeys(columns), **row} for row in rows], columns=sorted(columns))
+    return frame.assign(on=[machine_of(row) for row in rows], place=range(len(rows)))
+
+
+def newest(rows: Sequence[Row]) -> list[Row]:
+    """Of rows, oldest first, the newest of each thing measured on a machine."""
+    return [rows[place] for place in _newest(_frame(rows), ("on", *KEYS))["place"]] if rows else []
+
+
+def measured(rows: Sequence[Row]) -> list[Row]:
+    """The newest row of each thing, with ratios, revision and its :class:`Machine` (``on``) as columns.
+
+    A new profile replaces the whole earlier one. ``kernels_of`` names the state of the Triton kernels
+    that a GPU's row was measured with, and says so where the newest record of any machine has other kernels.
+
+    Args:
+        rows: as :func:`bench.measure.records.read` returns them, oldest first.
+    """
+    if not rows:
+        return []
+    frame = _frame(rows)
+    timed = _newest(frame, ("on", *KEYS, "record"))
+    timed = timed[timed["median_us"].notna() & timed["unverified"].isna() & timed["suite"].isin(RATED)]
+    rival, times = timed["implementation"].map(_rival), timed["median_us"].astype(float)
+    task = [timed[key] for key in ("on", "record", *TASK)]
+    for name in RATIOS:
+        frame[name] = times.where(rival == name).groupby(task, dropna=False).transform("min") / times
+    profiles = frame[frame["suite"] == "profile"]
+    ends = profiles["kernel"] == "sum"
+    same = [profiles[key] for key in PROFILE]
+    # How many profiles of the same step came to their end before this row.
+    before = ends.groupby(same, dropna=False).cumsum() - ends
+    frame = frame.drop(profiles.index[before < before.groupby(same, dropna=False).transform("max")])
+    today = next((row["kernels_code"] for row in reversed(rows) if row.get("kernels_code")), None)
+    shown = _newest(frame, ("on", *KEYS))
+    ratios = shown[list(RATIOS)].to_dict("records")
+    return [_shown(rows[place], today, its) for place, its in zip(shown["place"], ratios, strict=True)]
+
+
+def _shown(row: Row, today: str | None, ratios: dict[str, float]) -> Row:
+    row = {**row, "on": machine_of(row)}
+    row["revision"] = f"{row.get('commit') or 'unknown'}{' with changes' if row.get('dirty') else ''}"
+    if str(row.get("implementation")).partition(", ")[0] in ("triton", "auto") and not row["on"].cpu:
+        code = row.get("kernels_code")
+        row["kernels_of"] = (code or row.get("commit") or "unknown") + ("" if code == today else ", rewritten since")
+    if row["suite"] == "gate":
+        row["verdict"] = row.pop("status", None)
+    return row | {name: ratio for name, ratio in ratios.items() if not math.isnan(ratio)}
+
+
+def ours(row: Row) -> bool:
+    """Whether a row is of this project's operators."""
+    return str(row.get("implementation")).partition(", ")[0] not in OTHERS
+
+
+def _rival(implementation: object) -> str | None:
+    """The ratio in which a row of this implementation is the rival."""
+    name, _, how = str(implementation).partition(", ")
+    if name == "compiled" or (name == "aten" and how not in ("", "eager")):
+        return "x_compiled"
+    return "x_aten" if name == "aten" else None
+
+
+def machines_of(rows: Iterable[Row]) -> list[Machine]:
+    """GPUs first; among them, and among CPUs, the one measured last."""
+    last = {}
+    for row in sorted(rows, key=moment):
+        last[row["on"]] = moment(row)
+    names = sorted(last, key=str)
+    names.sort(key=last.__getitem__, reverse=True)
+    return sorted(names, key=lambda machine: machine.cpu)
+
+
+def rank(order: Sequence[str], value: object) -> tuple[int, str]:
+    """Sorts names as in ``order``, and those that are not in it after them."""
+    return (order.index(value) if value in order else len(order), str(value))
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """Sorts names by the numbers in them."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
+def ordered(rows: Sequence[Row]) -> list[Row]:
+    """By case, in the order in which cases are in the records, then by mode, dtype and shape; the fastest first."""
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    return sorted(
+        rows,
+        key=lambda row: (
+            cases.index(row["case"]),
+            rank(MODES, row.get("mode")),
+            str(row.get("dtype")),
+            _natural(str(row.get("shape"))),
+            row.get("busy_processes", 0),
+            row.get("median_us", math.inf),
+            str(row.get("implementation")),
+            str(row.get("memory_format")),
+        ),
+    )
+
+
+def fastest(rows: Iterable[Row]) -> Row | None:
+    """The row with the shortest time."""
+    return min((row for row in rows if "median_us" in row), key=lambda row: row["median_us"], default=None)
+
+
+def most(rows: Sequence[Row], kind: Callable[[Row], object]) -> list[Row]:
+    """The rows of the most frequent kind."""
+    kinds = [kind(row) for row in rows]
+    chosen = max(sorted(set(kinds), key=str), key=kinds.count, default=None)
+    return [row for row, its in zip(rows, kinds, strict=True) if its == chosen]
+
+
+def best(
+    rows: Iterable[Row], case: str, mode: str | None = None, *, unverified: bool = False
+) -> tuple[Row | None, Row | None, Row | None]:
+    """The fastest rows of a case: ours, PyTorch compiled, PyTorch called eagerly, in the shape and dtype with the most
+    measurements. Unverified rows count only if asked for.
+    """
+    its = [
+        row
+        for row in rows
+        if row["case"] == case
+        and mode in (None, row.get("mode"))
+        and "median_us" in row
+        and (unverified or "unverified" not in row)
+    ]
+    its = most(its, lambda row: values(row, ("dtype", "shape")))
+    names = {id(row): str(row.get("implementation")) for row in its}
+    compiled = [row for row in its if names[id(row)] == "compiled" or names[id(row)].startswith("aten, ")]
+    return (
+        fastest(row for row in its if ours(row)),
+        fastest(row for row in compiled if names[id(row)] != "aten, eager"),
+        fastest(row for row in its if names[id(row)] in ("aten", "aten, eager")),
+    )
+
+
+def layers_of(rows: Iterable[Row]) -> list[Row]:
+    """The fastest row of each layer and mode, in the dtype and batch with the most measurements."""
+    rows = [row for row in rows if row["suite"] == "layers" and row["case"] not in NOT_LAYERS and "median_us" in row]
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in most(rows, lambda row: (row.get("dtype"), str(row.get("shape")).partition("x")[0])):
+        groups.setdefault((row["case"], row.get("mode")), []).append(row)
+    return [row for row in map(fastest, groups.values()) if row is not None]
+
+
+def layer_memory(rows: Iterable[Row]) -> list[Row]:
+    """What training keeps of each layer: ``parameters``, ``saved_mib`` and ``output_mib`` where they are recorded."""
+    found: dict[str, Row] = {}
+    for row in layers_of(rows):
+        columns: Row = {key: row[key] for key in ("parameters", "saved_mib", "output_mib") if key in row}
+        if "parameters" in columns or "saved_mib" in columns:
+            found[row["case"]] = {**row, **found.get(row["case"], {}), **columns}
+    return list(found.values())

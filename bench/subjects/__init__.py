@@ -1,0 +1,1 @@
+"""What is measured: operators, layers, whole networks, other libraries, and one rank of a parallel strategy."""

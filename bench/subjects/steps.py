@@ -1,0 +1,50 @@
+"""Whole networks, ready to be called: updates and inference, eager, compiled or recorded as a CUDA graph."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..cells import Step
+from ..measure.records import time_columns
+from ..measure.timing import chained_seconds, wall_seconds
+from .network import build_any, images_and_labels, inference_step, training_step, update_step
+
+
+def prepared(step: Step, device: torch.device) -> tuple[Callable[[], object], torch.nn.Module]:
+    """The call that is measured, and its network. Compiling starts from what Inductor has on disk."""
+    model = build_any(step.network, device).train(step.what == "update")
+    forward: Callable[[Tensor], Tensor] = model
+    if step.mode:
+        torch._dynamo.reset()
+        forward = torch.compile(model, mode=step.mode, dynamic=False)
+    images, labels = images_and_labels(step.network, step.images, device)
+    if step.how.endswith("recorded"):
+        record = device.type == "cuda" and not step.how.endswith("unrecorded")
+        return training_step(model, forward, images, labels, step.dtype, record=record), model
+    if step.what == "update":
+        return update_step(model, forward, images, labels, step.dtype), model
+    return inference_step(forward, images, step.dtype), model
+
+
+def timed(step: Step, device: torch.device, samples: int) -> tuple[list[float], dict[str, Any]]:
+    """Seconds from the end of one call to the end of the next, and further columns.
+
+    On a GPU the columns hold ``synchronized_us``, the time where each call is waited for, ``peak_mib`` and the seconds
+    of the first call, which finds on disk what was compiled before. The caller has chosen the implementation.
+    """
+    begin = time.perf_counter()
+    call, _ = prepared(step, device)
+    call()
+    if device.type != "cuda":
+        return wall_seconds(call, samples, 1), {}
+    torch.cuda.synchronize()
+    first = round(time.perf_counter() - begin, 1)
+    torch.cuda.reset_peak_memory_stats()
+    # The second call may record a graph.
+    seconds = chained_seconds(call, samples, warmup=10)
+    synchronized = time_columns(wall_seconds(call, samples))["median_us"]
+    peak = round(torch.cuda.max_memory_allocated() / 2**20)
+    return seconds, {"synchronized_us": synchronized, "peak_mib": peak, "first_call_warm_s": first}

@@ -1,0 +1,145 @@
+"""The chain bias, ReLU, local response normalization, max pooling as one differentiable function.
+
+The public operators check their arguments and call :func:`run` with the parts they have. Here is what all of them
+share: what is kept for the backward pass, and the rules for gradients of gradients, forward mode and ``vmap``.
+:mod:`kernels.dispatch` chooses what computes.
+
+Kept for backward: the input where there is a normalization, whose sums are computed again; the output where there are
+ReLU and pooling without one; and the argmax index of each pooling window, a small integer. Nothing is kept, and no
+indices are computed, where no gradient is asked for.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import aten, dispatch, private, reference
+from .arguments import Normalization, Pooling
+
+
+def _differentiating(*tensors: Tensor | None) -> bool:
+    """Whether a derivative may be asked for; only then argmax indices are needed."""
+    if any(tensor is not None and tensor.requires_grad for tensor in tensors) and torch.is_grad_enabled():
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    return private.derivatives_beyond_autograd()
+
+
+class _Stage(torch.autograd.Function):
+    """See :func:`run`."""
+
+    @staticmethod
+    def forward(
+        input: Tensor,
+        bias: Tensor | None,
+        relu: bool,
+        normalization: Normalization | None,
+        pooling: Pooling | None,
+        implementation: str,
+    ) -> tuple[Tensor, Tensor]:
+        results: tuple[Tensor, Tensor] = dispatch.MODULES[implementation].forward(
+            input, bias, relu, normalization, pooling, True
+        )
+        return results
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
+        input, bias, relu, normalization, pooling, implementation = inputs
+        output, offsets = outputs
+        ctx.mark_non_differentiable(offsets)
+        ctx.set_materialize_grads(False)
+        ctx.relu, ctx.normalization, ctx.pooling, ctx.implementation = relu, normalization, pooling, implementation
+        ctx.size = tuple(input.shape[-2:])
+        ctx.dtype, ctx.format = input.dtype, reference.memory_format(input)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        taken = None if pooling is None else offsets
+        if normalization is None:
+            ctx.save_for_backward(None, None, output if relu and pooling is not None else None, taken)
+        else:
+            ctx.save_for_backward(input, bias, None, taken)
+        ctx.save_for_forward(input, bias, taken)
+
+    @staticmethod
+    def backward(ctx: Any, output_gradient: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if output_gradient is None:
+            return (None,) * 6
+        input, bias, output, offsets = ctx.saved_tensors
+        implementation = dispatch.choose_backward(ctx.implementation)
+        gradient, bias_sum = dispatch.MODULES[implementation].backward(
+            output_gradient, input, bias, output, offsets, ctx.size,
+            ctx.relu, ctx.normalization, ctx.pooling, ctx.dtype, ctx.format, ctx.needs_input_grad[1],
+        )  # fmt: skip
+        bias_gradient = None if bias_sum is None else reference.cast(bias_sum, ctx.bias_dtype)
+        return gradient, bias_gradient, None, None, None, None
+
+
+class _EagerStage(_Stage):
+    """With forward mode and ``vmap``, which Dynamo does not trace."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        output, offsets = _Stage.forward(*arguments)
+        # Autograd forbids in-place writes to a view that a Function returned.
+        return output.data if private.is_view(output) else output, offsets
+
+    @staticmethod
+    def jvp(ctx: Any, input_tangent: Tensor | None, bias_tangent: Tensor | None, *_: None) -> tuple[Tensor, None]:
+        input, bias, offsets = ctx.saved_tensors
+        parts = (ctx.relu, ctx.normalization, ctx.pooling)
+        return reference.tangent(input_tangent, bias_tangent, input, bias, offsets, *parts), None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], input: Tensor, bias: Tensor | None, *parts: Any
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int | None]]:
+        if in_dims[0] is None or in_dims[1] is not None:
+            # A bias for each example: one by one.
+            results = [
+                _EagerStage.apply(
+                    input if in_dims[0] is None else input.select(in_dims[0], example),
+                    bias if bias is None or in_dims[1] is None else bias.select(in_dims[1], example),
+                    *parts,
+                )
+                for example in range(info.batch_size)
+            ]
+            outputs, offsets = zip(*results, strict=True)
+            return (torch.stack(outputs), torch.stack(offsets)), (0, 0)
+        examples = input.movedim(in_dims[0], 0)
+        output, offset = _EagerStage.apply(examples.flatten(0, 1), bias, *parts)
+        output = output.unflatten(0, examples.shape[:2])
+        if offset.dim() == 1:
+            return (output, offset), (0, None)
+        return (output, offset.unflatten(0, examples.shape[:2])), (0, 0)
+
+
+def run(
+    input: Tensor,
+    bias: Tensor | None,
+    relu: bool,
+    normalization: Normalization | None,
+    pooling: Pooling | None,
+) -> Tensor:
+    """The chain on checked arguments.
+
+    Args:
+        input: ``[N, C, ...]``; ``[N, C, H, W]`` with ``pooling``.
+        bias: ``[C]``, added first; None adds nothing.
+        relu: whether a ReLU comes next.
+        normalization, pooling: what comes then; None leaves it out.
+
+    Returns:
+        A new tensor in ``input``'s dtype and memory format.
+    """
+    assert normalization is not None or pooling is not None, "nothing would be kept to mask a ReLU's gradient with"
+    implementation = dispatch.choose(input, normalization)
+    if implementation == "aten":
+        return aten.forward(input, bias, relu, normalization, pooling)
+    if not _differentiating(input, bias):
+        output: Tensor
+        output, _ = dispatch.MODULES[implementation].forward(input, bias, relu, normalization, pooling, False)
+        return output
+    function = _Stage if torch.compiler.is_compiling() else _EagerStage
+    output, _ = function.apply(input, bias, relu, normalization, pooling, implementation)
+    return output

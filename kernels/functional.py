@@ -1,0 +1,242 @@
+"""The operators, with :mod:`torch.nn.functional`'s argument order, defaults and semantics.
+
+Every operator is a part of one chain: bias, ReLU, local response normalization, max pooling.
+
+**Local response normalization** (Krizhevsky et al. 2012, section 3.3), for channel ``i`` of one pixel::
+
+    s_i = k + alpha / size * sum over j of a_j ** 2        j from i - size // 2 to i + (size - 1) // 2
+    b_i = a_i * s_i ** -beta
+
+Channels outside ``input``, or outside the group of channel ``i``, count as zero. Gradient::
+
+    da_j = db_j * s_j ** -beta
+           - 2 * alpha * beta / size * a_j * sum over i of db_i * a_i * s_i ** (-beta - 1)
+                                                           i from j - (size - 1) // 2 to j + size // 2
+
+alpha is divided by ``size``, as in :func:`torch.nn.functional.local_response_norm`. The paper's text does not divide:
+its alpha of 1e-4 with ``size=5`` is ``alpha=5e-4`` here. Backward keeps the input and nothing else; the sums are
+computed again.
+
+**Overlapping max pooling** (section 3.4): the largest value of every ``kernel_size`` window, windows ``stride`` apart;
+with ``stride < kernel_size`` they overlap (the paper's are 3 wide and 2 apart). The gradient of an output goes to the
+first of the largest values of its window in row-major order. NaN propagates; of several NaN in a window the last takes
+the gradient. Backward keeps the argmax index of each window, counted by rows within the window, in one byte for windows
+of up to 256 elements; after a ReLU without normalization also the output.
+
+Bytes moved, for ``n`` input elements of ``b`` bytes and ``w`` windows (times channels):
+
+==============================  ==================  ======================
+operator                        forward             backward
+==============================  ==================  ======================
+``local_response_norm``         ``2 n b``           ``3 n b``
+``max_pool2d``                  ``n b + w b + w``   ``n b + w b + w``
+``relu_max_pool2d``             ``n b + w b + w``   ``n b + 2 w b + w``
+``relu_lrn_max_pool2d``         ``n b + w b + w``   ``2 n b + w b + w``
+==============================  ==================  ======================
+
+The ``w`` bytes of argmax indices are written only where a gradient is wanted. In the half types arithmetic is float32
+and rounded once; ``relu_lrn_max_pool2d`` takes the maximum of the float32 values, before rounding.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import autograd, dispatch
+from .arguments import Pair, check_bias, check_input, check_normalization, check_pooling
+
+
+def local_response_norm(
+    input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, *, groups: int = 1
+) -> Tensor:
+    """Local response normalization; :func:`torch.nn.functional.local_response_norm` with ``groups``.
+
+    Args:
+        input: ``[N, C, ...]``, three or more dimensions; float64, float32, float16 or bfloat16. The half types are
+            computed in float32 and rounded once.
+        size: channels in the window: ``size // 2`` before a channel, itself, and ``(size - 1) // 2`` after it.
+        alpha: scale of the mean square; divided by ``size``, so the paper's 1e-4 is ``5e-4`` here.
+        beta: exponent.
+        k: additive constant; the paper's is 2.
+        groups: the window never crosses one of ``groups`` equal groups of channels (the paper's towers).
+
+    Returns:
+        A new tensor of ``input``'s shape and dtype.
+
+    Raises:
+        TypeError: ``input`` is not a floating-point tensor, or ``alpha``, ``beta`` or ``k`` not a number.
+        ValueError: ``input`` has fewer than three dimensions, ``size`` or ``groups`` is not a positive integer, or
+            ``groups`` does not divide the channels.
+    """
+    name = "local_response_norm"
+    check_input(input, name, at_least=3)
+    return autograd.run(input, None, False, check_normalization(input, name, size, alpha, beta, k, groups), None)
+
+
+def relu_local_response_norm(
+    input: Tensor,
+    size: int,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+    *,
+    groups: int = 1,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """``local_response_norm(relu(input + bias))``: what follows a convolution in the paper's network.
+
+    Args:
+        input: ``[N, C, ...]``; the other arguments are those of :func:`local_response_norm`.
+        bias: ``[C]``, the bias of the convolution before; ``None`` adds nothing.
+
+    Returns:
+        A new tensor of ``input``'s shape and dtype.
+
+    Raises:
+        TypeError, ValueError: as :func:`local_response_norm`, and when ``bias`` does not fit ``input``.
+    """
+    name = "relu_local_response_norm"
+    check_input(input, name, at_least=3)
+    check_bias(input, bias, 1, name)
+    return autograd.run(input, bias, True, check_normalization(input, name, size, alpha, beta, k, groups), None)
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """Max pooling; :func:`torch.nn.functional.max_pool2d` with checked arguments.
+
+    Args:
+        input: ``[N, C, H, W]`` or ``[C, H, W]``; float64, float32, float16 or bfloat16.
+        kernel_size: rows and columns of a window.
+        stride: distance between windows; ``None`` is ``kernel_size``.
+        padding: rows and columns of minus infinity around the input; at most half the window without its dilation.
+        dilation: distance between the elements of a window.
+        ceil_mode: round the number of windows up instead of down.
+
+    Returns:
+        A new tensor of ``input``'s dtype and memory format.
+
+    Raises:
+        TypeError: ``input`` is not a floating-point tensor.
+        ValueError: a shape or a parameter that is not allowed; nor is a dilation that leaves a window nothing but
+            padding, whose gradient PyTorch writes beyond the input's memory.
+    """
+    return _pooled("max_pool2d", input, None, False, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+def relu_max_pool2d(
+    input: Tensor,
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    ceil_mode: bool = False,
+    *,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """``max_pool2d(relu(input + bias))``: what follows the paper's fifth convolution.
+
+    Args:
+        input: ``[N, C, H, W]`` or ``[C, H, W]``; the other arguments are those of :func:`max_pool2d`.
+        bias: ``[C]``, the bias of the convolution before; ``None`` adds nothing.
+
+    Returns:
+        A new tensor of ``input``'s dtype and memory format.
+
+    Raises:
+        TypeError, ValueError: as :func:`max_pool2d`, and when ``bias`` does not fit ``input``.
+    """
+    return _pooled("relu_max_pool2d", input, bias, True, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+def _pooled(
+    name: str,
+    input: Tensor,
+    bias: Tensor | None,
+    relu: bool,
+    kernel_size: Pair,
+    stride: Pair | None,
+    padding: Pair,
+    dilation: Pair,
+    ceil_mode: bool,
+) -> Tensor:
+    check_input(input, name, at_least=3, at_most=4)
+    pooling = check_pooling(input, name, kernel_size, stride, padding, dilation, ceil_mode)
+    check_bias(input, bias, input.dim() - 3, name)
+    if input.dim() == 3:
+        return autograd.run(input.unsqueeze(0), bias, relu, None, pooling).squeeze(0)
+    return autograd.run(input, bias, relu, None, pooling)
+
+
+def relu_lrn_max_pool2d(
+    input: Tensor,
+    size: int,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+    *,
+    groups: int = 1,
+    bias: Tensor | None = None,
+    kernel_size: Pair = 3,
+    stride: Pair | None = 2,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """``max_pool2d(local_response_norm(relu(input + bias)))`` (Krizhevsky et al. 2012, section 3.5).
+
+    Args:
+        input: ``[N, C, H, W]``, a convolution's output; float64, float32, float16 or bfloat16.
+        size, alpha, beta, k, groups: as in :func:`kernels.local_response_norm`.
+        bias: ``[C]``, the bias of the convolution before; ``None`` adds nothing.
+        kernel_size, stride, padding, dilation, ceil_mode: as in :func:`kernels.max_pool2d`; the paper's window of 3
+            and stride of 2 are the defaults.
+
+    Returns:
+        ``[N, C, H', W']`` in ``input``'s dtype and memory format.
+
+    Raises:
+        TypeError, ValueError: an argument that is not allowed, by its name.
+    """
+    name = "relu_lrn_max_pool2d"
+    check_input(input, name, at_least=4, at_most=4)
+    check_bias(input, bias, 1, name)
+    normalization = check_normalization(input, name, size, alpha, beta, k, groups)
+    pooling = check_pooling(input, name, kernel_size, stride, padding, dilation, ceil_mode)
+    return autograd.run(input, bias, True, normalization, pooling)
+
+
+def bias_relu(input: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``relu(input + bias)``, the bias one for each channel.
+
+    On a GPU, eagerly and in channels_last memory format, one pass forward and one backward; elsewhere PyTorch's
+    operators, which ``torch.compile`` fuses. Gradients are PyTorch's: none where the sum is at most zero.
+
+    Args:
+        input: ``[N, C, ...]``, a convolution's output; float64, float32, float16 or bfloat16.
+        bias: ``[C]``, the bias of the convolution before; ``None`` adds nothing.
+
+    Returns:
+        ``input``'s shape, dtype and memory format.
+
+    Raises:
+        TypeError, ValueError: an argument that is not allowed, by its name; or the implementation ``triton`` where it
+            cannot run.
+    """
+    name = "bias_relu"
+    check_input(input, name, at_least=2)
+    check_bias(input, bias, 1, name)
+    if bias is None:
+        return F.relu(input)
+    if dispatch.runs_bias_relu_kernel(input):
+        # Triton exists for Linux only.
+        from .gpu.bias_relu import BiasReLU
+
+        result: Tensor = BiasReLU.apply(input, bias)
+        return result
+    return F.relu(input + bias.to(input.dtype).reshape(-1, *[1] * (input.dim() - 2)))

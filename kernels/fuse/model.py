@@ -1,0 +1,424 @@
+"""``fuse(model)``: this package's operators in a model written with PyTorch's own.
+
+The forward of each module is traced by itself; calls of other modules stay calls. In the trace, the longest chains of
+ReLU, local response normalization and max pooling that one operator computes are replaced, along with the bias of the
+convolution before them. The result becomes the ``forward`` of a copy of the module, as long as what was traced has not
+changed: when layers are replaced, hooked or added, the copy runs the module's own forward. Everything else of the copy
+is the module's.
+"""
+
+import copy
+import functools
+import operator
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from .. import modules, private
+from ..functional import (
+    local_response_norm,
+    max_pool2d,
+    relu_local_response_norm,
+    relu_lrn_max_pool2d,
+    relu_max_pool2d,
+)
+from .tracing import Layout, is_new, is_patched, leaves, reason, trace, writes, written_after
+
+# Bound here: torch.compile traces what calls them.
+_is_fx_tracing = private.found("torch.fx._symbolic_trace:is_fx_symbolic_tracing")
+_is_jit_tracing = private.found("torch.jit._trace:is_tracing")
+
+_OPERATORS: dict[tuple[str, ...], Callable[..., Tensor]] = {
+    ("relu", "lrn", "pool"): relu_lrn_max_pool2d,
+    ("relu", "lrn"): relu_local_response_norm,
+    ("relu", "pool"): relu_max_pool2d,
+    ("lrn",): local_response_norm,
+    ("pool",): max_pool2d,
+}
+_MODULES: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.LocalResponseNorm: "lrn", nn.MaxPool2d: "pool"}
+_CALLS: dict[Any, str] = {
+    **dict.fromkeys((F.relu, torch.relu, "relu", torch.relu_, "relu_"), "relu"),
+    F.local_response_norm: "lrn",
+    **dict.fromkeys((F.max_pool2d, torch.max_pool2d), "pool"),
+}
+#: Arguments after ``input``, in PyTorch's order; the modules' attributes have the same names.
+_ARGUMENTS = {
+    "relu": ("inplace",),
+    "lrn": ("size", "alpha", "beta", "k"),
+    "pool": ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+    "conv2d": ("weight", "bias", "stride", "padding", "dilation", "groups"),
+}
+
+
+def _arguments(node: fx.Node, kind: str) -> dict[str, Any]:
+    """Arguments of a call by name, without the first."""
+    bound = dict(zip(("input", *_ARGUMENTS[kind]), node.args, strict=False)) | node.kwargs
+    return {name: value for name, value in bound.items() if name != "input"}
+
+
+def _part(node: fx.Node, found: dict[str, nn.Module]) -> tuple[str, dict[str, Any]] | None:
+    """Which part of a chain ``node`` is, and its arguments; None if it is none or must not be replaced."""
+    kind, arguments = None, {}
+    if node.op == "call_module":
+        module = found[str(node.target)]
+        kind = None if is_patched(module) else _MODULES.get(type(module))
+        if kind is not None:
+            arguments = {name: getattr(module, name) for name in _ARGUMENTS[kind]}
+    elif node.op in ("call_function", "call_method"):
+        kind = _CALLS.get(node.target)
+        if kind is not None:
+            arguments = _arguments(node, kind)
+    # An argument that is computed would be another node.
+    if kind is None or len(node.all_input_nodes) != 1:
+        return None
+    if kind == "relu":
+        (source,) = node.all_input_nodes
+        # Other readers of its input's memory must find the ReLU's values there.
+        unseen = is_new(source, found) and len(source.users) == 1
+        return (kind, {}) if unseen or not writes(node, found) else None
+    if arguments.pop("return_indices", False):
+        return None
+    try:
+        (modules.LocalResponseNorm if kind == "lrn" else modules.MaxPool2d)(**arguments)
+    except (TypeError, ValueError):
+        return None
+    return kind, arguments
+
+
+def _take_bias(source: fx.Node, found: dict[str, nn.Module]) -> fx.Node | None:
+    """Removes and returns the bias of the convolution ``source``; None where it has none or must keep it."""
+    if len(source.users) > 1:
+        return None
+    arguments: dict[str, Any] = {}
+    if source.op == "call_module":
+        conv = found[str(source.target)]
+        if type(conv) is nn.Conv2d and conv.bias is not None and conv.padding_mode == "zeros" and not is_patched(conv):
+            arguments = {name: getattr(conv, name) for name in _ARGUMENTS["conv2d"]}
+            with source.graph.inserting_before(source):
+                for name in ("weight", "bias"):
+                    arguments[name] = source.graph.get_attr(f"{source.target}.{name}")
+    elif source.op == "call_function" and source.target is F.conv2d:
+        arguments = _arguments(source, "conv2d")
+    bias = arguments.pop("bias", None)
+    if not isinstance(bias, fx.Node):
+        return None
+    values = source.args[0] if source.args else source.kwargs["input"]
+    source.op, source.target = "call_function", F.conv2d
+    source.args, source.kwargs = (values,), arguments
+    return bias
+
+
+def _chain(head: fx.Node, parts: dict[fx.Node, tuple[str, dict[str, Any]]]) -> list[fx.Node]:
+    """The longest chain from ``head`` that one operator computes and whose intermediate results nothing else reads."""
+    chain = [head]
+    kinds: tuple[str, ...] = (parts[head][0],)
+    while len(chain[-1].users) == 1:
+        (user,) = chain[-1].users
+        if user not in parts or (*kinds, parts[user][0]) not in _OPERATORS:
+            break
+        chain.append(user)
+        kinds = (*kinds, parts[user][0])
+    return chain if kinds in _OPERATORS else []
+
+
+def _replace_chains(graph: fx.Graph, found: dict[str, nn.Module], prefix: str) -> list[str]:
+    """Replaces the chains of ``graph`` by operators; returns a line for each."""
+    parts = {node: part for node in graph.nodes if (part := _part(node, found)) is not None}
+    lines = []
+    for head in list(parts):
+        chain = _chain(head, parts) if head in parts else []
+        if not chain:
+            continue
+        kinds = tuple(parts[node][0] for node in chain)
+        arguments = {name: value for node in chain for name, value in parts[node][1].items()}
+        (source,) = head.all_input_nodes
+        kept = source if "lrn" in kinds else chain[-1]
+        theirs = source.op == "placeholder" and kept is source
+        if kinds[0] == "relu" and (theirs or written_after(kept, head, found)):
+            # The operator keeps it for backward, and PyTorch's ReLU does not.
+            del parts[head]
+            continue
+        bias = _take_bias(source, found) if kinds[0] == "relu" else None
+        # At the first node of the chain: what it reads may have changed when the last is reached.
+        with graph.inserting_before(head):
+            if bias is not None:
+                arguments["bias"] = bias
+            if bias is not None and kinds == ("relu", "lrn"):
+                # A single image without a batch dimension would be normalized over its rows, which the bias is not for.
+                batched = graph.call_function(operator.eq, (graph.call_method("dim", (source,)), 4))
+                graph.call_function(
+                    private.found("torch._assert"), (batched, "a fused convolution's input must have 4 dimensions")
+                )
+            if "pool" in kinds:
+                # The operator of the whole chain has the paper's stride for a default.
+                arguments.setdefault("stride", None)
+            result = graph.call_function(_OPERATORS[kinds], (source,), arguments)
+            if kinds == ("relu", "pool") and leaves(chain[-1], found):
+                result = graph.call_function(_to_be_written_to, (result,))
+            chain[-1].replace_all_uses_with(result)
+        names = [_name(node, prefix) for node in ([bias, *chain] if bias is not None else chain)]
+        lines.append(f"{', '.join(names)} -> {_OPERATORS[kinds].__name__}")
+        for node in reversed(chain):
+            graph.erase_node(node)
+            del parts[node]
+    return lines
+
+
+def _to_be_written_to(output: Tensor) -> Tensor:
+    """``output``, or a copy if it is kept for backward, so that it may be written to in place as PyTorch's may."""
+    return output.clone() if output.requires_grad else output
+
+
+def _name(node: fx.Node, prefix: str) -> str:
+    return prefix + str(getattr(node.target, "__name__", node.target))
+
+
+def _foreign() -> bool:
+    """Whether a tracer is running that does not know these operators, or an export to a runtime without them."""
+    return bool(_is_fx_tracing() or _is_jit_tracing() or torch.onnx.is_in_onnx_export())
+
+
+class _Fused(nn.Module):
+    """First base class of a module with a new forward. A copy or an unpickled module is traced again."""
+
+    _fused_from: type[nn.Module]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # A slice of an ``nn.Sequential`` constructs another one of its class, which has not been traced.
+        _unfuse(self)
+        self.__init__(*args, **kwargs)  # type: ignore[misc]
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _blank, (self._fused_from,), self.__getstate__()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        _rewrite(self, "")
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise NotImplementedError("fuse: torch.jit.script cannot take a fused model; script the one it was made of")
+
+
+class _FusedGraph(_Fused):
+    """The same for modules whose class torch.fx generated, which copies them in its own way."""
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _fused_again, (self._unfused(),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        return _fused_again(copy.deepcopy(self._unfused(), memo))
+
+    def _unfused(self) -> nn.Module:
+        """A module of the original class that shares the attributes."""
+        module = object.__new__(self._fused_from)
+        module.__dict__ = self.__dict__
+        return module
+
+
+def _class(own: type[nn.Module], **forward: Any) -> type[nn.Module]:
+    metaclass: Any = type(own)
+    base = _FusedGraph if issubclass(own, fx.GraphModule) else _Fused
+    members = {"__module__": own.__module__, "_fused_from": own, **forward}
+    cls: type[nn.Module] = metaclass(f"Fused{own.__name__}", (base, own), members)
+    return cls
+
+
+def _unfuse(module: nn.Module) -> None:
+    """Restores the original class of ``module``."""
+    module.__class__ = getattr(type(module), "_fused_from", type(module))
+
+
+def _blank(own: type[nn.Module]) -> nn.Module:
+    """A module of the class ``own``, to be fused when it gets its state."""
+    cls = _class(own)
+    return cls.__new__(cls)
+
+
+def _fused_again(module: nn.Module) -> nn.Module:
+    _rewrite(module, "")
+    return module
+
+
+def _forward(own: type[nn.Module], fused: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
+    """``fused`` as long as it computes what the forward of ``own`` does, otherwise that forward."""
+
+    @functools.wraps(own.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if _foreign():
+            return own.forward(self, *args, **kwargs)
+        if layout.is_that_of(self):
+            return fused(self, *args, **kwargs)
+        if not torch.compiler.is_compiling():
+            warnings.warn(
+                f"fuse: {own.__name__} has been changed and runs as it was written; fuse the model again", stacklevel=2
+            )
+        return own.forward(self, *args, **kwargs)
+
+    return forward
+
+
+def _rewrite(module: nn.Module, prefix: str) -> tuple[list[str], list[tuple[str, nn.Module]]]:
+    """Gives ``module`` a new forward if it has a chain; returns a line for each, and the modules it calls."""
+    _unfuse(module)
+    graph = trace(module)
+    found = dict(module.named_modules(remove_duplicate=False))
+    layout = Layout(module, graph)
+    lines = _replace_chains(graph, found, prefix)
+    if lines:
+        own = type(module)
+        fused = type(fx.GraphModule(module, graph)).forward
+        module.__class__ = _class(own, forward=_forward(own, fused, layout))
+    return lines, [(str(node.target), found[str(node.target)]) for node in graph.nodes if node.op == "call_module"]
+
+
+def _rewrite_all(module: nn.Module, path: str, replaced: list[str], untraced: list[str], seen: set[nn.Module]) -> None:
+    """:func:`_rewrite` for ``module``, and for the modules below that are still called."""
+    if module in seen:
+        return
+    seen.add(module)
+    below = list(module.named_children())
+    theirs = type(module).__module__.startswith("torch.nn.")
+    if isinstance(module, torch.jit.ScriptModule):
+        untraced.append(f"{path or 'the model'} (TorchScript)")
+        below = []
+    elif not theirs or isinstance(module, (nn.Sequential, nn.LocalResponseNorm, nn.MaxPool2d)):
+        try:
+            lines, below = _rewrite(module, f"{path}." if path else "")
+            replaced += lines
+        except Exception as error:  # a forward may raise anything when it is given proxies
+            untraced.append(f"{path or 'the model'} ({type(module).__name__}): {reason(error)}")
+    for name, child in below:
+        _rewrite_all(child, f"{path}.{name}".lstrip("."), replaced, untraced, seen)
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """A copy that shares parameters and buffers and in which nothing is fused."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        values = (*module._parameters.values(), *module._buffers.values(), *module.__dict__.values())
+        memo |= {id(value): value for value in values if isinstance(value, Tensor)}
+    try:
+        twin = copy.deepcopy(model, memo)
+    except Exception as error:  # the model's own code may raise anything
+        raise ValueError(f"fuse: model cannot be copied: {error}") from error
+    for module in twin.modules():
+        _unfuse(module)
+    twin.__dict__.pop("replaced", None)
+    return twin
+
+
+def _compare(model: nn.Module, fused: nn.Module, inputs: tuple[Any, ...], chains: int) -> None:
+    """ValueError where ``fused`` does not compute what ``model`` does, both evaluating.
+
+    An operator and its PyTorch form are 32 half ulps each from the exact result; in the half types, where PyTorch
+    rounds at every step, 2 ulps together. The layers after it may amplify that eightfold.
+    """
+    training = [(module, module.training) for module in fused.modules()]
+    expected = private.tree_leaves(_evaluate(_twin(model), inputs))
+    try:
+        found = private.tree_leaves(_evaluate(fused, inputs))
+    except Exception as error:
+        raise ValueError(f"fuse: the fused model fails on example_input: {error}") from error
+    for module, mode in training:
+        module.training = mode
+    for ours, theirs in zip(found, expected, strict=True):
+        if not isinstance(theirs, Tensor) or not theirs.is_floating_point() or theirs.numel() == 0:
+            continue
+        ulps = 8 * chains * (2 if theirs.dtype.itemsize == 2 else 32)
+        largest = theirs.nan_to_num(0.0, 0.0, 0.0).abs().max().item()
+        allowed = ulps * torch.finfo(theirs.dtype).eps * largest
+        if ours.shape != theirs.shape:
+            said = f"gives {tuple(ours.shape)} instead of {tuple(theirs.shape)}"
+        elif not torch.allclose(ours.double(), theirs.double(), rtol=0, atol=allowed, equal_nan=True):
+            off = (ours.double() - theirs.double()).abs().max().item()
+            said = f"is off by {off:.3g}, where {allowed:.3g} is allowed for outputs of up to {largest:.3g}"
+        else:
+            continue
+        raise ValueError(f"fuse: on example_input the fused model {said}; tracing has missed what its forward does")
+
+
+def _evaluate(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """``model`` on copies of ``inputs``, which it may write to, with the same random numbers every time."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    exact = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
+    with torch.no_grad(), torch.random.fork_rng(devices), exact:
+        torch.manual_seed(0)
+        return model.eval()(
+            *private.tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, inputs)
+        )
+
+
+def fuse(model: nn.Module, example_input: Tensor | tuple[Any, ...] | None = None) -> nn.Module:
+    """A copy of ``model``, sharing its parameters, in which this package's operators run.
+
+    Chains of ReLU, local response normalization and max pooling are replaced, modules or functions, wherever one
+    operator computes up to three of them in a row within the forward of one module and nothing else reads the results
+    in between. The bias of an ``nn.Conv2d`` or ``F.conv2d`` right before a ReLU is taken along. Parameters carry over
+    unchanged: PyTorch divides alpha by ``size`` too. A line is printed for each chain, and one for each module that
+    could not be traced, whose submodules are then fused one by one::
+
+        fused: conv1.bias, relu1, norm1, pool1 -> relu_lrn_max_pool2d
+
+    The copy's ``.replaced`` has the same lines.
+
+    Only the forward differs: the copy's class is derived from the model's, and modules and ``state_dict`` keys have the
+    same names. Parameters and buffers are the tensors of ``model``, so an optimizer of one trains both; the modules
+    around them are copies, and ``train()`` or ``eval()`` of one does not affect the other. To change the device, move
+    both, or move the copy and discard ``model``.
+
+    The copy can be treated as the model can: sliced, appended to, given another head, hooked, pruned, copied, pickled,
+    wrapped by DistributedDataParallel or FSDP. A module in which something has changed that its chains depend on, such
+    as a layer's hooks or stride, runs the forward of its own class from then on, and warns once; fuse the copy again
+    when the changes are done. Under ``torch.fx``'s tracing, ``torch.jit.trace``, the ONNX exporters and PyTorch's
+    quantization, modules run PyTorch's own operators. ``torch.jit.script`` is refused. As with any compiled model,
+    hooks that are added after ``torch.compile`` are not seen.
+
+    Not replaced: layers with hooks or parametrizations, pooling with ``return_indices``, convolutions that pad with
+    anything but zeros, chains across the forwards of several modules, and a ReLU whose memory an in-place operation
+    shares.
+
+    Tracing runs a forward once, on proxies instead of tensors. A forward that depends on their values, on ``training``
+    or on whether an argument is None, or that switches gradients or autocast, is detected and not traced. One that
+    depends on something else, such as Python's random numbers or ``isinstance(x, Tensor)``, is only detected with an
+    ``example_input``.
+
+    The operators keep their input's dtype: under autocast what follows a convolution stays in the half type, where
+    PyTorch's normalization returns to float32. They take floating-point inputs only.
+
+    Args:
+        model: any module. It is not changed.
+        example_input: what ``model`` is called with, a tensor or a tuple of arguments. If given, both models are run on
+            it in evaluation mode, and must agree.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        ValueError: nothing in ``model`` can be replaced; it has parameters without a shape (run it once first), is a
+            ``DistributedDataParallel``, or cannot be copied, such as a model sharded by FSDP; or the two do not agree
+            on ``example_input``.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"fuse: model must be a torch.nn.Module; got {type(model).__name__}")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise ValueError("fuse: model is a DistributedDataParallel; fuse what it was made of and wrap the result")
+    lazy = [name for name, parameter in model.named_parameters() if nn.parameter.is_lazy(parameter)]
+    if lazy:
+        raise ValueError(f"fuse: {lazy[0]} has no shape yet; run the model once first")
+    fused = _twin(model)
+    replaced: list[str] = []
+    untraced: list[str] = []
+    _rewrite_all(fused, "", replaced, untraced, set())
+    notes = [f"not traced: {line}" for line in untraced]
+    if not replaced:
+        nothing = f"fuse: no relu, local_response_norm or max_pool2d to replace in {type(model).__name__}"
+        raise ValueError("; ".join([nothing, *notes]))
+    if example_input is not None:
+        inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+        _compare(model, fused, inputs, len(replaced))
+    fused.replaced = replaced  # type: ignore[assignment]
+    for line in (*(f"fused: {line}" for line in replaced), *notes):
+        print(line)
+    return fused

@@ -1,0 +1,56 @@
+"""Images that stay JPEG in memory or in a store, and are decoded as they are asked for."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..common.errors import DataError
+from ..doors.image import UnreadableImageError, decode_jpeg
+from ..doors.store import PackedFiles
+
+
+class JpegImages:
+    """Stands for a uint8 array ``[count, size, size, 3]``; what is read of it is decoded, by whichever thread reads.
+
+    Args:
+        files: the JPEG files.
+        size: rows and columns of each.
+    """
+
+    dtype = np.dtype(np.uint8)
+    ndim = 4
+
+    def __init__(self, files: PackedFiles, size: int) -> None:
+        self.files = files
+        self.shape = (len(files), size, size, 3)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the decoded images."""
+        return int(np.prod(self.shape, dtype=object))
+
+    def take(
+        self, samples: Sequence[int] | NDArray[np.int64], axis: int, out: NDArray[np.uint8], mode: str
+    ) -> NDArray[np.uint8]:
+        """Decode the images ``samples`` into ``out``; as ``numpy.ndarray.take`` with these arguments.
+
+        Raises:
+            DataError: an image is damaged.
+        """
+        for sample, pixels in zip(samples, out, strict=True):
+            try:
+                decode_jpeg(self.files[int(sample)], pixels)
+            except UnreadableImageError as error:
+                raise DataError(
+                    f"{self.files.path}: image {sample} cannot be decoded: {error}; net.prepare --verify checks all"
+                ) from None
+        return out
+
+    def __getitem__(self, rows: int | slice | NDArray[np.int64]) -> NDArray[np.uint8]:
+        samples = np.atleast_1d(np.arange(len(self))[rows])
+        found = self.take(samples, 0, np.empty((len(samples), *self.shape[1:]), np.uint8), "clip")
+        return found[0] if isinstance(rows, (int, np.integer)) else found

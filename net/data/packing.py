@@ -1,0 +1,131 @@
+"""What a worker process does to pack images: decode a chunk of files, and write pixels or encode JPEG."""
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..common.device import keep_freed_memory
+from ..doors.files import opened
+from ..doors.image import UnreadableImageError, decoder, encode_jpeg
+from ..doors.members import Member, read_member
+from .decode import read_pixels, square
+from .images import PixelStatistics
+from .store import checksum
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How images are packed: rows and columns, and the quality of JPEG; None is pixels."""
+
+    size: int
+    quality: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """``pixels`` or ``jpeg``."""
+        return "pixels" if self.quality is None else "jpeg"
+
+    def __str__(self) -> str:
+        kept = "as pixels" if self.quality is None else f"in JPEG of quality {self.quality}"
+        return f"images of {self.size}x{self.size} {kept}"
+
+    @property
+    def key(self) -> str:
+        """What an interrupted run and the one that goes on must have in common."""
+        return str(self.size) if self.quality is None else f"{self.size} {self.quality} {decoder()}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Consecutive images of a split, one checksum long, and where they go.
+
+    ``members`` says where in the archive ``root`` the files lie; it is empty for a folder. Pixels are written into the
+    file ``path`` from ``offset`` on; JPEG files, whose place depends on those before them, are handed back.
+    """
+
+    split: str
+    chunk: int
+    root: Path
+    files: list[str]
+    members: list[Member]
+    packing: Packing
+    path: Path
+    offset: int
+
+
+@dataclass
+class Done:
+    """What a worker says of a task: the reason for each file left out (empty for the others), sums, checksum, and how
+    many images were smaller than they are packed. ``encoded`` are JPEG files, empty for what was left out."""
+
+    split: str
+    chunk: int
+    reasons: list[str]
+    enlarged: int
+    statistics: PixelStatistics | None
+    checksum: int
+    encoded: list[bytes]
+
+
+def _decoded(task: Task) -> tuple[NDArray[np.uint8], list[str], int]:
+    """A task's images, zeros for a file left out; the reasons; and how many images were enlarged."""
+    size = task.packing.size
+    images = np.zeros((len(task.files), size, size, 3), np.uint8)
+    reasons, enlarged = [], 0
+    with contextlib.ExitStack() as stack:
+        archive = stack.enter_context(opened(task.root, "archive", limit=2**63)) if task.members else None
+        for number, file in enumerate(task.files):
+            try:
+                place = os.path.join(task.root, file)
+                pixels = read_pixels(place if archive is None else read_member(archive, task.members[number]), size)
+                images[number] = square(pixels, size)
+                enlarged += min(pixels.shape[:2]) < size
+                reasons.append("")
+            except UnreadableImageError as error:
+                reasons.append(str(error))
+    return images, reasons, enlarged
+
+
+def write_at(path: Path, offset: int, content: bytes | memoryview) -> None:
+    """Write into a file from a place on.
+
+    Raises:
+        OSError: with the file's name.
+    """
+    try:
+        with open(path, "r+b") as file:
+            file.seek(offset)
+            file.write(content)
+    except OSError as error:
+        # A disk that is full does not say of what file.
+        error.filename = str(path)
+        raise
+
+
+def pack(task: Task) -> Done:
+    """Decode a task's files, and write the pixels to their place or encode them."""
+    images, reasons, enlarged = _decoded(task)
+    encoded: list[bytes] = []
+    if task.packing.quality is None:
+        write_at(task.path, task.offset, images.data)
+    else:
+        quality = task.packing.quality
+        encoded = [
+            b"" if reason else encode_jpeg(image, quality) for image, reason in zip(images, reasons, strict=True)
+        ]
+    statistics = None
+    if task.split == "train":
+        statistics = PixelStatistics(task.packing.size)
+        statistics.add(images[[not reason for reason in reasons]])
+    return Done(task.split, task.chunk, reasons, enlarged, statistics, checksum(encoded or images), encoded)
+
+
+def start_worker() -> None:
+    """What a worker process does first."""
+    torch.set_num_threads(1)
+    keep_freed_memory()

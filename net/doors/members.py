@@ -1,0 +1,183 @@
+"""Archives of image files, ``.tar`` and ``.zip``: what they hold, and each file read where it lies, unpacked nowhere.
+
+No name of a member is ever a path here; one that would lead out of a folder is refused all the same.
+"""
+
+import struct
+import tarfile
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from ..common.errors import DataError
+from .files import opened, reason
+from .image import UnreadableImageError
+
+#: Bytes of a file in an archive, unpacked; a camera's raw scan takes less.
+_LIMIT = 2**28
+_STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+#: Of a zip's local header: its length without name and extra field, and where the lengths of those stand.
+_LOCAL_HEADER, _LENGTHS_AT = 30, 26
+_ENCRYPTED = 1
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd"}
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file in an archive.
+
+    ``start`` is where its bytes begin, in a zip where its header does; ``stored`` how many they are, ``size`` how many
+    of them come out; ``method`` a zip's, -1 in a tar. ``refused`` says why it cannot be read; empty where it can.
+    """
+
+    start: int
+    stored: int
+    size: int
+    method: int = -1
+    checksum: int = 0
+    refused: str = ""
+
+
+def is_archive(path: Path) -> bool:
+    """Whether ``path`` is a file that begins as a tar or a zip, or is called one."""
+    if not path.is_file():
+        return False
+    with opened(path, "archive", limit=2**63) as file:
+        head = file.read(512)
+    return _is_zip(head) or head[257:262] == b"ustar" or path.name.endswith((".tar", ".zip", ".tar.gz", ".tgz"))
+
+
+def _is_zip(head: bytes) -> bool:
+    return head.startswith((b"PK\3\4", b"PK\5\6"))
+
+
+def members(path: Path) -> tuple[dict[str, Member], set[str]]:
+    """The files of an archive by their names, as they stand there but for a leading ``./``, and its folders' names.
+
+    Raises:
+        DataError: it is compressed as a whole, damaged, or holds a name twice or one that leads out of a folder.
+    """
+    files: dict[str, Member] = {}
+    folders: set[str] = set()
+    try:
+        with opened(path, "archive", limit=2**63) as file:
+            head = file.read(512)
+            size = file.seek(0, 2)
+            file.seek(0)
+            for magic, program in _COMPRESSED.items():
+                if head.startswith(magic):
+                    raise DataError(
+                        f"{path} is compressed with {program}, and images are read from an archive where they lie; "
+                        "unpack it, or make a plain .tar or a .zip of it"
+                    )
+            add = _add_zip if _is_zip(head) else _add_tar
+            add(file, size, files, folders)
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:
+        # zipfile and tarfile raise struct.error, ValueError, OSError and others of their own, by where the damage is.
+        raise DataError(f"{path} is no whole .tar or .zip archive: {reason(error)}") from None
+    return files, folders
+
+
+def _name(name: str) -> str:
+    parts = [part for part in name.split("/") if part != "."]
+    if name.startswith("/") or ".." in parts or "\0" in name:
+        raise ValueError(f"it holds the name {name[:100]!r}, which leads out of its folder")
+    return "/".join(part for part in parts if part)
+
+
+def _add_zip(file: BinaryIO, size: int, files: dict[str, Member], folders: set[str]) -> None:
+    with zipfile.ZipFile(file) as archive:
+        stored = 0
+        for item in archive.infolist():
+            name = _name(item.filename)
+            if item.is_dir():
+                folders.add(name)
+                continue
+            refused = ""
+            if item.flag_bits & _ENCRYPTED:
+                refused = "it is encrypted"
+            elif item.compress_type not in (_STORED, _DEFLATED):
+                refused = f"it is compressed with a zip archive's method {item.compress_type}; only 0 and 8 are read"
+            start, took, unpacked = item.header_offset, item.compress_size, item.file_size
+            if not 0 <= start < size:
+                raise ValueError(f"{name[:100]!r} should begin at {start:,} of {size:,} bytes")
+            _add(files, name, Member(start, took, unpacked, item.compress_type, item.CRC, refused))
+            stored += took
+        if stored > size:
+            # Files that share their bytes: a small archive could then unpack to anything.
+            raise ValueError("its files take more bytes than it has")
+
+
+def _add_tar(file: BinaryIO, size: int, files: dict[str, Member], folders: set[str]) -> None:
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        end = 0
+        while (item := archive.next()) is not None:
+            # tarfile keeps what it has read, a kilobyte for each file.
+            archive.members.clear()  # type: ignore[attr-defined]
+            end = item.offset_data + (item.size if item.isreg() and not item.issparse() else 0)
+            name = _name(item.name)
+            if item.isdir():
+                folders.add(name)
+            elif item.islnk():
+                original = files.get(_name(item.linkname))
+                _add(
+                    files, name, original or Member(0, 0, 0, refused="it is a link to a file that does not come first")
+                )
+            else:
+                refused = ""
+                if item.issparse():
+                    refused = "it has holes"
+                elif not item.isreg():
+                    refused = "it is a link or a device, which is not followed in an archive"
+                elif end > size:
+                    raise ValueError("it is cut short")
+                _add(files, name, Member(item.offset_data, item.size, item.size, refused=refused))
+        if size < end + tarfile.BLOCKSIZE:
+            # tarfile takes the end of the file for that of the archive, which a block of zeros marks.
+            raise ValueError("it is cut short, after a whole file")
+
+
+def _add(files: dict[str, Member], name: str, member: Member) -> None:
+    if name in files:
+        raise ValueError(f"it holds {name[:100]!r} twice")
+    files[name] = member
+
+
+def read_member(file: BinaryIO, member: Member) -> bytes:
+    """The content of a member.
+
+    Args:
+        file: the archive, opened.
+        member: what :func:`members` says of it.
+
+    Raises:
+        UnreadableImageError: it is none that can be read, too large, or not what the archive says.
+    """
+    if member.refused:
+        raise UnreadableImageError(member.refused)
+    if max(member.stored, member.size) > _LIMIT:
+        raise UnreadableImageError(f"has {member.size:,} bytes; at most {_LIMIT:,} are read from an archive")
+    start = member.start
+    if member.method >= 0:
+        file.seek(start)
+        header = file.read(_LOCAL_HEADER)
+        if len(header) < _LOCAL_HEADER or not header.startswith(b"PK\3\4"):
+            raise UnreadableImageError("the archive has no such file at its place")
+        start += _LOCAL_HEADER + sum(struct.unpack_from("<HH", header, _LENGTHS_AT))
+    file.seek(start)
+    content = file.read(member.stored)
+    if len(content) < member.stored:
+        raise UnreadableImageError("the archive is cut short there")
+    if member.method == _DEFLATED:
+        try:
+            # One byte more than there should be is enough to tell.
+            content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, member.size + 1)
+        except zlib.error as error:
+            raise UnreadableImageError(f"cannot be unpacked: {reason(error)}") from None
+    if len(content) != member.size or (member.method >= 0 and zlib.crc32(content) != member.checksum):
+        raise UnreadableImageError("does not unpack to what the archive says")
+    return content
