@@ -410,7 +410,7 @@ VARIANTS: dict[str, AlexNetConfig] = {
     ),
     # The paper's sequence of layers and its two towers for 32x32 photographs, of which it reads crops of the paper's
     # share, 28/32 = 224/256. Widths and dropout are those of a network that a CPU trains within an hour. conv1's
-    # weights start small because its inputs are gray levels: from 0.01 on, a rate of 0.01 turned every ReLU off.
+    # weights start small because its inputs are gray levels: from 0.01, a learning rate of 0.01 learned nothing.
     "alexnet32": AlexNetConfig(
         variant="alexnet32",
         image_size=28,
