@@ -316,5 +316,7 @@ def _timed(rows: Sequence[Row], cpu: bool) -> tuple[str, Row, Row | None] | None
 
 def _spent(row: Row) -> str:
     """The time of a row."""
-    milliseconds = row["median_us"] / 1e3
-    return f"{milliseconds:,.3g} ms" if milliseconds < 10_000 else f"{milliseconds / 1e3:,.0f} s"
+    seconds = row["median_us"] / 1e6
+    if seconds < 10:
+        return f"{1e3 * seconds:,.3g} ms"
+    return f"{seconds:,.0f} s" if seconds < 600 else f"{seconds / 60:,.0f} min"
