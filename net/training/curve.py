@@ -13,14 +13,15 @@ from matplotlib.figure import Figure
 
 from ..common.files import atomic_write
 from ..data.images import short_name
-from .runs import read_config, read_metrics
+from .config import TrainConfig
+from .runs import read_metrics
 
 
 def figure(rows: Sequence[dict[str, Any]], title: str, judged_by: str) -> Figure:
-    """Loss, left, and top-1 error, right, of the rows of ``metrics.jsonl``; a dotted line where the rate falls.
+    """Loss, left, and top-1 error, right, over the updates; a dotted line where the learning rate drops.
 
     Args:
-        rows: of kind ``train`` and ``eval``.
+        rows: of ``metrics.jsonl``, of kind ``train`` and ``eval``.
         title: of both.
         judged_by: what the rows of kind ``eval`` are of.
     """
@@ -41,17 +42,16 @@ def figure(rows: Sequence[dict[str, Any]], title: str, judged_by: str) -> Figure
     error.set_ylim(bottom=0)
     for axes in (loss, error):
         for number, step in enumerate(falls):
-            axes.axvline(step, color="gray", linestyle=":", label="" if number else "the learning rate falls")
+            axes.axvline(step, color="gray", linestyle=":", label="" if number else "learning rate drops")
         axes.grid(alpha=0.3)
         axes.legend()
     return result
 
 
-def draw(folder: Path) -> Path:
-    """Draw ``curve.png`` from the run's metrics."""
-    config = read_config(folder)
-    title = f"{config['network']} on {short_name(config.get('data_path'), ())}"
-    judged_by = "held-out images" if config.get("hold_out") else "validation"
+def draw(folder: Path, config: TrainConfig) -> Path:
+    """Draw ``curve.png`` from the metrics of the run in ``folder``, whose flags are ``config``."""
+    title = f"{config.network} on {short_name(config.data_path, ())}"
+    judged_by = "held-out images" if config.hold_out else "validation"
     picture = io.BytesIO()
     figure(read_metrics(folder), title, judged_by).savefig(picture, format="png", dpi=130)
     with atomic_write(folder / "curve.png") as file:

@@ -420,7 +420,7 @@ class Trainer:
         from . import curve
 
         weights.save(self.folder / "model.safetensors", parameters, metadata(self))
-        curve.draw(self.folder)
+        curve.draw(self.folder, self.config)
         assert self.errors is not None
         if self.step >= self.total_steps:
             why = ""

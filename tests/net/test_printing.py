@@ -93,7 +93,7 @@ def test_class_names_of_somebody_else_s_network(tmp_path: Path) -> None:
     assert "\x1b" not in done.stdout
     done = run_here("net.predict", tmp_path / "a.pt", tmp_path / "a.png", "--json")
     assert json.loads(done.stdout)["predictions"][0]["top"][0]["class"] == HOSTILE
-    one_line(run_here("net.evaluate", tmp_path / "a.pt"), 1, "does not exist")
+    one_line(run_here("net.evaluate", tmp_path / "a.pt"), 1, "which is not here: give --data-path")
 
 
 @pytest.mark.parametrize("closed", ["2>&-", "1>&-", "1>&- 2>&-", "0<&- 1>&- 2>&-"])

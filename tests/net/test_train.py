@@ -376,7 +376,7 @@ def test_a_curve_says_of_what_it_is_and_where_the_rate_fell() -> None:
     for axes in drawn.axes:
         assert [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"] == [40, 80]
         labels = [text.get_text() for text in axes.get_legend().get_texts()]
-        assert labels[1:] == ["held-out", "the learning rate falls"]
+        assert labels[1:] == ["held-out", "learning rate drops"]
 
 
 def test_random_images_for_speed(tmp_path: Path) -> None:
