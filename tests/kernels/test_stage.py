@@ -377,7 +377,8 @@ def test_the_traced_forms_are_the_same_formula(pooling: Pooling | None, format: 
 
 
 @pytest.mark.compiles
-@pytest.mark.parametrize("format", [pytest.param(FORMATS[0], marks=pytest.mark.slow), FORMATS[1]], ids=str)
+@pytest.mark.slow  # Its regions are compiled for eager calls below, and between convolutions.
+@pytest.mark.parametrize("format", FORMATS, ids=str)
 def test_inductor_compiles_it_without_a_break(format: torch.memory_format) -> None:
     input, bias = inputs((2, 12, 11, 9), torch.float32, format)
     compiled = torch.compile(chain(True, WINDOW, POOLS[2]), fullgraph=True)
@@ -395,7 +396,7 @@ def test_inductor_compiles_it_without_a_break(format: torch.memory_format) -> No
 
 
 @pytest.mark.compiles
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
 def test_between_convolutions_inductor_makes_loops_over_channels(dtype: torch.dtype) -> None:
     """It has dimension 1 of what it writes there in four dimensions lie next to each other; once these were rows, and
     the stage took twice its time. A group's border in the middle of a loop stopped it from being vectorized."""
