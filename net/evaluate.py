@@ -10,7 +10,18 @@ from . import pretrained
 from .analysis.published import Published, is_ilsvrc, published
 from .common import cli
 from .common.errors import DataError
-from .common.fields import DEVICES, MOST_IMAGES, MOST_WORKERS, at_least, at_most, check_rgb, flag, flag_name
+from .common.fields import (
+    DEVICES,
+    MEAN_RGB,
+    MOST_IMAGES,
+    MOST_WORKERS,
+    PRECISION,
+    at_least,
+    at_most,
+    check_rgb,
+    flag,
+    flag_name,
+)
 from .common.files import atomic_write, check_writable
 from .common.printing import printable
 from .training import runs
@@ -36,20 +47,12 @@ class EvaluateConfig:
     )
     ten_crops: bool = flag(True, "also average over ten crops where the images are larger than the network's input")
     batch_size: int = flag(128, "images per batch", short="b")
-    precision: Literal["auto", "fp32", "tf32", "bf16"] = flag(
-        "auto", "as in net.train; auto: the precision of training, if the device supports it"
-    )
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = flag("auto", PRECISION)
     channels_last: bool = flag(True, "keep activations in channels_last memory format")
     device: str | None = flag(None, DEVICES)
     workers: int = flag(2, "threads that read images", short="j")
     output: str | None = flag(None, "JSON file; evaluation.json beside the first checkpoint by default", metavar="FILE")
-    mean_rgb: tuple[float, ...] | None = flag(
-        None,
-        "mean colour to subtract, in 0..255, if the network's file has no mean image; 123 117 104 for Caffe's ImageNet "
-        "models",
-        nargs=3,
-        metavar=("R", "G", "B"),
-    )
+    mean_rgb: tuple[float, ...] | None = flag(None, MEAN_RGB, nargs=3, metavar=("R", "G", "B"))
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "workers", called=flag_name)

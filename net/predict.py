@@ -12,7 +12,7 @@ from typing import Any, Literal
 from . import pretrained
 from .common import cli
 from .common.errors import DataError, UsageError
-from .common.fields import DEVICES, MOST_IMAGES, at_least, at_most, check_rgb, flag, flag_name
+from .common.fields import DEVICES, MEAN_RGB, MOST_IMAGES, PRECISION, at_least, at_most, check_rgb, flag, flag_name
 from .common.files import atomic_write, check_writable
 from .common.printing import printable
 
@@ -34,17 +34,9 @@ class PredictConfig:
     features: str | None = flag(
         None, "write the last hidden features (fc7) of the centre crops, float32 [images, features]", metavar="FILE.npy"
     )
-    mean_rgb: tuple[float, ...] | None = flag(
-        None,
-        "mean colour to subtract, in 0..255, if the network's file has no mean image; 123 117 104 for Caffe's ImageNet "
-        "models",
-        nargs=3,
-        metavar=("R", "G", "B"),
-    )
+    mean_rgb: tuple[float, ...] | None = flag(None, MEAN_RGB, nargs=3, metavar=("R", "G", "B"))
     batch_size: int = flag(128, "images per batch", short="b")
-    precision: Literal["auto", "fp32", "tf32", "bf16"] = flag(
-        "auto", "as in net.train; auto: the precision of training, if the device supports it"
-    )
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = flag("auto", PRECISION)
     device: str | None = flag(None, DEVICES)
 
     def __post_init__(self) -> None:

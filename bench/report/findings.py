@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ..measure.records import Row
+from ..measure.records import Row, moment
 from .rows import Machine, best, fastest, machines_of, ours
 
 UPDATE, INFERENCE, TRAIN, STAGES = "update of paper", "inference of paper", "net.train of paper", "stages 1 + 2"
 #: Number of busy processes in the condition that is quoted.
 BUSY = 2
+#: What rows of one profile have in common.
+PROFILED = ("commit", "implementation", "shape", "dtype")
 NAMES = ("this project", "PyTorch, compiled", "PyTorch, eager")
 #: Rivals in words.
 RIVALS = {
@@ -110,9 +112,11 @@ def _gpu_time(rows: Sequence[Row]) -> str | None:
     sentences = []
     steps = [row for row in its if row["suite"] == "profile" and row["case"] == UPDATE and ours(row)]
     layers: dict[str, float] = {}
+    # Older records may profile a form of the step that is no longer in use.
+    newest = max(steps, key=moment, default=None)
     for row in steps:
-        first = all(row.get(key) == steps[0].get(key) for key in ("implementation", "shape", "dtype"))
-        if first and row.get("kernel") != "sum" and "percent_of_step" in row:
+        same = newest is not None and all(row.get(key) == newest.get(key) for key in PROFILED)
+        if same and row.get("kernel") != "sum" and "percent_of_step" in row:
             name = row.get("layer") or "kernels of no layer"
             layers[name] = layers.get(name, 0.0) + row["percent_of_step"]
     if layers:

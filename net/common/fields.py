@@ -17,6 +17,9 @@ from .errors import UsageError
 DEVICES = (
     "cpu, cuda, cuda:1, mps (an Apple GPU, with PyTorch's own operators, in one process); a CUDA GPU when there is one"
 )
+#: Help of ``--mean-rgb``, and of ``--precision`` where a trained network is used.
+MEAN_RGB = "mean colour to subtract, in 0..255, if the network's file has no mean image; 123 117 104 for Caffe's ImageNet models"
+PRECISION = "as in net.train; auto: the precision of training, if the device supports it"
 #: Generous upper limits that catch a digit too many: threads and processes, images in an inference batch, rows of an
 #: image, seconds of waiting.
 MOST_WORKERS, MOST_IMAGES, MOST_ROWS, MOST_SECONDS = 1024, 2**16, 2**16, 10**6

@@ -62,7 +62,7 @@ def render(label: int, size: int, seed: tuple[int, ...]) -> NDArray[np.uint8]:
     from the same distribution for every class, so that nothing but the three words of its name tells it apart.
 
     Args:
-        label: position in :data:`net.config.SHAPES`.
+        label: position in :data:`net.data.config.SHAPES`.
         size: rows and columns.
         seed: numbers that the image is drawn from, together with ``label``.
     """

@@ -11,8 +11,11 @@ from .files import read
 #: Maximum bytes; a run of ninety epochs writes 20 MB.
 _LIMIT = 2**28
 _KINDS = ("train", "eval")
-_NUMBERS: tuple[str, ...] = (
+#: The columns of a run's ``metrics.csv`` and the keys of its ``metrics.jsonl``.
+COLUMNS = (
+    "step",
     "epoch",
+    "kind",
     "loss",
     "top1_error_percent",
     "top5_error_percent",
@@ -21,6 +24,7 @@ _NUMBERS: tuple[str, ...] = (
     "memory_mib",
     "elapsed_s",
 )
+_NUMBERS = tuple(name for name in COLUMNS if name not in ("step", "kind"))
 
 
 def _is_row(row: Any) -> bool:

@@ -175,7 +175,7 @@ def save(path: Path, parameters: Mapping[str, Tensor], metadata: dict[str, Any])
         path: the file.
         parameters: the state dict, and perhaps the mean image of its training, float32 ``[size, size, 3]``, under the
             name ``mean_image``.
-        metadata: see :meth:`net.trainer.Trainer.metadata`.
+        metadata: see :func:`net.training.state.metadata`.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in parameters.items()}
     with atomic_write(path) as file:

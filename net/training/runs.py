@@ -32,18 +32,6 @@ from .config import TrainConfig
 
 RUNS = Path("runs")
 CONFIG = "config.toml"
-COLUMNS = (
-    "step",
-    "epoch",
-    "kind",
-    "loss",
-    "top1_error_percent",
-    "top5_error_percent",
-    "lr",
-    "images_per_s",
-    "memory_mib",
-    "elapsed_s",
-)
 
 
 def _new_folder(preset: str) -> Path:
@@ -183,10 +171,10 @@ class Metrics:
         with atomic_write(self.json_path) as file:
             file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
         with atomic_write(self.csv_path) as file:
-            file.write((",".join(COLUMNS) + "\n" + "".join(map(_csv_line, kept))).encode())
+            file.write((",".join(metrics.COLUMNS) + "\n" + "".join(map(_csv_line, kept))).encode())
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append a row; its keys are among ``COLUMNS``."""
+        """Append a row; its keys are among :data:`net.doors.metrics.COLUMNS`."""
         for path, line in ((self.json_path, json.dumps(row) + "\n"), (self.csv_path, _csv_line(row))):
             with open(path, "a") as file:
                 file.write(line)
@@ -194,7 +182,7 @@ class Metrics:
 
 def _csv_line(row: dict[str, Any]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow([row.get(column, "") for column in COLUMNS])
+    csv.writer(text, lineterminator="\n").writerow([row.get(column, "") for column in metrics.COLUMNS])
     return text.getvalue()
 
 

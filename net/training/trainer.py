@@ -200,6 +200,7 @@ class Trainer:
                 if not self.signal and self.evaluated_step != self.step:
                     self._evaluate()
                 self._save()
+                self.votes.cast(self.stop.number or 0, 0)
                 self.signal, _ = self.votes.settled()
             finally:
                 self.bar.close()

@@ -300,6 +300,15 @@ def test_a_profile_is_in_the_order_of_time_and_replaced_as_a_whole(tmp_path: Pat
     assert [one["wall_us"] for one in measured(tmp_path) if one.get("kernel") == "sum"] == [4000.0]
 
 
+def test_the_largest_parts_are_those_of_the_newest_profile(tmp_path: Path) -> None:
+    newer = {"date": "2026-12-02", "implementation": "triton, recorded"}
+    profile = [one | newer for one in everything() if one["suite"] == "profile" and one.get("layer") != "conv1"]
+    write(tmp_path, "a.jsonl", [*everything(), *profile])
+    (said,) = [text for text in findings.sentences(measured(tmp_path)) if "largest parts" in text]
+    assert "fc6 (12 %)" in said
+    assert "conv1" not in said
+
+
 def test_what_was_found_is_computed_from_the_records(tmp_path: Path) -> None:
     write(tmp_path, "a.jsonl", everything())
     rows = measured(tmp_path)

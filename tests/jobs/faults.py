@@ -140,6 +140,12 @@ def agrees(world: Processes) -> None:
     expected = [["é" * rank, None, {"rank": rank}] for rank in range(world.size)]
     assert world.gathered(value) == expected
     assert world.broadcast(value) == expected[0]
+    votes = world.votes(2)
+    for step in range(3):
+        votes.cast(world.rank, step)
+        # One vote late, the same on every rank.
+        assert votes.decided() == ([world.size - 1, step - 1] if step else [0, 0])
+    assert votes.settled() == [world.size - 1, 2]
     trains(world)
 
 

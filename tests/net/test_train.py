@@ -140,6 +140,19 @@ def test_a_signal_saves_and_the_run_goes_on_with_the_same_bits(
     assert learned(folder) == learned(whole)
 
 
+def test_a_signal_during_the_last_checkpoint_is_heeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = checkpoint.save
+
+    def interrupted(path: Path, state: dict[str, object]) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        save(path, state)
+
+    monkeypatch.setattr(checkpoint, "save", interrupted)
+    done = run_here("net.train", "--max-steps", 1, "--image-size", 20, "--output-dir", tmp_path / "run")
+    assert done.returncode == 143, done.stderr
+    assert "SIGTERM: saved update 1" in done.stdout
+
+
 def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     process = start("net.train", "--epochs", 500, "-b", 1024, "--log-every", 1, "--output-dir", tmp_path / "run")
     wait_for(process, "step 1/")
