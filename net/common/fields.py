@@ -18,7 +18,10 @@ DEVICES = (
     "cpu, cuda, cuda:1, mps (an Apple GPU, with PyTorch's own operators, in one process); a CUDA GPU when there is one"
 )
 #: Help of ``--mean-rgb``, and of ``--precision`` where a trained network is used.
-MEAN_RGB = "mean colour to subtract, in 0..255, if the network's file has no mean image; 123 117 104 for Caffe's ImageNet models"
+MEAN_RGB = (
+    "mean colour to subtract, in 0..255, if the network's file has no mean image; 123 117 104 for Caffe's ImageNet "
+    "models"
+)
 PRECISION = "as in net.train; auto: the precision of training, if the device supports it"
 #: Generous upper limits that catch a digit too many: threads and processes, images in an inference batch, rows of an
 #: image, seconds of waiting.
