@@ -97,12 +97,36 @@ def moment(row: Row) -> str:
     return f"{row['date']} {row.get('time', '')}"
 
 
+def read_training(path: Path) -> Row:
+    """The row of a whole training, from the ``run.json`` that was kept of it.
+
+    Raises:
+        DataError: a key is missing.
+    """
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        copied = {key: run[key] for key in ("case", "cores", "threads", "torch", "python", "date", "cpu_s")}
+        return copied | {
+            "suite": "steps",
+            "mode": "train",
+            "machine": f"CPU: {run['machine'].partition(',')[0]}",
+            "commit": run["commit"][:10],
+            "median_us": 1e6 * run["wall_s"],
+            "top1_accuracy_percent": 100 - run["test"][0]["top1_error_percent"],
+            "judged_on": "test images",
+            "record": f"trainings/{path.parent.name}/{path.name}",
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is no record of a training: {type(error).__name__}: {error}") from None
+
+
 def read(folder: Path = DATA) -> list[Row]:
-    """Every row of every record, oldest first.
+    """Every row of every record, and one of every training, oldest first.
 
     Raises:
         DataError: as :func:`read_record`.
     """
     rows = [row for path in sorted(folder.glob("*.jsonl")) for row in read_record(path)]
+    rows += map(read_training, sorted(folder.glob("trainings/*/run.json")))
     # The names of one day's records are in no order of time.
     return sorted(rows, key=moment)

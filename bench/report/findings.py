@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ..measure.records import Row, moment
-from .rows import Machine, best, fastest, machines_of, ours
+from .rows import Machine, best, by_default, fastest, machines_of, ours
 
 UPDATE, INFERENCE, TRAIN, STAGES = "update of paper", "inference of paper", "net.train of paper", "stages 1 + 2"
 #: Number of busy processes in the condition that is quoted.
@@ -53,8 +53,12 @@ def _times(rows: Iterable[Row], case: str, mode: str | None = None) -> Times:
 
 
 def _stages(rows: Iterable[Row]) -> Times:
-    """Both stages one after the other, forward and backward in float32."""
-    kernels = [row for row in rows if row["suite"] == "kernels" and row.get("dtype") == "float32"]
+    """Both stages one after the other, forward and backward in float32, as this project runs them by default."""
+    kernels = [
+        row
+        for row in rows
+        if row["suite"] == "kernels" and row.get("dtype") == "float32" and (by_default(row) or not ours(row))
+    ]
     first, second = (_times(kernels, case, "forward_backward") for case in ("stage1", "stage2"))
     own, compiled, eager = (one + two if one and two else None for one, two in zip(first, second, strict=True))
     return own, compiled, eager

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from ..measure.kernels_code import SAME_KERNELS
 from ..measure.records import Row, moment
 
 #: What a row measures, but for the machine.
@@ -130,7 +131,8 @@ def _shown(row: Row, today: str | None, ratios: dict[str, float]) -> Row:
     row["revision"] = f"{row.get('commit') or 'unknown'}{' with changes' if row.get('dirty') else ''}"
     if str(row.get("implementation")).partition(", ")[0] in ("triton", "auto") and not row["on"].cpu:
         code = row.get("kernels_code")
-        row["kernels_of"] = (code or row.get("commit") or "unknown") + ("" if code == today else ", rewritten since")
+        same = code is not None and SAME_KERNELS.get(code, code) == SAME_KERNELS.get(str(today), today)
+        row["kernels_of"] = (code or row.get("commit") or "unknown") + ("" if same else ", rewritten since")
     if row["suite"] == "gate":
         row["verdict"] = row.pop("status", None)
     return row | {name: ratio for name, ratio in ratios.items() if not math.isnan(ratio)}
@@ -139,6 +141,12 @@ def _shown(row: Row, today: str | None, ratios: dict[str, float]) -> Row:
 def ours(row: Row) -> bool:
     """Whether a row is of this project's operators."""
     return str(row.get("implementation")).partition(", ")[0] not in OTHERS
+
+
+def by_default(row: Row) -> bool:
+    """Whether a row is of what this project runs on its machine without being told."""
+    name = str(row.get("implementation")).partition(", ")[0]
+    return name in (("auto", "reference") if row["on"].cpu else ("auto", "triton"))
 
 
 def _rival(implementation: object) -> str | None:

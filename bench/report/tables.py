@@ -141,6 +141,7 @@ COLUMNS = (
     Column("GB for ImageNet", "imagenet_gb", "{:,.1f}", NONE_HERE),
     Column("gray levels off", "gray_levels", "{:,.2f}", NONE_HERE),
     Column("top-1 %", "top1_accuracy_percent", "{:.2f}", NONE_HERE),
+    Column("CPU s", "cpu_s", "{:,.0f}", NONE_HERE),
     Column("updates", "updates", "{:,.0f}", NONE_HERE),
     Column("step alone", "step_us", "time", NONE_HERE),
     Column("lost", "lost_us", "time", NONE_HERE),

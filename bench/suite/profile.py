@@ -99,7 +99,8 @@ def profiled(run: Run, cell: Step) -> tuple[list[Line], dict[str, Any]]:
         "launches_per_step": round(sum(line.launches for line in lines), 2),
         "us_per_step": round(total, 2),
         "wall_us": wall,
-        "gaps_us": round(wall - total, 2),
+        # None where kernels overlap.
+        **({"gaps_us": round(wall - total, 2)} if wall >= total else {}),
         "percent_of_step": round(100 * total / wall, 2),
     }
     if run.cuda:

@@ -22,7 +22,7 @@ INPUT, LOSS, OPTIMIZER, UNKNOWN = "input", "loss", "optimizer", "-"
 ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 LAUNCHING = ("cuda_runtime", "cuda_driver")
 #: Operators that are known by name and not by a layer's shape.
-NAMED = ((re.compile(r"sgd|adam", re.I), OPTIMIZER), (re.compile(r"softmax|nll_?loss|cross_?entropy", re.I), LOSS))
+NAMED = ((re.compile(r"sgd|adam|update_kernel", re.I), OPTIMIZER), (re.compile(r"softmax|nll_?loss|cross_?entropy", re.I), LOSS))
 #: A kernel that separates updates in a trace: that of ``torch.cuda._sleep``.
 MARK = "spin_kernel"
 #: Characters of a kernel's name that are kept.

@@ -192,6 +192,9 @@ def subcommand(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument("name", choices=summaries, metavar="NAME", help=argparse.SUPPRESS)
+    if not arguments:
+        result.print_help()
+        result.exit()
     return result.parse_args(arguments[:1]).name, arguments[1:]
 
 

@@ -70,7 +70,8 @@ def on_a_cpu() -> list[Row]:
     """A CPU's rows of every suite that has any."""
     found = []
     for case, times in (("stage1", (30.0, 120.0, 290.0)), ("stage2", (20.0, 80.0, 160.0))):
-        for name, milliseconds in zip(("inductor", "compiled", "aten"), times, strict=True):
+        # The last is faster than the default, but has to be chosen.
+        for name, milliseconds in zip(("reference", "compiled", "aten", "inductor"), (*times, 10.0), strict=True):
             names = {"dtype": "float32", "shape": "16x96x55x55", "machine": CPU}
             found.append(kernel(name, milliseconds * 1e3, "forward_backward", **names) | CPU | {"case": case})
     found.append(kernel("triton", status="needs a GPU") | CPU)
@@ -338,7 +339,7 @@ def test_the_first_screen_shows_the_headline(tmp_path: Path) -> None:
     (table,) = Report(records.read(tmp_path)).headline
     rows = {row[0].text: [cell.text for cell in row[2:5]] for row in table.rows}
     assert rows["update of the paper's network, 128 images, bfloat16"] == ["4.8 ms", "7.2 ms", "1.5"]
-    assert rows["digits, a whole run, top-1 on test images"] == ["98.3 % in 33 s", "-", "-"]
+    assert rows["digits, a whole run, top-1 on validation images"] == ["98.3 % in 33 s", "-", "-"]
     assert {"figures": "Not measured.", "found": "Nothing is measured yet."}.items() <= Report([]).parts().items()
 
 
