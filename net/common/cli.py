@@ -176,6 +176,8 @@ def subcommand(
 ) -> tuple[str, list[str]]:
     """The first argument, which names one of the subcommands, and the remaining arguments.
 
+    Without arguments this prints the help and exits with status 2.
+
     Args:
         program: the command.
         description: of the command.
@@ -193,8 +195,8 @@ def subcommand(
     )
     result.add_argument("name", choices=summaries, metavar="NAME", help=argparse.SUPPRESS)
     if not arguments:
-        result.print_help()
-        result.exit()
+        result.print_help(sys.stderr)
+        result.exit(2)
     return result.parse_args(arguments[:1]).name, arguments[1:]
 
 

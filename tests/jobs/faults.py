@@ -30,6 +30,8 @@ from net.training.config import TrainConfig
 TIMEOUT = 5.0
 #: Seconds after which a job is killed.
 LIMIT = 60.0
+#: Of a port's number.
+DIGITS = 5
 #: Seconds by which the late rank is late.
 LATE = float(os.environ.get("LATE", 1.5 * TIMEOUT))
 
@@ -204,19 +206,23 @@ def forked(run: Callable[[], None], errors: Path) -> int:
 
 def play(job: Job, folder: Path) -> None:
     """Start the ranks of a job and record how each ends."""
+    os.environ |= {
+        "MASTER_ADDR": "localhost", "TORCHELASTIC_USE_AGENT_STORE": str(job.agent), "TORCHELASTIC_RESTART_COUNT": "0",
+    }  # fmt: skip
+    # The store has a thread, whose locks a fork would copy as they are: the ranks are forked before, and told the port.
+    told, tell = os.pipe()
+
+    def run(rank: int) -> None:
+        os.environ |= {"RANK": str(rank), "MASTER_PORT": os.read(told, DIGITS).decode()}
+        job.rank(rank)
+
+    begin = time.monotonic()
+    pids = {forked(lambda rank=rank: run(rank), folder / f"{rank}"): rank for rank in range(job.ranks)}  # type: ignore[misc]
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False) if job.agent else None
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1] if store is None else store.port
-    os.environ |= {
-        "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": str(job.agent),
-        "TORCHELASTIC_RESTART_COUNT": "0",
-    }  # fmt: skip
-    begin = time.monotonic()
-    pids = {}
-    for rank in range(job.ranks):
-        os.environ["RANK"] = str(rank)
-        pids[forked(lambda rank=rank: job.rank(rank), folder / f"{rank}")] = rank  # type: ignore[misc]
+    os.write(tell, f"{port:0{DIGITS}}".encode() * job.ranks)
     ended: dict[int, tuple[int, float]] = {}
 
     def wait(seconds: float, enough: int) -> None:

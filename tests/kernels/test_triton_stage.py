@@ -3,6 +3,7 @@
 Where they are compiled they take a quarter of an hour on two cores, most of it to compile.
 """
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -35,18 +36,21 @@ pytestmark = pytest.mark.gpu
 @pytest.fixture(autouse=True)
 def triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if INTERPRETED:
-        from triton.runtime.interpreter import InterpretedFunction
+        from triton.runtime import interpreter
 
         # The interpreter's time goes by the number of programs.
         monkeypatch.setattr(config, "LANES", 1024)
+        # Checking integers for overflow is half the time; a few tests keep it (overflow_checked).
+        builder = interpreter.interpreter_builder
+        monkeypatch.setattr(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))
         # Each device function would patch Triton's language anew, as its caller has done: a quarter of the time.
-        patched = InterpretedFunction.__call__
+        patched = interpreter.InterpretedFunction.__call__
 
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             ours = self.fn.__module__.startswith("kernels.")
             return self.rewrite()(*args, **kwargs) if ours else patched(self, *args, **kwargs)
 
-        monkeypatch.setattr(InterpretedFunction, "__call__", call)
+        monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", call)
     if EMULATED:
         from tests.ptx import emulator
 
@@ -55,6 +59,15 @@ def triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(dispatch, "INTERPRETED", True)
     with kernels.implementation("triton"):
         yield
+
+
+@pytest.fixture
+def overflow_checked(triton: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the interpreter raise when an integer overflows."""
+    if INTERPRETED:
+        from triton.runtime.interpreter import interpreter_builder as builder
+
+        monkeypatch.setattr(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=True))
 
 
 def chain(*parts: Any) -> Callable[..., Tensor]:
@@ -310,6 +323,7 @@ def test_large_windows(kernel: int) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.usefixtures("overflow_checked")
 def test_any_number_of_dimensions() -> None:
     for shape in ((2, 8, 5), (2, 6, 3, 2, 4), (3, 8, 1, 1)):
         input, bias = inputs(shape)
@@ -396,6 +410,7 @@ def test_segments_of_an_image_meet(format: torch.memory_format, monkeypatch: pyt
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.usefixtures("overflow_checked")
 def test_output_gradients_of_any_layout() -> None:
     for format, channels in zip(FORMATS, (4, 8), strict=True):
         input, bias = inputs((2, channels, 5, 6), torch.float32, format)
@@ -553,6 +568,7 @@ def test_a_cpu_tensor_needs_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> 
         kernels.max_pool2d(torch.ones(1, 2, 4, 4), 2)
 
 
+@pytest.mark.usefixtures("overflow_checked")
 def test_reference_and_kernels_count_offsets_alike() -> None:
     """So that a derivative of another implementation than the forward pass's is right."""
     input, bias = (tensor.detach() for tensor in inputs((2, 4, 6, 7)))

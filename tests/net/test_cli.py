@@ -264,6 +264,12 @@ def test_ctrl_c_waits_for_an_import(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_without_a_subcommand_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.subcommand("net", "The network.", {"train": "train it", "export": "write it"}, [])
+    assert capsys.readouterr().err.endswith("train   train it\n  export  write it\n")
+
+
 def test_a_mistake_in_a_process_of_its_own() -> None:
     one_line(run("net.train", "--epochs", 0), 2, "--epochs must be at least 1; got 0")
     one_line(run("net.evaluate", "nowhere"), 1, "nowhere does not exist")

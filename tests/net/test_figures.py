@@ -181,7 +181,6 @@ def test_what_cannot_be_drawn_costs_one_line(shapes_run: Path, tmp_path: Path) -
     larger, few = save(tmp_path / "larger.pt"), save(tmp_path / "few.pt", classes=3, image_size=28)
     for status, says, *arguments in (
         (2, "invalid choice: 'kernels'", "kernels"),
-        (2, "the following arguments are required: NAME", *()),
         (2, "--output must end in .png; got x.jpg", "filters", shapes_run, "--output", "x.jpg"),
         (1, "nowhere does not exist", "filters", tmp_path / "nowhere"),
         (1, "was trained on stored images of 32x32, but", "predictions", larger, "--data-path", "synthetic:20"),
