@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from net.common import seeds
 from net.common.errors import DataError, UsageError
 from net.data import cifar10, digits, synthetic
 from net.data.images import hold_out
@@ -138,6 +139,24 @@ def test_held_out_images_are_of_every_class_and_always_the_same() -> None:
     # Not simply the first of each class.
     assert held_out.tolist() != sorted(np.concatenate([np.flatnonzero(labels == n)[: (2, 6, 1)[n]] for n in range(3)]))
     assert [len(part) for part in hold_out(labels, 0)] == [45, 0]
+
+
+def test_holding_out_takes_the_images_that_it_always_took() -> None:
+    """Published errors are of these. Some classes have no image, one has one, and classes need not be balanced."""
+    generator = np.random.default_rng(0)
+    for classes, count in ((1, 7), (3, 40), (40, 300)):
+        labels = generator.integers(0, classes, count) * 2
+        shuffled = seeds.held_out().permutation(count)
+        places = np.empty(count)
+        for label in np.unique(labels):
+            own = shuffled[labels[shuffled] == label]
+            places[own] = (np.arange(len(own)) + 0.5) / len(own)
+        expected = shuffled[np.argsort(places[shuffled], kind="stable")]
+        for held in (0, 1, count // 3, count):
+            stay, out = hold_out(labels, held)
+            assert (stay.dtype, out.dtype) == (np.int64, np.int64)
+            assert np.array_equal(out, np.sort(expected[:held]))
+            assert np.array_equal(stay, np.sort(expected[held:]))
 
 
 def test_random_images() -> None:
