@@ -143,7 +143,9 @@ def _add_tar(file: BinaryIO, size: int, files: dict[str, Member], folders: set[s
             taken += 0 if member.refused else member.size
         if taken > size:
             # Links to one file: a small archive could then hold any number of images.
-            raise ValueError("its files and the hard links to them take more bytes than it has; repack it without links")
+            raise ValueError(
+                "its files and the hard links to them take more bytes than it has; repack it without links"
+            )
         # tarfile takes the end of the file, and a header that is damaged, for the end of the archive.
         file.seek(archive.offset)
         rest = file.read(2 * tarfile.BLOCKSIZE)
