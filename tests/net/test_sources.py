@@ -215,11 +215,26 @@ def test_paths_that_mean_nothing(tmp_path: Path, make, says: str) -> None:  # ty
         open_data(str(tmp_path / "data"), image_size=28, classes=5)
 
 
-def test_a_store_needs_no_other_store(tmp_path: Path) -> None:
-    image_folder(tmp_path / "images", train=2, val=1)
-    open_data(str(tmp_path / "images"), image_size=14, classes=3, workers=1)
-    with pytest.raises(UsageError, match="is a packed store already"):
-        open_data(str(tmp_path / "images.packed"), image_size=14, classes=3, store="x")
+@pytest.mark.parametrize("flag", ["store", "val_labels"])
+def test_flags_of_packing_where_nothing_is_packed(tmp_path: Path, flag: str) -> None:
+    root = image_folder(tmp_path / "images", train=2, val=1)
+    store = packed_here(root, tmp_path / "store", Packing(16))
+    cifar = write(cifar_files("binary"), tmp_path, "binary", False)
+    for path, says in (
+        (None, "the embedded digits are none"),
+        ("synthetic:8", "synthetic:8 is none"),
+        (str(store), "is a packed store already"),
+        (str(cifar), "is CIFAR-10"),
+    ):
+        with pytest.raises(UsageError, match=f"--{flag.replace('_', '-')} x goes with an image folder, and .*{says}"):
+            open_data(path, image_size=14, classes=3, **{flag: "x"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", [".", "../images", "../images/"])
+def test_a_folder_that_is_not_given_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.chdir(image_folder(tmp_path / "images", train=2, val=1))
+    packed_here(tmp_path / "images", tmp_path / "images.packed", Packing(16))
+    assert open_data(path, image_size=14, classes=3).path == str(tmp_path / "images.packed")
 
 
 def archive_of(folder: Path, path: Path) -> Path:
