@@ -1,7 +1,6 @@
 """Command lines from dataclasses: flags, TOML files, presets, and one-line errors."""
 
 import argparse
-import contextlib
 import dataclasses
 import importlib.util
 import os

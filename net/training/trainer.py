@@ -137,10 +137,9 @@ class Trainer:
         self.total_steps = config.epochs * self.steps_per_epoch
         if config.max_steps is not None:
             self.total_steps = min(self.total_steps, config.max_steps)
-        self.step = 0
+        self.step, self.evaluated_step = 0, -1
         #: Epochs whose end has been handled: evaluation, learning rate, checkpoint.
         self.epochs_closed = 0
-        self.evaluated_step = -1
         self.errors: Errors | None = None
         self.elapsed = 0.0
         self.interval = Interval(self.device, self.part.weight)
@@ -177,6 +176,8 @@ class Trainer:
                 if not self.compiled:
                     self.world.enforce_timeout(self.part.groups)
                 start_step = self.step
+                # Ranks decide by the vote before: without this one, a run resumed after its time budget would train.
+                self._agreed()
                 while True:
                     if self.step // self.steps_per_epoch > self.epochs_closed:
                         if not self._close_epoch():
@@ -423,10 +424,9 @@ class Trainer:
         weights.save(self.folder / "model.safetensors", parameters, metadata(self))
         curve.draw(self.folder, self.config)
         assert self.errors is not None
+        why = " (the schedule ended)" if self.schedule.finished else " (the time budget is used up)"
         if self.step >= self.total_steps:
             why = ""
-        else:
-            why = " (the schedule ended)" if self.schedule.finished else " (the time budget is used up)"
         print(
             f"\ntrained {self.step:,} updates in {duration(self.elapsed)}{why}: {accuracies(self.errors)} of "
             f"{self.errors.images:,} {self.judged_by} images; "

@@ -18,6 +18,7 @@ from PIL import Image
 from net.common.files import locked
 from net.model import weights
 from net.model.config import network
+from net.parallel.process_group import Votes, World
 from net.training import checkpoint, curve, runs
 from net.training.config import TrainConfig
 from net.training.setup import compile_wanted
@@ -300,6 +301,27 @@ def test_time_budget_ends_the_training(tmp_path: Path) -> None:
         "note: its time budget of 2 s is used up, so it trains no further; to continue, raise --time-budget"
         in done.stdout
     )
+
+
+class LateVotes(Votes):
+    """As with several processes: what is decided is what was cast before."""
+
+    def cast(self, *values: int) -> None:
+        self.before, self.last = self.last, list(values)
+
+    def decided(self) -> list[int]:
+        return self.before
+
+
+def test_a_used_up_time_budget_trains_no_further(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(World, "votes", lambda world, count: LateVotes(count))
+    shutil.copytree(whole, tmp_path / "run")
+    done = run_here(
+        "net.train", "--resume", tmp_path / "run", "--epochs", 12, "--max-steps", 60, "--time-budget", 0.001
+    )
+    assert done.returncode == 0, done.stderr
+    assert "trained 44 updates" in done.stdout
+    assert "(the time budget is used up)" in done.stdout
 
 
 def test_signals_that_stop_and_those_that_are_ignored() -> None:
