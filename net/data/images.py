@@ -84,7 +84,7 @@ class ImageData:
 
     ``path`` is the ``--data-path`` that opens it again, None for the embedded digits. ``mean`` is the training images'
     mean, float32 ``[size, size, 3]`` in gray levels 0..255. ``decoder`` is what decodes images as they are read, with
-    its version, None where they are pixels.
+    its version and the quality they were encoded with, None where they are pixels.
     """
 
     path: str | None

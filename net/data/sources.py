@@ -30,6 +30,7 @@ def open_data(
     store: str | None = None,
     val_labels: str | None = None,
     workers: int | None = None,
+    note: bool = True,
 ) -> ImageData:
     """Open the data set that ``path`` names, and pack an image folder, or an archive of one, first.
 
@@ -41,6 +42,7 @@ def open_data(
         store: where an image folder is packed; None is ``PATH.packed``.
         val_labels: label file of a flat validation folder.
         workers: processes that pack.
+        note: whether to print a note if another decoder packed the images.
 
     Raises:
         DataError: nothing there, or something that is none of these. UsageError: ``store`` or ``val_labels`` where
@@ -55,14 +57,14 @@ def open_data(
     elif not place.exists():
         raise DataError(f"--data-path {path} does not exist")
     elif is_store(place):
-        what, load = f"{path} is a packed store already", partial(open_store, place)
+        what, load = f"{path} is a packed store already", partial(open_store, place, note=note)
     elif (archive := cifar10.find(place)) is not None:
         what, load = f"{path} is CIFAR-10", partial(cifar10.load, archive)
     elif is_image_folder(place) if place.is_dir() else is_archive(place):
         target = Path(os.path.abspath(path) + ".packed" if store is None else store)
         labels = None if val_labels is None else Path(val_labels)
         prepare(place, target, size=packed_size(image_size), any_kind=True, val_labels=labels, workers=workers)
-        return open_store(target)
+        return open_store(target, note=note)
     elif place.is_dir() and not any(place.iterdir()):
         raise DataError(f"--data-path {path} is empty")
     else:

@@ -95,10 +95,13 @@ def opened_image(source: Path | str | bytes, size: int) -> Iterator[Image.Image]
 def turned(image: Image.Image) -> Image.Image:
     """``image`` turned as its metadata say; as it is stored where they cannot be read."""
     try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+        orientation = image.getexif().get(_ORIENTATION)
+    except MemoryError:
+        raise
     except Exception:
         # Whatever a damaged tag makes Pillow raise, the pixels are whole.
         return image
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
     if turn is None:
         return image
     result = image.transpose(turn)

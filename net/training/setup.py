@@ -55,8 +55,12 @@ def check_frozen(config: TrainConfig, plan: AlexNetConfig) -> None:
         raise UsageError("--freeze names every layer; at least one must be trained")
 
 
-def open_run_data(config: TrainConfig) -> tuple[ImageData, AlexNetConfig]:
+def open_run_data(config: TrainConfig, resumed: bool = False) -> tuple[ImageData, AlexNetConfig]:
     """Open the data set of a run, and complete the architecture from it.
+
+    Args:
+        config: the flags.
+        resumed: the run goes on; what decoded its images before is then compared by :func:`.state.restore`.
 
     Raises:
         UsageError: no data set is given. DataError: the images do not fit the network.
@@ -72,6 +76,7 @@ def open_run_data(config: TrainConfig) -> tuple[ImageData, AlexNetConfig]:
         store=config.store,
         val_labels=config.val_labels,
         workers=None,
+        note=not resumed,
     )
     if data.size < plan.image_size:
         raise DataError(

@@ -84,7 +84,7 @@ class Trainer:
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         step = 0 if resumed is None else resumed[1]["step"]
         self.data, self.plan = world.opened(
-            lambda: open_run_data(config), lambda opened: identity(config, opened[0], step)
+            lambda: open_run_data(config, resumed is not None), lambda opened: identity(config, opened[0], step)
         )
         seeds.weights(config.seed)
         model = AlexNet(self.plan)
@@ -422,7 +422,7 @@ class Trainer:
         from . import curve
 
         weights.save(self.folder / "model.safetensors", parameters, metadata(self))
-        curve.draw(self.folder, self.config)
+        curve.draw(self.folder, self.config, self.data.short_name)
         assert self.errors is not None
         why = " (the schedule ended)" if self.schedule.finished else " (the time budget is used up)"
         if self.step >= self.total_steps:

@@ -155,6 +155,20 @@ def test_starts_again_where_it_cannot_go_on(
     assert contents(target) == contents(store)
 
 
+def test_an_unfinished_store_of_the_other_kind_is_named(folder: Path, tmp_path: Path) -> None:
+    for quality, other, kind in ((QUALITY, None, "JPEG images"), (None, QUALITY, "pixels")):
+        target = tmp_path / (kind.split()[0])
+        target.mkdir()
+        packing = Packing(SIZE, quality)
+        listing = scan(folder)
+        module._lay_out(listing, module._State.start(listing, packing), target, packing)
+        before = contents(target)
+        command = f"net.prepare {folder} {target} --format {packing.kind}, with the other flags"
+        with pytest.raises(DataError, match=f"holds an unfinished store of {kind}; .*{command}"):
+            prepare(folder, target, size=SIZE, quality=other, any_kind=True)
+        assert contents(target) == before
+
+
 @pytest.fixture
 def full_disk() -> Iterator[Callable[[int], None]]:
     """No file of this process may grow beyond so many bytes: writing one fails as on a full disk."""
@@ -348,7 +362,7 @@ def test_another_decoder_is_said(
     assert capsys.readouterr().out == ""
     monkeypatch.setattr(store_module, "decoder", lambda: "Pillow 99, libjpeg-turbo 9")
     data = open_store(store)
-    assert data.decoder == "Pillow 99, libjpeg-turbo 9"
+    assert data.decoder == f"Pillow 99, libjpeg-turbo 9, quality {QUALITY}"
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"note: {store} was packed with {image.decoder()} and is decoded by Pillow 99, libjpeg-turb")
 
@@ -422,9 +436,28 @@ def test_a_training_resumed_with_another_decoder_says_so(
     monkeypatch.setattr(store_module, "decoder", lambda: "Pillow 99, libjpeg-turbo 9")
     done = run_here("net.train", "--resume", run)
     assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("note: this run's images")]
-    assert f"decoded by {image.decoder()} and are now decoded by Pillow 99, libjpeg-turbo 9: " in line
+    # One note: what packed the store, and whether that is another decoder, does not matter to this run.
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("note: ")]
+    quality = f"quality {QUALITY}"
+    assert (
+        f"this run's images were decoded by {image.decoder()}, {quality} and are now decoded by Pillow 99, "
+        f"libjpeg-turbo 9, {quality}: " in line
+    )
     assert line.endswith("so resuming is not bit-exact")
+
+
+def test_a_training_resumed_with_another_quality_says_so(
+    trained: Path, pixels: Path, folder: Path, tmp_path: Path
+) -> None:
+    """And with pixels: their difference from JPEG is not of a few gray levels, and is not called that."""
+    worse = packed_here(folder, tmp_path / "worse", Packing(SIZE, 20))
+    for number, (store, says) in enumerate(((worse, "quality 20: order"), (pixels, "are now stored as pixels: order"))):
+        run = resumed_from(trained, tmp_path / f"run{number}", 4)
+        done = run_here("net.train", "--resume", run, "--data-path", store)
+        assert done.returncode == 0, done.stderr
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith("note: ")]
+        assert says in line
+        assert "gray levels" not in line
 
 
 def test_ranks_with_other_decoders_do_not_train_together(store: Path) -> None:
