@@ -13,6 +13,7 @@ from ..common.errors import DataError, UsageError
 from ..common.fields import from_table, typed
 from ..data.sources import packed_size
 from ..doors.checkpoint import TRAINED
+from ..doors.files import reason
 from ..model import weights
 from ..model.alexnet import AlexNet
 from ..model.config import AlexNetConfig
@@ -93,8 +94,7 @@ def open_trained(argument: str, device: torch.device, mean_rgb: tuple[float, ...
         precision = typed("precision", metadata.get("precision"), Literal["fp32", "tf32", "bf16"] | None)
         recipe = typed("recipe", metadata.get("recipe", {}), dict[str, Any])
     except (UsageError, KeyError, TypeError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise DataError(f"{path}: its network metadata is invalid: {what}") from None
+        raise DataError(f"{path}: its network metadata is invalid: {reason(error)}") from None
     # Without memory: what the file says of its network may be larger than what it holds.
     with torch.device("meta"):
         model = AlexNet(network)

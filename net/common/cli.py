@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from ..doors.config import read_toml, toml
+from ..data.config import SYNTHETIC
+from ..doors.toml import read_toml, toml
 from .errors import DataError, RankError, UsageError
 from .fields import flag_name, near, typed, unwrapped
 from .printing import prepare_streams, printable
@@ -21,8 +22,6 @@ from .printing import prepare_streams, printable
 Config = TypeVar("Config")
 #: The package of the commands.
 PACKAGE = __package__.rpartition(".")[0]
-#: The ``--data-path`` of random images, optionally with a count: ``synthetic:2048``.
-SYNTHETIC = "synthetic"
 #: Columns of ``--help`` that a flag and its metavar may take.
 FLAG_COLUMNS = 34
 

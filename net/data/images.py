@@ -8,9 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..common import seeds
-from ..common.cli import SYNTHETIC
 from ..common.printing import printable
-from .config import SHAPES
+from .config import SHAPES, SYNTHETIC
 from .jpeg import JpegImages
 
 

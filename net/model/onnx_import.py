@@ -17,6 +17,7 @@ from torch import Tensor
 from ..common.errors import DataError, UsageError
 from ..common.fields import from_table
 from ..doors import onnx as door
+from ..doors.files import reason
 from ..doors.onnx import OnnxFile, library
 from ..doors.safetensors import METADATA, metadata_of
 from .config import VARIANTS, AlexNetConfig, ConvolutionConfig, DenseConfig, Operation
@@ -57,7 +58,7 @@ def read_onnx(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         config = from_table(AlexNetConfig, metadata["network"], "network")
     except (UsageError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: its network metadata is invalid: {error}") from None
+        raise DataError(f"{path}: its network metadata is invalid: {reason(error)}") from None
     if list(file.model.graph.node) != onnx_nodes(config):
         raise DataError(f"{path}: its operators do not match its network metadata, variant {config.variant}")
     return file.initializers, metadata

@@ -93,7 +93,8 @@ class Trainer:
         for name in config.freeze:
             model.get_submodule(name).requires_grad_(False)
         model = model.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
-        chosen = forms_wanted(config, model, len(self.data.train), self.device)
+        kept, held_out = hold_out(self.data.train.labels, config.hold_out)
+        chosen = forms_wanted(config, model, len(kept), self.device)
         use(model, chosen)
         if self.device.type == "cuda":
             self.config = replace(config, forms=asdict(chosen))
@@ -104,7 +105,6 @@ class Trainer:
         self.schedule = Schedule(config)
         cache = cache_that_fits(self.data.train, config.cache, self.device)
         common: dict[str, Any] = {"device": self.device, "threads": config.workers}
-        kept, held_out = hold_out(self.data.train.labels, config.hold_out)
         #: What the errors are of.
         self.judged_by = "held-out" if config.hold_out else "validation"
         self.train_loader = Loader(

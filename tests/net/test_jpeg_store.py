@@ -21,6 +21,7 @@ from net.data import packing as packing_module
 from net.data import prepare as module
 from net.data import store as store_module
 from net.data.folder import scan
+from net.data.jpeg import JpegImages
 from net.data.loader import Loader
 from net.data.packing import Packing
 from net.data.prepare import prepare
@@ -98,6 +99,21 @@ def test_reads_like_an_array(store: Path) -> None:
     assert np.array_equal(images[2:9], whole[2:9])
     assert np.array_equal(images[np.array([7, 0, 146])], whole[[7, 0, 146]])
     assert np.array_equal(images[-1], whole[-1])
+    assert np.array_equal(images[np.int64(3)], whole[3])
+    assert np.array_equal(images[::-50], whole[::-50])
+    assert images[5:5].shape == (0, SIZE, SIZE, 3)
+    for outside in (147, -148):
+        with pytest.raises(IndexError):
+            images[outside]
+
+
+def test_its_file_is_closed_with_it(store: Path) -> None:
+    images = open_store(store).train.images
+    assert isinstance(images, JpegImages)
+    file = images.files._file
+    assert not file.closed
+    del images
+    assert file.closed
 
 
 def test_colours_are_kept_at_full_resolution(store: Path) -> None:
@@ -465,3 +481,5 @@ def test_ranks_with_other_decoders_do_not_train_together(store: Path) -> None:
     config = TrainConfig(data_path=str(store))
     one, other = (identity(config, replace(data, decoder=name), 0) for name in (data.decoder, "Pillow 99"))
     assert {name for name in one if one[name] != other[name]} == {"decoder of the images"}
+    # Flags are named as they are typed.
+    assert "--hold-out" in one

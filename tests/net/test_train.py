@@ -19,7 +19,7 @@ from net.common.files import locked
 from net.model import weights
 from net.model.config import network
 from net.parallel.process_group import Votes, World
-from net.training import checkpoint, curve, runs
+from net.training import checkpoint, curve, runs, setup, trainer
 from net.training.config import TrainConfig
 from net.training.setup import compile_wanted
 from net.training.signals import StopSignal
@@ -385,12 +385,18 @@ def test_threads_sleep_soon() -> None:
         assert done.stdout.strip() == said
 
 
-def test_held_out_images_take_the_validation_images_place(tmp_path: Path) -> None:
+def test_held_out_images_take_the_validation_images_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted: list[int] = []
+    monkeypatch.setattr(
+        trainer, "forms_wanted", lambda *given: (wanted.append(given[2]), setup.forms_wanted(*given))[1]
+    )
     done = run_here("net.train", "--hold-out", 200, "--max-steps", 2, "--output-dir", tmp_path / "r")
     assert done.returncode == 0, done.stderr
     assert "1,242 training and 200 held-out images" in done.stdout
     assert "19 updates" in done.stdout  # 1,242 images in batches of 64
     assert "of 200 held-out images" in done.stdout
+    # Whether measuring forms pays off depends on how many images are trained on.
+    assert wanted == [1242]
     says = "--batch-size 64 is more than the 42 training images that --hold-out 1400 leaves"
     one_line(run_here("net.train", "--hold-out", 1400), 2, says)
     one_line(run_here("net.train", "--hold-out", 1443), 2, "the 0 training images that --hold-out 1443 leaves")
