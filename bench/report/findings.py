@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ..measure.records import Row, moment
+from ..suite.trace import UNKNOWN, named
 from .rows import Machine, best, by_default, fastest, machines_of, ours
 
 UPDATE, INFERENCE, TRAIN, STAGES = "update of paper", "inference of paper", "net.train of paper", "stages 1 + 2"
@@ -121,7 +122,10 @@ def _gpu_time(rows: Sequence[Row]) -> str | None:
     for row in steps:
         same = newest is not None and all(row.get(key) == newest.get(key) for key in PROFILED)
         if same and row.get("kernel") != "sum" and "percent_of_step" in row:
-            name = row.get("layer") or "kernels of no layer"
+            name = row.get("layer", UNKNOWN)
+            if name == UNKNOWN:
+                # The kernel's name may be known by now.
+                name = named(row["kernel"]) or "kernels of no layer"
             layers[name] = layers.get(name, 0.0) + row["percent_of_step"]
     if layers:
         largest = sorted(layers, key=lambda name: -layers[name])[:3]

@@ -168,7 +168,7 @@ PAGES = {
     ),
     "steps": _Kind(
         "Steps",
-        "updates of whole networks, inference, `net.train` end to end, and the digits run",
+        "updates of whole networks, inference, `net.train` end to end, and whole trainings",
         f"Updates of whole networks, inference, and whole runs. {RATIOS}",
         ("steps", "train"),
         _steps,

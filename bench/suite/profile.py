@@ -21,6 +21,7 @@ from ..subjects.network import plan_of
 from ..subjects.steps import prepared
 from . import steps
 from .run import Job, Rows, Run
+from .summary import between
 from .trace import Event, Launch, Line, Shapes, launches, table, updates, with_layers
 
 #: Updates that count, and warm-up updates before them: the profiler may lose the first kernels of a trace.
@@ -159,7 +160,7 @@ def text(name: str, found: list[Line], columns: Row) -> str:
         lines.append(f"  {microseconds:>10,.1f} {share:>5.1f} {count:>8,.1f}  {len(rest)} more kernels")
     lines.append(
         f"  {columns['us_per_step']:,.1f} us in {columns['launches_per_step']:,.0f} kernels of {wall:,.1f} us from one "
-        f"update to the next; {columns['gaps_us']:,.1f} us between them"
+        f"update to the next; {between(columns)}"
     )
     by_layer: dict[str, float] = {}
     for line in found:

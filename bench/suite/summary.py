@@ -1,6 +1,7 @@
 """The tables at the end of a run. Needs no torch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from .rows import Row
 
@@ -58,8 +59,7 @@ def _kernels(rows: Sequence[Row]) -> Iterable[str]:
             for row in kernels[:KERNELS]
         ]
         lines += [
-            f"  {row['us_per_step'] / 1e3:>9,.3f} ms in kernels of {row['wall_us'] / 1e3:,.3f} ms; "
-            f"{row['gaps_us'] / 1e3:,.3f} ms between them"
+            f"  {row['us_per_step'] / 1e3:>9,.3f} ms in kernels of {row['wall_us'] / 1e3:,.3f} ms; {between(row)}"
             for row in found
             if row["kernel"] == "sum"
         ]
@@ -81,3 +81,10 @@ def _training(rows: Sequence[Row]) -> str:
 
 def _statuses(rows: Sequence[Row]) -> str:
     return "\n".join(f"{_name(row)}: {row['status']}" for row in rows if "status" in row)
+
+
+def between(columns: Mapping[str, Any]) -> str:
+    """The time between kernels, in words."""
+    if "gaps_us" not in columns:
+        return "kernels overlap"
+    return f"{columns['gaps_us']:,.0f} us between them"

@@ -22,11 +22,19 @@ INPUT, LOSS, OPTIMIZER, UNKNOWN = "input", "loss", "optimizer", "-"
 ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 LAUNCHING = ("cuda_runtime", "cuda_driver")
 #: Operators that are known by name and not by a layer's shape.
-NAMED = ((re.compile(r"sgd|adam|update_kernel", re.I), OPTIMIZER), (re.compile(r"softmax|nll_?loss|cross_?entropy", re.I), LOSS))
+_NAMED = (
+    (re.compile(r"sgd|adam|update_kernel", re.I), OPTIMIZER),
+    (re.compile(r"softmax|nll_?loss|cross_?entropy", re.I), LOSS),
+)
 #: A kernel that separates updates in a trace: that of ``torch.cuda._sleep``.
 MARK = "spin_kernel"
 #: Characters of a kernel's name that are kept.
 NAME_LENGTH = 100
+
+
+def named(name: str) -> str | None:
+    """What an operator or a kernel belongs to, if its name says so."""
+    return next((known for pattern, known in _NAMED if pattern.search(name)), None)
 
 
 class Launch(NamedTuple):
@@ -90,9 +98,8 @@ class Shapes:
 
     def layers(self, name: str, shapes: Iterable[Any], outer: frozenset[str] = frozenset()) -> frozenset[str]:
         """The layers that an operator may belong to, ``outer`` being those of the one that calls it."""
-        for pattern, known in NAMED:
-            if pattern.search(name):
-                return frozenset({known})
+        if known := named(name):
+            return frozenset({known})
         shapes = [tuple(shape) for shape in shapes if shape and all(isinstance(size, int) for size in shape)]
         found = self.product(name, shapes)
         if found:

@@ -108,7 +108,7 @@ def test_a_summary_names_what_counts() -> None:
     assert "25,600      23  gate failed" in text
     assert [f"kernel {number}" in text for number in range(1, 8)] == [False, False] + [True] * 5
     assert text.index("kernel 7") < text.index("kernel 3")
-    assert "2.800 ms in kernels of 5.000 ms; 2.200 ms between them" in text
+    assert "2.800 ms in kernels of 5.000 ms; 2,200 us between them" in text
     assert "80 % of the step alone, which takes 8.000 ms" in text
     assert "kernel tests: failed: exit status 1" in text
     assert summary([]) == "nothing was measured"
