@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import pretrained
 from .analysis.published import Published, is_ilsvrc, published
@@ -25,6 +25,13 @@ from .common.fields import (
 from .common.files import atomic_write, check_writable
 from .common.printing import printable
 from .training import runs
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from .analysis.trained import Trained
+    from .data.images import ImageData
 
 DESCRIPTION = (
     "Top-1 and top-5 errors on the validation images, with the centre crop and with ten crops. Several networks are "
@@ -63,28 +70,49 @@ class EvaluateConfig:
 
 def errors(config: EvaluateConfig) -> list[dict[str, Any]]:
     """A row for each network and for the ensemble, with each kind of crops."""
-    import torch
-
     from .analysis.features import mean_image, open_its_data
     from .analysis.trained import check_mean_rgb, open_trained
-    from .common.device import choose, describe, keep_freed_memory, resolve_precision, set_precision
-    from .common.progress import Progress
-    from .data.augmentation import centre_crop, ten_crops
-    from .data.loader import Loader
-    from .training.evaluation import evaluate
+    from .common.device import choose
 
     device = choose(config.device)
-    keep_freed_memory()
     trained = [open_trained(argument, device, config.mean_rgb) for argument in config.checkpoints]
     check_mean_rgb(config.mean_rgb, trained)
     first = trained[0]
-    precision = resolve_precision(config.precision, device, first.precision)
-    set_precision(precision, device)
     for other in trained[1:]:
         if other.classes != first.classes:
             raise DataError(f"{other.path} and {first.path} have different classes: their outputs cannot be averaged")
     data, mean = open_its_data(first, config.data_path, device)
     means = [mean] + [mean_image(other, data, device) for other in trained[1:]]
+    return measured(trained, means, data, config, device)
+
+
+def measured(
+    trained: "Sequence[Trained]",
+    means: "Sequence[Tensor]",
+    data: "ImageData",
+    config: EvaluateConfig,
+    device: "torch.device",
+) -> list[dict[str, Any]]:
+    """:func:`errors` of networks that are open.
+
+    Args:
+        trained: the networks, on ``device``.
+        means: the mean image that each subtracts, float32 ``[size, size, 3]`` in gray levels 0..255.
+        data: whose validation images are evaluated.
+        config: how; its checkpoints, data_path, device and mean_rgb are not read.
+        device: where to compute.
+    """
+    import torch
+
+    from .common.device import describe, keep_freed_memory, resolve_precision, set_precision
+    from .common.progress import Progress
+    from .data.augmentation import centre_crop, ten_crops
+    from .data.loader import Loader
+    from .training.evaluation import evaluate
+
+    keep_freed_memory()
+    precision = resolve_precision(config.precision, device, trained[0].precision)
+    set_precision(precision, device)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     models = [item.model.to(memory_format=memory_format) for item in trained]  # type: ignore[call-overload]
     sizes = [item.network.image_size for item in trained]

@@ -1,5 +1,6 @@
 """Export a trained network: ``python -m net.export CHECKPOINT OUTPUT``; ``--help`` lists the flags."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,6 +15,8 @@ from .training import runs
 from .training.config import RecipeConfig
 
 if TYPE_CHECKING:
+    import torch
+
     from .analysis.trained import Trained
 
 DESCRIPTION = (
@@ -23,8 +26,11 @@ DESCRIPTION = (
 )
 
 
-#: Flags of a run that decide what it learns.
-RECIPE = {item.name for item in fields(RecipeConfig)} | {"preset", "epochs", "batch_size", "hold_out", "seed"}
+#: Flags of a run that decide what it learns, besides the architecture and the precision, which a file says anyway.
+RECIPE = {item.name for item in fields(RecipeConfig)} | {
+    *("preset", "epochs", "max_steps", "time_budget", "eval_every", "batch_size", "hold_out", "seed"),
+    *("init_from", "new_head", "freeze"),
+}
 #: What of an evaluation stands in a file of weights.
 REPORTED = ("images", "loss", "top1_error_percent", "top5_error_percent")
 
@@ -59,15 +65,27 @@ class ExportConfig:
             raise UsageError("--data-path goes with --format safetensors, whose error is measured")
 
 
-def _write_weights(trained: "Trained", output: Path, config: ExportConfig) -> None:
+def _recipe(trained: "Trained") -> dict[str, Any]:
+    """The flags of ``RECIPE``: those that the file of weights names, else those of its run, else none."""
+    recipe = dict(trained.recipe)
+    folder = runs.folder_of(trained.path)
+    if not recipe and (folder / runs.CONFIG).is_file():
+        recipe = runs.read_config(folder)
+        if "init_from" in recipe:
+            recipe["init_from"] = Path(recipe["init_from"]).name
+    return {name: value for name, value in recipe.items() if name in RECIPE}
+
+
+def _write_weights(trained: "Trained", output: Path, config: ExportConfig, device: "torch.device") -> None:
     """Half-precision weights to share: with the mean image, how they were trained, and what they get wrong."""
     from . import evaluate
+    from .analysis.features import mean_image, open_its_data
+    from .analysis.trained import open_trained
     from .model import weights
 
     if trained.mean is None:
         raise DataError(f"{trained.path} holds no mean image to subtract; give the run folder or a checkpoint")
-    folder = runs.folder_of(trained.path)
-    recipe = runs.read_config(folder) if (folder / runs.CONFIG).is_file() else {}
+    data, _ = open_its_data(trained, config.data_path, device)
     metadata: dict[str, Any] = {
         "network": trained.network.to_dict(),
         "classes": trained.classes,
@@ -75,17 +93,20 @@ def _write_weights(trained: "Trained", output: Path, config: ExportConfig) -> No
         "data_path": None if trained.data_path is None else Path(trained.data_path).name,
         "precision": trained.precision,
         "pixels": "RGB, 0..255, less mean_image",
-        "recipe": {name: value for name, value in recipe.items() if name in RECIPE},
+        "recipe": _recipe(trained),
     }
     tensors = {name: tensor.half() for name, tensor in trained.model.state_dict().items()}
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise DataError(f"{trained.path}: {name} holds weights that are too large for half precision")
     tensors[weights.MEAN] = trained.mean
-    weights.save(output, tensors, metadata)
-    data_path = config.data_path if config.data_path is not None else trained.data_path
-    asked = evaluate.EvaluateConfig((str(output.absolute()),), data_path=data_path, device=config.device)
-    rows = evaluate.errors(asked)
+    # What is measured is read from a file, and OUTPUT is written once, with its errors.
+    with tempfile.TemporaryDirectory(dir=output.absolute().parent) as folder:
+        weights.save(Path(folder) / output.name, tensors, metadata)
+        written = open_trained(str(Path(folder) / output.name), device)
+    rows = evaluate.measured(
+        [written], [mean_image(written, data, device)], data, evaluate.EvaluateConfig((str(output),)), device
+    )
     metadata["errors"] = [{name: row[name] for name in ("crops", *REPORTED)} for row in rows]
     weights.save(output, tensors, metadata)
     for row in rows:
@@ -113,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = choose(config.device)
     trained = open_trained(config.checkpoint, device)
     if config.format == "safetensors":
-        _write_weights(trained, output, config)
+        _write_weights(trained, output, config, device)
         return 0
     metadata = {
         "network": trained.network.to_dict(),

@@ -88,8 +88,7 @@ def _check(config: TrainConfig) -> None:
     Raises:
         UsageError: no data set is given, or a path is not valid UTF-8. DataError: a path does not exist.
     """
-    if config.data_path is None and config.preset != "digits":
-        raise UsageError(f"--preset {config.preset} needs --data-path; synthetic gives random images, to measure speed")
+    config.check_data_path()
     runs.settings(config)
     cli.check_exist(data_path=config.data_path, val_labels=config.val_labels)
     if config.resume is None and config.init_from is not None:

@@ -1,6 +1,8 @@
 """The repository layout: imports go kernels <- net <- bench and one way within net; --help imports nothing heavy."""
 
 import ast
+import functools
+import pkgutil
 import re
 import subprocess
 import sys
@@ -55,10 +57,15 @@ def test_the_direction_is_checked_at_all(tmp_path: Path) -> None:
     assert imports(tmp_path / "a.py") == [(2, "net"), (0, "bench.report"), (0, "torch")]
 
 
-#: net's packages; each imports from those before it. Anything may import the ``config`` modules, which are dataclasses.
+#: net's packages; each imports from those before it.
 ORDER = ("common", "pretrained", "doors", "model", "data", "parallel", "training", "analysis")
+#: Dataclasses of flags and a few names, free of numpy and torch: anything may import them.
+FLAGS = {"net.model.config", "net.training.config", "net.data.config"}
 #: Exceptions, with their reasons.
-UPWARD = {"net/model/weights.py imports net.training": "a run folder is read by its newest checkpoint"}
+UPWARD = {
+    "net/model/weights.py imports net.training": "a run folder is read by its newest checkpoint",
+    "net/common/cli.py imports net.doors": "flags come from TOML files too, which are opened at a door",
+}
 COMMANDS = sorted(path.stem for path in (ROOT / "net").glob("*.py") if not path.stem.startswith("__"))
 
 
@@ -80,7 +87,7 @@ def test_imports_inside_net_go_one_way() -> None:
     for path in sources("net"):
         here = path.relative_to(ROOT).parts[1]
         for package, module in imported_packages(path):
-            if here not in ORDER or module.endswith(".config"):
+            if here not in ORDER or module in FLAGS:
                 continue
             assert package in ORDER, f"{path} imports the command {module}"
             if ORDER.index(package) > ORDER.index(here):
@@ -194,6 +201,59 @@ def test_nothing_belongs_to_one_machine() -> None:
                 assert found is None, f"{path} holds {found and found.group()!r}"
             checked += 1
     assert checked > 40
+
+
+#: A reference in a docstring or comment, as Sphinx reads it.
+REFERENCE = re.compile(r":(?:mod|func|class|data|meth|attr):`~?([^`]+)`")
+
+
+@functools.cache
+def names(path: Path) -> set[str]:
+    """Everything that a module defines or imports, its classes' members included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            found |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store):
+            found.add(node.id if isinstance(node, ast.Name) else node.attr)
+    return found
+
+
+def resolves(target: str, path: Path) -> bool:
+    """Whether ``target``, referred to in the file ``path``, is a module or a name in one."""
+    parts = target.split(".")
+    if not parts[0]:
+        parts = [*path.relative_to(ROOT).parts[:-1], *parts[1:]]
+    if parts[0] in (*PACKAGES, "tests"):
+        for count in range(len(parts), 0, -1):
+            place = ROOT.joinpath(*parts[:count])
+            for module in (place.with_suffix(".py"), place / "__init__.py"):
+                if module.exists():
+                    return set(parts[count:]) <= names(module)
+        return False
+    if len(parts) == 1:
+        return parts[0] in names(path)
+    try:
+        pkgutil.resolve_name(target)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+def test_references_in_docstrings_resolve() -> None:
+    here = Path(__file__)
+    assert all(resolves(target, here) for target in ("ROOT", "net.load", ".conftest", "torch.fx.Graph"))
+    assert not any(resolves(target, here) for target in ("ROT", "net.lode", "net.lode.x", ".x", "torch.fixx"))
+    found = [
+        (str(path.relative_to(ROOT)), target)
+        for package in (*PACKAGES, "tests")
+        for path in sources(package)
+        for target in REFERENCE.findall(path.read_text())
+    ]
+    assert len(found) > 200
+    assert [item for item in found if not resolves(item[1], ROOT / item[0])] == []
 
 
 @pytest.mark.parametrize(

@@ -82,8 +82,12 @@ class Classifier:
             top: how many; all where there are fewer.
             batch_size: images that are computed together.
 
+        Returns:
+            A list for each image; of no images none.
+
         Raises:
-            DataError, TypeError, ValueError: as in :meth:`preprocess`; ``top`` or ``batch_size`` under 1.
+            DataError, TypeError, ValueError: as in :meth:`preprocess`, but no images are allowed; ``top`` or
+                ``batch_size`` under 1.
         """
         for name, value in (("top", top), ("batch_size", batch_size)):
             if value < 1:

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..common.cli import SYNTHETIC
 from ..common.errors import DataError
 from ..data.augmentation import centre_crop
+from ..data.config import SYNTHETIC
 from ..data.images import ImageData, Split
 from ..data.loader import Loader
 from ..data.sources import open_data

@@ -1,9 +1,9 @@
 """A trained network as its run left it, for the commands that use one."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from ..common.errors import DataError, UsageError
 from ..common.fields import from_table, typed
 from ..data.sources import packed_size
 from ..doors.checkpoint import TRAINED
+from ..doors.files import reason
 from ..model import weights
 from ..model.alexnet import AlexNet
 from ..model.config import AlexNetConfig
@@ -30,7 +31,8 @@ class Trained:
     trained on the embedded digits or does not say on what, and ``mean``, the mean image of its training images, float32
     ``[size, size, 3]``, where the file holds weights alone. ``mean_rgb`` is then the colour that is subtracted instead,
     in gray levels 0..255, where it is known.
-    ``precision`` is what it was trained in, None where the file does not say.
+    ``precision`` is what it was trained in, None where the file does not say. ``recipe`` holds those flags of its run
+    that decide what it learned, as weights to share keep them; it is empty where the file has none.
     """
 
     path: Path
@@ -40,6 +42,7 @@ class Trained:
     mean: Tensor | None
     mean_rgb: tuple[float, ...] | None = None
     precision: str | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -89,9 +92,9 @@ def open_trained(argument: str, device: torch.device, mean_rgb: tuple[float, ...
             if len(mean_rgb) != 3:
                 raise UsageError(f"subtracted_rgb must be three numbers; got {len(mean_rgb)}")
         precision = typed("precision", metadata.get("precision"), Literal["fp32", "tf32", "bf16"] | None)
+        recipe = typed("recipe", metadata.get("recipe", {}), dict[str, Any])
     except (UsageError, KeyError, TypeError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise DataError(f"{path}: its network metadata is invalid: {what}") from None
+        raise DataError(f"{path}: its network metadata is invalid: {reason(error)}") from None
     # Without memory: what the file says of its network may be larger than what it holds.
     with torch.device("meta"):
         model = AlexNet(network)
@@ -111,6 +114,7 @@ def open_trained(argument: str, device: torch.device, mean_rgb: tuple[float, ...
         None if mean is None else mean.to(device),
         None if mean is not None else mean_rgb,
         precision,
+        recipe,
     )
 
 

@@ -1,7 +1,6 @@
 """Command lines from dataclasses: flags, TOML files, presets, and one-line errors."""
 
 import argparse
-import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -14,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from ..doors.config import read_toml, toml
+from ..data.config import SYNTHETIC
+from ..doors.toml import read_toml, toml
 from .errors import DataError, RankError, UsageError
 from .fields import flag_name, near, typed, unwrapped
 from .printing import prepare_streams, printable
@@ -22,8 +22,6 @@ from .printing import prepare_streams, printable
 Config = TypeVar("Config")
 #: The package of the commands.
 PACKAGE = __package__.rpartition(".")[0]
-#: The ``--data-path`` of random images, optionally with a count: ``synthetic:2048``.
-SYNTHETIC = "synthetic"
 #: Columns of ``--help`` that a flag and its metavar may take.
 FLAG_COLUMNS = 34
 
@@ -41,6 +39,15 @@ class Parser(argparse.ArgumentParser):
             hint = near(first.replace("_", "-"), self._option_string_actions) if first else ""
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return result
+
+
+class _Help(argparse.Action):
+    """``--help``, which only notes that it was asked for: the defaults to show depend on the other flags."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
+        namespace.help = True
+        for action in parser._actions:
+            action.required = False
 
 
 def _key_value(text: str) -> tuple[str, Any]:
@@ -86,9 +93,11 @@ def parser(
         usage=f"python -m {program} [flags]" if grouped else None,
         description=description,
         argument_default=argparse.SUPPRESS,
+        add_help=False,
         allow_abbrev=False,
         formatter_class=Grouped if grouped else argparse.HelpFormatter,
     )
+    result.add_argument("-h", "--help", nargs=0, action=_Help, help="show this help message and exit")
     groups = {heading: result.add_argument_group(heading) for heading in headings}
     hints = typing.get_type_hints(config)
     for item in dataclasses.fields(config):
@@ -135,12 +144,15 @@ def resolve(given: Mapping[str, Any], config: type[Config], saved: Mapping[str, 
     Raises:
         UsageError: an invalid value.
     """
-    given = dict(given)
-    if "config" in given:
-        given = {**read_toml(given["config"], config), **given}
+    given = _with_file(given, config)
     if saved is not None:
         return config(**{**saved, **given})
     return config(**{**_defaults(config, given), **given})
+
+
+def _with_file(given: Mapping[str, Any], config: type[Any]) -> dict[str, Any]:
+    """The flags in ``given`` and those of the configuration file that they name."""
+    return {**read_toml(given["config"], config), **given} if "config" in given else dict(given)
 
 
 def _defaults(config: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,23 +164,23 @@ def _defaults(config: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
 def given(config: type[Any], program: str, description: str, arguments: Sequence[str] | None) -> dict[str, Any]:
     """Parse the command line (``sys.argv`` if ``arguments`` is None) and check the types.
 
+    With ``--help`` it prints the flags, with the defaults that hold beside the other flags given, and exits.
+
     Raises:
         UsageError: an invalid value, such as an empty path, which would mean the current folder.
     """
-    defaults = None
-    if hasattr(config, "defaults"):
-        # --help shows the defaults of the given preset.
-        early = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS, exit_on_error=False)
-        for name in ("preset", "recipe"):
-            early.add_argument(f"--{name}", choices=typing.get_args(typing.get_type_hints(config)[name]))
-        with contextlib.suppress(argparse.ArgumentError, SystemExit):
-            defaults = _defaults(config, vars(early.parse_known_args(arguments)[0]))
-    values = vars(parser(config, program, description, defaults).parse_args(arguments))
+    values = vars(parser(config, program, description).parse_args(arguments))
+    wants_help = values.pop("help", False)
     for item in dataclasses.fields(config):
         if item.metadata.get("key_values") and item.name in values:
             values[item.name] = dict(values[item.name])
     hints = typing.get_type_hints(config)
-    return {name: typed(flag_name(name), value, hints[name]) for name, value in values.items()}
+    values = {name: typed(flag_name(name), value, hints[name]) for name, value in values.items()}
+    if wants_help:
+        shown = parser(config, program, description, _defaults(config, _with_file(values, config)))
+        shown.print_help()
+        shown.exit()
+    return values
 
 
 def subcommand(

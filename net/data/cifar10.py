@@ -56,14 +56,14 @@ def load(path: Path) -> ImageData:
     """
     packed = path.is_file()
     names = [*_TRAIN, _TEST]
-    members = read_members(path, (*names, *(f"{name}.bin" for name in names))) if packed else {}
+    found = read_members(path, (*names, *(f"{name}.bin" for name in names))) if packed else {}
 
     def read(name: str) -> bytes:
-        if packed and name not in members:
+        if packed and name not in found:
             raise DataError(f"{path} holds no {name}; the published CIFAR-10 archives do")
-        return members[name] if packed else read_batch(path, name)
+        return found[name] if packed else read_batch(path, name)
 
-    ending = ".bin" if "data_batch_1.bin" in members or (path / "data_batch_1.bin").is_file() else ""
+    ending = ".bin" if "data_batch_1.bin" in found or (path / "data_batch_1.bin").is_file() else ""
     train = _split(read, tuple(name + ending for name in _TRAIN), path)
     val = _split(read, (_TEST + ending,), path)
     mean, colour = statistics(np.asarray(train.images))

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from ..common.fields import MOST_ROWS, MOST_WORKERS, at_least, at_most, flag, flag_name
 
+#: The ``--data-path`` of random images, optionally with a count: ``synthetic:2048``.
+SYNTHETIC = "synthetic"
 #: The classes of the synthetic shapes (net.data.shapes), in the order of their folders: three words each, and each word
 #: is needed to tell them apart.
 SHAPES = tuple(

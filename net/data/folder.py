@@ -29,11 +29,17 @@ class Listing:
 
     @property
     def digest(self) -> str:
-        """A checksum of every file's name and label."""
+        """A checksum of every file's name and label; of a file in an archive also of its size and, in a zip, its CRC.
+
+        An archive and the folder it was made of have different ones.
+        """
         result = hashlib.sha256("\0".join(self.classes).encode())
         for split in SPLITS:
             for file, label in zip(self.files[split], self.labels[split], strict=True):
                 result.update(f"\0{split}\0{file}\0{label}".encode(errors="surrogateescape"))
+                if self.members is not None:
+                    member = self.members[file]
+                    result.update(f"\0{member.size}\0{member.checksum}".encode())
         return result.hexdigest()
 
 
@@ -94,7 +100,9 @@ class _Archive:
         }
         if len(parents) > 1:
             first, second, *_ = sorted("/".join((*parent, _TRAIN)) for parent in parents)
-            raise DataError(f"{root} holds the folders {printable(first)} and {printable(second)}; give one of them")
+            raise DataError(
+                f"{root} holds the folders {printable(first)} and {printable(second)}; make an archive of one of them"
+            )
         if not parents:
             raise DataError(f"{root} holds no image folder: no images in a folder train/CLASS/")
         (parent,) = parents

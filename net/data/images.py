@@ -8,9 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..common import seeds
-from ..common.cli import SYNTHETIC
 from ..common.printing import printable
-from .config import SHAPES
+from .config import SHAPES, SYNTHETIC
 from .jpeg import JpegImages
 
 
@@ -56,13 +55,16 @@ def hold_out(labels: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], 
     Returns:
         Their numbers, int64, increasing: those that stay, and the ``count`` that are held out.
     """
+    if not count:
+        return np.arange(len(labels)), np.empty(0, np.int64)
     shuffled = seeds.held_out().permutation(len(labels))
+    own = labels[shuffled]
+    by_class, sizes = np.argsort(own, kind="stable"), np.bincount(own)
     # An image's place among those of its class, from 0 to 1: a limit takes the same share of every class.
-    places = np.empty(len(labels))
-    for label in np.unique(labels):
-        members = shuffled[labels[shuffled] == label]
-        places[members] = (np.arange(len(members)) + 0.5) / len(members)
-    order = shuffled[np.argsort(places[shuffled], kind="stable")]
+    rank = np.arange(len(own)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    places = np.empty(len(own))
+    places[by_class] = (rank + 0.5) / np.repeat(sizes, sizes)
+    order = shuffled[np.argsort(places, kind="stable")]
     return np.sort(order[count:]), np.sort(order[:count])
 
 
@@ -81,7 +83,7 @@ class ImageData:
 
     ``path`` is the ``--data-path`` that opens it again, None for the embedded digits. ``mean`` is the training images'
     mean, float32 ``[size, size, 3]`` in gray levels 0..255. ``decoder`` is what decodes images as they are read, with
-    its version, None where they are pixels.
+    its version and the quality they were encoded with, None where they are pixels.
     """
 
     path: str | None

@@ -51,6 +51,12 @@ class JpegImages:
         return out
 
     def __getitem__(self, rows: int | slice | NDArray[np.int64]) -> NDArray[np.uint8]:
-        samples = np.atleast_1d(np.arange(len(self))[rows])
+        samples: Sequence[int] | NDArray[np.int64]
+        if isinstance(rows, (int, np.integer)):
+            samples = [int(rows)]
+        elif isinstance(rows, slice):
+            samples = range(len(self))[rows]
+        else:
+            samples = np.arange(len(self))[rows]
         found = self.take(samples, 0, np.empty((len(samples), *self.shape[1:]), np.uint8), "clip")
         return found[0] if isinstance(rows, (int, np.integer)) else found

@@ -71,11 +71,11 @@ class Loader:
         seed: of the order.
         cache: keep the images in the device's or the host's memory.
         threads: threads that read one batch together.
-        rank, ranks: this process and how many share each batch; ``ranks`` divides ``batch_size``.
+        rank, replicas: this process and how many share each batch; ``replicas`` divides ``batch_size``.
         only: int64 numbers of the images that are read; all of the split's by default.
 
     Raises:
-        ValueError: fewer images than a batch needs, or ranks that do not divide the batch.
+        ValueError: fewer images than a batch needs, or ``replicas`` that do not divide it.
     """
 
     def __init__(

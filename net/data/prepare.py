@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import time
 from collections import deque
@@ -290,6 +291,13 @@ def _existing(target: Path, listing: Listing, packing: Packing, any_kind: bool) 
             raise DataError(f"{target} holds {there}, not {packing}; remove it or give another folder")
         return True
     if target.is_dir():
+        other = "pixels" if packing.kind == "jpeg" else "jpeg"
+        if any((target / images_file(split, other)).exists() for split in SPLITS):
+            raise DataError(
+                f"{target} holds an unfinished store of {'JPEG images' if other == 'jpeg' else 'pixels'}; to finish it "
+                f"run python -m net.prepare {shlex.quote(str(listing.root))} {shlex.quote(str(target))} --format "
+                f"{other}, with the other flags it was begun with; or remove it"
+            )
         files = {images_file(split, packing.kind) for split in SPLITS}
         ours = {PROGRESS, "skipped.txt", *files, *small_files(packing.kind)}
         for path in target.iterdir():

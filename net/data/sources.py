@@ -1,5 +1,8 @@
 """Which data a path means."""
 
+import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ..common.errors import DataError, UsageError
@@ -27,6 +30,7 @@ def open_data(
     store: str | None = None,
     val_labels: str | None = None,
     workers: int | None = None,
+    note: bool = True,
 ) -> ImageData:
     """Open the data set that ``path`` names, and pack an image folder, or an archive of one, first.
 
@@ -38,33 +42,37 @@ def open_data(
         store: where an image folder is packed; None is ``PATH.packed``.
         val_labels: label file of a flat validation folder.
         workers: processes that pack.
+        note: whether to print a note if another decoder packed the images.
 
     Raises:
-        DataError: nothing there, or something that is none of these.
+        DataError: nothing there, or something that is none of these. UsageError: ``store`` or ``val_labels`` where
+            nothing is packed.
     """
+    load: Callable[[], ImageData]
+    place = Path(path or "")
     if path is None:
-        return digits.load()
-    count = synthetic.parse(path)
-    if count is not None:
-        return synthetic.load(count, packed_size(image_size), classes)
-    place = Path(path)
-    if not place.exists():
+        what, load = "the embedded digits are none", digits.load
+    elif (count := synthetic.parse(path)) is not None:
+        what, load = f"{path} is none", partial(synthetic.load, count, packed_size(image_size), classes)
+    elif not place.exists():
         raise DataError(f"--data-path {path} does not exist")
-    if is_store(place):
-        if store is not None:
-            raise UsageError(f"--store {store} goes with an image folder, and {path} is a packed store already")
-        return open_store(place)
-    if (archive := cifar10.find(place)) is not None:
-        return cifar10.load(archive)
-    if is_image_folder(place) if place.is_dir() else is_archive(place):
-        target = Path(store) if store is not None else place.with_name(place.name + ".packed")
+    elif is_store(place):
+        what, load = f"{path} is a packed store already", partial(open_store, place, note=note)
+    elif (archive := cifar10.find(place)) is not None:
+        what, load = f"{path} is CIFAR-10", partial(cifar10.load, archive)
+    elif is_image_folder(place) if place.is_dir() else is_archive(place):
+        target = Path(os.path.abspath(path) + ".packed" if store is None else store)
         labels = None if val_labels is None else Path(val_labels)
-        size = packed_size(image_size)
-        prepare(place, target, size=size, any_kind=True, val_labels=labels, workers=workers)
-        return open_store(target)
-    if place.is_dir() and not any(place.iterdir()):
+        prepare(place, target, size=packed_size(image_size), any_kind=True, val_labels=labels, workers=workers)
+        return open_store(target, note=note)
+    elif place.is_dir() and not any(place.iterdir()):
         raise DataError(f"--data-path {path} is empty")
-    raise DataError(
-        f"--data-path {path} is no image folder (train/CLASS/*, val/CLASS/*) and no .tar or .zip of one, no packed "
-        "store and no CIFAR-10"
-    )
+    else:
+        raise DataError(
+            f"--data-path {path} is no image folder (train/CLASS/*, val/CLASS/*) and no .tar or .zip of one, no packed "
+            "store and no CIFAR-10"
+        )
+    for flag, value in (("--store", store), ("--val-labels", val_labels)):
+        if value is not None:
+            raise UsageError(f"{flag} {value} goes with an image folder, and {what}")
+    return load()

@@ -77,11 +77,12 @@ def is_store(path: Path) -> bool:
     return (path / META).is_file()
 
 
-def open_store(path: Path, *, whole: bool = False) -> ImageData:
-    """Map a store into memory, or open its JPEG images. It is said where another decoder packed them.
+def open_store(path: Path, *, whole: bool = False, note: bool = True) -> ImageData:
+    """Map a store into memory, or open its JPEG images. Prints a note if another decoder packed them.
 
     Args:
         path: the folder.
+        note: whether to print it.
         whole: compare every chunk of images with its checksum. Without it a small store is compared whole, and of a
             large one a few chunks spread over each split.
 
@@ -92,11 +93,12 @@ def open_store(path: Path, *, whole: bool = False) -> ImageData:
     size, classes, kind = meta["image_size"], tuple(meta["classes"]), kind_of(meta)
     decodes = None
     if kind == "jpeg":
-        decodes, packed_by = decoder(), meta["jpeg"]["decoder"]
-        if decodes != packed_by:
+        here, packed_by = decoder(), meta["jpeg"]["decoder"]
+        decodes = f"{here}, quality {meta['jpeg']['quality']}"
+        if note and here != packed_by:
             print(
-                f"note: {path} was packed with {printable(packed_by)} and is decoded by {decodes}: pixels may differ "
-                "by a few gray levels from those that other runs on it have seen"
+                f"note: {path} was packed with {printable(packed_by)} and is decoded by {here}: pixels may differ by "
+                "a few gray levels from those that other runs on it have seen"
             )
 
     def array(name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:

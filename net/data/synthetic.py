@@ -3,9 +3,9 @@
 import numpy as np
 
 from ..common import seeds
-from ..common.cli import SYNTHETIC
 from ..common.errors import UsageError
 from ..doors.files import free_host_memory
+from .config import SYNTHETIC
 from .images import ColourComponents, ImageData, Split
 
 DEFAULT_COUNT = 1024

@@ -85,6 +85,8 @@ def read_text(path: Path, what: str, limit: int) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of a library's error message, or the type of the error."""
+    """The first line of a library's error message, or the type of the error; of a KeyError, what is missing."""
+    if isinstance(error, KeyError):
+        return f"{str(error)[:190]} is missing"
     lines = str(error).split("\n")
     return (lines[0].strip() or type(error).__name__)[:200]

@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
 
 from ..common.errors import DataError
-from .files import opened
+from .files import opened, reason
 
 #: What is decoded here, in this process. Pillow knows others: for EPS it starts Ghostscript, for which a file need only
 #: begin as one, whatever it is called.
@@ -89,16 +89,19 @@ def opened_image(source: Path | str | bytes, size: int) -> Iterator[Image.Image]
         raise UnreadableImageError("no image in a raster format that is known here") from None
     except Exception as error:
         # On damaged files Pillow's decoders raise nearly everything: struct.error, RuntimeError, AttributeError, ...
-        raise UnreadableImageError(" ".join(str(error).split()) or type(error).__name__) from None
+        raise UnreadableImageError(reason(error)) from None
 
 
 def turned(image: Image.Image) -> Image.Image:
     """``image`` turned as its metadata say; as it is stored where they cannot be read."""
     try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+        orientation = image.getexif().get(_ORIENTATION)
+    except MemoryError:
+        raise
     except Exception:
         # Whatever a damaged tag makes Pillow raise, the pixels are whole.
         return image
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
     if turn is None:
         return image
     result = image.transpose(turn)
@@ -138,7 +141,7 @@ def decode_jpeg(content: bytes, pixels: NDArray[np.uint8]) -> None:
     except MemoryError:
         raise
     except Exception as error:
-        raise UnreadableImageError(" ".join(str(error).split()) or type(error).__name__) from None
+        raise UnreadableImageError(reason(error)) from None
 
 
 def encode_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:

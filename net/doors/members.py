@@ -1,4 +1,4 @@
-"""Archives of image files, ``.tar`` and ``.zip``: what they hold, and each file read where it lies, unpacked nowhere.
+"""Archives of image files, ``.tar`` and ``.zip``: what they hold, and each file read in place.
 
 No name of a member is ever a path here; one that would lead out of a folder is refused all the same.
 """
@@ -21,7 +21,7 @@ _STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 #: Of a zip's local header: its length without name and extra field, and where the lengths of those stand.
 _LOCAL_HEADER, _LENGTHS_AT = 30, 26
 _ENCRYPTED = 1
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd"}
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"(\xb5/\xfd": "zstd"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +46,15 @@ def is_archive(path: Path) -> bool:
         return False
     with opened(path, "archive", limit=2**63) as file:
         head = file.read(512)
-    return _is_zip(head) or head[257:262] == b"ustar" or path.name.endswith((".tar", ".zip", ".tar.gz", ".tgz"))
+    return _is_zip(head) or _is_tar(head) or path.name.endswith((".tar", ".zip", ".tar.gz", ".tgz"))
 
 
 def _is_zip(head: bytes) -> bool:
     return head.startswith((b"PK\3\4", b"PK\5\6"))
+
+
+def _is_tar(head: bytes) -> bool:
+    return head[257:262] == b"ustar"
 
 
 def members(path: Path) -> tuple[dict[str, Member], set[str]]:
@@ -67,9 +71,10 @@ def members(path: Path) -> tuple[dict[str, Member], set[str]]:
             size = file.seek(0, 2)
             file.seek(0)
             for magic, program in _COMPRESSED.items():
-                if head.startswith(magic):
+                # A tar begins with the name of its first file.
+                if head.startswith(magic) and not _is_tar(head):
                     raise DataError(
-                        f"{path} is compressed with {program}, and images are read from an archive where they lie; "
+                        f"{path} is compressed with {program}, and images are read in place from an archive; "
                         "unpack it, or make a plain .tar or a .zip of it"
                     )
             add = _add_zip if _is_zip(head) else _add_tar
@@ -78,7 +83,7 @@ def members(path: Path) -> tuple[dict[str, Member], set[str]]:
         raise
     except Exception as error:
         # zipfile and tarfile raise struct.error, ValueError, OSError and others of their own, by where the damage is.
-        raise DataError(f"{path} is no whole .tar or .zip archive: {reason(error)}") from None
+        raise DataError(f"{path} is not a complete .tar or .zip archive: {reason(error)}") from None
     return files, folders
 
 
@@ -114,31 +119,40 @@ def _add_zip(file: BinaryIO, size: int, files: dict[str, Member], folders: set[s
 
 def _add_tar(file: BinaryIO, size: int, files: dict[str, Member], folders: set[str]) -> None:
     with tarfile.open(fileobj=file, mode="r:") as archive:
-        end = 0
+        taken = 0
         while (item := archive.next()) is not None:
             # tarfile keeps what it has read, a kilobyte for each file.
             archive.members.clear()  # type: ignore[attr-defined]
-            end = item.offset_data + (item.size if item.isreg() and not item.issparse() else 0)
             name = _name(item.name)
             if item.isdir():
                 folders.add(name)
-            elif item.islnk():
-                original = files.get(_name(item.linkname))
-                _add(
-                    files, name, original or Member(0, 0, 0, refused="it is a link to a file that does not come first")
-                )
-            else:
-                refused = ""
-                if item.issparse():
-                    refused = "it has holes"
-                elif not item.isreg():
-                    refused = "it is a link or a device, which is not followed in an archive"
-                elif end > size:
-                    raise ValueError("it is cut short")
-                _add(files, name, Member(item.offset_data, item.size, item.size, refused=refused))
-        if size < end + tarfile.BLOCKSIZE:
-            # tarfile takes the end of the file for that of the archive, which a block of zeros marks.
+                continue
+            refused = ""
+            if item.islnk():
+                refused = "it is a link to a file that does not come first"
+            elif item.issparse():
+                refused = "it has holes"
+            elif not item.isreg():
+                refused = "it is a link or a device, which is not followed in an archive"
+            elif item.offset_data + item.size > size:
+                raise ValueError("it is cut short")
+            member = Member(item.offset_data, item.size, item.size, refused=refused)
+            if item.islnk():
+                member = files.get(_name(item.linkname), member)
+            _add(files, name, member)
+            taken += 0 if member.refused else member.size
+        if taken > size:
+            # Links to one file: a small archive could then hold any number of images.
+            raise ValueError(
+                "its files and the hard links to them take more bytes than it has; repack it without links"
+            )
+        # tarfile takes the end of the file, and a header that is damaged, for the end of the archive.
+        file.seek(archive.offset)
+        rest = file.read(2 * tarfile.BLOCKSIZE)
+        if len(rest) < tarfile.BLOCKSIZE:
             raise ValueError("it is cut short, after a whole file")
+        if any(rest):
+            raise ValueError(f"what follows at byte {archive.offset:,} is neither a file nor the archive's end")
 
 
 def _add(files: dict[str, Member], name: str, member: Member) -> None:

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import threading
+import weakref
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,8 +73,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     except (DataError, MemoryError):
         raise
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError, UsageError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else reason(error)
-        raise DataError(f"{path / META} is damaged: {what}") from None
+        raise DataError(f"{path / META} is damaged: {reason(error)}") from None
     return meta
 
 
@@ -162,6 +162,7 @@ class PackedFiles:
         try:
             with opened(path, "store", limit=2**63) as file:
                 self._file = os.fdopen(os.dup(file.fileno()), "rb", buffering=0)
+                weakref.finalize(self, self._file.close)
                 size = file.seek(0, 2)
         except MissingError:
             raise DataError(f"{path} is missing; prepare the images again") from None

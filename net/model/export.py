@@ -29,7 +29,6 @@ INPUT, OUTPUT = "images", "logits"
 OPSET = 13
 #: An ONNX IR version old enough for old runtimes.
 IR_VERSION = 8
-_PLAIN = {"strides": [1, 1], "dilations": [1, 1], "pads": [0, 0, 0, 0]}
 
 
 class _Graph:

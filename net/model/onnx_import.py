@@ -17,11 +17,13 @@ from torch import Tensor
 from ..common.errors import DataError, UsageError
 from ..common.fields import from_table
 from ..doors import onnx as door
+from ..doors.files import reason
 from ..doors.onnx import OnnxFile, library
 from ..doors.safetensors import METADATA, metadata_of
 from .config import VARIANTS, AlexNetConfig, ConvolutionConfig, DenseConfig, Operation
 from .export import onnx_nodes
 
+#: What a convolution does where its attributes do not say.
 _PLAIN = {"strides": [1, 1], "dilations": [1, 1], "pads": [0, 0, 0, 0]}
 
 
@@ -56,7 +58,7 @@ def read_onnx(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         config = from_table(AlexNetConfig, metadata["network"], "network")
     except (UsageError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: its network metadata is invalid: {error}") from None
+        raise DataError(f"{path}: its network metadata is invalid: {reason(error)}") from None
     if list(file.model.graph.node) != onnx_nodes(config):
         raise DataError(f"{path}: its operators do not match its network metadata, variant {config.variant}")
     return file.initializers, metadata
@@ -91,6 +93,14 @@ class _Chain:
             raise self.error(node, f"has no {'weight' if index == 1 else 'bias'} in the file")
         return self.tensors[node.input[index]].float()
 
+    def add_dense(self, node: Any, weight: Tensor, bias: Tensor) -> None:
+        """Append a dense layer with ``weight``, ``[outputs, inputs]``."""
+        if weight.dim() != 2:
+            raise self.error(node, f"has a weight of shape {list(weight.shape)}; it must have two dimensions")
+        if bias.numel() != len(weight):
+            raise self.error(node, f"adds {list(bias.shape)} to {len(weight)} features")
+        self.dense.append((weight, bias.flatten()))
+
     def take(self, node: Any, values: dict[str, Any]) -> None:
         """Parse the next operator of the chain, with its attributes."""
         kind, TensorProto = node.op_type, library().TensorProto  # noqa: N806 - a class
@@ -109,14 +119,20 @@ class _Chain:
             self.ended = True
         elif kind == "Conv" and not self.flat:
             values = {**_PLAIN, "group": 1, **values}
-            for name in ("strides", "dilations", "pads"):
-                if len(set(values[name])) > 1:
-                    raise self.error(node, f"has {name} {values[name]}; they must be equal on all sides")
-            weight = self.tensor(node, 1)
+            for name, default in _PLAIN.items():
+                given = values[name]
+                if len(given) != len(default) or len(set(given)) > 1:
+                    raise self.error(node, f"has {name} {given}; they must be {len(default)} equal numbers")
+            weight, bias = self.tensor(node, 1), self.tensor(node, 2)
             plain = weight.dim() == 4 and weight.shape[2] == weight.shape[3] and values["dilations"][0] == 1
             if not plain or values["group"] not in (1, 2) or values.get("auto_pad", b"NOTSET") != b"NOTSET":
                 raise self.error(node, "must have a square kernel, 1 or 2 groups, no dilation and explicit pads")
-            self.convolutions.append((weight, self.tensor(node, 2), values, []))
+            kernel = list(weight.shape[2:])
+            if values.get("kernel_shape", kernel) != kernel:
+                raise self.error(node, f"has kernel_shape {values['kernel_shape']} and a weight for {kernel}")
+            if bias.shape != weight.shape[:1]:
+                raise self.error(node, f"adds {list(bias.shape)} to {len(weight)} channels")
+            self.convolutions.append((weight, bias, values, []))
         elif kind == "Relu" and self.dense and not self.ended:
             self.activated += 1
         elif kind == "Gemm" and not self.ended:
@@ -125,18 +141,15 @@ class _Chain:
             if self.activated != len(self.dense):
                 raise self.error(node, "must have a Relu before it")
             weight = self.tensor(node, 1)
-            self.dense.append((weight if values.get("transB", 0) else weight.T, self.tensor(node, 2)))
+            self.add_dense(node, weight if values.get("transB", 0) else weight.mT, self.tensor(node, 2))
         elif kind == "MatMul" and not self.ended:
             if self.activated != len(self.dense):
                 raise self.error(node, "must have a Relu before it")
-            weight = self.tensor(node, 1).T
-            self.dense.append((weight, torch.zeros(len(weight))))
+            weight = self.tensor(node, 1).mT
+            self.add_dense(node, weight, torch.zeros(len(weight)))
             self.added = True
         elif kind == "Add" and added:
-            weight, bias = self.dense[-1][0], self.tensor(node, 1)
-            if bias.numel() != len(weight):
-                raise self.error(node, f"adds {list(bias.shape)} to {len(weight)} features")
-            self.dense[-1] = weight, bias.flatten()
+            self.add_dense(node, self.dense.pop()[0], self.tensor(node, 1))
         elif kind in ("Relu", "LRN", "MaxPool") and self.convolutions and not self.flat:
             followers = self.convolutions[-1][3]
             operation: Operation = "activation" if kind == "Relu" else "lrn" if kind == "LRN" else "pool"
@@ -265,7 +278,9 @@ def _walk(path: Path, graph: Any, nodes: list[Any], tensors: Mapping[str, Tensor
             raise chain.error(node, f"does not read {value}; the operators must be a chain")
         try:
             chain.take(node, {item.name: library().helper.get_attribute_value(item) for item in node.attribute})
-        except (KeyError, IndexError, TypeError, RuntimeError) as error:
+        except DataError:
+            raise
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise chain.error(node, f"has missing or invalid attributes or weights: {error}") from None
         value = node.output[0]
     if not chain.convolutions or not chain.dense or not chain.lrn or chain.activated != len(chain.dense) - 1:

@@ -133,8 +133,8 @@ class TrainConfig(RecipeConfig):
     val_labels: str | None = _data(None, "label file of a flat validation folder; see net.prepare", metavar="FILE")
     hold_out: int = _data(
         0,
-        "train without so many training images, each class's share and always the same ones, and validate on these "
-        "(to choose a recipe)",
+        "validate on N training images (the same ones for every seed, in proportion to class size) and train on the "
+        "rest",
         metavar="N",
     )
     workers: int = _data(2, "threads that read images", short="j", metavar="N")
@@ -224,6 +224,17 @@ class TrainConfig(RecipeConfig):
         if self.lr_scheduler == "multistep" and not self.lr_milestones:
             milestones = sorted({max(1, round(0.6 * self.epochs)), max(1, round(0.85 * self.epochs))})
             object.__setattr__(self, "lr_milestones", tuple(milestones))
+
+    def check_data_path(self) -> None:
+        """Check that a data set is given to presets other than digits, whose own is embedded.
+
+        Raises:
+            UsageError: none is.
+        """
+        if self.data_path is None and self.preset != "digits":
+            raise UsageError(
+                f"--preset {self.preset} needs --data-path; synthetic gives random images, to measure speed"
+            )
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:

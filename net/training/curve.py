@@ -12,7 +12,6 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
 from ..common.files import atomic_write
-from ..data.images import short_name
 from .config import TrainConfig
 from .runs import read_metrics
 
@@ -48,9 +47,15 @@ def figure(rows: Sequence[dict[str, Any]], title: str, judged_by: str) -> Figure
     return result
 
 
-def draw(folder: Path, config: TrainConfig) -> Path:
-    """Draw ``curve.png`` from the metrics of the run in ``folder``, whose flags are ``config``."""
-    title = f"{config.network} on {short_name(config.data_path, ())}"
+def draw(folder: Path, config: TrainConfig, data: str) -> Path:
+    """Draw ``curve.png`` from the metrics of the run in ``folder``.
+
+    Args:
+        folder: the run folder.
+        config: the run's flags.
+        data: what its data set is called.
+    """
+    title = f"{config.network} on {data}"
     judged_by = "held-out images" if config.hold_out else "validation"
     picture = io.BytesIO()
     figure(read_metrics(folder), title, judged_by).savefig(picture, format="png", dpi=130)

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import pretrained
-from ..common.cli import SYNTHETIC
 from ..common.errors import DataError, UsageError
 from ..common.fields import flag_name
 from ..common.files import atomic_write, locked, remove_partials
+from ..data.config import SYNTHETIC
 from ..doors import metrics
-from ..doors.config import read_toml
+from ..doors.toml import read_toml
 from .config import TrainConfig
 
 RUNS = Path("runs")

@@ -11,7 +11,7 @@ from kernels import compiler
 
 from .. import pretrained
 from ..common.errors import DataError, UsageError
-from ..common.fields import from_table
+from ..common.fields import flag_name, from_table
 from ..data.images import ImageData
 from ..data.sources import open_data, packed_size
 from ..model import weights
@@ -55,14 +55,17 @@ def check_frozen(config: TrainConfig, plan: AlexNetConfig) -> None:
         raise UsageError("--freeze names every layer; at least one must be trained")
 
 
-def open_run_data(config: TrainConfig) -> tuple[ImageData, AlexNetConfig]:
+def open_run_data(config: TrainConfig, resumed: bool = False) -> tuple[ImageData, AlexNetConfig]:
     """Open the data set of a run, and complete the architecture from it.
+
+    Args:
+        config: the flags.
+        resumed: the run goes on; what decoded its images before is then compared by :func:`.state.restore`.
 
     Raises:
         UsageError: no data set is given. DataError: the images do not fit the network.
     """
-    if config.data_path is None and config.preset != "digits":
-        raise UsageError(f"--preset {config.preset} needs --data-path; synthetic gives random images, to measure speed")
+    config.check_data_path()
     plan = architecture(config)
     check_frozen(config, plan)
     data = open_data(
@@ -72,6 +75,7 @@ def open_run_data(config: TrainConfig) -> tuple[ImageData, AlexNetConfig]:
         store=config.store,
         val_labels=config.val_labels,
         workers=None,
+        note=not resumed,
     )
     if data.size < plan.image_size:
         raise DataError(
@@ -140,7 +144,7 @@ def forms_wanted(config: TrainConfig, model: AlexNet, training_images: int, devi
     Args:
         config: the flags, with the precision resolved.
         model: the network, on ``device``.
-        training_images: number of training images.
+        training_images: images of an epoch.
         device: where the network runs.
     """
     available = list(forms(model, device))
@@ -168,7 +172,7 @@ def forms_wanted(config: TrainConfig, model: AlexNet, training_images: int, devi
 def identity(config: TrainConfig, data: ImageData, step: int) -> dict[str, object]:
     """What must agree on all ranks, by description: flags, data and the update to continue from."""
     places = ("data_path", "store", "val_labels", "init_from", "device")
-    flags = {f"--{name}": value for name, value in runs.settings(config).items() if name not in places}
+    flags = {flag_name(name): value for name, value in runs.settings(config).items() if name not in places}
     labels, images = hashlib.sha256(), hashlib.sha256()
     for split in (data.train, data.val):
         labels.update(split.labels.tobytes())

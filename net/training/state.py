@@ -102,7 +102,7 @@ def restore(trainer: "Trainer", path: Path, state: dict[str, Any]) -> None:
         ways = [f"decoded by {printable(str(each))}" if each else "stored as pixels" for each in (decoded, decodes)]
         print(
             f"note: this run's images were {ways[0]} and are now {ways[1]}: order, crops and colours stay "
-            "the same; pixels may differ by a few gray levels, so resuming is not bit-exact"
+            "the same, pixels may not, so resuming is not bit-exact"
         )
     before, now = state.get("parallel", {"strategy": "none", "ranks": 1}), _parallel(trainer)
     if before == now:

@@ -84,7 +84,7 @@ class Trainer:
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         step = 0 if resumed is None else resumed[1]["step"]
         self.data, self.plan = world.opened(
-            lambda: open_run_data(config), lambda opened: identity(config, opened[0], step)
+            lambda: open_run_data(config, resumed is not None), lambda opened: identity(config, opened[0], step)
         )
         seeds.weights(config.seed)
         model = AlexNet(self.plan)
@@ -93,7 +93,8 @@ class Trainer:
         for name in config.freeze:
             model.get_submodule(name).requires_grad_(False)
         model = model.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
-        chosen = forms_wanted(config, model, len(self.data.train), self.device)
+        kept, held_out = hold_out(self.data.train.labels, config.hold_out)
+        chosen = forms_wanted(config, model, len(kept), self.device)
         use(model, chosen)
         if self.device.type == "cuda":
             self.config = replace(config, forms=asdict(chosen))
@@ -104,7 +105,6 @@ class Trainer:
         self.schedule = Schedule(config)
         cache = cache_that_fits(self.data.train, config.cache, self.device)
         common: dict[str, Any] = {"device": self.device, "threads": config.workers}
-        kept, held_out = hold_out(self.data.train.labels, config.hold_out)
         #: What the errors are of.
         self.judged_by = "held-out" if config.hold_out else "validation"
         self.train_loader = Loader(
@@ -137,10 +137,9 @@ class Trainer:
         self.total_steps = config.epochs * self.steps_per_epoch
         if config.max_steps is not None:
             self.total_steps = min(self.total_steps, config.max_steps)
-        self.step = 0
+        self.step, self.evaluated_step = 0, -1
         #: Epochs whose end has been handled: evaluation, learning rate, checkpoint.
         self.epochs_closed = 0
-        self.evaluated_step = -1
         self.errors: Errors | None = None
         self.elapsed = 0.0
         self.interval = Interval(self.device, self.part.weight)
@@ -177,6 +176,8 @@ class Trainer:
                 if not self.compiled:
                     self.world.enforce_timeout(self.part.groups)
                 start_step = self.step
+                # Ranks decide by the vote before: without this one, a run resumed after its time budget would train.
+                self._agreed()
                 while True:
                     if self.step // self.steps_per_epoch > self.epochs_closed:
                         if not self._close_epoch():
@@ -421,12 +422,11 @@ class Trainer:
         from . import curve
 
         weights.save(self.folder / "model.safetensors", parameters, metadata(self))
-        curve.draw(self.folder, self.config)
+        curve.draw(self.folder, self.config, self.data.short_name)
         assert self.errors is not None
+        why = " (the schedule ended)" if self.schedule.finished else " (the time budget is used up)"
         if self.step >= self.total_steps:
             why = ""
-        else:
-            why = " (the schedule ended)" if self.schedule.finished else " (the time budget is used up)"
         print(
             f"\ntrained {self.step:,} updates in {duration(self.elapsed)}{why}: {accuracies(self.errors)} of "
             f"{self.errors.images:,} {self.judged_by} images; "

@@ -15,7 +15,7 @@ import torch
 from kernels import private
 from tests.commands import ROOT, environment
 
-#: Used where they stand: the first three are documented, the last a benchmark's. :data:`private.NAMES` has them too.
+#: Used where they stand: the first three are documented, the last a benchmark's. ``private.NAMES`` has them too.
 IN_PLACE = (
     *("torch._foreach_mul_", "torch._foreach_add_", "torch._inductor.aoti_compile_and_package"),
     *("torch._dynamo.reset", "torch.cuda._sleep"),

@@ -48,6 +48,43 @@ def test_help_shows_the_preset_s_defaults(capsys: pytest.CaptureFixture[str]) ->
             assert f"random horizontal reflections ({reflect})" in text
 
 
+def test_help_shows_the_defaults_that_hold(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Whatever decides them: here the preset of a file, and the number of epochs, which drops the time budget."""
+    (tmp_path / "a.toml").write_text('preset = "imagenet"')
+    budget = "stop after this many seconds of training; 0 for no limit"
+    for arguments, has, has_not in (
+        (("--config", str(tmp_path / "a.toml")), "may end earlier (90)", "(60.0)"),
+        (("--config", str(tmp_path / "a.toml"), "--preset", "digits"), "may end earlier (20)", "(90)"),
+        ((), f"{budget} (60.0)", "(90)"),
+        (("--epochs", "3"), budget, f"{budget} (60.0)"),
+    ):
+        text = " ".join(help_of(capsys, *arguments).split())
+        assert has in text
+        assert has_not not in text
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "says"),
+    [
+        ("train", ["--help", "--preset", "bogus"], "argument --preset: invalid choice: 'bogus'"),
+        ("train", ["--help", "--preset="], "argument --preset: invalid choice: ''"),
+        ("train", ["--help", "--preset"], "argument --preset: expected one argument"),
+        ("train", ["--pre", "imagenet", "--help"], "unrecognized arguments: --pre imagenet; did you mean --preset?"),
+        ("train", ["--help", "--config", "nowhere"], "--config: file nowhere does not exist"),
+        ("evaluate", ["--help", "--bogus"], "unrecognized arguments: --bogus"),
+    ],
+)
+def test_mistakes_beside_help(module: str, arguments: list[str], says: str) -> None:
+    one_line(run_here(f"net.{module}", *arguments), 2, says)
+
+
+def test_help_needs_no_other_argument() -> None:
+    for arguments in (["--help"], ["-h"], ["a", "-h"]):
+        done = run_here("net.export", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert "Write a trained network as ONNX" in done.stdout
+
+
 def test_flags_users_know() -> None:
     line = """--preset imagenet --data-path D --network half --image-size 128 --epochs 3 --max-steps 7 --time-budget 9
         -b 64 --lr 0.02 --momentum 0.8 --weight-decay 0.001 --precision bf16 --no-channels-last --compile --device cpu

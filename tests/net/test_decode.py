@@ -145,6 +145,26 @@ def test_orientation_tag(tmp_path: Path, orientation: int) -> None:
     assert difference(decode(tmp_path / "a.jpg", 64), np.asarray(upright)) < 3
 
 
+def test_an_orientation_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pixels are whole. But memory that is not enough is no damage: the image would be packed unturned."""
+    gradient(64, 64).save(tmp_path / "a.png")
+    expected = decode(tmp_path / "a.png", 64)
+
+    errors: list[BaseException] = [SyntaxError("not a TIFF file"), struct.error("short"), MemoryError()]
+
+    def fail(self: Image.Image) -> None:
+        raise errors.pop(0)
+
+    monkeypatch.setattr(Image.Image, "getexif", fail)
+    for _ in range(2):
+        assert (decode(tmp_path / "a.png", 64) == expected).all()
+    with pytest.raises(MemoryError):
+        decode(tmp_path / "a.png", 64)
+    for value in ([6], "6", (6, 6), None, 9):
+        monkeypatch.setattr(Image.Image, "getexif", lambda self, value=value: {0x0112: value})
+        assert (decode(tmp_path / "a.png", 64) == expected).all()
+
+
 def test_damaged_files_say_why(tmp_path: Path) -> None:
     picture(0, 0, 80, 80).save(tmp_path / "whole.jpg")
     content = (tmp_path / "whole.jpg").read_bytes()

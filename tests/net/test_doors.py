@@ -23,7 +23,7 @@ from net.data.sources import open_data
 from net.data.store import open_store
 from net.doors import archive, files, metrics, pickles
 from net.doors import checkpoint as checkpoint_door
-from net.doors.config import read_toml
+from net.doors.toml import read_toml
 from net.training import checkpoint, runs
 from net.training.config import TrainConfig
 from tests.stores import small_store
@@ -389,6 +389,16 @@ def test_batches(batch: object, says: str) -> None:
     with pytest.raises(DataError) as refused:
         archive.batch(Path("cifar"), "data_batch_1", content)
     assert str(refused.value) == f"cifar: data_batch_1 is not a batch of CIFAR-10: {says}"
+
+
+def test_reasons_are_one_line() -> None:
+    for error, says in (
+        (ValueError("short\nand more"), "short"),
+        (ValueError(), "ValueError"),
+        (ValueError("x" * 1000), "x" * 200),
+        (KeyError("classes"), "'classes' is missing"),
+    ):
+        assert files.reason(error) == says
 
 
 def test_nested_pairs_in_a_batch() -> None:

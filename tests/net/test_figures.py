@@ -1,11 +1,14 @@
 """The figures' numbers against independent computations, the files, and errors."""
 
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from net.analysis import drawings
@@ -16,7 +19,7 @@ from net.data.images import ImageData, Split, short_name, statistics
 from net.data.sources import open_data
 from net.figures import colour_selectivity
 from net.model.alexnet import alexnet
-from net.training import checkpoint
+from net.training import checkpoint, curve
 from tests.commands import ROOT, one_line, run_here
 
 
@@ -29,6 +32,21 @@ def colours_of(path: Path) -> tuple[tuple[int, int], bool]:
     assert (pixels[-1] == 255).all()
     assert path.stat().st_size < 150_000
     return pixels.shape[:2], bool((pixels.max(2) - pixels.min(2) > 60).any())
+
+
+def test_the_curve_names_the_data_as_the_other_figures_do(
+    shapes_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles, figure = [], curve.figure
+
+    def noted(rows: Any, title: str, judged_by: str) -> Figure:
+        titles.append(title)
+        return figure(rows, title, judged_by)
+
+    monkeypatch.setattr(curve, "figure", noted)
+    done = run_here("net.train", "--resume", shutil.copytree(shapes_run, tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert titles == ["digits on synthetic shapes"]
 
 
 def test_colour_selectivity_of_known_kernels() -> None:
@@ -190,6 +208,9 @@ def test_what_cannot_be_drawn_costs_one_line(shapes_run: Path, tmp_path: Path) -
         (2, "--batch-size 5000 is more than the 1442 training images", "activations", "-b", 5000),
     ):
         one_line(run_here("net.figures", *arguments), status, says)
+    done = run_here("net.figures")
+    assert done.returncode == 0, done.stderr
+    assert "python -m net.figures {filters,predictions,neighbours,activations} ..." in done.stdout
 
 
 def test_the_committed_figures_are_small_and_listed() -> None:

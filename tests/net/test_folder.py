@@ -233,11 +233,20 @@ def test_an_archive_is_as_the_folder_in_it(tmp_path: Path, kind: str, above: str
     tree(tmp_path / "folder", *PICTURES)
     listing, same = scan(path), scan(tmp_path / "folder")
     assert (listing.files, listing.labels, listing.classes) == (same.files, same.labels, same.classes)
-    assert listing.digest == same.digest
     assert listing.members is not None
     with open(path, "rb") as file:
         for name, content in PICTURES.items():
             assert read_member(file, listing.members[name]) == content
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_digest_of_an_archive_sees_its_content(tmp_path: Path, kind: str) -> None:
+    """Of a tar the sizes: it has no checksums of its files."""
+    first = scan(packed(tmp_path, PICTURES, kind)).digest
+    assert scan(packed(tmp_path, PICTURES, kind)).digest == first
+    for content, differs in ((bytes(10), True), (bytes(9), kind == "zip")):
+        again = scan(packed(tmp_path, {**PICTURES, "train/b/1.jpg": content}, kind)).digest
+        assert (again != first) == differs
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -295,6 +304,18 @@ def test_links_in_a_tar(tmp_path: Path) -> None:
                 read_member(file, files[f"train/a/{name}.jpg"])
 
 
+def test_many_links_to_one_file_in_a_tar(tmp_path: Path) -> None:
+    """Every one would be decoded: a small archive could keep a machine busy for days."""
+    path = packed(tmp_path, {"train/a/0.jpg": bytes(5000)}, "tar")
+    with tarfile.open(path, "a") as tar:
+        for number in range(1, 10):
+            info = tarfile.TarInfo(f"train/a/{number}.jpg")
+            info.type, info.linkname = tarfile.LNKTYPE, "train/a/0.jpg"
+            tar.addfile(info)
+    with pytest.raises(DataError, match="its files and the hard links to them take more bytes than it has"):
+        members(path)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("names", "says"),
@@ -305,7 +326,7 @@ def test_links_in_a_tar(tmp_path: Path) -> None:
         (["train/a/1.jpg", "./train/a/1.jpg"], "holds 'train/a/1.jpg' twice"),
         (["1.jpg"], "holds no image folder"),
         (["train/1.jpg"], "holds no image folder"),
-        (["x/train/a/1.jpg", "y/train/a/1.jpg"], "holds the folders x/train and y/train; give one of them"),
+        (["x/train/a/1.jpg", "y/train/a/1.jpg"], "holds the folders x/train and y/train; make an archive of one"),
         (["train/a/1.jpg"], "has no folder val"),
         (["train/a/1.jpg", "val/a/1.jpg", "valid/a/1.jpg"], "has the folders val and valid; keep one of them"),
         (["train/a/1.jpg", "val/a/1.jpg", "val/b/1.jpg"], "class 'b' is in"),
@@ -330,8 +351,22 @@ def test_a_damaged_archive(tmp_path: Path, kind: str) -> None:
     # In a tar: in a file, in a header, and between two files, where nothing is missed but the archive's end.
     for content in (whole[:9000], whole[:10300], whole[: 4 * 2560], b"no archive"):
         path.write_bytes(content if kind == "tar" else content[: len(whole) // 2])
-        with pytest.raises(DataError, match=rf"images\.{kind} is no whole \.tar or \.zip archive: "):
+        with pytest.raises(DataError, match=rf"images\.{kind} is not a complete \.tar or \.zip archive: "):
             scan(path)
+
+
+def test_a_damaged_header_in_the_middle_of_a_tar(tmp_path: Path) -> None:
+    """tarfile takes it for the archive's end. A file of nine bytes has two blocks, its header and itself."""
+    path = packed(tmp_path, PICTURES, "tar")
+    whole = path.read_bytes()
+    for damage in (b"\xff", bytes(512)):
+        path.write_bytes(whole[: 3 * 1024] + damage + whole[3 * 1024 + len(damage) :])
+        with pytest.raises(DataError, match="what follows at byte 3,072 is neither a file nor the archive's end"):
+            scan(path)
+    # One block of zeros or two end an archive; what comes after two is none of it.
+    for ending in (bytes(512), bytes(1024) + b"x"):
+        path.write_bytes(whole[: 1024 * len(PICTURES)] + ending)
+        assert len(members(path)[0]) == len(PICTURES)
 
 
 def test_a_file_whose_bytes_changed_in_a_zip(tmp_path: Path) -> None:
@@ -397,9 +432,17 @@ def test_files_that_share_their_bytes_in_a_zip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("mode", "program"), [("w:gz", "gzip"), ("w:bz2", "bzip2"), ("w:xz", "xz")])
 def test_a_compressed_tar_is_refused(tmp_path: Path, mode: str, program: str) -> None:
-    """Its files cannot be read where they lie."""
-    with pytest.raises(DataError, match=f"is compressed with {program}, and images are read from an archive where"):
+    """Its files cannot be read in place."""
+    with pytest.raises(DataError, match=f"is compressed with {program}, and images are read in place"):
         scan(packed(tmp_path, PICTURES, "tar", mode))
+
+
+@pytest.mark.parametrize("magic", ["BZ", "BZh", "\xfd7zXZ", "(\xb5/\xfd"])
+def test_a_tar_whose_first_file_is_named_like_a_compressed_one(tmp_path: Path, magic: str) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", encoding="latin-1", format=tarfile.GNU_FORMAT) as tar:
+        tar.addfile(tarfile.TarInfo(magic))
+    assert len(members(path)[0]) == 1
 
 
 def test_a_tar_with_holes(tmp_path: Path) -> None:

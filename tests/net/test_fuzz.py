@@ -33,8 +33,8 @@ from net.data.decode import decode
 from net.data.store import checksum, open_store
 from net.doors import archive, labels, members, metrics, store
 from net.doors import checkpoint as checkpoint_door
-from net.doors.config import read_toml
 from net.doors.image import UnreadableImageError
+from net.doors.toml import read_toml
 from net.model import weights
 from net.model.alexnet import alexnet
 from net.training import checkpoint

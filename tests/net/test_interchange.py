@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -524,6 +525,44 @@ def test_other_networks_are_refused(tmp_path: Path, spoil: Any, says: str) -> No
     caffe_graph(tmp_path / "other.onnx", spoil=spoil)
     one_line(run_here("net.export", tmp_path / "other.onnx", tmp_path / "again.onnx"), 1, "other.onnx", says)
     assert not (tmp_path / "again.onnx").exists()
+
+
+@onnx_installed
+@pytest.mark.parametrize(
+    ("layer", "attributes", "shapes", "says"),
+    [
+        ("fc6", None, {"weight": (8,)}, "(output fc6_1) has "),
+        ("fc6", None, {"weight": ()}, "(output fc6_1) has "),
+        ("fc6", None, {"bias": ()}, "(output fc6_1) adds [] to 20 features"),
+        ("fc6", None, {"bias": (21,)}, "(output fc6_1) adds [21] to 20 features"),
+        ("conv3", None, {"bias": ()}, "(output conv3_1) adds [] to 12 channels"),
+        ("conv3", None, {"weight": (12, 16)}, "(output conv3_1) must have a square kernel"),
+        ("conv3", {"pads": [1, 1]}, {}, "(output conv3_1) has pads [1, 1]; they must be 4 equal numbers"),
+        ("conv3", {"pads": []}, {}, "(output conv3_1) has pads []; they must be 4 equal numbers"),
+        ("conv3", {"pads": [1]}, {}, "(output conv3_1) has pads [1]; they must be 4 equal numbers"),
+        ("conv3", {"kernel_shape": [5, 5]}, {}, "(output conv3_1) has kernel_shape [5, 5] and a weight for [3, 3]"),
+    ],
+)
+def test_operators_that_nobody_would_write(
+    tmp_path: Path, layer: str, attributes: dict[str, Any] | None, shapes: dict[str, Any], says: str
+) -> None:
+    """Damaged or hostile: every one is named, and none is read as something else."""
+
+    def spoil(nodes: list[Any], tensors: dict[str, Tensor]) -> None:
+        if attributes is not None:
+            _replace(nodes, f"{layer}_1", "Conv", pads=[1, 1, 1, 1], kernel_shape=[3, 3])
+            (node,) = [node for node in nodes if node.output[0] == f"{layer}_1"]
+            for item in node.attribute:
+                if item.name in attributes:
+                    del item.ints[:]
+                    item.ints.extend(attributes[item.name])
+        for part, size in shapes.items():
+            tensors[f"{layer}_{part[0]}_0"] = torch.zeros(size)
+
+    path = tmp_path / "other.onnx"
+    caffe_graph(path, spoil=spoil)
+    with pytest.raises(DataError, match=re.escape(says)):
+        weights.read(path)
 
 
 @onnx_installed

@@ -21,6 +21,7 @@ from net.data import packing as packing_module
 from net.data import prepare as module
 from net.data import store as store_module
 from net.data.folder import scan
+from net.data.jpeg import JpegImages
 from net.data.loader import Loader
 from net.data.packing import Packing
 from net.data.prepare import prepare
@@ -98,6 +99,21 @@ def test_reads_like_an_array(store: Path) -> None:
     assert np.array_equal(images[2:9], whole[2:9])
     assert np.array_equal(images[np.array([7, 0, 146])], whole[[7, 0, 146]])
     assert np.array_equal(images[-1], whole[-1])
+    assert np.array_equal(images[np.int64(3)], whole[3])
+    assert np.array_equal(images[::-50], whole[::-50])
+    assert images[5:5].shape == (0, SIZE, SIZE, 3)
+    for outside in (147, -148):
+        with pytest.raises(IndexError):
+            images[outside]
+
+
+def test_its_file_is_closed_with_it(store: Path) -> None:
+    images = open_store(store).train.images
+    assert isinstance(images, JpegImages)
+    file = images.files._file
+    assert not file.closed
+    del images
+    assert file.closed
 
 
 def test_colours_are_kept_at_full_resolution(store: Path) -> None:
@@ -153,6 +169,20 @@ def test_starts_again_where_it_cannot_go_on(
         os.truncate(target / "train_images.jpegs", 100)
     prepare(folder, target, size=SIZE, quality=QUALITY, workers=1)
     assert contents(target) == contents(store)
+
+
+def test_an_unfinished_store_of_the_other_kind_is_named(folder: Path, tmp_path: Path) -> None:
+    for quality, other, kind in ((QUALITY, None, "JPEG images"), (None, QUALITY, "pixels")):
+        target = tmp_path / (kind.split()[0])
+        target.mkdir()
+        packing = Packing(SIZE, quality)
+        listing = scan(folder)
+        module._lay_out(listing, module._State.start(listing, packing), target, packing)
+        before = contents(target)
+        command = f"net.prepare {folder} {target} --format {packing.kind}, with the other flags"
+        with pytest.raises(DataError, match=f"holds an unfinished store of {kind}; .*{command}"):
+            prepare(folder, target, size=SIZE, quality=other, any_kind=True)
+        assert contents(target) == before
 
 
 @pytest.fixture
@@ -348,7 +378,7 @@ def test_another_decoder_is_said(
     assert capsys.readouterr().out == ""
     monkeypatch.setattr(store_module, "decoder", lambda: "Pillow 99, libjpeg-turbo 9")
     data = open_store(store)
-    assert data.decoder == "Pillow 99, libjpeg-turbo 9"
+    assert data.decoder == f"Pillow 99, libjpeg-turbo 9, quality {QUALITY}"
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"note: {store} was packed with {image.decoder()} and is decoded by Pillow 99, libjpeg-turb")
 
@@ -422,9 +452,28 @@ def test_a_training_resumed_with_another_decoder_says_so(
     monkeypatch.setattr(store_module, "decoder", lambda: "Pillow 99, libjpeg-turbo 9")
     done = run_here("net.train", "--resume", run)
     assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("note: this run's images")]
-    assert f"decoded by {image.decoder()} and are now decoded by Pillow 99, libjpeg-turbo 9: " in line
+    # One note: what packed the store, and whether that is another decoder, does not matter to this run.
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("note: ")]
+    quality = f"quality {QUALITY}"
+    assert (
+        f"this run's images were decoded by {image.decoder()}, {quality} and are now decoded by Pillow 99, "
+        f"libjpeg-turbo 9, {quality}: " in line
+    )
     assert line.endswith("so resuming is not bit-exact")
+
+
+def test_a_training_resumed_with_another_quality_says_so(
+    trained: Path, pixels: Path, folder: Path, tmp_path: Path
+) -> None:
+    """And with pixels: their difference from JPEG is not of a few gray levels, and is not called that."""
+    worse = packed_here(folder, tmp_path / "worse", Packing(SIZE, 20))
+    for number, (store, says) in enumerate(((worse, "quality 20: order"), (pixels, "are now stored as pixels: order"))):
+        run = resumed_from(trained, tmp_path / f"run{number}", 4)
+        done = run_here("net.train", "--resume", run, "--data-path", store)
+        assert done.returncode == 0, done.stderr
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith("note: ")]
+        assert says in line
+        assert "gray levels" not in line
 
 
 def test_ranks_with_other_decoders_do_not_train_together(store: Path) -> None:
@@ -432,3 +481,5 @@ def test_ranks_with_other_decoders_do_not_train_together(store: Path) -> None:
     config = TrainConfig(data_path=str(store))
     one, other = (identity(config, replace(data, decoder=name), 0) for name in (data.decoder, "Pillow 99"))
     assert {name for name in one if one[name] != other[name]} == {"decoder of the images"}
+    # Flags are named as they are typed.
+    assert "--hold-out" in one

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,13 @@ from PIL import Image
 from safetensors import safe_open
 
 import net
-from net import pretrained
-from net.analysis.trained import open_trained
+from net import evaluate, pretrained
+from net.analysis.trained import Trained, open_trained
 from net.common import cli
 from net.common.errors import DataError, UsageError
-from net.model.config import AlexNetConfig
+from net.export import RECIPE, _recipe
+from net.model.alexnet import AlexNet
+from net.model.config import AlexNetConfig, network
 from net.training import runs
 from net.training.config import PRESETS, TrainConfig
 from tests.commands import one_line, run_here
@@ -46,6 +49,7 @@ def test_a_file_says_all_of_its_network_in_few_bytes(name: str) -> None:
     assert {key: metadata["recipe"][key] for key in TOLD_APART} == json.loads(
         json.dumps({key: preset[key] for key in TOLD_APART})
     )
+    assert set(metadata["recipe"]) <= RECIPE
     # Nothing of the machine that it was trained on.
     assert metadata["data_path"] is None or os.sep not in metadata["data_path"]
     assert [row["crops"] for row in metadata["errors"]] == ([1, 10] if network.image_size < 32 else [1])
@@ -151,5 +155,38 @@ def test_weights_to_share_are_those_of_the_run(shapes_run: Path, tmp_path: Path)
     found = json.loads((tmp_path / "e.json").read_text())["results"]
     assert [row["top1_error_percent"] for row in found] == [row["top1_error_percent"] for row in metadata["errors"]]
     assert [row["loss"] for row in found] == [row["loss"] for row in metadata["errors"]]
+    again = tmp_path / "again.safetensors"
+    done = run_here("net.export", path, again, "--format", "safetensors", "--data-path", theirs.data_path)
+    assert done.returncode == 0, done.stderr
+    assert again.read_bytes() == path.read_bytes()
     # Where its images are is not known from the file alone.
+    left = sorted(tmp_path.iterdir())
+    says = f"was trained on {metadata['data_path']}, which is not here: give --data-path"
+    one_line(run_here("net.export", path, tmp_path / "no.safetensors", "--format", "safetensors"), 1, says)
+    assert sorted(tmp_path.iterdir()) == left
     one_line(run_here("net.evaluate", path), 1, f"was trained on {metadata['data_path']}, which is not here")
+
+
+def test_a_file_to_share_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise DataError("an image cannot be decoded")
+
+    monkeypatch.setattr(evaluate, "measured", fails)
+    (tmp_path / "a.safetensors").write_bytes(b"earlier")
+    one_line(run_here("net.export", "digits", tmp_path / "a.safetensors", "--format", "safetensors"), 1, "decoded")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"earlier"]
+
+
+def test_a_recipe_says_what_a_run_learned_from(tmp_path: Path) -> None:
+    """But not where that was, nor what changes nothing."""
+    given = {"init_from": str(tmp_path / "imagenet-001"), "new_head": True, "freeze": ("conv1",), "max_steps": 7}
+    config = cli.resolve({**given, "time_budget": 9.0, "workers": 5, "data_path": "somewhere"}, TrainConfig)
+    runs.write_config(tmp_path, config)
+    trained = Trained(tmp_path / "model.safetensors", AlexNet(network("digits")), None, None, None)
+    recipe = _recipe(trained)
+    assert set(recipe) <= RECIPE
+    assert recipe["init_from"] == "imagenet-001"
+    assert (recipe["new_head"], recipe["freeze"], recipe["max_steps"]) == (True, ("conv1",), 7)
+    assert (recipe["time_budget"], recipe["lr"]) == (9.0, config.lr)
+    # What a file says of itself counts more than what lies beside it.
+    assert _recipe(replace(trained, recipe={"lr": 0.5, "workers": 5})) == {"lr": 0.5}

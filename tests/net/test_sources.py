@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from net.common import seeds
 from net.common.errors import DataError, UsageError
 from net.data import cifar10, digits, synthetic
 from net.data.images import hold_out
@@ -140,6 +141,24 @@ def test_held_out_images_are_of_every_class_and_always_the_same() -> None:
     assert [len(part) for part in hold_out(labels, 0)] == [45, 0]
 
 
+def test_holding_out_takes_the_images_that_it_always_took() -> None:
+    """Published errors are of these. Some classes have no image, one has one, and classes need not be balanced."""
+    generator = np.random.default_rng(0)
+    for classes, count in ((1, 7), (3, 40), (40, 300)):
+        labels = generator.integers(0, classes, count) * 2
+        shuffled = seeds.held_out().permutation(count)
+        places = np.empty(count)
+        for label in np.unique(labels):
+            own = shuffled[labels[shuffled] == label]
+            places[own] = (np.arange(len(own)) + 0.5) / len(own)
+        expected = shuffled[np.argsort(places[shuffled], kind="stable")]
+        for held in (0, 1, count // 3, count):
+            stay, out = hold_out(labels, held)
+            assert (stay.dtype, out.dtype) == (np.int64, np.int64)
+            assert np.array_equal(out, np.sort(expected[:held]))
+            assert np.array_equal(stay, np.sort(expected[held:]))
+
+
 def test_random_images() -> None:
     data = open_data("synthetic:40", image_size=28, classes=5)
     assert data.train.images.shape == (40, 32, 32, 3)
@@ -196,11 +215,26 @@ def test_paths_that_mean_nothing(tmp_path: Path, make, says: str) -> None:  # ty
         open_data(str(tmp_path / "data"), image_size=28, classes=5)
 
 
-def test_a_store_needs_no_other_store(tmp_path: Path) -> None:
-    image_folder(tmp_path / "images", train=2, val=1)
-    open_data(str(tmp_path / "images"), image_size=14, classes=3, workers=1)
-    with pytest.raises(UsageError, match="is a packed store already"):
-        open_data(str(tmp_path / "images.packed"), image_size=14, classes=3, store="x")
+@pytest.mark.parametrize("flag", ["store", "val_labels"])
+def test_flags_of_packing_where_nothing_is_packed(tmp_path: Path, flag: str) -> None:
+    root = image_folder(tmp_path / "images", train=2, val=1)
+    store = packed_here(root, tmp_path / "store", Packing(16))
+    cifar = write(cifar_files("binary"), tmp_path, "binary", False)
+    for path, says in (
+        (None, "the embedded digits are none"),
+        ("synthetic:8", "synthetic:8 is none"),
+        (str(store), "is a packed store already"),
+        (str(cifar), "is CIFAR-10"),
+    ):
+        with pytest.raises(UsageError, match=f"--{flag.replace('_', '-')} x goes with an image folder, and .*{says}"):
+            open_data(path, image_size=14, classes=3, **{flag: "x"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", [".", "../images", "../images/"])
+def test_a_folder_that_is_not_given_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.chdir(image_folder(tmp_path / "images", train=2, val=1))
+    packed_here(tmp_path / "images", tmp_path / "images.packed", Packing(16))
+    assert open_data(path, image_size=14, classes=3).path == str(tmp_path / "images.packed")
 
 
 def archive_of(folder: Path, path: Path) -> Path:

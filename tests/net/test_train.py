@@ -18,7 +18,8 @@ from PIL import Image
 from net.common.files import locked
 from net.model import weights
 from net.model.config import network
-from net.training import checkpoint, curve, runs
+from net.parallel.process_group import Votes, World
+from net.training import checkpoint, curve, runs, setup, trainer
 from net.training.config import TrainConfig
 from net.training.setup import compile_wanted
 from net.training.signals import StopSignal
@@ -302,6 +303,27 @@ def test_time_budget_ends_the_training(tmp_path: Path) -> None:
     )
 
 
+class LateVotes(Votes):
+    """As with several processes: what is decided is what was cast before."""
+
+    def cast(self, *values: int) -> None:
+        self.before, self.last = self.last, list(values)
+
+    def decided(self) -> list[int]:
+        return self.before
+
+
+def test_a_used_up_time_budget_trains_no_further(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(World, "votes", lambda world, count: LateVotes(count))
+    shutil.copytree(whole, tmp_path / "run")
+    done = run_here(
+        "net.train", "--resume", tmp_path / "run", "--epochs", 12, "--max-steps", 60, "--time-budget", 0.001
+    )
+    assert done.returncode == 0, done.stderr
+    assert "trained 44 updates" in done.stdout
+    assert "(the time budget is used up)" in done.stdout
+
+
 def test_signals_that_stop_and_those_that_are_ignored() -> None:
     """A closed terminal (SIGHUP) saves too; signals ignored under nohup or in the background stay ignored."""
     before = {number: signal.getsignal(number) for number in StopSignal.NUMBERS}
@@ -363,12 +385,18 @@ def test_threads_sleep_soon() -> None:
         assert done.stdout.strip() == said
 
 
-def test_held_out_images_take_the_validation_images_place(tmp_path: Path) -> None:
+def test_held_out_images_take_the_validation_images_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted: list[int] = []
+    monkeypatch.setattr(
+        trainer, "forms_wanted", lambda *given: (wanted.append(given[2]), setup.forms_wanted(*given))[1]
+    )
     done = run_here("net.train", "--hold-out", 200, "--max-steps", 2, "--output-dir", tmp_path / "r")
     assert done.returncode == 0, done.stderr
     assert "1,242 training and 200 held-out images" in done.stdout
     assert "19 updates" in done.stdout  # 1,242 images in batches of 64
     assert "of 200 held-out images" in done.stdout
+    # Whether measuring forms pays off depends on how many images are trained on.
+    assert wanted == [1242]
     says = "--batch-size 64 is more than the 42 training images that --hold-out 1400 leaves"
     one_line(run_here("net.train", "--hold-out", 1400), 2, says)
     one_line(run_here("net.train", "--hold-out", 1443), 2, "the 0 training images that --hold-out 1443 leaves")
