@@ -20,7 +20,7 @@ from typing import Any
 from tabulate import tabulate
 
 from net.common import cli
-from net.common.fields import flag
+from net.common.fields import at_least, flag, flag_name
 
 from .measure.environment import ROOT
 from .measure.records import time_columns, write
@@ -224,7 +224,10 @@ class ContentionConfig:
 
     quick: bool = flag(False, "only what compiles nothing, and fewer rounds")
     images: int = flag(16, "images of a batch", metavar="N")
-    record: bool = flag(False, "append what is measured to reports/data")
+    record: bool = flag(False, "append the rows to reports/data")
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "images", called=flag_name)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

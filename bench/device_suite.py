@@ -21,7 +21,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
+from net.common import cli
 from net.common.cli import Parser, spin_briefly
+from net.common.fields import at_least, flag_name
 from net.data.processes import available_cores
 from net.model.config import VARIANTS
 
@@ -200,6 +202,8 @@ class Suite:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts as the command line says; returns the exit status."""
     options = parser().parse_args(arguments)
+    at_least(options, 0, "budget_s", called=flag_name)
+    at_least(options, 1, "batch_size", called=flag_name)
     if not commit():
         parser().error("a record names the commit it measures: run this in a git checkout, or set SOURCE_COMMIT")
     if options.child:
@@ -255,4 +259,4 @@ def child(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

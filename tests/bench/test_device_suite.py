@@ -26,7 +26,7 @@ from bench.suite.run import Run, record
 from bench.suite.summary import summary
 from kernels import aot
 from kernels.gpu import config
-from tests.commands import ROOT, Done, environment
+from tests.commands import ROOT, Done, environment, one_line, run_here
 
 Row = dict[str, Any]
 #: In no order that the suite would choose itself.
@@ -395,6 +395,8 @@ def test_refusals(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     said = capsys.readouterr().err
     assert "invalid choice: 'everything'" in said
     assert said.count("\n") == 1
+    for flag, value, least in (("--batch-size", "0", 1), ("--budget-s", "-1", 0), ("--budget-s", "nan", 0)):
+        one_line(run_here("bench.device_suite", flag, value), 2, f"{flag} must be at least {least}; got {value}")
 
     def start(*arguments: object, **keywords: object) -> None:
         raise AssertionError("nothing begins without a commit")
