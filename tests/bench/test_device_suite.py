@@ -212,10 +212,11 @@ def test_a_gate_marks_what_depends_on_it(toy: Run, statuses: list[str], mark: st
         {"suite": "kernels", "case": "stage1", "implementation": "compiled"},
         {"suite": "layers", "case": "conv1", "implementation": "auto, graph"},
         {"suite": "steps", "case": "update of paper", "implementation": "aten, eager"},
+        {"suite": "steps", "case": "inference of paper", "implementation": "openvino"},
         {"suite": "input", "case": "loader, 2 reading"},
     ]
     record(toy, ({**row, "median_us": 1.0} for row in rows))  # type: ignore[arg-type]
-    assert [row.get("unverified") for row in read_rows(toy.folder) if row["suite"] != "gate"] == [mark] * 3 + [None] * 4
+    assert [row.get("unverified") for row in read_rows(toy.folder) if row["suite"] != "gate"] == [mark] * 3 + [None] * 5
 
 
 def test_an_earlier_gate_of_the_same_kernels_counts(toy: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def test_rows_are_of_the_images_that_can_be_read(tmp_path: Path, monkeypatch: py
     assert {row["photographs"] for row in found} == {3}
     sizes = {row["case"]: row["kb_per_image"] for row in found if "kb_per_image" in row}
     assert sizes["photographs, pixels"] == round(16 * 16 * 3 / 1e3, 2)
-    assert 0 < sizes["photographs, JPEG of quality 80"]
+    assert sizes["photographs, JPEG of quality 80"] > 0
     assert sum("images_per_s" in row for row in found) == 5
     # The first of them is the damaged one.
     one_line(run_here("bench.photographs", tmp_path, "--images", "1"), 1, "none of the first 1 training images")
