@@ -181,16 +181,25 @@ def test_what_cannot_be_drawn_costs_one_line(shapes_run: Path, tmp_path: Path) -
     larger, few = save(tmp_path / "larger.pt"), save(tmp_path / "few.pt", classes=3, image_size=28)
     for status, says, *arguments in (
         (2, "invalid choice: 'kernels'", "kernels"),
-        (2, "the following arguments are required: NAME", *()),
         (2, "--output must end in .png; got x.jpg", "filters", shapes_run, "--output", "x.jpg"),
         (1, "nowhere does not exist", "filters", tmp_path / "nowhere"),
         (1, "was trained on stored images of 32x32, but", "predictions", larger, "--data-path", "synthetic:20"),
-        (1, "has different classes", "neighbours", shapes_run, "--data-path", "synthetic:20"),
-        (1, "shows 6 neighbours", "neighbours", few, "--data-path", "synthetic:5"),
+        (1, "the classes of synthetic:20 differ", "neighbours", shapes_run, "--data-path", "synthetic:20"),
+        (
+            1,
+            "shows 6 neighbours; got 5 training images in synthetic:5",
+            "neighbours",
+            few,
+            "--data-path",
+            "synthetic:5",
+        ),
         (2, "--rates must be more than 0; got -1.0", "activations", "--rates", -1),
         (2, "--batch-size 5000 is more than the 1442 training images", "activations", "-b", 5000),
     ):
         one_line(run_here("net.figures", *arguments), status, says)
+    without = run_here("net.figures")
+    assert (without.returncode, without.stderr) == (0, "")
+    assert "Figure 3" in without.stdout
 
 
 def test_the_committed_figures_are_small_and_listed() -> None:

@@ -424,7 +424,11 @@ def test_a_stored_image_much_larger_than_the_crop_is_remarked(tmp_path: Path) ->
 
 
 def test_images_smaller_than_the_input_are_refused() -> None:
-    one_line(run_here("net.train", "--image-size", 64), 1, "holds images of 32x32, but digits reads 64x64")
+    one_line(
+        run_here("net.train", "--image-size", 64),
+        1,
+        "the images of the embedded digits are 32x32, but digits reads 64x64",
+    )
 
 
 def test_the_first_line_comes_at_once(tmp_path: Path) -> None:
