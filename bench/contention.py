@@ -26,6 +26,10 @@ from .measure.environment import ROOT
 from .measure.records import time_columns, write
 from .subjects.user_program import IMPLEMENTATIONS, SHAPES
 
+DESCRIPTION = (
+    "Time stages 1 and 2, forward and backward, as another program would run them: alone, and beside two processes "
+    "that keep cores busy."
+)
 #: Environment variables that a user's program does not set.
 UNSET = (
     "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "OMP_DYNAMIC", "OMP_PROC_BIND", "GOMP_SPINCOUNT", "GOMP_CPU_AFFINITY",
@@ -220,10 +224,10 @@ def _row(name: str, images: int, count: int, cell: _Cell) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ContentionConfig:
-    """What ``python -m bench.contention`` is asked to do."""
+    """The flags of ``python -m bench.contention``."""
 
-    quick: bool = flag(False, "only what compiles nothing, and fewer rounds")
-    images: int = flag(16, "images of a batch", metavar="N")
+    quick: bool = flag(False, "eager implementations only, and fewer rounds")
+    images: int = flag(16, "batch size", metavar="N")
     record: bool = flag(False, "append the rows to reports/data")
 
     def __post_init__(self) -> None:
@@ -258,8 +262,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure as the command line says; returns the exit status."""
-    description = __doc__.splitlines()[0]
-    config = cli.resolve(cli.given(ContentionConfig, "bench.contention", description, arguments), ContentionConfig)
+    config = cli.resolve(cli.given(ContentionConfig, "bench.contention", DESCRIPTION, arguments), ContentionConfig)
     names = EAGER if config.quick else tuple(IMPLEMENTATIONS)
     begin = time.perf_counter()
 

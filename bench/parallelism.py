@@ -40,8 +40,8 @@ from .subjects.one_rank import alone, usable
 from .subjects.parallel_losses import BATCH, EPOCHS, REORDERED, VARIANT, learn
 
 DESCRIPTION = (
-    "Compare the strategies of net.parallel at equal global batch and seed. Every measurement runs in processes of its "
-    "own, which share the cores of a CPU equally; the figures are those of rank 0."
+    "Compare the strategies of net.parallel at equal global batch size and seed. Every measurement runs in its own "
+    "processes, which share the cores of a CPU equally; figures are those of rank 0."
 )
 CASE = "update of a network in parallel"
 LINK_CASE = "all-reduce of two processes"
@@ -353,15 +353,34 @@ def parser() -> argparse.ArgumentParser:
     """The command line; ``--job`` is for the processes that this one starts."""
     result = Parser(prog="python -m bench.parallelism", description=DESCRIPTION)
     result.add_argument(
-        "--network", nargs="+", choices=sorted(VARIANTS), default=["paper", VARIANT], help="networks (paper, digits)"
+        "--network",
+        nargs="+",
+        choices=VARIANTS,
+        default=["paper", VARIANT],
+        metavar="NAME",
+        help=f"networks to measure (paper, digits), of {', '.join(VARIANTS)}",
     )
     result.add_argument(
-        "--batch-size", type=int, help="images of all ranks together (32 of 224x224 and more, 64 of smaller ones)"
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="global batch size; by default 32, or 64 for images smaller than 224x224",
     )
-    result.add_argument("--updates", type=int, default=10, help="updates that are timed (10)")
-    result.add_argument("--ranks", type=int, default=2, help="world size: processes of a strategy (2)")
-    result.add_argument("--only", nargs="+", choices=ALL, default=ALL, metavar="NAME", help=f"of {', '.join(ALL)}")
-    result.add_argument("--output", type=Path, default=DATA, help="folder of the record (reports/data)")
+    result.add_argument("--updates", type=int, default=10, metavar="N", help="updates to time (%(default)s)")
+    result.add_argument(
+        "--ranks", type=int, default=2, metavar="N", help="processes of a strategy, its world size (%(default)s)"
+    )
+    result.add_argument(
+        "--only",
+        nargs="+",
+        choices=ALL,
+        default=ALL,
+        metavar="NAME",
+        help=f"measurements to make; all by default: {', '.join(ALL)}",
+    )
+    result.add_argument(
+        "--output", type=Path, default=DATA, metavar="DIR", help="folder of the record; reports/data by default"
+    )
     result.add_argument("--job", help=argparse.SUPPRESS)
     return result
 

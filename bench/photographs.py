@@ -29,8 +29,8 @@ from .measure.records import Row, write
 from .subjects import stores
 
 DESCRIPTION = (
-    "Pack the photographs of a folder as pixels and as JPEG: bytes of an image, gray levels lost, and images/s of one "
-    "core, packing and reading."
+    "Pack the photographs of a folder as pixels and as JPEG, and print the bytes per image, the gray levels lost, and "
+    "the images/s of one core, packing and reading."
 )
 #: Training and validation images of ImageNet's challenge of 2012.
 IMAGENET = 1_281_167 + 50_000
