@@ -13,12 +13,13 @@ from net.data.augmentation import TrainingInput, VariationTable
 from net.data.config import JPEG_QUALITY
 from net.data.decode import square
 from net.data.images import ColourComponents, Split
-from net.data.jpeg import JpegImages
 from net.data.loader import Loader
 from net.data.packing import Packing, Task, pack
 from net.doors.image import encode_jpeg
-from net.doors.store import CHUNK, PackedFiles
+from net.doors.store import CHUNK
 from net.training.config import RecipeConfig
+
+from .subjects import stores
 
 BATCH, SIZE, CROP = 128, 256, 224
 Row = Callable[..., None]
@@ -63,11 +64,7 @@ def test_prepare(benchmark: BenchmarkFixture, row: Row, tmp_path: Path, kind: st
 def test_loader(benchmark: BenchmarkFixture, row: Row, tmp_path: Path, threads: int) -> None:
     """Batches in random order from a mapped file that is in the page cache."""
     count = 4096
-    path = tmp_path / "images.npy"
-    written = np.lib.format.open_memmap(path, "w+", np.uint8, (count, SIZE, SIZE, 3))
-    written[:] = np.arange(count, dtype=np.uint8)[:, None, None, None]
-    del written
-    split = Split(np.load(path, mmap_mode="r"), np.arange(count, dtype=np.int64))
+    split = stores.pixels(tmp_path / "images.npy", count, SIZE)
     batches = iter(Loader(split, BATCH, torch.device("cpu"), shuffle=True, threads=threads))
     benchmark.pedantic(lambda: [next(batches) for _ in range(16)], rounds=20, warmup_rounds=2)
     batches.close()
@@ -85,11 +82,7 @@ def test_jpeg_loader(benchmark: BenchmarkFixture, row: Row, tmp_path: Path, thre
     """Batches in random order, decoded from a file of JPEG images that is in the page cache."""
     count = 512
     files = [encode_jpeg(square(np.array(photograph(number)), SIZE), JPEG_QUALITY) for number in range(count)]
-    (tmp_path / "images.jpegs").write_bytes(b"".join(files))
-    lengths = np.array([len(file) for file in files])
-    index = np.stack([lengths.cumsum() - lengths, lengths], 1)
-    images = JpegImages(PackedFiles(tmp_path / "images.jpegs", index, int(lengths.max())), SIZE)
-    split = Split(images, np.arange(count, dtype=np.int64))
+    split = Split(stores.jpegs(tmp_path / "images.jpegs", files, SIZE), np.arange(count, dtype=np.int64))
     batches = iter(Loader(split, BATCH, torch.device("cpu"), shuffle=True, threads=threads))
     benchmark.pedantic(lambda: [next(batches) for _ in range(4)], rounds=20, warmup_rounds=2)
     batches.close()
@@ -99,7 +92,7 @@ def test_jpeg_loader(benchmark: BenchmarkFixture, row: Row, tmp_path: Path, thre
         shape=f"{BATCH}x{SIZE}x{SIZE}x3",
         dtype="uint8",
         images=4 * BATCH,
-        file_kib=round(lengths.mean() / 1024, 1),
+        file_kib=round(sum(map(len, files)) / count / 1024, 1),
     )
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from .cells import Operator, here, operators
+from .compile_ahead import checked, compile_ahead
 from .measure.ceilings import Ceilings
 from .subjects.cases import BY_NAME, DTYPES, Case, describe, formats, kept, may_refuse, sampled
-from .subjects.compile_ahead import checked, compile_ahead
 
 Row = Callable[..., None]
 Together = Callable[..., list[dict[str, Any]]]

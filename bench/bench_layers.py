@@ -12,7 +12,7 @@ from net.model.config import VARIANTS
 
 from .cells import here
 from .measure.ceilings import Ceilings
-from .subjects.network import Step, build, images_and_labels, layer_modes, layer_steps, update_step, whole_work
+from .subjects.network import LayerCalls, build, images_and_labels, layer_calls, layer_modes, update_step, whole_work
 
 Row = Callable[..., None]
 SCALE = here()
@@ -22,8 +22,8 @@ MEDIANS: dict[tuple[str, str], float] = {}
 
 
 @cache
-def steps(device: torch.device) -> dict[tuple[str, str], Step]:
-    return {(step.name, step.mode): step for step in layer_steps(SCALE.network, SCALE.images, SCALE.dtype, device)}
+def layers(device: torch.device) -> dict[tuple[str, str], LayerCalls]:
+    return {(layer.name, layer.mode): layer for layer in layer_calls(SCALE.network, SCALE.images, SCALE.dtype, device)}
 
 
 @pytest.mark.parametrize(("name", "mode"), CELLS)
@@ -31,9 +31,9 @@ def test_layer(
     benchmark: BenchmarkFixture, row: Row, device: torch.device, ceilings: Ceilings, name: str, mode: str
 ) -> None:
     """One row of reports/layers.md."""
-    step = steps(device)[name, mode]
+    layer = layers(device)[name, mode]
     # On a GPU the calls take turns, so that no call finds its tensors in the cache.
-    calls = itertools.cycle(step.calls)
+    calls = itertools.cycle(layer.calls)
     benchmark.pedantic(lambda: next(calls)(), rounds=10, warmup_rounds=2)
     assert benchmark.stats is not None
     MEDIANS[name, mode] = benchmark.stats.stats.median * 1e6
@@ -45,14 +45,14 @@ def test_layer(
         dtype=SCALE.dtype,
         memory_format="channels_last",
         images=SCALE.images,
-        work=step.work,
-        **step.columns,
+        work=layer.work,
+        **layer.columns,
     )
 
 
 def test_whole_step(benchmark: BenchmarkFixture, row: Row, device: torch.device, ceilings: Ceilings) -> None:
     """The same network's eager training step, compared with the sum of its layers."""
-    steps.cache_clear()
+    layers.cache_clear()
     count, dtype = SCALE.images, SCALE.dtype
     model = build(SCALE.network, device)
     update = update_step(model, model, *images_and_labels(SCALE.network, count, device), dtype)

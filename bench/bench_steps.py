@@ -13,13 +13,13 @@ import kernels
 from net import train
 from net.training import runs
 
-from .cells import Step, here, inference, updates
+from .cells import here, inference, updates
 from .measure.ceilings import Ceilings, lacking
 from .measure.memory import kept_bytes
 from .measure.timing import Call, synchronized
 from .subjects.cases import DTYPES, many_variants
 from .subjects.network import images_and_labels, training_loss
-from .subjects.steps import prepared, timed
+from .subjects.steps import Step, prepared, timed
 
 Row = Callable[..., None]
 Together = Callable[..., list[dict[str, Any]]]

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 
-from .predict.roofline import Work
 from .subjects.cases import CASES, DTYPES, IMPLEMENTATIONS, MODES, implementations
-from .subjects.network import TORCHVISION, describe_step
+from .subjects.network import TORCHVISION
+from .subjects.steps import Step
 
 #: A large batch beside the paper's 128.
 LARGE = 1024
@@ -53,36 +53,6 @@ class Scale(NamedTuple):
 def here() -> Scale:
     """This machine, for pytest: the paper's network with its own batch on a GPU, a smaller one on a CPU."""
     return Scale("cuda", 128, "paper") if torch.cuda.is_available() else Scale("cpu", 16, "paper")
-
-
-class Step(NamedTuple):
-    """A whole network's ``update`` or ``inference`` (``what``).
-
-    ``how`` is eager or a mode of ``torch.compile`` (compiled: its default), followed by ``, recorded`` where the whole
-    update is recorded as a CUDA graph, as net.train does; ``recorded`` alone is the eager network's, and ``unrecorded``
-    the same kernels launched by the host.
-    """
-
-    what: str
-    network: str
-    implementation: str
-    how: str
-    dtype: str
-    images: int
-
-    def describe(self) -> tuple[dict[str, object], Work]:
-        """The columns that name it in a record, and the work that it must do."""
-        return describe_step(self.what, self.network, self.implementation, self.how, self.dtype, self.images)
-
-    @property
-    def mode(self) -> str:
-        """The mode of ``torch.compile``; empty where nothing is compiled."""
-        mode, _, _ = self.how.partition(", ")
-        return "" if mode in ("eager", "recorded", "unrecorded") else mode.replace("compiled", "default")
-
-    @property
-    def name(self) -> str:
-        return f"{self.what} of {self.network}, {self.implementation}, {self.how}, {self.dtype}, {self.images}"
 
 
 def updates(scale: Scale) -> list[Step]:

@@ -32,8 +32,8 @@ Say = Callable[[str], None]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("this project's benchmarks")
-    group.addoption("--record", action="store_true", help="append what is measured to reports/data")
-    group.addoption("--quick", action="store_true", help="fewer cases, nothing that is compiled for long")
+    group.addoption("--record", action="store_true", help="append the rows to reports/data")
+    group.addoption("--quick", action="store_true", help="fewer cases, and nothing that takes long to compile")
 
 
 def pytest_configure(config: pytest.Config) -> None:

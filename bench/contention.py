@@ -20,12 +20,16 @@ from typing import Any
 from tabulate import tabulate
 
 from net.common import cli
-from net.common.fields import flag
+from net.common.fields import at_least, flag, flag_name
 
 from .measure.environment import ROOT
 from .measure.records import time_columns, write
 from .subjects.user_program import IMPLEMENTATIONS, SHAPES
 
+DESCRIPTION = (
+    "Time stages 1 and 2, forward and backward, as another program would run them: alone, and beside two processes "
+    "that keep cores busy."
+)
 #: Environment variables that a user's program does not set.
 UNSET = (
     "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "OMP_DYNAMIC", "OMP_PROC_BIND", "GOMP_SPINCOUNT", "GOMP_CPU_AFFINITY",
@@ -220,11 +224,14 @@ def _row(name: str, images: int, count: int, cell: _Cell) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ContentionConfig:
-    """What ``python -m bench.contention`` is asked to do."""
+    """The flags of ``python -m bench.contention``."""
 
-    quick: bool = flag(False, "only what compiles nothing, and fewer rounds")
-    images: int = flag(16, "images of a batch", metavar="N")
-    record: bool = flag(False, "append what is measured to reports/data")
+    quick: bool = flag(False, "eager implementations only, and fewer rounds")
+    images: int = flag(16, "batch size", metavar="N")
+    record: bool = flag(False, "append the rows to reports/data")
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "images", called=flag_name)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -255,8 +262,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure as the command line says; returns the exit status."""
-    description = __doc__.splitlines()[0]
-    config = cli.resolve(cli.given(ContentionConfig, "bench.contention", description, arguments), ContentionConfig)
+    config = cli.resolve(cli.given(ContentionConfig, "bench.contention", DESCRIPTION, arguments), ContentionConfig)
     names = EAGER if config.quick else tuple(IMPLEMENTATIONS)
     begin = time.perf_counter()
 

@@ -21,7 +21,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
+from net.common import cli
 from net.common.cli import Parser, spin_briefly
+from net.common.fields import at_least, flag_name
 from net.data.processes import available_cores
 from net.model.config import VARIANTS
 
@@ -29,6 +31,11 @@ from .measure.environment import ROOT, commit
 from .suite.processes import Command
 from .suite.rows import add_row, read_rows
 from .suite.summary import summary
+
+DESCRIPTION = (
+    "Measure a GPU within a time budget, the most valuable figures first. On a CPU the same parts run at toy sizes, to "
+    "see that they run."
+)
 
 
 class Part(NamedTuple):
@@ -78,12 +85,28 @@ OUTPUT = Path("runs") / "device-suite"
 
 def parser() -> argparse.ArgumentParser:
     """The command line; flags that begin with --child are for the processes that this one starts."""
-    result = Parser(prog="python -m bench.device_suite", description=(__doc__ or "").splitlines()[0])
-    result.add_argument("--parts", nargs="+", choices=PARTS, default=DEFAULT, help="only these, in this order")
-    result.add_argument("--budget-s", type=float, default=BUDGET, help="seconds for all of them (%(default)g)")
-    result.add_argument("--output", type=Path, default=OUTPUT, help="folder for record and traces (%(default)s)")
-    result.add_argument("--batch-size", type=int, help="images; 128 on a GPU, else 2")
-    result.add_argument("--network", choices=VARIANTS, help="paper on a GPU, else digits")
+    result = Parser(prog="python -m bench.device_suite", description=DESCRIPTION)
+    result.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=DEFAULT,
+        metavar="PART",
+        help=f"parts to run, in this order; all but full_gate by default: {', '.join(PARTS)}",
+    )
+    result.add_argument(
+        "--budget-s", type=float, default=BUDGET, metavar="SECONDS", help="time for all parts (%(default)g)"
+    )
+    result.add_argument(
+        "--output", type=Path, default=OUTPUT, metavar="DIR", help="folder of the record and the traces (%(default)s)"
+    )
+    result.add_argument("--batch-size", type=int, metavar="N", help="128 by default on a GPU, 2 on a CPU")
+    result.add_argument(
+        "--network",
+        choices=VARIANTS,
+        metavar="NAME",
+        help=f"paper by default on a GPU, digits on a CPU; one of {', '.join(VARIANTS)}",
+    )
     for name in ("--child", "--child-folder", "--child-limit"):
         result.add_argument(name, help=argparse.SUPPRESS)
     return result
@@ -200,6 +223,8 @@ class Suite:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts as the command line says; returns the exit status."""
     options = parser().parse_args(arguments)
+    at_least(options, 0, "budget_s", called=flag_name)
+    at_least(options, 1, "batch_size", called=flag_name)
     if not commit():
         parser().error("a record names the commit it measures: run this in a git checkout, or set SOURCE_COMMIT")
     if options.child:
@@ -255,4 +280,4 @@ def child(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

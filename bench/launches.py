@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from net.model.forms import Forms
 
 DESCRIPTION = (
-    "Count the kernel launches of one update, and the bytes of the elementwise ones, for each form of the network. "
-    "Needs no GPU."
+    "Estimate, without a GPU, how many kernels one update launches there in each form of the network, and how many "
+    "bytes they move."
 )
 #: Batches at which bytes are counted; they are linear in the batch, so two say the rest.
 COUNTED = 1, 2
@@ -46,7 +46,7 @@ class LaunchesConfig:
     """The flags of ``python -m bench.launches``."""
 
     network: Literal[tuple(VARIANTS)] = flag("paper", "architecture")  # type: ignore[valid-type]
-    batch_size: int = flag(128, "images in an update, for the bytes", short="b")
+    batch_size: int = flag(128, "batch size; only the bytes depend on it", short="b")
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", called=flag_name)

@@ -21,8 +21,10 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from kernels import private
-from net.common.cli import spin_briefly
+from net.common import cli
+from net.common.cli import Parser, spin_briefly
 from net.common.device import keep_freed_memory, peak_memory_mib, set_precision
+from net.common.fields import at_least, flag_name
 from net.common.progress import duration
 from net.data.processes import available_cores
 from net.model.alexnet import AlexNet
@@ -37,6 +39,10 @@ from .predict.messages import SENT, Count, expected
 from .subjects.one_rank import alone, usable
 from .subjects.parallel_losses import BATCH, EPOCHS, REORDERED, VARIANT, learn
 
+DESCRIPTION = (
+    "Compare the strategies of net.parallel at equal global batch size and seed. Every measurement runs in its own "
+    "processes, which share the cores of a CPU equally; figures are those of rank 0."
+)
 CASE = "update of a network in parallel"
 LINK_CASE = "all-reduce of two processes"
 #: One process, which has all of a CPU's cores where the ranks of a strategy share them.
@@ -345,25 +351,45 @@ def run_job(options: argparse.Namespace) -> Any:
 
 def parser() -> argparse.ArgumentParser:
     """The command line; ``--job`` is for the processes that this one starts."""
-    result = argparse.ArgumentParser(prog="python -m bench.parallelism", description=__doc__)
+    result = Parser(prog="python -m bench.parallelism", description=DESCRIPTION)
     result.add_argument(
-        "--network", nargs="+", choices=sorted(VARIANTS), default=["paper", VARIANT], help="networks (paper, digits)"
+        "--network",
+        nargs="+",
+        choices=VARIANTS,
+        default=["paper", VARIANT],
+        metavar="NAME",
+        help=f"networks to measure (paper, digits), of {', '.join(VARIANTS)}",
     )
     result.add_argument(
-        "--batch-size", type=int, help="images of all ranks together (32 of 224x224 and more, 64 of smaller ones)"
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="global batch size; by default 32, or 64 for images smaller than 224x224",
     )
-    result.add_argument("--updates", type=int, default=10, help="updates that are timed (10)")
-    result.add_argument("--ranks", type=int, default=2, help="world size: processes of a strategy (2)")
-    result.add_argument("--only", nargs="+", choices=ALL, default=ALL, metavar="NAME", help=f"of {', '.join(ALL)}")
-    result.add_argument("--output", type=Path, default=DATA, help="folder of the record (reports/data)")
+    result.add_argument("--updates", type=int, default=10, metavar="N", help="updates to time (%(default)s)")
+    result.add_argument(
+        "--ranks", type=int, default=2, metavar="N", help="processes of a strategy, its world size (%(default)s)"
+    )
+    result.add_argument(
+        "--only",
+        nargs="+",
+        choices=ALL,
+        default=ALL,
+        metavar="NAME",
+        help=f"measurements to make; all by default: {', '.join(ALL)}",
+    )
+    result.add_argument(
+        "--output", type=Path, default=DATA, metavar="DIR", help="folder of the record; reports/data by default"
+    )
     result.add_argument("--job", help=argparse.SUPPRESS)
     return result
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure as the command line says; returns the exit status."""
     options = parser().parse_args(arguments)
-    if options.ranks < 2:
-        parser().error(f"--ranks must be at least 2; got {options.ranks}")
+    at_least(options, 2, "ranks", called=flag_name)
+    at_least(options, 1, "updates", "batch_size", called=flag_name)
     for variant in options.network:
         images = batch_size(variant, options.batch_size)
         if images % options.ranks:
@@ -372,7 +398,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = run_job(options)
         if not dist.is_initialized() or dist.get_rank() == 0:
             print(json.dumps(found), flush=True)
-        return
+        return 0
     spin_briefly()
     if too_few_gpus(options.ranks):
         print(f"fewer GPUs than {options.ranks}: of the strategies only what one rank computes is measured")
@@ -384,7 +410,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         count += 1
         print(f"    recorded in {path}", flush=True)
     print(f"recorded {count} rows")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -1,35 +1,54 @@
-"""What photographs take as pixels and as JPEG: ``python -m bench.photographs FOLDER``; ``--record`` keeps the rows.
+"""Packed stores of photographs, as pixels and as JPEG: ``python -m bench.photographs FOLDER``.
 
-Packed and read are the training images of a folder, or an archive of one, as :mod:`net.prepare` takes them. Times are
-this process's processor time on one thread, the least of several turns, so that other programs count little.
+The training images of a folder are packed and read as :mod:`net.prepare` and training do. Times are this process's
+processor time on one thread, the least of several turns, so that other programs count little.
 """
 
-import argparse
 import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from net.common import cli
 from net.common.device import keep_freed_memory
+from net.common.errors import DataError
+from net.common.fields import at_least, flag, flag_name
 from net.data.config import JPEG_QUALITY
 from net.data.folder import scan
-from net.data.jpeg import JpegImages
 from net.data.packing import Packing, Task, pack
 from net.doors.image import decoder
-from net.doors.store import CHUNK, PackedFiles
+from net.doors.store import CHUNK
 
 from .measure.records import Row, write
+from .subjects import stores
 
+DESCRIPTION = (
+    "Pack the photographs of a folder as pixels and as JPEG, and print the bytes per image, the gray levels lost, and "
+    "the images/s of one core, packing and reading."
+)
 #: Training and validation images of ImageNet's challenge of 2012.
 IMAGENET = 1_281_167 + 50_000
 SIZE = 256
 QUALITIES = (75, JPEG_QUALITY, 85, 90, 95)
 TURNS = 3
+
+
+@dataclass(frozen=True)
+class PhotographsConfig:
+    """The flags of ``python -m bench.photographs``."""
+
+    folder: str = flag("", "image folder: train/CLASS/*, val/CLASS/*", positional=True)
+    images: int = flag(960, "number of training images to measure", metavar="COUNT")
+    record: bool = flag(False, "append the rows to reports/data")
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "images", called=flag_name)
 
 
 def _seconds(jobs: dict[str, Callable[[], object]]) -> dict[str, float]:
@@ -59,12 +78,14 @@ def rows(source: Path, count: int) -> list[Row]:
     """Measure on the first ``count`` training images of ``source``, a folder.
 
     Raises:
-        DataError: it is no image folder.
+        DataError: it is no image folder, or none of these images can be read.
     """
+    if not source.is_dir():
+        raise DataError(f"{source} is no folder; extract an archive first")
     torch.set_num_threads(1)
     keep_freed_memory()
     listing = scan(source)
-    files = listing.files["train"][: max(CHUNK, count // CHUNK * CHUNK)]
+    files = listing.files["train"][:count]
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "images"
         target.write_bytes(b"")
@@ -76,29 +97,29 @@ def rows(source: Path, count: int) -> list[Row]:
                 for first in range(0, len(files), CHUNK)
             ]
 
-        # The sizes of all qualities, and what each changes; the files are in the page cache from here on.
-        done = [pack(task) for task in tasks(Packing(SIZE))]
-        kept = [not reason for each in done for reason in each.reasons]
+        # Files that cannot be read are left out; the others are in the page cache from here on.
+        reasons = [reason for task in tasks(Packing(SIZE)) for reason in pack(task).reasons]
+        if all(reasons):
+            raise DataError(f"{source}: none of the first {len(files)} training images can be read; {reasons[0]}")
+        files = [file for file, reason in zip(files, reasons, strict=True) if not reason]
+        # The sizes of all qualities, and what each changes.
+        for task in tasks(Packing(SIZE)):
+            pack(task)
         pixels = np.memmap(target, np.uint8, "r", shape=(len(files), SIZE, SIZE, 3))
         encoded, gray_levels = {}, {}
         for quality in QUALITIES:
-            contents = [content for task in tasks(Packing(SIZE, quality)) for content in pack(task).encoded if content]
-            lengths = np.array([len(content) for content in contents])
-            index = np.stack([lengths.cumsum() - lengths, lengths], 1)
-            path = Path(folder) / f"{quality}.jpegs"
-            path.write_bytes(b"".join(contents))
-            images = encoded[quality] = JpegImages(PackedFiles(path, index, int(lengths.max())), SIZE)
+            contents = [content for task in tasks(Packing(SIZE, quality)) for content in pack(task).encoded]
+            images = encoded[quality] = stores.jpegs(Path(folder) / f"{quality}.jpegs", contents, SIZE)
             differences = [
-                np.abs(images[number].astype(np.int16) - pixels[row]).mean()
-                for number, row in enumerate(np.flatnonzero(kept))
+                np.abs(images[number].astype(np.int16) - pixels[number]).mean() for number in range(len(files))
             ]
             gray_levels[quality] = float(np.mean(differences))
-        order = np.random.default_rng(0).permutation(sum(kept))
+        order = np.random.default_rng(0).permutation(len(files))
         out = np.empty((len(order), SIZE, SIZE, 3), np.uint8)
         jobs: dict[str, Callable[[], object]] = {
             "prepare photographs, Pillow alone": lambda: _pillow([os.path.join(listing.root, file) for file in files]),
             "prepare photographs, pixels": lambda: [pack(task) for task in tasks(Packing(SIZE))],
-            "read photographs, pixels": lambda: pixels.take(np.flatnonzero(kept)[order], 0, out, "clip"),
+            "read photographs, pixels": lambda: pixels.take(order, 0, out, "clip"),
         }
         images, packing = encoded[JPEG_QUALITY], Packing(SIZE, JPEG_QUALITY)
         name = f"photographs, JPEG of quality {JPEG_QUALITY}"
@@ -123,22 +144,20 @@ def rows(source: Path, count: int) -> list[Row]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure as the command line says; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m bench.photographs", description=__doc__)
-    parser.add_argument("folder", type=Path, help="image folder: train/CLASS/*, val/CLASS/*")
-    parser.add_argument("--images", type=int, default=960, help="training images that are measured (960)")
-    parser.add_argument("--record", action="store_true", help="append the rows to a record in reports/data")
-    given = parser.parse_args(arguments)
-    found = rows(given.folder, given.images)
+    given = cli.given(PhotographsConfig, "bench.photographs", DESCRIPTION, arguments)
+    config = cli.resolve(given, PhotographsConfig)
+    cli.check_exist(positional=config.folder)
+    found = rows(Path(config.folder), config.images)
     for row in found:
         if "images_per_s" in row:
             print(f"{row['case']:<45} {row['images_per_s']:>9,.0f} images/s a core")
         else:
             error = f", {row['gray_levels']:.2f} gray levels from them" if "gray_levels" in row else ""
             print(f"{row['case']:<45} {row['kb_per_image']:7.2f} KB, ImageNet {row['imagenet_gb']:5.1f} GB{error}")
-    if given.record:
-        print(f"written to {write(found)}")
+    if config.record:
+        print(f"recorded {len(found)} rows in {write(found)}")
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    cli.run(main)

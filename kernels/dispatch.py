@@ -7,7 +7,6 @@ import functools
 import importlib.util
 import os
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -15,7 +14,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import compiler, cpu, inductor, private, reference, traced
+from . import compiler, cpu, inductor, notices, private, reference, traced
 from .arguments import Normalization
 from .gpu.config import INTERPRETED
 
@@ -90,7 +89,7 @@ def implementation(name: str) -> Iterator[None]:
 
 @functools.cache
 def _say_once(notice: str) -> None:
-    warnings.warn(f"kernels: {notice}", stacklevel=2)
+    notices.warn(f"kernels: {notice}")
 
 
 def _fall_back(wanted: str, reason: str) -> str:

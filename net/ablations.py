@@ -259,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         if status:
             return status
-        written = ablation_report.write([folder / RESULTS], folder)
+        written = ablation_report.write(folder / RESULTS, folder)
     print(f"\n{ablation_report.table(folder / RESULTS)}")
     print(f"written to {' and '.join(map(str, written))}")
     return 0

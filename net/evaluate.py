@@ -123,7 +123,8 @@ def measured(
         if data.size > max(sizes):
             ways.append(("10", ten_crops))
         else:
-            print(f"ten crops need images larger than the network's input; {data.name} holds {data.size}x{data.size}")
+            size = f"{data.size}x{data.size}"
+            print(f"ten crops need images larger than the network's input; those of {data.name} are {size}")
     variants = [[item.network.variant] for item in trained]
     if len(trained) > 1:
         variants.append([item.network.variant for item in trained])

@@ -214,7 +214,9 @@ def neighbours(config: NeighboursConfig) -> Path:
     trained = open_trained(config.checkpoint, device)
     data, mean = open_its_data(trained, config.data_path, device)
     if len(data.train) < NEIGHBOURS:
-        raise DataError(f"{data.name} has {len(data.train)} training images; the figure shows {NEIGHBOURS} neighbours")
+        raise DataError(
+            f"the figure shows {NEIGHBOURS} neighbours; got {len(data.train)} training images in {data.name}"
+        )
     generator = seeds.sample(config.seed)
     drawn = generator.choice(len(data.val), min(COUNTED, len(data.val)), replace=False)
     query_images = Split(data.val.images[drawn], data.val.labels[drawn])
@@ -253,7 +255,7 @@ def activations(config: ActivationsConfig) -> Path:
     plan = network("cifar10")
     data = open_data(config.data_path, image_size=plan.image_size, classes=plan.classes)
     if data.size < plan.image_size:
-        raise DataError(f"{data.name} holds images of {data.size}x{data.size}; the 4-layer network reads 32x32")
+        raise DataError(f"the images of {data.name} are {data.size}x{data.size}; the 4-layer network reads 32x32")
     if len(data.train) < config.batch_size:
         raise UsageError(f"--batch-size {config.batch_size} is more than the {len(data.train)} training images")
     theirs = data.classes == CLASSES

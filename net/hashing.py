@@ -72,7 +72,7 @@ def _hash(config: HashingConfig) -> dict[str, Any]:
     trained = open_trained(config.checkpoint, device)
     data, mean = open_its_data(trained, config.data_path, device)
     if len(data.train) < LOOKED_AT[-1]:
-        raise DataError(f"{data.name} has {len(data.train)} training images; at least {LOOKED_AT[-1]} are needed")
+        raise DataError(f"at least {LOOKED_AT[-1]} training images are needed; got {len(data.train)} in {data.name}")
     drawn = seeds.sample(config.seed).permutation(len(data.val))[: config.queries]
     query_images = Split(data.val.images[drawn], data.val.labels[drawn])
     print(

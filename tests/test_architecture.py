@@ -69,15 +69,15 @@ UPWARD = {
 COMMANDS = sorted(path.stem for path in (ROOT / "net").glob("*.py") if not path.stem.startswith("__"))
 
 
-def imported_packages(path: Path) -> set[tuple[str, str]]:
-    """(package of net, module) of each import of net within net."""
+def imported_packages(path: Path, of: str = "net") -> set[tuple[str, str]]:
+    """(package of ``of``, module) of each import of ``of`` within it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = path.relative_to(ROOT).parts[: -node.level]
             module = [*base, *(node.module or "").split(".")] if node.module else [*base]
             modules = [module] if len(module) > 1 else [[*module, alias.name] for alias in node.names]
-            found |= {(parts[1], ".".join(parts)) for parts in modules if parts[0] == "net"}
+            found |= {(parts[1], ".".join(parts)) for parts in modules if parts[0] == of}
     return found
 
 
@@ -93,6 +93,20 @@ def test_imports_inside_net_go_one_way() -> None:
             if ORDER.index(package) > ORDER.index(here):
                 upward.add(f"{path.relative_to(ROOT)} imports net.{package}")
     assert upward == set(UPWARD)
+
+
+#: bench's packages and its list of what is measured; each imports from those before it, and bench's commands from all.
+BENCH_ORDER = ("measure", "predict", "subjects", "cells")
+
+
+def test_imports_inside_bench_go_one_way() -> None:
+    for path in sources("bench"):
+        here = path.relative_to(ROOT).with_suffix("").parts[1]
+        if here not in BENCH_ORDER:
+            continue
+        imported = {module for _, module in imported_packages(path, "bench")}
+        below = BENCH_ORDER[: BENCH_ORDER.index(here) + 1]
+        assert {module.split(".")[1] for module in imported} <= set(below), f"{path} imports {sorted(imported)}"
 
 
 def test_net_s_root_holds_the_commands() -> None:

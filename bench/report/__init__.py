@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 ROOT = HOME
 DESCRIPTION = (
-    "Make reports/*.md, reports/index.html, reports/figures and the tables in README.md from the records in "
+    "Generate reports/*.md, reports/index.html, reports/figures and the tables in README.md from the records in "
     "reports/data, or compare two records."
 )
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """What ``python -m bench.report`` is asked to do."""
+    """The flags of ``python -m bench.report``."""
 
     compare: tuple[str, ...] = flag(
         (),
-        "two records, the older first: what got slower or faster by more than noise; exits with 1 if anything slowed",
+        "print what changed by more than noise between two records, the older first; exit with 1 if anything slowed",
         metavar="RECORD",
     )
 

@@ -17,12 +17,13 @@ def page(results: Sequence[Path]) -> Page:
         DataError: a file holds no results.
     """
     sections = []
-    for path, drawn in zip(results, ablation_report.pictures(results), strict=True):
+    for path in results:
         found = ablation_report.report(path)
         words = ablation_report.WORDS
         columns = [Column(title, title, "text" if title in words else "number") for title in found.headers]
         cells = [[_cell(text) for text in row] for row in found.rows]
-        figure = Figure(drawn.file, drawn.alt, functools.partial(ablation_report.draw, path))
+        file = "accuracy.png" if len(results) == 1 else f"accuracy-{path.stem}.png"
+        figure = Figure(file, ablation_report.alt(path), functools.partial(ablation_report.draw, path))
         table = Table("", columns, cells, notes=found.notes)
         sections.append(Section(f"{found.title} ({path.stem})", [figure], [table]))
     line = "the validation error without each part of the network"

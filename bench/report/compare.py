@@ -3,8 +3,8 @@
 A machine's speed changes: a shared one differs by a third from run to run. Code that is the same in both records shows
 by how much: copies, matrix products, and PyTorch's own operators of the same version. These are the yardsticks. They
 come in kinds (limited by memory, by products in a dtype, or run beside busy processes); a row is corrected by the
-median ratio of the yardsticks of its kind. Yardsticks themselves are not judged. Rows without a yardstick, such as
-decoding images, are compared as they are.
+median ratio of the yardsticks of its kind. Yardsticks themselves are not judged, and neither are other rivals, whose
+versions no record holds. Rows without a yardstick, such as decoding images, are compared as they are.
 
 A difference counts if two things hold. The intervals from the 20th to the 80th percentile of the two samples are
 further apart than the same interval of all yardsticks around their medians; that covers the spread within a run. And
@@ -23,6 +23,7 @@ from tabulate import tabulate
 
 from net.common.errors import DataError, UsageError
 
+from ..measure.implementations import PYTORCH, name_of, ours
 from ..measure.records import Row, read_record
 from .rows import KEYS, Machine, machine_of, newest, values
 from .tables import number
@@ -31,8 +32,8 @@ from .tables import number
 SAME = 0.05
 BUSY = "busy_processes"
 SHOWN = KEYS[1:]
-#: Implementations that are not this project's code, and suites in which their rows contain nothing else.
-OTHERS, PURE = ("aten", "compiled", "cudnn"), ("kernels", "contention")
+#: Suites in which a rival's row contains none of this project's code.
+PURE = ("kernels", "contention")
 #: The kind of rows that are limited by memory.
 MEMORY = "memory"
 
@@ -74,9 +75,13 @@ def _sampled(*rows: Row) -> bool:
 
 
 def yardstick(row: Row) -> bool:
-    """Whether a row is of code that is not this project's."""
-    name = str(row.get("implementation")).partition(", ")[0]
-    return row["suite"] == "ceilings" or (row["suite"] in PURE and name in OTHERS)
+    """Whether a row is of PyTorch's code alone, which is the same in both records."""
+    return row["suite"] == "ceilings" or (row["suite"] in PURE and name_of(row) in PYTORCH)
+
+
+def judged(row: Row) -> bool:
+    """Whether a row contains this project's code."""
+    return row["suite"] != "ceilings" and (row["suite"] not in PURE or ours(row))
 
 
 def kinds(rows: Iterable[Row]) -> list[str]:
@@ -155,11 +160,11 @@ def compare(first: Path, second: Path) -> int:
             moved = "moved" if abs(its.median - 1) > SAME else "is the same"
             print(f"the machine {moved}, {kind}: {its.median - 1:+.0%} time for the same code ({its.rows} rows)")
     print(f"rows are corrected by the drift of their kind, around which the same code varies {_spread(drift[''])}")
-    found, judged = [], 0
+    found, sampled = [], 0
     for kind, (old, new) in zip(kinds(old for old, _ in pairs), pairs, strict=True):
-        if yardstick(old):
+        if not judged(old):
             continue
-        judged += _sampled(old, new)
+        sampled += _sampled(old, new)
         if (one := change(old, new, drift[kind])) is not None:
             found.append(one)
     found.sort(key=lambda one: one.before["median_us"] / one.after.get("median_us", float("inf")) * one.drift.median)
@@ -174,8 +179,8 @@ def compare(first: Path, second: Path) -> int:
     if lines:
         titles = ["", *SHOWN, "before us", "after us", "change", "less the machine's"]
         print(tabulate(lines, titles, disable_numparse=True))
-    ours = sum(not yardstick(old) for old, _ in pairs)
-    print(f"{len(found)} of {ours} changed by more than noise; {judged} were timed often enough to tell")
+    count = sum(judged(old) for old, _ in pairs)
+    print(f"{len(found)} of {count} changed by more than noise; {sampled} were timed often enough to tell")
     for name, one_side in ((first, set(before) - set(after)), (second, set(after) - set(before))):
         if one_side:
             print(f"{len(one_side)} only in {name}")

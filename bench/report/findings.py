@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from ..measure.implementations import ours
 from ..measure.records import Row, moment
 from ..suite.trace import UNKNOWN, named
-from .rows import Machine, best, by_default, fastest, machines_of, ours
+from .rows import Machine, best, by_default, fastest, machines_of
 
 UPDATE, INFERENCE, TRAIN, STAGES = "update of paper", "inference of paper", "net.train of paper", "stages 1 + 2"
 #: Number of busy processes in the condition that is quoted.

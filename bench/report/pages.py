@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from ..measure.implementations import ours as is_ours
 from ..measure.records import Row, moment
 from . import figures
 from .rows import (
@@ -18,9 +19,6 @@ from .rows import (
     ordered,
     rank,
     values,
-)
-from .rows import (
-    ours as is_ours,
 )
 from .tables import (
     BY_KEY,

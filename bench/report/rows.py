@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from ..measure.implementations import name_of, ours
 from ..measure.kernels_code import SAME_KERNELS
 from ..measure.records import Row, moment
 
@@ -34,8 +35,6 @@ IMPLEMENTATIONS = (
     *("aten", "compiled", "xla", "reference", "inductor", "triton", "cudnn", "compiled reference", "traced"),
     *("onnxruntime", "openvino"),
 )
-#: What is not this project's, by the part of an implementation's name before the comma.
-OTHERS = ("aten", "compiled", "cudnn", "xla", "onnxruntime", "openvino", "torchvision")
 #: Suites in which a row has rivals.
 RATED = ("kernels", "contention", "layers", "steps")
 #: Rows of the suite ``layers`` that are not layers.
@@ -129,7 +128,7 @@ def measured(rows: Sequence[Row]) -> list[Row]:
 def _shown(row: Row, today: str | None, ratios: dict[str, float]) -> Row:
     row = {**row, "on": machine_of(row)}
     row["revision"] = f"{row.get('commit') or 'unknown'}{' with changes' if row.get('dirty') else ''}"
-    if str(row.get("implementation")).partition(", ")[0] in ("triton", "auto") and not row["on"].cpu:
+    if name_of(row) in ("triton", "auto") and not row["on"].cpu:
         code = row.get("kernels_code")
         same = code is not None and SAME_KERNELS.get(code, code) == SAME_KERNELS.get(str(today), today)
         row["kernels_of"] = (code or row.get("commit") or "unknown") + ("" if same else ", rewritten since")
@@ -138,15 +137,9 @@ def _shown(row: Row, today: str | None, ratios: dict[str, float]) -> Row:
     return row | {name: ratio for name, ratio in ratios.items() if not math.isnan(ratio)}
 
 
-def ours(row: Row) -> bool:
-    """Whether a row is of this project's operators."""
-    return str(row.get("implementation")).partition(", ")[0] not in OTHERS
-
-
 def by_default(row: Row) -> bool:
     """Whether a row is of what this project runs on its machine without being told."""
-    name = str(row.get("implementation")).partition(", ")[0]
-    return name in (("auto", "reference") if row["on"].cpu else ("auto", "triton"))
+    return name_of(row) in (("auto", "reference") if row["on"].cpu else ("auto", "triton"))
 
 
 def _rival(implementation: object) -> str | None:

@@ -35,7 +35,7 @@ PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
 TORCHVISION = "torchvision's alexnet"
 
 
-class Step(NamedTuple):
+class LayerCalls(NamedTuple):
     """Calls that do the same with different inputs, the work of one call, and further columns of its row."""
 
     name: str
@@ -146,7 +146,7 @@ def inference_step(forward: Callable[[Tensor], Tensor], images: Tensor, dtype: s
 
 
 def layer_modes(variant: str) -> Iterator[tuple[str, str]]:
-    """Name and mode of each of :func:`layer_steps`, in its order."""
+    """Name and mode of each of :func:`layer_calls`, in its order."""
     for number, layer in enumerate(VARIANTS[variant].layers()):
         for mode in STAGE_MODES if layer.kind == "stage" else PRODUCT_MODES:
             if number or mode != "input_gradient":
@@ -154,7 +154,7 @@ def layer_modes(variant: str) -> Iterator[tuple[str, str]]:
     yield from ((name, "training") for name in ("loss", "optimizer", "input preparation"))
 
 
-def layer_steps(variant: str, count: int, dtype: str, device: torch.device) -> Iterator[Step]:
+def layer_calls(variant: str, count: int, dtype: str, device: torch.device) -> Iterator[LayerCalls]:
     """Every layer of a network by itself, in ``dtype``, in which weights and activations are held: nothing is cast.
 
     A convolution or dense layer has the modes ``forward``, ``input_gradient`` (but for the first layer) and
@@ -181,7 +181,7 @@ def layer_steps(variant: str, count: int, dtype: str, device: torch.device) -> I
         for mode in STAGE_MODES if isinstance(module, Stage) else PRODUCT_MODES:
             if number or mode != "input_gradient":
                 columns = _columns(model, layer, parts, biases.get(layer.name), dtype) if mode == "forward" else {}
-                yield Step(layer.name, mode, [calls[mode] for calls in made], work[mode], columns)
+                yield LayerCalls(layer.name, mode, [calls[mode] for calls in made], work[mode], columns)
         del made, parts
     yield from _others(model, count, dtype, device)
 
@@ -276,7 +276,7 @@ def _activations(count: int, shape: tuple[int, ...], towers: int, dtype: str, de
     return _laid_out((torch.randn(count, channels // towers, *sizes, device=device) * 30).to(DTYPES[dtype]))
 
 
-def _others(model: AlexNet, count: int, dtype: str, device: torch.device) -> Iterator[Step]:
+def _others(model: AlexNet, count: int, dtype: str, device: torch.device) -> Iterator[LayerCalls]:
     plan = model.config
     logits = torch.randn(count, plan.classes, device=device, requires_grad=True)
     labels = torch.randint(0, plan.classes, (count,), device=device)
@@ -286,11 +286,11 @@ def _others(model: AlexNet, count: int, dtype: str, device: torch.device) -> Ite
 
     # Exponentials, their sum and logarithm, and the difference from the labels; logits in twice, gradient out.
     elements = count * plan.classes
-    yield Step("loss", "training", [loss], Work(6 * elements, 3 * 4 * elements), {})
+    yield LayerCalls("loss", "training", [loss], Work(6 * elements, 3 * 4 * elements), {})
     sgd = paper_sgd(model)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter) * 1e-6
-    yield Step("optimizer", "training", [sgd.step], optimizer(plan.parameters), {"parameters": plan.parameters})
+    yield LayerCalls("optimizer", "training", [sgd.step], optimizer(plan.parameters), {"parameters": plan.parameters})
     generator = np.random.default_rng(0)
     stored = torch.from_numpy(generator.integers(0, 256, (count, STORED, STORED, 3), dtype=np.uint8)).to(device)
     mean = generator.uniform(0, 255, (STORED, STORED, 3)).astype(np.float32)
@@ -299,7 +299,7 @@ def _others(model: AlexNet, count: int, dtype: str, device: torch.device) -> Ite
     varied = VariationTable(count, make.margin, RecipeConfig(), 0).rows(0, np.arange(count))
     pixels = math.prod((count, 3, plan.image_size, plan.image_size))
     # A byte and the mean in, a float32 out; two additions.
-    yield Step("input preparation", "training", [lambda: make(stored, varied)], Work(2 * pixels, 9 * pixels), {})
+    yield LayerCalls("input preparation", "training", [lambda: make(stored, varied)], Work(2 * pixels, 9 * pixels), {})
 
 
 def whole_work(network: str, count: int, dtype: str, mode: str) -> InOrder:

@@ -2,15 +2,45 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..cells import Step
 from ..measure.records import time_columns
 from ..measure.timing import chained_seconds, wall_seconds
-from .network import build_any, images_and_labels, inference_step, training_step, update_step
+from ..predict.roofline import Work
+from .network import build_any, describe_step, images_and_labels, inference_step, training_step, update_step
+
+
+class Step(NamedTuple):
+    """A whole network's ``update`` or ``inference`` (``what``).
+
+    ``how`` is eager or a mode of ``torch.compile`` (compiled: its default), followed by ``, recorded`` where the whole
+    update is recorded as a CUDA graph, as net.train does; ``recorded`` alone is the eager network's, and ``unrecorded``
+    the same kernels launched by the host.
+    """
+
+    what: str
+    network: str
+    implementation: str
+    how: str
+    dtype: str
+    images: int
+
+    def describe(self) -> tuple[dict[str, object], Work]:
+        """The columns that name it in a record, and the work that it must do."""
+        return describe_step(self.what, self.network, self.implementation, self.how, self.dtype, self.images)
+
+    @property
+    def mode(self) -> str:
+        """The mode of ``torch.compile``; empty where nothing is compiled."""
+        mode, _, _ = self.how.partition(", ")
+        return "" if mode in ("eager", "recorded", "unrecorded") else mode.replace("compiled", "default")
+
+    @property
+    def name(self) -> str:
+        return f"{self.what} of {self.network}, {self.implementation}, {self.how}, {self.dtype}, {self.images}"
 
 
 def prepared(step: Step, device: torch.device) -> tuple[Callable[[], object], torch.nn.Module]:

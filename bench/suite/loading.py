@@ -3,13 +3,11 @@
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
-from net.data.images import Split
 from net.data.loader import Loader
 
 from ..measure.records import time_columns
 from ..measure.timing import wall_seconds
+from ..subjects import stores
 from ..subjects.network import STORED
 from .run import Rows, Run
 
@@ -18,11 +16,7 @@ def rows(run: Run) -> Rows:
     """One row: two threads that read."""
     count = 4 * run.scale.images if run.scale.toy else 8192
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "images.npy"
-        written = np.lib.format.open_memmap(path, "w+", np.uint8, (count, STORED, STORED, 3))
-        written[:] = np.arange(count, dtype=np.uint8)[:, None, None, None]
-        del written
-        split = Split(np.load(path, mmap_mode="r"), np.arange(count, dtype=np.int64))
+        split = stores.pixels(Path(folder) / "images.npy", count, STORED)
         batches = iter(Loader(split, run.scale.images, run.device, shuffle=True, threads=2))
         times = wall_seconds(lambda: next(batches), 5 * run.samples)
         batches.close()

@@ -12,13 +12,12 @@ import torch
 import kernels
 from net.common.files import atomic_write
 
-from ..cells import Step
 from ..cells import profiled as profiled_steps
 from ..measure.records import Row, time_columns
 from ..measure.timing import chained_seconds
 from ..subjects.cases import failure, many_variants
 from ..subjects.network import plan_of
-from ..subjects.steps import prepared
+from ..subjects.steps import Step, prepared
 from . import steps
 from .run import Job, Rows, Run
 from .summary import between

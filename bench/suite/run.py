@@ -16,6 +16,7 @@ from ..cells import Scale
 from ..measure import ceilings as ceilings_module
 from ..measure.ceilings import Ceilings
 from ..measure.environment import describe
+from ..measure.implementations import ours
 from ..measure.records import write
 from .rows import Row, add_row, complete, read_rows
 
@@ -36,8 +37,6 @@ FIGURES = {
 }
 #: Cases of the gate's first row, and of the memory checker, of which only a failure counts.
 FIRST, CHECKER = "two stages, repeated", "compute-sanitizer"
-#: Implementations whose times do not depend on this project's operators.
-OTHERS = ("aten", "compiled", "cudnn", "xla", "onnxruntime", "openvino")
 
 
 @dataclass
@@ -149,7 +148,7 @@ def depends_on_stages(row: Mapping[str, Any]) -> bool:
         return False
     if row.get("suite") == "layers":
         return str(row["case"]).startswith("stage")
-    return str(row.get("implementation", "")).partition(", ")[0] not in OTHERS
+    return ours(row)
 
 
 def unverified(run: Run) -> str:

@@ -9,11 +9,11 @@ import kernels
 from net.model.alexnet import AlexNet, Stage
 from net.model.forms import untuned, use
 
-from ..cells import Step, updates
+from ..cells import updates
 from ..measure.records import Row, time_columns
 from ..subjects.cases import DTYPES, failure, many_variants
 from ..subjects.network import build_any
-from ..subjects.steps import prepared, timed
+from ..subjects.steps import Step, prepared, timed
 from .run import Job, Rows, Run
 
 

@@ -15,10 +15,10 @@ from net.data.prepare import prepare
 from net.data.store import is_store
 from net.training import runs
 
-from ..cells import Step
 from ..measure.environment import ROOT
 from ..measure.records import Row
 from ..subjects.network import PRECISIONS, STORED, plan_of
+from ..subjects.steps import Step
 from . import steps
 from .processes import Command
 from .run import Job, Rows, Run, cores

@@ -10,7 +10,6 @@ is the module's.
 import copy
 import functools
 import operator
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .. import modules, private
+from .. import modules, notices, private
 from ..functional import (
     local_response_norm,
     max_pool2d,
@@ -253,9 +252,7 @@ def _forward(own: type[nn.Module], fused: Callable[..., Any], layout: Layout) ->
         if layout.is_that_of(self):
             return fused(self, *args, **kwargs)
         if not torch.compiler.is_compiling():
-            warnings.warn(
-                f"fuse: {own.__name__} has been changed and runs as it was written; fuse the model again", stacklevel=2
-            )
+            notices.warn(f"fuse: {own.__name__} has been changed and runs as it was written; fuse the model again")
         return own.forward(self, *args, **kwargs)
 
     return forward

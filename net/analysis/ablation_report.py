@@ -1,10 +1,14 @@
-"""Table and figure of ``python -m net.ablations``, generated only from its results."""
+"""Table and figure of ``python -m net.ablations``, generated only from its results.
+
+The command writes them beside its results. ``python -m bench.report`` lays the same table and figure out among all
+others: in ``reports/accuracy.md``, and on the page whose tables sort by a click.
+"""
 
 import functools
 import io
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,14 +47,6 @@ class Report(NamedTuple):
     rows: list[list[str]]
     notes: list[str]
     source: str
-
-
-class Picture(NamedTuple):
-    """An image file of the report: its name, alternative text, and content."""
-
-    file: str
-    alt: str
-    png: Callable[[], bytes]
 
 
 @functools.cache
@@ -211,7 +207,7 @@ def _shown(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return [(name, title) for name, title in named if _errors(rows, name)]
 
 
-def _alt(path: Path) -> str:
+def alt(path: Path) -> str:
     """The figure's alternative text."""
     settings, rows = read_results(path)
     whole = list(_errors(rows, BASELINE).values())
@@ -294,26 +290,11 @@ def _draw_change(axes: Axes, change: Change, place: int) -> None:
     )
 
 
-def pictures(records: Sequence[Path]) -> list[Picture]:
-    """One figure for each results file."""
-    names = ["accuracy.png"] if len(records) == 1 else [f"accuracy-{record.stem}.png" for record in records]
-    return [
-        Picture(name, _alt(record), functools.partial(picture, record))
-        for name, record in zip(names, records, strict=True)
-    ]
-
-
-def write(records: Sequence[Path], folder: Path) -> list[Path]:
-    """Write ``accuracy.md`` and one figure for each results file; returns the paths."""
-    text = "# Accuracy without each part\n\nMade from the results of `python -m net.ablations`.\n"
-    written = []
-    for record, drawn in zip(records, pictures(records), strict=True):
-        text += f"\n## {report(record).title} ({record.stem})\n\n{table(record)}\n![{drawn.alt}]({drawn.file})\n"
-        with atomic_write(folder / drawn.file) as file:
-            file.write(drawn.png())
-        written.append(folder / drawn.file)
-    if not records:
-        text += "\nNot measured.\n"
-    with atomic_write(folder / "accuracy.md") as file:
-        file.write(text.encode())
-    return [folder / "accuracy.md", *written]
+def write(path: Path, folder: Path) -> list[Path]:
+    """Write ``accuracy.md`` and ``accuracy.png`` of a results file into ``folder``; returns the paths."""
+    page, figure = folder / "accuracy.md", folder / "accuracy.png"
+    text = f"# Accuracy without each part: {report(path).title}\n\n{table(path)}\n![{alt(path)}]({figure.name})\n"
+    for target, content in ((page, text.encode()), (figure, picture(path))):
+        with atomic_write(target) as file:
+            file.write(content)
+    return [page, figure]

@@ -49,7 +49,7 @@ def mean_image(trained: Trained, data: ImageData, device: torch.device) -> Tenso
         DataError: stored images of another size, or a network that does not read RGB.
     """
     check_colours(trained)
-    size, stored = trained.network.image_size, f"{data.name} holds {data.size}x{data.size}"
+    size, stored = trained.network.image_size, f"the images of {data.name} are {data.size}x{data.size}"
     if trained.mean is None:
         if data.size < size:
             raise DataError(f"{trained.path} reads {size}x{size} images; {stored}")
@@ -79,7 +79,7 @@ def open_its_data(trained: Trained, data_path: str | None, device: torch.device)
     if trained.classes is None and len(data.classes) == trained.network.classes:
         print(f"{trained.path} holds no class names: assuming those of {data.name}, in the same order")
     elif data.classes != trained.classes:
-        raise DataError(f"{data.name} has different classes from those {trained.path} was trained on")
+        raise DataError(f"the classes of {data.name} differ from those {trained.path} was trained on")
     return data, mean_image(trained, data, device)
 
 

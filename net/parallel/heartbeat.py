@@ -76,9 +76,9 @@ class Heartbeat(threading.Thread):
             while not self.over.wait(self.interval):
                 number += 1
                 self._beat(number)
-                verdict = self._look()
-                if verdict is not None:
-                    self._end(verdict)
+                error = self._poll()
+                if error is not None:
+                    self._end(error)
                     return
         except dist.DistError:
             self._end(self.store_lost(), GRACE)
@@ -103,10 +103,10 @@ class Heartbeat(threading.Thread):
                 return ranks, state
         return [], ""
 
-    def verdict(self, ranks: list[int], state: str) -> RankError | SystemExit:
+    def error_for(self, ranks: list[int], state: str) -> RankError | SystemExit:
         """The error to raise: a message about ``ranks`` for the first caller on any rank, a silent exit for all others
         and when rank 0, which prints its own errors, has failed."""
-        if (state == ENDED and 0 in ranks) or self.store.add("verdicts", 1) > 1:
+        if (state == ENDED and 0 in ranks) or self.store.add("errors", 1) > 1:
             return SystemExit(1)
         advice = "; continue from the last checkpoint with --resume" if self.met else ""
         return RankError(f"{', '.join(map(self._described, ranks))} {state}{advice}")
@@ -117,14 +117,14 @@ class Heartbeat(threading.Thread):
             f"rank {self.rank} lost its connection to the distributed store: torchrun or the host of rank 0 is gone"
         )
 
-    def looks(self, count: int) -> float:
+    def poll_seconds(self, count: int) -> float:
         """Seconds in which every rank completes ``count`` polls."""
         return (count + 2) * self.interval
 
     def _unanswered(self) -> str:
         return f"did not answer for {self.timeout:g} s (--timeout)"
 
-    def _look(self) -> RankError | SystemExit | None:
+    def _poll(self) -> RankError | SystemExit | None:
         """Poll the store; returns the error to end with, or None if all is well."""
         beats = [beat.decode(errors="replace") for beat in self.store.multi_get(list(map(_key, range(self.ranks))))]
         for rank, (before, beat) in enumerate(zip(self.beats, beats, strict=True)):
@@ -132,22 +132,22 @@ class Heartbeat(threading.Thread):
         self.beats = beats
         failed = [rank for rank, beat in enumerate(beats) if beat == FAILED and self.missed[rank] >= SILENT]
         if failed:
-            return self.verdict(failed, ENDED)
+            return self.error_for(failed, ENDED)
         allowed = math.ceil(self.timeout / self.interval)
         if max(self.missed) >= allowed:
             # Ranks that went silent together, with their host, may reach the limit one poll apart.
-            return self.verdict(
+            return self.error_for(
                 [rank for rank, missed in enumerate(self.missed) if missed > allowed // 2], self._unanswered()
             )
         done = self._sent(), Progress.reports
         self.idle = 0 if done != self.done or self._behind() else self.idle + 1
         self.done = done
         if self.idle * self.interval > self.progress_timeout:
-            verdict = self.verdict(
+            error = self.error_for(
                 [self.rank], f"reported no progress for {self.progress_timeout:g} s (--progress-timeout)"
             )
             self._set(FAILED)
-            return verdict
+            return error
         return None
 
     def _sent(self) -> dict[str, int]:
@@ -173,12 +173,12 @@ class Heartbeat(threading.Thread):
     def _set(self, beat: str) -> None:
         self.store.set(_key(self.rank), beat)
 
-    def _end(self, verdict: RankError | SystemExit, patience: float = 0.0) -> None:
+    def _end(self, error: RankError | SystemExit, patience: float = 0.0) -> None:
         """End this process, whatever its main thread does, unless it leaves by itself within ``patience`` seconds."""
         if self.over.wait(patience):
             return
-        if isinstance(verdict, RankError):
-            print(f"error: {verdict}", file=sys.stderr, flush=True)
+        if isinstance(error, RankError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
         self.lost.set()
         if not self.over.wait(GRACE):
             os._exit(1)

@@ -185,7 +185,7 @@ class Processes(World):
         while not store.check(list(map(place, range(self.size)))):
             if time.monotonic() > end:
                 missing = [rank for rank in range(self.size) if not store.check([place(rank)])]
-                raise self.heartbeat.verdict(missing, f"did not join within {seconds:g} s (--start-timeout)")
+                raise self.heartbeat.error_for(missing, f"did not join within {seconds:g} s (--start-timeout)")
             time.sleep(POLL)
 
     def describe(self) -> str:
@@ -261,28 +261,28 @@ class Processes(World):
             lost = isinstance(error, dist.DistError) or (
                 isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL"))
             )
-            verdict = self._lost(error) if lost else None
+            reported = self._lost(error) if lost else None
             self.heartbeat.leave(FAILED)
-            if verdict is None:
+            if reported is None:
                 raise
-            raise verdict from None
+            raise reported from None
 
     def _lost(self, error: BaseException) -> BaseException:
         """Find out which rank failed; one rank reports it."""
         # torchrun may have noticed too, and its SIGTERM must not come before the message.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
-            if self.heartbeat.lost.wait(self.heartbeat.looks(SILENT)):
+            if self.heartbeat.lost.wait(self.heartbeat.poll_seconds(SILENT)):
                 return SystemExit(1)
             ranks, state = self.heartbeat.blamed()
             first_line = str(error).splitlines()[0]
-            return self.heartbeat.verdict(ranks or [self.rank], state or f"lost its connection: {first_line}")
+            return self.heartbeat.error_for(ranks or [self.rank], state or f"lost its connection: {first_line}")
         except dist.DistError:
             return self.heartbeat.store_lost()
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:
         """Handle SIGTERM outside training. torchrun sends it when another process ended; report that first."""
-        if self.heartbeat.over.is_set() or self.heartbeat.lost.wait(self.heartbeat.looks(SILENT)):
+        if self.heartbeat.over.is_set() or self.heartbeat.lost.wait(self.heartbeat.poll_seconds(SILENT)):
             return
         ranks, state = self.heartbeat.blamed()
         if state == ENDED:
@@ -290,7 +290,7 @@ class Processes(World):
             return
         with contextlib.suppress(dist.DistError):
             if state == DIED:
-                raise self.heartbeat.verdict(ranks, state)
+                raise self.heartbeat.error_for(ranks, state)
         self.heartbeat.leave(LEFT)
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)

@@ -79,11 +79,11 @@ def open_run_data(config: TrainConfig, resumed: bool = False) -> tuple[ImageData
     )
     if data.size < plan.image_size:
         raise DataError(
-            f"{data.name} holds images of {data.size}x{data.size}, but {config.network} reads {plan.image_size}x"
+            f"the images of {data.name} are {data.size}x{data.size}, but {config.network} reads {plan.image_size}x"
             f"{plan.image_size}; prepare them with --size {packed_size(plan.image_size)} or use a smaller --image-size"
         )
     if len(data.classes) < 2:
-        raise DataError(f"{data.name} has {len(data.classes)} class; at least two are needed")
+        raise DataError(f"training needs at least two classes; got {len(data.classes)} in {data.name}")
     if (left := len(data.train) - config.hold_out) < config.batch_size:
         held_out = f" that --hold-out {config.hold_out} leaves" if config.hold_out else ""
         raise UsageError(f"--batch-size {config.batch_size} is more than the {max(0, left)} training images{held_out}")

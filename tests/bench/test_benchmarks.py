@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from bench import bench_steps, cells
-from bench.cells import Scale, Step
+from bench.cells import Scale
+from bench.compile_ahead import compile_ahead
 from bench.measure.timing import Clock
 from bench.subjects.cases import NEEDS_GPU, may_refuse
-from bench.subjects.compile_ahead import compile_ahead
+from bench.subjects.steps import Step
 from tests.commands import ROOT, environment
 
 

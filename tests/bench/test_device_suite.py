@@ -26,7 +26,7 @@ from bench.suite.run import Run, record
 from bench.suite.summary import summary
 from kernels import aot
 from kernels.gpu import config
-from tests.commands import ROOT, Done, environment
+from tests.commands import ROOT, Done, environment, one_line, run_here
 
 Row = dict[str, Any]
 #: In no order that the suite would choose itself.
@@ -212,10 +212,11 @@ def test_a_gate_marks_what_depends_on_it(toy: Run, statuses: list[str], mark: st
         {"suite": "kernels", "case": "stage1", "implementation": "compiled"},
         {"suite": "layers", "case": "conv1", "implementation": "auto, graph"},
         {"suite": "steps", "case": "update of paper", "implementation": "aten, eager"},
+        {"suite": "steps", "case": "inference of paper", "implementation": "openvino"},
         {"suite": "input", "case": "loader, 2 reading"},
     ]
     record(toy, ({**row, "median_us": 1.0} for row in rows))  # type: ignore[arg-type]
-    assert [row.get("unverified") for row in read_rows(toy.folder) if row["suite"] != "gate"] == [mark] * 3 + [None] * 4
+    assert [row.get("unverified") for row in read_rows(toy.folder) if row["suite"] != "gate"] == [mark] * 3 + [None] * 5
 
 
 def test_an_earlier_gate_of_the_same_kernels_counts(toy: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,6 +396,8 @@ def test_refusals(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     said = capsys.readouterr().err
     assert "invalid choice: 'everything'" in said
     assert said.count("\n") == 1
+    for flag, value, least in (("--batch-size", "0", 1), ("--budget-s", "-1", 0), ("--budget-s", "nan", 0)):
+        one_line(run_here("bench.device_suite", flag, value), 2, f"{flag} must be at least {least}; got {value}")
 
     def start(*arguments: object, **keywords: object) -> None:
         raise AssertionError("nothing begins without a commit")

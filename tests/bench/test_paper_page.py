@@ -4,17 +4,25 @@ import json
 import math
 import re
 
+import numpy as np
+from safetensors.torch import load_file
+
 from net.ablations import AblationsConfig
 from net.analysis.ablation_cases import ABLATIONS
 from net.analysis.ablation_report import change_of
 from net.analysis.published import PUBLISHED
 from net.doors.metrics import read_results
+from net.figures import colour_selectivity
 from net.model.config import VARIANTS
 from tests.commands import ROOT
 
 SEEDS, NETWORKS = AblationsConfig().seeds, len(ABLATIONS) + 1
 FALL_2011 = 15_000_000 / 1_281_167
-PAGE = (ROOT / "reports" / "paper.md").read_text()
+REPORTS = ROOT / "reports"
+PAGE = (REPORTS / "paper.md").read_text()
+#: The page without its line breaks.
+TEXT = " ".join(PAGE.split())
+TRAINING = "data/trainings/2026-11-27-alexnet32/run.json"
 
 
 def test_modelled_times_follow_from_the_record() -> None:
@@ -24,18 +32,20 @@ def test_modelled_times_follow_from_the_record() -> None:
     rates = [row["images_per_s"] for row in rows if row["case"] == "update of paper"]
     assert f"{max(rates):,} images/s" in PAGE
     seconds = 90 * 1_281_167 / max(rates)
-    assert f"take {seconds:,.0f} s" in PAGE
+    assert f"take {seconds:,.0f} s" in TEXT
+    if any(row["dirty"] for row in rows):
+        assert f"with uncommitted changes on top of commit {rows[0]['commit']}" in TEXT
     for count, written in (
         (1, "**1 h 13 min, modelled**"),
         (5, "5 T = 6 h 6 min, modelled"),
-        (2 * SEEDS, f"{2 * SEEDS} T =\n7 h 19 min, modelled"),
-        (SEEDS * NETWORKS, f"{NETWORKS} networks of three seeds, {SEEDS * NETWORKS} T\n= 2 days 10 h 32 min, modelled"),
+        (2 * SEEDS, f"{2 * SEEDS} T = 7 h 19 min, modelled"),
+        (SEEDS * NETWORKS, f"{NETWORKS} networks of three seeds, {SEEDS * NETWORKS} T = 2 days 10 h 32 min, modelled"),
         # Ninety epochs of a release of ImageNet are so many of 1,281,167 images, T each.
         (FALL_2011 + 1, "at least 15 h 30 min, modelled"),
         (2 * (FALL_2011 + 1) + 5, "at least 37 h 6 min, modelled"),
         (8_900_000 / 1_281_167, "at least 8 h 28 min, modelled"),
     ):
-        assert written in PAGE
+        assert written in TEXT
         minutes = round(count * seconds / 60)
         days, hours = divmod(minutes // 60, 24) if "days" in written else (0, minutes // 60)
         said = re.findall(r"(\d+) (days|h|min)\b", written)
@@ -53,6 +63,27 @@ def test_errors_are_the_published_ones() -> None:
             if change.startswith("+"):
                 # There the change without the part, here that with it.
                 assert change.replace("+", "-") in PAGE, item.name
+
+
+def test_the_rate_of_preparing_is_of_photographs() -> None:
+    (record,) = re.findall(r"`(data/[\w.-]+-cpu-[\w.-]+\.jsonl)`", PAGE.replace("`reports/", "`"))
+    rows = [json.loads(line) for line in (REPORTS / record).read_text().splitlines()]
+    (rate,) = [row["images_per_s"] for row in rows if row["case"] == "prepare photographs, pixels"]
+    assert f"once; {rate:.0f} images/s a core, measured" in PAGE
+
+
+def test_what_alexnet32_shows_is_the_record_s() -> None:
+    one, ten = json.loads((REPORTS / TRAINING).read_text())["test"]
+    assert (one["crops"], ten["crops"]) == (1, 10)
+    assert f"({TRAINING})" in PAGE
+    errors = [(run["top1_error_percent"], run["top5_error_percent"]) for run in (one, ten)]
+    for crops, (top1, top5) in zip(("central crop", "ten crops"), errors, strict=True):
+        assert f"| {crops} | {top1:.2f} / {top5:.2f} |" in PAGE
+    assert "{:.2f} / {:.2f}".format(*(after - before for before, after in zip(*errors, strict=True))) in PAGE
+    weights = load_file(ROOT / one["network"])["conv1.weight"].float().numpy()
+    found = [colour_selectivity(tower).mean() for tower in np.split(weights, 2)]
+    for page in (PAGE, (REPORTS / "README.md").read_text(), (REPORTS / "LOG.md").read_text()):
+        assert "colour selectivity of {:.2f} and {:.2f}".format(*found) in " ".join(page.split())
 
 
 def test_the_network_s_size() -> None:

@@ -33,7 +33,7 @@ from net.common.device import peak_memory_mib
 from net.data import digits
 from net.data.images import Split
 from net.model.config import network
-from tests.commands import ROOT
+from tests.commands import ROOT, one_line, run_here
 
 
 def test_time_in_a_trace_against_counted_ticks() -> None:
@@ -175,14 +175,16 @@ def test_only_what_was_asked_for_is_measured(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(parallelism, "started", lambda job, ranks, arguments: started.append((job, ranks)) or row)
     main(["--network", "paper", "--only", "hybrid", "none", "--output", str(tmp_path)])
     assert started == [("none", 1), ("hybrid", 2)]
-    for wrong in (
-        ["--batch-size", "3"],
-        ["--ranks", "1"],
-        ["--only", "nothing"],
-        ["--network", "paper", "--ranks", "5"],
+    for wrong, said in (
+        (["--batch-size", "3"], "--batch-size 3 cannot be shared equally by 2 processes"),
+        (["--batch-size", "0"], "--batch-size must be at least 1; got 0"),
+        (["--batch-size", "-2"], "--batch-size must be at least 1; got -2"),
+        (["--updates", "0"], "--updates must be at least 1; got 0"),
+        (["--ranks", "1"], "--ranks must be at least 2; got 1"),
+        (["--only", "nothing"], "invalid choice: 'nothing'"),
+        (["--network", "paper", "--ranks", "5"], "--batch-size 32 cannot be shared equally by 5 processes"),
     ):
-        with pytest.raises(SystemExit):
-            main([*wrong, "--output", str(tmp_path)])
+        one_line(run_here("bench.parallelism", *wrong, "--output", tmp_path), 2, said)
     assert len(started) == 2
 
 

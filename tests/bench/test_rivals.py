@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from bench import bench_rivals
+from bench import bench_rivals, compile_ahead
 from bench.cells import Scale
-from bench.subjects import compile_ahead, installed, rivals, xla
+from bench.subjects import installed, rivals, xla
 from bench.subjects.cases import (
     CASES,
     Prepared,

@@ -24,34 +24,34 @@ def pair() -> Iterator[tuple[Heartbeat, Heartbeat]]:
     ours, theirs = (Heartbeat(store, rank, 2, TIMEOUT, PROGRESS_TIMEOUT) for rank in range(2))
     for each, host in ((ours, "alpha"), (theirs, "beta")):
         store.set(place(each.rank), host)
-    assert ours._look() is None
+    assert ours._poll() is None
     yield ours, theirs
     # Close the connections before the server.
     del ours, theirs
 
 
-def looks(ours: Heartbeat, count: int, theirs: Heartbeat | None = None) -> list[str]:
-    """The verdicts of ``count`` polls, each after a beat of ``ours`` and, if given, of ``theirs``."""
+def poll(ours: Heartbeat, count: int, theirs: Heartbeat | None = None) -> list[str]:
+    """The errors of ``count`` polls, each after a beat of ``ours`` and, if given, of ``theirs``."""
     found = []
     for number in range(count):
         Progress.reports += 1
         for each in (ours, theirs):
             if each is not None:
                 each._beat(number + 1000)
-        found.append(str(ours._look()))
+        found.append(str(ours._poll()))
     return found
 
 
-def said(verdict: object) -> str:
-    assert isinstance(verdict, RankError)
-    return str(verdict)
+def said(error: object) -> str:
+    assert isinstance(error, RankError)
+    return str(error)
 
 
-def test_a_rank_is_lost_after_the_timeouts_worth_of_looks(pair: tuple[Heartbeat, Heartbeat]) -> None:
+def test_a_rank_is_lost_after_the_timeouts_worth_of_polls(pair: tuple[Heartbeat, Heartbeat]) -> None:
     ours, theirs = pair
-    assert looks(ours, 9) == ["None"] * 9
+    assert poll(ours, 9) == ["None"] * 9
     theirs._beat(1)
-    *before, last = looks(ours, 11)
+    *before, last = poll(ours, 11)
     assert before == ["None"] * 10
     assert last == f"rank 1 on beta {UNANSWERED}"
 
@@ -59,20 +59,20 @@ def test_a_rank_is_lost_after_the_timeouts_worth_of_looks(pair: tuple[Heartbeat,
 def test_time_in_which_this_process_stood_still_counts_against_nobody(pair: tuple[Heartbeat, Heartbeat]) -> None:
     ours, _ = pair
     time.sleep(5 * TIMEOUT)
-    assert looks(ours, 1) == ["None"]
+    assert poll(ours, 1) == ["None"]
 
 
 def test_a_rank_that_has_left_is_not_missed(pair: tuple[Heartbeat, Heartbeat]) -> None:
     ours, theirs = pair
     theirs._set(LEFT)
-    assert looks(ours, 30) == ["None"] * 30
+    assert poll(ours, 30) == ["None"] * 30
     assert ours.blamed() == ([], "")
 
 
 def test_a_rank_that_failed_is_missed_soon(pair: tuple[Heartbeat, Heartbeat]) -> None:
     ours, theirs = pair
     theirs._set(FAILED)
-    *before, last = looks(ours, SILENT + 1)
+    *before, last = poll(ours, SILENT + 1)
     assert before == ["None"] * SILENT
     assert last.startswith(f"rank 1 on beta {ENDED}")
 
@@ -80,23 +80,23 @@ def test_a_rank_that_failed_is_missed_soon(pair: tuple[Heartbeat, Heartbeat]) ->
 def test_who_is_to_blame(pair: tuple[Heartbeat, Heartbeat]) -> None:
     """For a failed collective: the ranks that failed, else the silent ones, else those that have started fewer."""
     ours, theirs = pair
-    looks(ours, 1, theirs)
+    poll(ours, 1, theirs)
     assert ours.blamed() == ([], "")
     ours.waits += 1
     assert ours.blamed() == ([1], UNANSWERED)
     assert theirs.blamed() == ([], "")
-    looks(ours, SILENT)
+    poll(ours, SILENT)
     assert ours.blamed() == ([1], DIED)
     theirs._set(FAILED)
-    looks(ours, 1)
+    poll(ours, 1)
     assert ours.blamed() == ([1], ENDED)
 
 
 def test_one_rank_speaks_and_the_first_ranks_own_error_is_enough(pair: tuple[Heartbeat, Heartbeat]) -> None:
     ours, theirs = pair
-    assert isinstance(theirs.verdict([0], ENDED), SystemExit)
-    assert said(theirs.verdict([0], DIED)).startswith("rank 0 on alpha died")
-    assert isinstance(ours.verdict([1], DIED), SystemExit)
+    assert isinstance(theirs.error_for([0], ENDED), SystemExit)
+    assert said(theirs.error_for([0], DIED)).startswith("rank 0 on alpha died")
+    assert isinstance(ours.error_for([1], DIED), SystemExit)
 
 
 def test_a_rank_without_progress_ends_itself(pair: tuple[Heartbeat, Heartbeat]) -> None:
@@ -107,7 +107,7 @@ def test_a_rank_without_progress_ends_itself(pair: tuple[Heartbeat, Heartbeat]) 
         for number in range(count):
             theirs._beat(number + 1)
             ours._beat(number + 1)
-            found.append(str(ours._look()))
+            found.append(str(ours._poll()))
         return found
 
     assert idle(15) == ["None"] * 15
@@ -130,9 +130,9 @@ def test_what_anybody_writes_into_the_store_does_no_more_than_be_read(
     ours, theirs = pair
     ours.waits += 1
     theirs.store.set("beat 1", junk.encode(errors="surrogateescape"))
-    assert looks(ours, 5) == ["None"] * 5
+    assert poll(ours, 5) == ["None"] * 5
     theirs.store.set(place(1), "\x1b[31mhost\nerror: forged")
-    assert said(ours.verdict([1], DIED)).startswith("rank 1 on '\\x1b[31mhost\\nerror: forged' died")
+    assert said(ours.error_for([1], DIED)).startswith("rank 1 on '\\x1b[31mhost\\nerror: forged' died")
 
 
 def test_beats_tell_how_many_messages_were_sent(pair: tuple[Heartbeat, Heartbeat]) -> None:

@@ -162,6 +162,33 @@ def test_triton_by_name_says_once_what_it_does_not_compute(monkeypatch: pytest.M
     dispatch._say_once.cache_clear()
 
 
+def test_a_warning_names_the_caller_s_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "INTERPRETED", True)
+    double = torch.ones(1, 4, 2, 2, dtype=torch.float64)
+    norm = torch.compiler.disable(kernels.local_response_norm)
+    module = torch.nn.Sequential(kernels.LocalResponseNorm(1))
+    fused = kernels.fuse(torch.nn.Sequential(torch.nn.LocalResponseNorm(1), torch.nn.Identity()))
+    edited = kernels.fuse(torch.nn.Sequential(torch.nn.LocalResponseNorm(1), torch.nn.Identity()))
+    edited[1] = torch.nn.ReLU()
+    ways = [
+        lambda: kernels.local_response_norm(double, 1),
+        lambda: module(double),
+        lambda: norm(double, 1),
+        lambda: fused(double),
+        lambda: edited(double),
+    ]
+    for number, call in enumerate(ways):
+        dispatch._say_once.cache_clear()
+        # In a compiled function, what Dynamo leaves out is called by PyTorch.
+        run = torch.compile(call, backend="eager") if number == 2 else call
+        with kernels.implementation("triton"), warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            run()
+        (warning,) = said
+        assert (warning.filename, warning.lineno) == (__file__, call.__code__.co_firstlineno)
+    dispatch._say_once.cache_clear()
+
+
 @pytest.mark.parametrize(("exporting", "formula"), [(False, "traced"), (True, "reference")])
 def test_the_formula_that_a_graph_gets(exporting: bool, formula: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled it is the one shaped for Inductor, exported the plain one; eagerly it runs in a CPU's cache."""

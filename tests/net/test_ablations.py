@@ -148,7 +148,9 @@ def test_the_command_and_how_it_goes_on(tiny: Path, tmp_path: Path, monkeypatch:
     assert len({row["loss"] for row in rows}) == 6
     assert "6/6  no_lrn, seed 2" in whole.stdout
     text = (tmp_path / "whole" / "accuracy.md").read_text()
+    assert text.startswith("# Accuracy without each part: ")
     assert "| no response normalization | 3 " in text
+    assert "](accuracy.png)" in text
     assert (tmp_path / "whole" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert not list((tmp_path / "whole").glob("*/checkpoints"))
 
@@ -355,8 +357,7 @@ def test_the_figure_shows_what_its_text_says(tmp_path: Path, monkeypatch: pytest
     drawn: list[Figure] = []
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (drawn.append(self), save(self, *a, **k)))
-    (made,) = ablation_report.pictures([path])
-    assert made.png() == made.png()
+    assert ablation_report.picture(path) == ablation_report.picture(path)
     left, right = drawn[0].axes
     assert left.get_xlim() == (0, 100)
     assert (left.get_xscale(), right.get_xscale()) == ("linear", "linear")
@@ -368,6 +369,6 @@ def test_the_figure_shows_what_its_text_says(tmp_path: Path, monkeypatch: pytest
     ]
     written = [text.get_text() for text in right.texts]
     assert written == ["+74.0 (+30.9 to +94.0)"]
-    assert "Worse: no response normalization +74.0" in made.alt
-    assert "Fewer than three seeds: the half net +3.0" in made.alt
-    assert "Inside the interval: tanh in place of ReLU -1.0" in made.alt
+    assert "Worse: no response normalization +74.0" in ablation_report.alt(path)
+    assert "Fewer than three seeds: the half net +3.0" in ablation_report.alt(path)
+    assert "Inside the interval: tanh in place of ReLU -1.0" in ablation_report.alt(path)

@@ -182,7 +182,7 @@ def test_what_cannot_be_evaluated_costs_one_line(tmp_path: Path) -> None:
         ([str(path), "--data-path", str(tmp_path / "empty")], "is empty"),
         ([str(path), "--data-path", "synthetic:100"], "was trained on stored images of 32x32"),
         ([str(strange)], "network: towers must be of type int; got 'two'"),
-        ([str(letters)], "the embedded digits has different classes"),
+        ([str(letters)], "the classes of the embedded digits differ"),
         ([str(path), str(letters)], "their outputs cannot be averaged"),
     ):
         done = run_here("net.evaluate", *arguments)

@@ -202,15 +202,22 @@ def test_what_cannot_be_drawn_costs_one_line(shapes_run: Path, tmp_path: Path) -
         (2, "--output must end in .png; got x.jpg", "filters", shapes_run, "--output", "x.jpg"),
         (1, "nowhere does not exist", "filters", tmp_path / "nowhere"),
         (1, "was trained on stored images of 32x32, but", "predictions", larger, "--data-path", "synthetic:20"),
-        (1, "has different classes", "neighbours", shapes_run, "--data-path", "synthetic:20"),
-        (1, "shows 6 neighbours", "neighbours", few, "--data-path", "synthetic:5"),
+        (1, "the classes of synthetic:20 differ", "neighbours", shapes_run, "--data-path", "synthetic:20"),
+        (
+            1,
+            "shows 6 neighbours; got 5 training images in synthetic:5",
+            "neighbours",
+            few,
+            "--data-path",
+            "synthetic:5",
+        ),
         (2, "--rates must be more than 0; got -1.0", "activations", "--rates", -1),
         (2, "--batch-size 5000 is more than the 1442 training images", "activations", "-b", 5000),
     ):
         one_line(run_here("net.figures", *arguments), status, says)
-    done = run_here("net.figures")
-    assert done.returncode == 0, done.stderr
-    assert "python -m net.figures {filters,predictions,neighbours,activations} ..." in done.stdout
+    without = run_here("net.figures")
+    assert (without.returncode, without.stdout) == (2, "")
+    assert "Figure 3" in without.stderr
 
 
 def test_the_committed_figures_are_small_and_listed() -> None:

@@ -66,6 +66,6 @@ def test_what_cannot_be_hashed_costs_one_line(shapes_run: Path, tmp_path: Path) 
         (2, "--bits must be a multiple of 64; got 30", shapes_run, "--bits", 30),
         (2, "--queries must be at least 1; got 0", shapes_run, "--queries", 0),
         (1, "nowhere does not exist", tmp_path / "nowhere"),
-        (1, "has different classes", shapes_run, "--data-path", "synthetic:200"),
+        (1, "the classes of synthetic:200 differ", shapes_run, "--data-path", "synthetic:200"),
     ):
         one_line(run_here("net.hashing", *arguments), status, says)

@@ -471,4 +471,4 @@ def test_flags_that_are_refused(tmp_path: Path, flags: tuple[str, ...], says: st
 def test_images_smaller_than_the_network_reads(tmp_path: Path) -> None:
     store = small_store(tmp_path, train=4, val=1, size=16)
     done = run_here("net.train", "--data-path", store, "--network", "digits", "--image-size", 28, "--batch-size", 4)
-    one_line(done, 1, "holds images of 16x16, but digits reads 28x28; prepare them with --size 32")
+    one_line(done, 1, "are 16x16, but digits reads 28x28; prepare them with --size 32")

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from net.common.files import locked
+from net.data.packing import Packing
 from net.model import weights
 from net.model.config import network
 from net.parallel.process_group import Votes, World
@@ -24,6 +25,7 @@ from net.training.config import TrainConfig
 from net.training.setup import compile_wanted
 from net.training.signals import StopSignal
 from tests.commands import ROOT, environment, one_line, run, run_here, start, wait_for
+from tests.stores import packed_here
 
 #: A short run of fixed length: 44 updates, two epochs, the learning rate drops in between.
 SHORT = (
@@ -452,7 +454,20 @@ def test_a_stored_image_much_larger_than_the_crop_is_remarked(tmp_path: Path) ->
 
 
 def test_images_smaller_than_the_input_are_refused() -> None:
-    one_line(run_here("net.train", "--image-size", 64), 1, "holds images of 32x32, but digits reads 64x64")
+    one_line(
+        run_here("net.train", "--image-size", 64),
+        1,
+        "the images of the embedded digits are 32x32, but digits reads 64x64",
+    )
+
+
+def test_a_single_class_is_refused(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / "images" / split / "a").mkdir(parents=True)
+        Image.new("RGB", (32, 32), "red").save(tmp_path / "images" / split / "a" / "1.png")
+    store = packed_here(tmp_path / "images", tmp_path / "store", Packing(32))
+    done = run_here("net.train", "--network", "digits", "--data-path", store, "--output-dir", tmp_path / "run")
+    one_line(done, 1, f"training needs at least two classes; got 1 in {store}")
 
 
 def test_the_first_line_comes_at_once(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Compile operators before they are timed: ``python -m bench.subjects.compile_ahead CASE,IMPLEMENTATION,DTYPE...``.
+"""Compile operators before they are timed: ``python -m bench.compile_ahead CASE,IMPLEMENTATION,DTYPE...``.
 
 Other processes find the compiled code in Inductor's cache. A line on stdout names each finished variant. A variant that
 fails here fails again when it is timed.
@@ -13,8 +13,8 @@ from functools import cache
 
 import torch
 
-from ..cells import Scale, here, modes
-from .cases import BY_NAME, DTYPES, NEEDS_GPU, Case, Prepared, check, failure, prepare
+from .cells import Scale, here, modes
+from .subjects.cases import BY_NAME, DTYPES, NEEDS_GPU, Case, Prepared, check, failure, prepare
 
 
 @cache
@@ -35,7 +35,7 @@ def compile_ahead(names: Sequence[str], count: int, say: Callable[[str], None]) 
     say(f"compiling {len(names)} variants in {count} processes")
     begin = time.perf_counter()
     answers, answer = os.pipe()
-    shares = [[sys.executable, "-m", "bench.subjects.compile_ahead", *names[number::count]] for number in range(count)]
+    shares = [[sys.executable, "-m", "bench.compile_ahead", *names[number::count]] for number in range(count)]
     processes = [subprocess.Popen(share, stdout=answer, stderr=subprocess.DEVNULL) for share in shares]
     os.close(answer)
     try:

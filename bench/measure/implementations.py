@@ -1,0 +1,19 @@
+"""Whose code a row measured, by the name of its implementation."""
+
+from collections.abc import Mapping
+from typing import Any
+
+#: PyTorch's own code, of the version in the row's column ``torch``.
+PYTORCH = ("aten", "compiled", "cudnn", "torchvision")
+#: What is not this project's.
+RIVALS = (*PYTORCH, "xla", "onnxruntime", "openvino")
+
+
+def name_of(row: Mapping[str, Any]) -> str:
+    """The implementation, without the way in which it was called: ``aten`` of ``aten, eager``."""
+    return str(row.get("implementation")).partition(", ")[0]
+
+
+def ours(row: Mapping[str, Any]) -> bool:
+    """Whether a row is of this project's operators."""
+    return name_of(row) not in RIVALS
