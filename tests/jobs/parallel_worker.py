@@ -129,8 +129,8 @@ def largest_loss_error(ours: Result, exact: Result) -> float:
 
 
 def drifts(group: dist.ProcessGroup) -> dict[str, float]:
-    """The largest error of float32 losses relative to float64, over the seeds: in one process, with the images of a batch
-    in several orders, and with each strategy."""
+    """The largest error of float32 losses relative to float64, over the seeds: in one process with a batch's images in
+    several orders, and with each strategy."""
     rank = dist.get_rank(group)
     found: dict[str, float] = dict.fromkeys(("none", "data", "tower", "hybrid"), 0.0)
     for seed in SEEDS:

@@ -67,8 +67,8 @@ def test_first_update_in_float32(found: dict[str, Any], strategy: str) -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_drift_in_float32_is_that_of_one_process(found: dict[str, Any], strategy: str) -> None:
-    """Losses against float64. The reference is the plain run with the images of a batch in several orders, where decisions
-    of ReLU and pooling flip too."""
+    """Losses against float64. The reference is the plain run with a batch's images in several orders, where choices of
+    ReLU and pooling flip too."""
     assert found["drift"][strategy] <= found["drift"]["none"]
     assert found["drift"]["none"] < 0.5
 

@@ -75,7 +75,13 @@ def test_backward_keeps_the_choice_of_its_forward(monkeypatch: pytest.MonkeyPatc
     assert called == ["inductor"]
 
 
-@pytest.mark.parametrize(("value", "says"), [("aten", "aten"), ("", "auto"), ("nonsense", "KERNELS_IMPLEMENTATION")])
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("aten", "aten"),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in (("", "auto"), ("nonsense", "KERNELS_IMPLEMENTATION"))),
+    ],
+)
 def test_environment_variable(value: str, says: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", "from kernels import dispatch; print(dispatch.selected())"],

@@ -395,8 +395,9 @@ def test_inductor_compiles_it_without_a_break(format: torch.memory_format) -> No
     assert_same(results(alone, larger, None), results(chain(False, None, PAPER_POOL), larger, None))
 
 
+@pytest.mark.slow
 @pytest.mark.compiles
-@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_between_convolutions_inductor_makes_loops_over_channels(dtype: torch.dtype) -> None:
     """It has dimension 1 of what it writes there in four dimensions lie next to each other; once these were rows, and
     the stage took twice its time. A group's border in the middle of a loop stopped it from being vectorized."""
@@ -426,24 +427,23 @@ def test_bfloat16_runs_where_pytorch_s_own_does_not() -> None:
 
 
 @pytest.mark.compiles
-def test_eager_calls_of_the_compiled_implementation() -> None:
+@pytest.mark.parametrize(
+    "shapes", [(), pytest.param(((4, 6, 12, 10), (2, 8, 9, 9)), marks=pytest.mark.slow)], ids=["one", "several shapes"]
+)
+def test_eager_calls_of_the_compiled_implementation(shapes: tuple[tuple[int, ...], ...]) -> None:
     input, bias = inputs(dtype=torch.float32, format=torch.channels_last)
     with kernels.implementation("inductor"):
         ours = results(chain(True, WINDOW, PAPER_POOL), input, bias)
         assert_same(ours, results(composed(True, WINDOW, PAPER_POOL), input, bias), 1e-5)
-        for shape in ((4, 6, 12, 10), (2, 8, 9, 9)):
+        for shape in shapes:
             other, other_bias = inputs(shape, torch.float32)
             assert_same(
                 results(chain(True, WINDOW, PAPER_POOL), other, other_bias),
                 results(composed(True, WINDOW, PAPER_POOL), other, other_bias),
                 1e-5,
             )
-        second = torch.autograd.grad(
-            torch.autograd.grad(autograd.run(input, bias, True, WINDOW, PAPER_POOL).sum(), input, create_graph=True)[
-                0
-            ].sum(),
-            input,
-        )
+        first = torch.autograd.grad(autograd.run(input, bias, True, WINDOW, PAPER_POOL).sum(), input, create_graph=True)
+        second = torch.autograd.grad(first[0].sum(), input)
         assert second[0].abs().max() > 0
 
 

@@ -41,8 +41,8 @@ log_every = 1
 
 
 def until(done: Callable[[], bool]) -> None:
-    """Poll ``done`` for up to a minute."""
-    deadline = time.monotonic() + 60
+    """Poll ``done`` for minutes: on a busy machine a process takes one to start."""
+    deadline = time.monotonic() + 200
     while not done():
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -184,21 +184,24 @@ def test_the_command_and_how_it_goes_on(tiny: Path, tmp_path: Path, monkeypatch:
     one_line(refused, 2, "whole holds results of other settings: they differ in max_steps")
 
 
+@pytest.mark.slow
 def test_side_by_side_the_results_are_the_same(tiny: Path, tmp_path: Path, threads: None) -> None:
-    """Each run has one thread, there are as many at a time as workers, and a signal stops all of them in order."""
+    """Each run has one thread, and there are as many at a time as workers."""
     torch.set_num_threads(1)
     alone = ablate(tiny, tmp_path / "alone", "no_lrn")
     assert alone.returncode == 0, alone.stderr
     # More processes than cores, so that each has one thread on any machine.
-    several = ("no_lrn", "--workers", available_cores() + 1)
-    together = run_here("net.ablations", *several, *flags(tiny, tmp_path / "together"))
+    workers = available_cores() + 1
+    together = run_here("net.ablations", "no_lrn", "--workers", workers, *flags(tiny, tmp_path / "together"))
     assert together.returncode == 0, together.stderr
-    assert f"0 of them already done, {min(6, available_cores() + 1)} in parallel" in together.stdout
+    assert f"0 of them already done, {min(6, workers)} in parallel" in together.stdout
     assert "6/6  " in together.stdout
     assert results(tmp_path / "together") == results(tmp_path / "alone")
     _, rows = read_results(tmp_path / "together" / "results.jsonl")
     assert {row["device"] for row in rows} == {"CPU with 1 thread"}
 
+
+def test_a_signal_stops_the_runs_side_by_side(tiny: Path, tmp_path: Path) -> None:
     # Wait for the first of 1000 updates, then send a signal to the command alone.
     tiny.write_text(TINY.replace("epochs = 1", "epochs = 1000").replace("max_steps = 2", "max_steps = 1000"))
     logs = [tmp_path / "killed" / f"{name}-seed0" / "log.txt" for name in ("baseline", "no_lrn")]
@@ -209,7 +212,7 @@ def test_side_by_side_the_results_are_the_same(tiny: Path, tmp_path: Path, threa
 
     other = threading.Thread(target=interrupt)
     other.start()
-    stopped = run_here("net.ablations", *several, *flags(tiny, tmp_path / "killed"))
+    stopped = run_here("net.ablations", "no_lrn", "--workers", 2, *flags(tiny, tmp_path / "killed"))
     other.join()
     assert (stopped.returncode, stopped.stderr) == (128 + signal.SIGINT, "")
     assert "stopped in baseline, seed 0" in stopped.stdout

@@ -26,7 +26,7 @@ from net.model.alexnet import AlexNet, alexnet
 from net.model.config import VARIANTS, network
 from net.training import checkpoint
 from net.training.evaluation import probabilities
-from tests.commands import ROOT, Done, environment, one_line, run_here
+from tests.commands import ROOT, Done, one_line, run_here
 from tests.pictures import picture
 
 #: ONNX Runtime sums in another order than PyTorch; relative to the largest logit.
@@ -643,19 +643,10 @@ def test_what_cannot_be_exported_costs_one_line(tmp_path: Path) -> None:
     assert not onnx.exists()
 
 
-def test_without_onnx_the_extra_is_named(tmp_path: Path) -> None:
-    path = save(tmp_path, lively())
-    (tmp_path / "onnx.py").write_text("raise ImportError")
-    done = subprocess.run(
-        [sys.executable, "-m", "net.export", path, tmp_path / "n.onnx"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment(PYTHONPATH=f"{tmp_path}:{ROOT}"),
-    )
-    one_line(
-        Done(done.returncode, done.stdout, done.stderr), 2, f"ONNX files need an extra: pip install -e '{ROOT}[onnx]'"
-    )
+def test_without_onnx_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    done = run_here("net.export", save(tmp_path, lively()), tmp_path / "n.onnx")
+    one_line(done, 2, f"ONNX files need an extra: pip install -e '{ROOT}[onnx]'")
 
 
 def test_one_convolution_reads_colours() -> None:

@@ -128,7 +128,7 @@ def test_a_signal_saves_and_the_run_goes_on_with_the_same_bits(
     process = start("net.train", *arguments)
     wait_for(process, "step 15/44")
     process.send_signal(number)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=200)
     assert process.returncode == status
     assert f"{number.name}: saved update" in output
     assert f"--resume {folder}" in output
@@ -157,12 +157,12 @@ def test_a_signal_during_the_last_checkpoint_is_heeded(tmp_path: Path, monkeypat
 
 
 def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
-    process = start("net.train", "--epochs", 500, "-b", 1024, "--log-every", 1, "--output-dir", tmp_path / "run")
+    process = start("net.train", "--epochs", 500, "-b", 512, "--log-every", 1, "--output-dir", tmp_path / "run")
     wait_for(process, "step 1/")
     process.send_signal(signal.SIGTERM)
     time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=200)
     # Killed by the second signal, or finished after the first one's checkpoint if that was faster.
     assert process.returncode in (-signal.SIGTERM, 143)
 
