@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from .analysis.trained import Trained
+
 DESCRIPTION = "Draw a figure of the paper from a trained network, as a PNG file."
 #: Images in Figure 4, left; queries and neighbours per query in Figure 4, right.
 SHOWN, QUERIES, NEIGHBOURS = 8, 5, 6
@@ -30,10 +32,14 @@ COUNTED = 1000
 class FiltersConfig:
     """The flags of ``python -m net.figures filters``."""
 
-    checkpoint: str = flag(
-        "", "run folder, checkpoint (.pt), weights (.safetensors) or the name of weights that ship", positional=True
+    checkpoints: tuple[str, ...] = flag(
+        (),
+        "run folder, checkpoint (.pt), weights (.safetensors) or the name of weights that ship; several of one "
+        "architecture are compared",
+        positional=True,
+        metavar="CHECKPOINT",
     )
-    output: str | None = flag(None, "filters.png in the run folder by default", metavar="FILE.png")
+    output: str | None = flag(None, "filters.png in the (first) run folder by default", metavar="FILE.png")
 
     def __post_init__(self) -> None:
         check_png(self.output)
@@ -122,6 +128,28 @@ def colour_selectivity(kernels: "NDArray[np.float32]") -> "NDArray[np.float32]":
     return share
 
 
+def towers_differ(first: "NDArray[np.float32]", second: "NDArray[np.float32]") -> bool:
+    """Whether the mean colour selectivities of two towers differ by more than two standard errors of the difference.
+
+    Args:
+        first, second: each kernel's selectivity, ``[kernels]``, from :func:`colour_selectivity`.
+    """
+    error = (first.var(ddof=1) / len(first) + second.var(ddof=1) / len(second)) ** 0.5
+    return bool(abs(first.mean() - second.mean()) > 2 * error)
+
+
+def _first_layer(trained: "Trained") -> "tuple[str, NDArray[np.float32]]":
+    """The name of a network's first layer and its kernels, ``[kernels, 3, rows, columns]``."""
+    name = next(layer for layer, _ in trained.model.trunk if layer is not None)
+    kernels: NDArray[np.float32] = trained.model.get_parameter(f"{name}.weight").detach().contiguous().numpy()
+    if kernels.shape[1] != 3:
+        raise DataError(
+            f"{trained.path}: its first layer, {name}, reads {kernels.shape[1]} channels; Figure 3 needs a network "
+            "that reads RGB"
+        )
+    return name, kernels
+
+
 def filters(config: FiltersConfig) -> Path:
     """Figure 3: the kernels of the first layer and how colour-selective each tower is."""
     import numpy as np
@@ -131,32 +159,36 @@ def filters(config: FiltersConfig) -> Path:
     from .analysis.trained import open_trained
     from .data.images import short_name
 
-    trained = open_trained(config.checkpoint, torch.device("cpu"))
-    name = next(layer for layer, _ in trained.model.trunk if layer is not None)
-    kernels = trained.model.get_parameter(f"{name}.weight").detach().contiguous().numpy()
-    if kernels.shape[1] != 3:
-        raise DataError(
-            f"{trained.path}: its first layer, {name}, reads {kernels.shape[1]} channels; Figure 3 needs a network "
-            "that reads RGB"
-        )
-    towers = np.split(kernels, trained.network.towers)
-    captions = []
-    for number, tower in enumerate(towers, 1):
-        selectivity = colour_selectivity(tower)
-        captions.append(
-            f"{f'tower {number}' if len(towers) > 1 else 'all kernels'}: colour selectivity "
-            f"{selectivity.mean():.2f} on average, {selectivity.min():.2f} to {selectivity.max():.2f}"
-        )
-        print(captions[-1])
+    networks = [open_trained(checkpoint, torch.device("cpu")) for checkpoint in config.checkpoints]
+    first, several = networks[0], len(networks) > 1
+    name, kernels = _first_layer(first)
+    count = first.network.towers
+    towers, captions, differ = [], [], 0
+    for trained in networks:
+        own = np.split(_first_layer(trained)[1], trained.network.towers)
+        if (trained.network.towers, own[0].shape) != (count, (len(kernels) // count, *kernels.shape[1:])):
+            raise DataError(f"{trained.path} and {first.path} differ in towers or in the shape of {name}'s kernels")
+        selectivity = [colour_selectivity(tower) for tower in own]
+        for number, each in enumerate(selectivity, 1):
+            captions.append(
+                (f"{trained.path}, " if several else "")
+                + (f"tower {number}" if count > 1 else "all kernels")
+                + f": colour selectivity {each.mean():.2f} on average, {each.min():.2f} to {each.max():.2f}"
+            )
+            print(captions[-1])
+        differ += count == 2 and towers_differ(*selectivity)
+        towers += own
     print("(0: a gray kernel, 0.67: random weights, 1: colour alone)")
-    gray = trained.mean is not None and bool((trained.mean == trained.mean[..., :1]).all())
+    if count == 2:
+        print(f"the towers' averages differ by more than two standard errors in {differ} of {len(networks)} networks")
+    gray = first.mean is not None and bool((first.mean == first.mean[..., :1]).all())
     if gray:
         print("the training images are gray: any colour in the kernels is left over from their initialisation")
-    title = f"{name}, {len(kernels)} kernels, trained on {short_name(trained.data_path, trained.classes or ())}" + (
+    title = f"{name}, {len(kernels)} kernels, trained on {short_name(first.data_path, first.classes or ())}" + (
         "\n(gray images: any colour is left over from the initialisation)" if gray else ""
     )
-    path = _output(config.output, trained.path, "filters.png")
-    drawings.filters(path, title, towers, captions)
+    path = _output(config.output, first.path, "filters.png")
+    drawings.filters(path, title, towers, captions, across=count if several else 1)
     return path
 
 
@@ -322,8 +354,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if config.output is not None:
         Path(config.output).parent.mkdir(parents=True, exist_ok=True)
         check_writable("--output", config.output)
-    if hasattr(config, "checkpoint"):
-        pretrained.find(config.checkpoint)
+    for checkpoint in getattr(config, "checkpoints", ()) or filter(None, [getattr(config, "checkpoint", None)]):
+        pretrained.find(checkpoint)
     cli.check_exist(data_path=getattr(config, "data_path", None))
     cli.load("analysis.drawings", "analysis.trained")
     print(f"written to {draw(config)}")

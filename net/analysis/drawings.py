@@ -56,7 +56,9 @@ def _picture(axes: Axes, image: NDArray[Any]) -> None:
     axes.set(xticks=[], yticks=[])
 
 
-def filters(path: Path, title: str, towers: Sequence[NDArray[np.float32]], captions: Sequence[str]) -> None:
+def filters(
+    path: Path, title: str, towers: Sequence[NDArray[np.float32]], captions: Sequence[str], across: int = 1
+) -> None:
     """Figure 3: first-layer kernels, a block for each tower, each kernel scaled by its largest weight.
 
     Args:
@@ -64,14 +66,16 @@ def filters(path: Path, title: str, towers: Sequence[NDArray[np.float32]], capti
         title: above the figure.
         towers: kernels of each tower, float32 ``[kernels, 3, rows, columns]``.
         captions: above each tower's block.
+        across: blocks side by side.
     """
     columns = 16 if len(towers[0]) >= 32 else 8
     size = towers[0].shape[2] + 1
     rows = -(-len(towers[0]) // columns)
-    height = sum(6.6 * rows / columns + 0.35 for _ in towers) + 0.4
-    figure = _figure(6.6, height)
+    down = len(towers) // across
+    height = down * (6.6 * rows / columns + 0.35) + 0.4
+    figure = _figure(6.6 * across, height)
     figure.suptitle(title, fontsize=TITLE)
-    blocks = figure.subplots(len(towers), 1, squeeze=False)[:, 0]
+    blocks = figure.subplots(down, across, squeeze=False).flat
     for axes, kernels, caption in zip(blocks, towers, captions, strict=True):
         sheet = np.ones((rows * size - 1, columns * size - 1, 3), np.float32)
         for number, kernel in enumerate(kernels.transpose(0, 2, 3, 1)):

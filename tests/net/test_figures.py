@@ -101,6 +101,25 @@ def test_gray_images_and_gray_networks(tmp_path: Path) -> None:
     assert not (tmp_path / "c.png").exists()
 
 
+def test_filters_of_several_networks(tmp_path: Path) -> None:
+    """Random towers do not differ; a gray one does from a random one."""
+    alike, apart = save(tmp_path / "alike.pt"), save(tmp_path / "apart.pt")
+    state = checkpoint.load(apart)
+    conv1 = state["model"]["conv1.weight"]
+    half = len(conv1) // 2
+    conv1[:half] = conv1[:half].mean(1, keepdim=True)
+    checkpoint.save(apart, state)
+    done = run_here("net.figures", "filters", alike, apart, "--output", tmp_path / "a.png")
+    assert done.returncode == 0, done.stderr
+    assert f"{apart}, tower 1: colour selectivity 0.00 on average, 0.00 to 0.00" in done.stdout
+    assert "the towers' averages differ by more than two standard errors in 1 of 2 networks" in done.stdout
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.width > picture.height
+    other = save(tmp_path / "other.pt", towers=1)
+    done = run_here("net.figures", "filters", alike, other, "--output", tmp_path / "b.png")
+    one_line(done, 1, f"{other} and {alike} differ in towers or in the shape of conv1's kernels")
+
+
 def test_predictions(shapes_run: Path, tmp_path: Path) -> None:
     done = run_here("net.figures", "predictions", shapes_run, "--output", tmp_path / "p.png")
     assert done.returncode == 0, done.stderr
