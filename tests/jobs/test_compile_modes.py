@@ -29,12 +29,13 @@ MODES = ("default", "reduce-overhead", "max-autotune")
 
 
 def check(run: Callable[..., Tensor], arguments: tuple[Any, ...], images: Tensor, shapes: str, **options: Any) -> int:
-    """Compile ``run`` and compare with eager at three batch sizes; returns the number of compilations."""
+    """Compile ``run`` and compare with eager at batch sizes from 2 to that of ``images``; returns the number of
+    compilations."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     dynamic = {"static": False, "dynamic": True}.get(shapes)
     compiled = torch.compile(run, fullgraph=True, dynamic=dynamic, **options)
-    for count in (2, 3, 4):
+    for count in range(2, len(images) + 1):
         input = images[:count].clone().requires_grad_()
         if shapes == "mark_dynamic":
             torch._dynamo.mark_dynamic(input, 0)
@@ -101,8 +102,9 @@ def test_modes(mode: str, shapes: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.compiles
-@pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.timeout(1800)  # A network compiles for a minute or two on two cores.
+@pytest.mark.parametrize("shapes", SHAPES[:2])
 @pytest.mark.parametrize("mode", MODES)
 def test_whole_networks_in_each_mode(mode: str, shapes: str) -> None:
-    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     check(digits(), (), images, shapes, mode=mode)
