@@ -164,14 +164,14 @@ def filters(config: FiltersConfig) -> Path:
     name, kernels = _first_layer(first)
     count = first.network.towers
     towers, captions, differ = [], [], 0
-    for trained in networks:
+    for given, trained in zip(config.checkpoints, networks, strict=True):
         own = np.split(_first_layer(trained)[1], trained.network.towers)
         if (trained.network.towers, own[0].shape) != (count, (len(kernels) // count, *kernels.shape[1:])):
             raise DataError(f"{trained.path} and {first.path} differ in towers or in the shape of {name}'s kernels")
         selectivity = [colour_selectivity(tower) for tower in own]
         for number, each in enumerate(selectivity, 1):
             captions.append(
-                (f"{trained.path}, " if several else "")
+                (f"{given}, " if several else "")
                 + (f"tower {number}" if count > 1 else "all kernels")
                 + f": colour selectivity {each.mean():.2f} on average, {each.min():.2f} to {each.max():.2f}"
             )
