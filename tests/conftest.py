@@ -54,7 +54,14 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"kernels: {where[WHERE]} (environment variable KERNELS_TEST: gpu, ptx or nothing)"
 
 
+#: Seconds for a slow test: some compile for minutes, and machines are shared. pyproject.toml has the others' limit.
+SLOW_LIMIT = 1800
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_LIMIT))
     if WHERE == "gpu" and not config.getoption("benchmark_only", False):
         chosen = [item for item in items if item.get_closest_marker("gpu")]
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])

@@ -102,7 +102,6 @@ def test_modes(mode: str, shapes: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.compiles
-@pytest.mark.timeout(1800)  # A network compiles for a minute or two on two cores.
 @pytest.mark.parametrize("shapes", SHAPES[:2])
 @pytest.mark.parametrize("mode", MODES)
 def test_whole_networks_in_each_mode(mode: str, shapes: str) -> None:
