@@ -86,6 +86,31 @@ def test_what_alexnet32_shows_is_the_record_s() -> None:
         assert "colour selectivity of {:.2f} and {:.2f}".format(*found) in " ".join(page.split())
 
 
+def test_what_photographs_show_is_the_records() -> None:
+    folder = (REPORTS / TRAINING).parent
+    figures, codes = (json.loads((folder / name).read_text()) for name in ("figures.json", "hashing.json"))
+    assert "labels {right} of {images} test images".format(**figures["predictions"]) in TEXT
+    assert "{same_class_percent} % have its class".format(**figures["neighbours"]) in TEXT
+    ours, random = (
+        [100 * codes[name][f"recall_at_{count}"] for count in (10, 100)]
+        for name in ("autoencoder", "random_hyperplanes")
+    )
+    assert "{:.1f} % are among the 10 nearest codes and {:.1f} % among the 100 nearest".format(*ours) in TEXT
+    assert "with random hyperplanes {:.1f} and {:.1f} %".format(*random) in TEXT
+    runs = [
+        json.loads(line)
+        for line in (REPORTS / "data/trainings/2026-11-27-alexnet32-6-epochs/runs.jsonl").read_text().splitlines()
+    ]
+    (apart,) = [run["colour_selectivity"] for run in runs if run["towers_differ"]]
+    assert "two standard errors: {:.2f} and {:.2f}".format(*apart) in TEXT
+    errors = {
+        store: [run["top1_error_percent"] for run in runs if run["store"] == store] for store in ("pixels", "jpeg")
+    }
+    readme = " ".join((ROOT / "net" / "README.md").read_text().split())
+    assert "two seeds err by {:.1f} and {:.1f} % from pixels".format(*errors["pixels"]) in readme
+    assert "by {:.1f} and {:.1f} % from JPEG".format(*errors["jpeg"]) in readme
+
+
 def test_the_network_s_size() -> None:
     layers = VARIANTS["paper"].layers()
     neurons = sum(math.prod(layer.output_shape) for layer in layers if layer.kind != "stage")
