@@ -51,16 +51,25 @@ def _array(*_: object) -> _Array:
     return _Array()
 
 
+def _from_buffer(content: object, dtype: object, shape: object, order: str) -> _Array:
+    """As pickle's protocol 5 has it, which is Python 3.14's default."""
+    array = _Array()
+    array.__setstate__((1, shape, dtype, order != "C", content))
+    return array
+
+
 def _encoded(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
         raise ValueError(f"its data are encoded in {encoding!r}")
     return text.encode(encoding)
 
 
-#: What the published files ask for, and what they get instead.
+#: What the published files, and files written like them today, ask for, and what they get instead.
 _FUNCTIONS: dict[str, Any] = {
     "numpy.core.multiarray _reconstruct": _array,
     "numpy._core.multiarray _reconstruct": _array,
+    "numpy.core.numeric _frombuffer": _from_buffer,
+    "numpy._core.numeric _frombuffer": _from_buffer,
     "numpy ndarray": None,
     "numpy dtype": _Dtype,
     "_codecs encode": _encoded,

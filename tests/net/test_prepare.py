@@ -1,5 +1,6 @@
 """Packing an image folder, with and without interruptions, and opening the store."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -171,8 +172,14 @@ def test_goes_on_after_being_killed(folder: Path, store: Path, tmp_path: Path) -
 
 def children(session: int) -> list[str]:
     """Processes of a session that are still running."""
-    found = subprocess.run(["ps", "-o", "pid=", "-s", str(session)], capture_output=True, text=True)
-    return found.stdout.split()
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # Behind the name, which is in parentheses.
+            state, _, _, its, *_ = stat.read_text().rpartition(")")[2].split()
+            if int(its) == session and state != "Z":
+                found.append(stat.parent.name)
+    return found
 
 
 def test_nothing_is_left_running_when_it_is_killed(folder: Path, tmp_path: Path) -> None:

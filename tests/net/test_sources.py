@@ -95,6 +95,21 @@ class Malicious:
         return print, ("this must not run",)
 
 
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_cifar10_written_anew(tmp_path: Path, protocol: int) -> None:
+    """Protocol 5, the default of Python 3.14, asks for another function of numpy."""
+    files = cifar_files("python")
+    again = {name: pickle.dumps(pickle.loads(content), protocol) for name, content in files.items()}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    ours, theirs = (
+        open_data(str(write(each, tmp_path / name, "python", False)), image_size=32, classes=10)
+        for name, each in (("a", again), ("b", files))
+    )
+    assert np.array_equal(ours.train.images, theirs.train.images)
+    assert np.array_equal(ours.val.labels, theirs.val.labels)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
