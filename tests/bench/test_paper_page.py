@@ -111,6 +111,14 @@ def test_what_photographs_show_is_the_records() -> None:
     assert "by {:.1f} and {:.1f} % from JPEG".format(*errors["jpeg"]) in readme
 
 
+def test_transfer_is_the_record_s() -> None:
+    lines = (REPORTS / "data/trainings/2026-11-27-transfer/runs.jsonl").read_text().splitlines()
+    errors = {run["run"]: run["top1_error_percent"] for run in map(json.loads, lines)}
+    for name, images in (("50", "50, 100"), ("500", "500, 30"), ("all", "4,500, 6")):
+        scratch, transfer = errors[f"{name}-scratch"], errors[f"{name}-transfer"]
+        assert f"| {images} epochs | {scratch:.2f} | {transfer:.2f} |" in PAGE
+
+
 def test_the_network_s_size() -> None:
     layers = VARIANTS["paper"].layers()
     neurons = sum(math.prod(layer.output_shape) for layer in layers if layer.kind != "stage")
