@@ -1,10 +1,10 @@
 """An estimate of how many kernels an update launches on a GPU, and of the bytes that they move, without a GPU.
 
-``python -m bench.launches`` runs the update of :class:`net.training.step.TrainingStep` on the CPU, as a GPU would.
-It counts Triton kernels, which it does not run, and PyTorch's operators: one launch each, or one per gradient in a
+``python -m bench.launches`` runs the update of :class:`net.training.step.TrainingStep` on the CPU, as on a GPU. It
+counts Triton kernels, which it does not run, and PyTorch's operators: one launch each, or one per gradient in a
 convolution's backward pass. Bytes are those of the tensors that an operator reads and writes, each once. What cuDNN and
 cuBLAS launch inside an operator (memsets, workspaces, transpositions: some 60 on an H100) is not seen; the measurement
-is the profile of ``python -m bench.device_suite``. It serves to compare forms, and to see what a change adds.
+is the profile of ``python -m bench.device_suite``. Use the estimate to compare forms and to see what a change adds.
 """
 
 import os

@@ -354,7 +354,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if config.output is not None:
         Path(config.output).parent.mkdir(parents=True, exist_ok=True)
         check_writable("--output", config.output)
-    for checkpoint in getattr(config, "checkpoints", ()) or filter(None, [getattr(config, "checkpoint", None)]):
+    if hasattr(config, "checkpoint"):
+        pretrained.find(config.checkpoint)
+    for checkpoint in getattr(config, "checkpoints", ()):
         pretrained.find(checkpoint)
     cli.check_exist(data_path=getattr(config, "data_path", None))
     cli.load("analysis.drawings", "analysis.trained")

@@ -30,7 +30,7 @@ STEPS = 6
 #: Seeds of the images.
 SEEDS = (1, 2)
 #: Orders of a batch's images.
-ORDERS = 4
+ORDERS = BATCH
 #: Nine classes, which do not divide evenly among the ranks.
 NETWORK = {"image_size": 20, "dropout": 0.0, "classes": 9}
 Result = dict[str, Any]

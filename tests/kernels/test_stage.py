@@ -395,9 +395,8 @@ def test_inductor_compiles_it_without_a_break(format: torch.memory_format) -> No
     assert_same(results(alone, larger, None), results(chain(False, None, PAPER_POOL), larger, None))
 
 
-@pytest.mark.slow
 @pytest.mark.compiles
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
 def test_between_convolutions_inductor_makes_loops_over_channels(dtype: torch.dtype) -> None:
     """It has dimension 1 of what it writes there in four dimensions lie next to each other; once these were rows, and
     the stage took twice its time. A group's border in the middle of a loop stopped it from being vectorized."""
