@@ -318,13 +318,17 @@ def test_a_used_up_time_budget_trains_no_further(whole: Path, tmp_path: Path, mo
 
 
 def test_a_second_signal_stops_at_once() -> None:
-    child = os.fork()
-    if child == 0:
-        with StopSignal():
-            signal.raise_signal(signal.SIGTERM)
-            signal.raise_signal(signal.SIGTERM)
-            os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+    code = """
+import signal
+from net.training.signals import StopSignal
+with StopSignal():
+    signal.raise_signal(signal.SIGTERM)
+    print("after one", flush=True)
+    signal.raise_signal(signal.SIGTERM)
+    print("after two", flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "after one\n"), done.stderr
 
 
 def test_signals_that_stop_and_those_that_are_ignored() -> None:
