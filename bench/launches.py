@@ -81,7 +81,8 @@ def _triton_counted(count: Any) -> "Iterator[None]":
 
     def called(self: Any, *arguments: Any, **keywords: Any) -> None:
         values = [*arguments, *keywords.values()]
-        count(self.fn.__name__, [value for value in values if isinstance(value, torch.Tensor)])
+        tensors = [value for value in private.tree_leaves(values) if isinstance(value, torch.Tensor)]
+        count(self.fn.__name__, tensors)
 
     executor.__call__ = called
     try:
@@ -111,7 +112,7 @@ def _one(variant: str, chosen: "Forms", batch: int) -> Launches:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def triton(name: str, tensors: Sequence[torch.Tensor]) -> None:
-        kind = "update" if name == "update_kernel" else "stages"
+        kind = "update" if name.endswith("update_kernel") else "stages"
         counts[kind] += 1
         moved[kind] += size(tensors)
 

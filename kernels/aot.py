@@ -1,9 +1,9 @@
 """Compile the kernels ahead of time, for GPUs that need not be there: ``python -m kernels.aot``.
 
-Every kernel of the paper's stages, in the configurations that are launched for them, for each target. Printed and
-written as JSON: registers, the warps they leave room for, bytes of local memory (spills) and shared memory, the widths
-of accesses to global memory, special-function and all instructions per element that a thread computes (of the output
-forward, of the input backward), and the fewest bytes that must move.
+Every kernel of the paper's stages, in the configurations that are launched for them, and the update of its weights, for
+each target. Printed and written as JSON: registers, the warps they leave room for, bytes of local memory (spills) and
+shared memory, the widths of accesses to global memory, special-function and all instructions per element that a thread
+computes (of the output forward, of the input backward), and the fewest bytes that must move.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from . import private
 from .arguments import Normalization, Pooling
-from .gpu import config, ops
+from .gpu import config, ops, update
 from .gpu.forward import forward_kernel
 from .gpu.launch import Launch, backward_launch, forward_launch
 
@@ -55,6 +55,10 @@ CASES = (
     Case("stage 5", (BATCH, 128, 13, 13), None, PAPER_POOLING),
     Case("relu and normalization", (BATCH, 96, 55, 55), PAPER_NORMALIZATION, None),
 )
+
+UPDATE = "update"
+#: Elements of the paper's weights, conv1 to fc8.
+PAPER_WEIGHTS = (34848, 307200, 884736, 663552, 442368, 37748736, 16777216, 4096000)
 
 
 @contextlib.contextmanager
@@ -96,20 +100,27 @@ def launches(case: Case, dtype: torch.dtype, format: torch.memory_format) -> Ite
 
 
 def source(launch: Launch, aligned: bool = True) -> Any:
-    """What Triton compiles for a launch, specialized on integers of 1 and multiples of 16 as when it launches.
+    """What Triton compiles for a launch; see :func:`specialized`."""
+    return specialized(launch.kernel, {**launch.arguments, "C": launch.config}, aligned)
+
+
+def specialized(kernel: Any, arguments: dict[str, Any], aligned: bool = True) -> Any:
+    """What Triton compiles for a call, specialized on integers of 1 and multiples of 16 as when it launches.
 
     Args:
-        launch: the launch.
+        kernel: the kernel.
+        arguments: by name.
         aligned: whether tensors that begin at multiples of 16 bytes, as meta tensors do, are specialized on.
     """
-    signature: dict[str, Any] = {"C": "constexpr"}
-    constants: dict[Any, Any] = {"C": launch.config}
+    signature: dict[str, Any] = {}
+    constants: dict[Any, Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
 
     def kind(value: Any, place: tuple[int, ...], specialize: bool) -> Any:
         """The type of the argument at ``place``; a tuple of types for a tuple."""
         if isinstance(value, tuple):
-            return type(value)(*(kind(each, (*place, index), specialize) for index, each in enumerate(value)))
+            kinds = (kind(each, (*place, index), specialize) for index, each in enumerate(value))
+            return type(value)(*kinds) if hasattr(value, "_fields") else tuple(kinds)
         if isinstance(value, Tensor):
             if aligned and value.data_ptr() % 16 == 0:
                 attributes[place] = [["tt.divisibility", 16]]
@@ -123,12 +134,13 @@ def source(launch: Launch, aligned: bool = True) -> Any:
             attributes[place] = [["tt.divisibility", 16]]
         return "i32" if -(2**31) <= value < 2**31 else "i64"
 
-    for place, name in enumerate(launch.kernel.arg_names):
-        if name != "C":
-            specialize = not launch.kernel.params[place].do_not_specialize
-            signature[name] = kind(launch.arguments[name], (place,), specialize)
+    for place, (name, parameter) in enumerate(zip(kernel.arg_names, kernel.params, strict=True)):
+        if parameter.is_constexpr:
+            signature[name], constants[name] = "constexpr", arguments[name]
+        else:
+            signature[name] = kind(arguments[name], (place,), not parameter.do_not_specialize)
     return private.found("triton.compiler:ASTSource")(
-        fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes
+        fn=kernel, signature=signature, constexprs=constants, attrs=attributes
     )
 
 
@@ -236,6 +248,10 @@ def _amd(compiled: Any) -> dict[str, Any]:
     }
 
 
+def _read(compiled: Any) -> dict[str, Any]:
+    return _nvidia(compiled) if "cubin" in compiled.asm else _amd(compiled)
+
+
 def _compile(launch: Launch, target: str, aligned: bool) -> Any:
     arch = _target(target)
     capability = arch.arch // 10 if arch.backend == "cuda" else None
@@ -258,17 +274,43 @@ def build(launch: Launch, target: str, aligned: bool = True) -> dict[str, Any]:
     """
     if not aligned:
         launch = unaligned(launch)
-    compiled = _compile(launch, target, aligned)
-    found = _nvidia(compiled) if "cubin" in compiled.asm else _amd(compiled)
     c = launch.config
+    found = _read(_compile(launch, target, aligned))
     return {**found, "elements_a_step": c.vector * c.tile_rows * c.tile_columns}
+
+
+def paper_update(dtype: torch.dtype) -> tuple[dict[str, Any], int]:
+    """The update of the paper's weights in one launch: its arguments, and the bytes that must move.
+
+    Args:
+        dtype: of the gradients; where it is a half type, each weight has a copy in it.
+    """
+    half = dtype != torch.float32
+    weights = [torch.empty(count, device="meta") for count in PAPER_WEIGHTS]
+    parameters = [
+        update.Parameter(weight, weight.to(dtype), weight, weight.to(dtype) if half else None) for weight in weights
+    ]
+    each = 16 + (1 + half) * dtype.itemsize
+    arguments = update.arguments(parameters, torch.empty((), device="meta"), 0.9, 5e-4)
+    return arguments, each * sum(PAPER_WEIGHTS)
+
+
+def build_update(dtype: torch.dtype, target: str, aligned: bool = True) -> dict[str, Any]:
+    """Compile :func:`paper_update` for a target and read its machine code, as :func:`build` does."""
+    arch = _target(target)
+    arguments, _ = paper_update(dtype)
+    unbuilt = specialized(update.joint_update_kernel, arguments, aligned)
+    compiled = triton.compile(unbuilt, target=arch, options=update.OPTIONS)
+    threads = update.OPTIONS["num_warps"] * arch.warp_size
+    # Its programs have four warps; what a scheduler holds is counted for programs of one.
+    return {**_read(compiled), "warps": None, "elements_a_step": update.ELEMENTS // threads}
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m kernels.aot", description=__doc__.splitlines()[0])
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS), help="GPUs to build for")
-    parser.add_argument("--case", nargs="+", choices=[case.name for case in CASES], help="stages to build")
+    parser.add_argument("--case", nargs="+", choices=[*(case.name for case in CASES), UPDATE], help="what to build")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES), help="of input and output")
     parser.add_argument("--memory-format", nargs="+", choices=FORMATS, default=list(FORMATS), help="of both")
     parser.add_argument("--misaligned", action="store_true", help="tensors that do not begin at multiples of 16 bytes")
@@ -282,7 +324,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not isinstance(forward_kernel, triton.JITFunction):
         print("error: TRITON_INTERPRET=1 leaves nothing to compile; unset it", file=sys.stderr)
         return 2
-    rows = []
+    rows: list[dict[str, Any]] = []
+
+    def found(row: dict[str, Any], name: str, **described: Any) -> None:
+        elements = row["elements_a_step"]
+        # A kernel without a loop takes one turn.
+        instructions = row["loop_instructions"] or row["instructions"]
+        print(
+            f"  {name:60} {row['registers']:>5} {row['warps'] or '-':>5} {row['local_bytes']:>5} "
+            f"{row['shared_bytes']:>6} {row['special_functions'] / elements:>7.2f} {instructions / elements:>5.0f}  "
+            + ", ".join(f"{count} x {width}" for width, count in row["accesses"].items()),
+            flush=True,
+        )
+        aligned = not wanted.misaligned
+        rows.append({"target": target, **described, "aligned": aligned, "triton": triton.__version__, **row})
+
     for target in wanted.target:
         print(f"{target:59} registers warps local shared special   all  accesses to global memory")
         for case, dtype, format in itertools.product(CASES, wanted.dtype, wanted.memory_format):
@@ -291,29 +347,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with launched_for(target):
                 made = list(launches(case, DTYPES[dtype], FORMATS[format]))
             for mode, launch, moved in made:
-                row = build(launch, target, not wanted.misaligned)
-                elements = row["elements_a_step"]
-                print(
-                    f"  {f'{case.name}, {mode}, {dtype}, {format}':60} {row['registers']:>5} {row['warps'] or '-':>5} "
-                    f"{row['local_bytes']:>5} {row['shared_bytes']:>6} {row['special_functions'] / elements:>7.2f} "
-                    f"{row['loop_instructions'] / elements:>5.0f}  "
-                    + ", ".join(f"{count} x {width}" for width, count in row["accesses"].items()),
-                    flush=True,
+                found(
+                    build(launch, target, not wanted.misaligned),
+                    f"{case.name}, {mode}, {dtype}, {format}",
+                    case=case.name,
+                    mode=mode,
+                    dtype=dtype,
+                    memory_format=format,
+                    shape=list(case.shape),
+                    least_bytes=moved,
                 )
-                rows.append(
-                    {
-                        "target": target,
-                        "case": case.name,
-                        "mode": mode,
-                        "dtype": dtype,
-                        "memory_format": format,
-                        "aligned": not wanted.misaligned,
-                        "shape": list(case.shape),
-                        "least_bytes": moved,
-                        "triton": triton.__version__,
-                        **row,
-                    }
-                )
+        for dtype in wanted.dtype if not wanted.case or UPDATE in wanted.case else ():
+            found(
+                build_update(DTYPES[dtype], target, not wanted.misaligned),
+                f"{UPDATE}, {dtype} gradients",
+                case=UPDATE,
+                mode=UPDATE,
+                dtype=dtype,
+                shape=[sum(PAPER_WEIGHTS)],
+                least_bytes=paper_update(DTYPES[dtype])[1],
+            )
     if wanted.output:
         Path(wanted.output).write_text(json.dumps(rows, indent=1) + "\n")
         print(f"written to {wanted.output}")

@@ -153,7 +153,9 @@ def forms_wanted(config: TrainConfig, model: AlexNet, training_images: int, devi
         chosen = from_table(Forms, config.forms, "--forms")
         if chosen not in available:
             wanted, chosen = chosen, untuned(model, device)
-            print(f"note: --forms {wanted}: not available on {describe(device)}; using {chosen}, which rounds differently")
+            print(
+                f"note: --forms {wanted}: not available on {describe(device)}; using {chosen}, which rounds differently"
+            )
     elif device.type != "cuda" or not config.channels_last:
         chosen = Forms()
     elif config.parallel == "none" and record_wanted(config, device) and not config.compile:

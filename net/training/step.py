@@ -3,9 +3,9 @@
 An update of the paper's network is some 170 kernels, and launching them from Python takes longer than a GPU needs to
 run them. The first updates run eagerly; then one is captured, and every later update replays it in a single launch.
 
-In bfloat16 the optimizer writes a rounded copy of each weight together with the weight, and the network reads the
-copies: no weight is cast in the forward pass, and no gradient in the backward pass. The module's parameters stay
-float32.
+In bfloat16 the optimizer writes a rounded copy of each weight, and of the dense layers' biases, together with the
+parameter, and the network reads the copies: none of them is cast in the forward pass, and no gradient in the backward
+pass. The module's parameters stay float32.
 """
 
 from collections import deque
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..common.device import autocast
+from ..model.alexnet import Dense
 from .recipe import PaperSGD
 
 #: Warm-up updates before the capture: one-time initialisation must not be captured.
@@ -55,8 +56,10 @@ class TrainingStep:
         if copies:
             assert forward is model
             assert optimizer.capturable
+            # What autocast would cast: a convolution's bias is added in float32 by the stage after it.
+            biases = {module.bias for module in model.modules() if isinstance(module, Dense)}
             for name, parameter in model.named_parameters():
-                if parameter.dim() > 1:
+                if parameter.dim() > 1 or parameter in biases:
                     copy = parameter.detach().to(torch.bfloat16).requires_grad_(parameter.requires_grad)
                     self.copied[name] = parameter, copy
         self._versions = [parameter._version for parameter, _ in self.copied.values()]

@@ -8,9 +8,10 @@ from torch import Tensor
 triton = pytest.importorskip("triton")
 
 import kernels  # noqa: E402
+from kernels.gpu import update  # noqa: E402
 from kernels.gpu.bias_relu import pixel_stride  # noqa: E402
 from kernels.gpu.input import training_input  # noqa: E402
-from kernels.gpu.update import suits, update_  # noqa: E402
+from kernels.gpu.update import Parameter, suits, update_  # noqa: E402
 from net.common.device import repeat_bits  # noqa: E402
 from net.model.alexnet import alexnet  # noqa: E402
 from net.model.blocks import block_count, blocks  # noqa: E402
@@ -108,7 +109,7 @@ def test_one_pass_update_of_an_unaligned_view() -> None:
     weight, gradient, velocity = memory[1:].view(3, 5), torch.randn(3, 5, device=DEVICE), torch.zeros(3, 5).to(DEVICE)
     expected = weight - 0.5 * gradient
     first = memory[0].clone()
-    update_(weight, gradient, velocity, None, torch.tensor(0.5, device=DEVICE), 0.9, 0.0)
+    update_(Parameter(weight, gradient, velocity, None), torch.tensor(0.5, device=DEVICE), 0.9, 0.0)
     torch.testing.assert_close(weight, expected)
     assert torch.equal(memory[0], first)
 
@@ -119,7 +120,68 @@ def test_one_pass_update_refuses_other_strides() -> None:
     rate = torch.tensor(0.1, device=DEVICE)
     for name, tensors in (("gradient", (transposed, weight, None)), ("copy", (weight, weight, transposed))):
         with pytest.raises(ValueError, match=f"{name} must have the weight's strides"):
-            update_(weight, *tensors, rate, 0.9, 0.0)
+            update_(Parameter(weight, *tensors), rate, 0.9, 0.0)
+
+
+def drawn_parameters(count: int) -> list[Parameter]:
+    """Parameters of many sizes, dtypes and alignments; the same ones every time."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for number in range(count):
+        # None, one, more and fewer than a program's, and multiples.
+        size = (3, 1, 0, 1024, 2 * 1024 + 5, 16)[number % 6]
+        gradient_dtype = torch.bfloat16 if number % 2 else torch.float32
+        weight, gradient, velocity = (torch.randn(size + 1, generator=generator).to(DEVICE) for _ in range(3))
+        start = number % 5 == 0
+        copy = torch.full_like(weight, torch.nan, dtype=torch.bfloat16)[start:] if number % 3 else None
+        tensors = weight[start:], gradient.to(gradient_dtype)[start:], velocity[start:], copy
+        found.append(Parameter(*tensors))
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 2, 12])
+def test_one_pass_updates_in_one_launch_have_the_bits_of_several(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(update, "TOGETHER", 3)
+    together, apart = drawn_parameters(count), drawn_parameters(count)
+    settings = torch.tensor(0.3, device=DEVICE), 0.9, 0.05
+    groups = list(update.alike(together))
+    assert sorted(map(id, together)) == sorted(id(each) for group in groups for each in group)
+    # Two dtypes of gradients, with and without a copy: 4, 4, 2 and 2 parameters.
+    assert [len(group) for group in groups] == {1: [1], 2: [1, 1], 12: [2, 3, 1, 3, 1, 2]}[count]
+    for group in groups:
+        update.update_together_(group, *settings)
+    for each in apart:
+        update_(each, *settings)
+    for one, other in zip(together, apart, strict=True):
+        for name in Parameter._fields:
+            changed, expected = getattr(one, name), getattr(other, name)
+            assert (changed is expected is None) or torch.equal(changed, expected), name
+    untouched = drawn_parameters(1)[0].weight
+    assert not torch.equal(together[0].weight, untouched)
+
+
+def test_one_pass_updates_go_on_one_by_one_if_they_cannot_share_a_launch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(*arguments: object) -> None:
+        raise RuntimeError("no such instruction\nand more")
+
+    results = []
+    for fails in (False, True):
+        if fails:
+            monkeypatch.setattr(update, "update_together_", failing)
+        torch.manual_seed(0)
+        parameters = [torch.nn.Parameter(torch.randn(5, device=DEVICE)) for _ in range(3)]
+        optimizer = PaperSGD(parameters, fused="triton")
+        for _ in range(2):
+            for parameter in parameters:
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+        results.append(torch.stack(list(parameters)))
+    assert torch.equal(*results)
+    assert capsys.readouterr().out == (
+        "note: the optimizer updates one parameter a launch, not all in one: no such instruction\n"
+    )
 
 
 @pytest.mark.parametrize(
