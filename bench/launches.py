@@ -133,7 +133,11 @@ def _one(variant: str, chosen: "Forms", batch: int) -> Launches:
                 # Inside, the rows of the bias gradient are summed.
                 counts["elementwise"] += 1
                 elementwise["sum"] += 1
-            skipped = name.startswith("aten::empty") or not name.startswith("aten::") or name in PARTS_OF_DROPOUT
+            skipped = (
+                name.startswith(("aten::empty", "aten::new_empty"))
+                or not name.startswith("aten::")
+                or name in PARTS_OF_DROPOUT
+            )
             if skipped or (view and inputs):
                 return result
             if name in LIBRARY:

@@ -1,8 +1,8 @@
 """The paper's update of parameters in one pass: gradient in, weight, velocity and working copy out (section 5).
 
-:func:`update_together_` updates many parameters in one launch, :func:`update_` one; both run :func:`updated`. The launch
-takes tuples of pointers as arguments, which a captured graph keeps, and each program selects its own: no table has to
-be sent to the device.
+:func:`update_together_` updates many parameters in one launch, :func:`update_` one; both run :func:`updated`. The
+launch takes tuples of pointers as arguments, which a captured graph keeps, and each program selects its own: no table
+has to be sent to the device.
 """
 
 import contextlib
