@@ -50,7 +50,10 @@ class RecipeConfig:
         "plateau", "reduce the learning rate when the validation error plateaus (the paper), or at --lr-milestones"
     )
     lr_milestones: tuple[int, ...] = _optimisation(
-        (), "epochs at which multistep reduces it; 60 and 85 % of --epochs by default", metavar="EPOCH"
+        (),
+        "epochs at which multistep reduces it, by default 60 and 85 % of --epochs; those of a preset or recipe scale "
+        "with --epochs",
+        metavar="EPOCH",
     )
     gamma: float = _optimisation(0.1, "factor of each reduction", metavar="X")
     patience: int = _optimisation(5, "plateau: evaluations without improvement before a reduction", metavar="N")
@@ -238,11 +241,18 @@ class TrainConfig(RecipeConfig):
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The defaults of the preset and recipe in ``given``; an explicit recipe overrides the preset's values."""
+        """The defaults of the preset and recipe in ``given``; an explicit recipe overrides the preset's values.
+
+        With another number of epochs the learning rate falls at the same fractions of them.
+        """
         defaults = dict(PRESETS[given.get("preset", "digits")])
         recipe = RECIPES[given.get("recipe", defaults["recipe"])]
         defaults = {**defaults, **recipe} if "recipe" in given else {**recipe, **defaults}
         if "epochs" in given or "max_steps" in given:
             # An explicit length of training overrides the preset's time budget.
             defaults.pop("time_budget", None)
+        if "epochs" in given and "lr_milestones" in defaults:
+            scale = given["epochs"] / defaults["epochs"]
+            milestones = sorted({max(1, round(scale * epoch)) for epoch in defaults["lr_milestones"]})
+            defaults["lr_milestones"] = tuple(milestones)
         return defaults

@@ -94,6 +94,7 @@ def restore(trainer: "Trainer", path: Path, state: dict[str, Any]) -> None:
     }
     trainer.optimizer.load_state_dict({**trainer.optimizer.state_dict(), "state": states})
     trainer.schedule.load_state_dict(state["schedule"])
+    trainer.schedule.observe(state["epochs_closed"], None)  # --lr-milestones may have changed.
     trainer.train_loader.load_state_dict(state["loader"])
     trainer.interval.load_state_dict(state["interval"], trainer.world.first)
     trainer.step, trainer.epochs_closed = state["step"], state["epochs_closed"]

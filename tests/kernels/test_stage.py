@@ -216,7 +216,14 @@ def kept(function: Callable[[], object]) -> list[tuple[torch.Size, torch.dtype]]
     return found
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+#: What torch.compile makes of a stage on a CPU is held under the PyTorch of constraints.txt and newer ones.
+recent = pytest.mark.skipif(
+    torch.__version__ < (2, 13),
+    reason="torch.compile of PyTorch 2.11 keeps a float for each element more, and divides in the loop over channels",
+)
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=recent)])
 def test_what_is_kept_for_backward(compiled: bool) -> None:
     """The input and a byte for each window: 1.06 times the convolution's output in float32."""
     input, bias = inputs((2, 6, 9, 9), torch.float32, torch.channels_last)
@@ -395,6 +402,7 @@ def test_inductor_compiles_it_without_a_break(format: torch.memory_format) -> No
     assert_same(results(alone, larger, None), results(chain(False, None, PAPER_POOL), larger, None))
 
 
+@recent
 @pytest.mark.compiles
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
 def test_between_convolutions_inductor_makes_loops_over_channels(dtype: torch.dtype) -> None:

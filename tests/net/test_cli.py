@@ -107,7 +107,12 @@ def test_presets_and_recipes() -> None:
     assert resolve("--preset", "cifar10").recipe == "paper"
     code = resolve("--preset", "imagenet", "--recipe", "original_code")
     assert (code.epochs, code.lr_milestones, code.bias_lr_multiplier) == (91, (25, 51, 79), 2.0)
-    assert resolve("--preset", "imagenet", "--recipe", "original_code", "--epochs", "5").epochs == 5
+    short = resolve("--preset", "imagenet", "--recipe", "original_code", "--epochs", "5")
+    assert (short.epochs, short.lr_milestones) == (5, (1, 3, 4))
+    assert resolve("--preset", "alexnet32").lr_milestones == (30, 42)
+    assert resolve("--preset", "alexnet32", "--epochs", "24").lr_milestones == (15, 21)
+    assert resolve("--preset", "alexnet32", "--epochs", "1").lr_milestones == (1,)
+    assert resolve("--preset", "alexnet32", "--epochs", "24", "--lr-milestones", "5").lr_milestones == (5,)
 
 
 def test_a_fixed_length_is_not_cut_by_the_preset_s_budget() -> None:

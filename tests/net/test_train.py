@@ -186,11 +186,13 @@ def test_a_finished_run_says_so_again_and_can_go_on(whole: Path, tmp_path: Path)
     assert done.returncode == 0, done.stderr
     assert "trained 44 updates" in done.stdout
     assert final(folder) == final(whole)
-    more = run_here("net.train", "--resume", folder, "--max-steps", 50, "--epochs", 3)
+    more = run_here("net.train", "--resume", folder, "--max-steps", 50, "--epochs", 3, "--lr-milestones", 2)
     assert more.returncode == 0, more.stderr
     assert "with" in more.stdout
     assert "epochs 2 -> 3" in more.stdout
     assert "max_steps 44 -> 50" in more.stdout
+    assert "lr_milestones (1, 2) -> (2,)" in more.stdout
+    assert "lr 0.001 " in more.stdout, "two epochs are over, so one reduction"
     assert "trained 50 updates" in more.stdout
     assert runs.read_config(folder)["max_steps"] == 50
 
