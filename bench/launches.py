@@ -112,9 +112,11 @@ def _one(variant: str, chosen: "Forms", batch: int) -> Launches:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def triton(name: str, tensors: Sequence[torch.Tensor]) -> None:
-        kind = "update" if name.endswith("update_kernel") else "stages"
+        kind = {"joint_update_kernel": "update", "loss_kernel": "elementwise"}.get(name, "stages")
         counts[kind] += 1
         moved[kind] += size(tensors)
+        if kind == "elementwise":
+            elementwise[name] += 1
 
     mode: Any = private.found("torch.utils._python_dispatch:TorchDispatchMode")
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
+from ..common.printing import first_line
 from .config import RecipeConfig
 
 if importlib.util.find_spec("triton") is not None:
@@ -139,8 +140,7 @@ class PaperSGD(torch.optim.Optimizer):
                     update.update_together_(alike, *settings)
                     continue
                 except Exception as error:  # Compilers and drivers raise anything.
-                    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                    print(f"note: the optimizer updates one parameter a launch, not all in one: {reason}")
+                    print(f"note: the optimizer updates one parameter a launch, not all in one: {first_line(error)}")
                     self._together = False
             for parameter in alike:
                 update.update_(parameter, *settings)

@@ -8,6 +8,7 @@ parameter, and the network reads the copies: none of them is cast in the forward
 pass. The module's parameters stay float32.
 """
 
+import importlib.util
 from collections import deque
 from collections.abc import Callable
 
@@ -16,8 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..common.device import autocast
+from ..common.printing import first_line
 from ..model.alexnet import Dense
 from .recipe import PaperSGD
+
+if importlib.util.find_spec("triton") is not None:
+    from kernels.gpu import loss as loss_kernel
 
 #: Warm-up updates before the capture: one-time initialisation must not be captured.
 UNRECORDED = 3
@@ -63,6 +68,8 @@ class TrainingStep:
                     copy = parameter.detach().to(torch.bfloat16).requires_grad_(parameter.requires_grad)
                     self.copied[name] = parameter, copy
         self._versions = [parameter._version for parameter, _ in self.copied.values()]
+        #: Whether the loss is computed by this project's kernel, as the update is.
+        self.loss_kernel = optimizer.capturable
         self.updates = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         #: Static inputs of the captured update; None before the capture.
@@ -111,20 +118,30 @@ class TrainingStep:
                 logits: Tensor = torch.func.functional_call(self.model, copies, (images,))
             else:
                 logits = self.forward(images)
-        loss = F.cross_entropy(logits.float(), labels)
+        loss, correct, gradient = self._loss(logits, labels)
         if alone:
             # Gradients of the copies have a dtype that the parameters' .grad cannot have.
             replaced = dict(self.copied.values())
             leaves = [replaced.get(parameter, parameter) for parameter in self.parameters]
-            gradients = torch.autograd.grad(loss, leaves)
+            gradients = torch.autograd.grad(loss if gradient is None else logits, leaves, gradient)
             self.optimizer.update(dict(zip(self.parameters, gradients, strict=True)), replaced)
         else:
             # DistributedDataParallel works through the parameters' .grad.
-            loss.backward()
+            torch.autograd.backward(loss if gradient is None else logits, gradient)
             self.optimizer.step()
             self.optimizer.zero_grad()
-        correct = (logits.detach().argmax(1) == labels).sum()
         return loss.detach(), correct
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Mean loss, number of correct images, and the logits' gradient if it has been computed already."""
+        if self.loss_kernel and loss_kernel.suits(logits):
+            try:
+                return loss_kernel.cross_entropy(logits.detach(), labels)
+            except Exception as error:  # Compilers and drivers raise anything.
+                print(f"note: the loss is computed by PyTorch's operators: {first_line(error)}")
+                self.loss_kernel = False
+        loss = F.cross_entropy(logits.float(), labels)
+        return loss, (logits.detach().argmax(1) == labels).sum(), None
 
     def _record(self, images: Tensor, labels: Tensor) -> None:
         """Capture an update, without running it; if that fails, later updates run eagerly."""
@@ -140,8 +157,7 @@ class TrainingStep:
             # After a failed capture the generator still considers itself captured.
             generator = torch.cuda.default_generators[self.device.index]
             generator.graphsafe_set_state(generator.clone_state())
-            reason = str(error).strip().splitlines()[0]
-            print(f"note: the update cannot be captured as a CUDA graph and runs eagerly: {reason}")
+            print(f"note: the update cannot be captured as a CUDA graph and runs eagerly: {first_line(error)}")
             self.record, self.images, self._labels, self._results = False, None, None, None
             return
         self.graph = graph

@@ -8,6 +8,7 @@ from torch import Tensor
 triton = pytest.importorskip("triton")
 
 import kernels  # noqa: E402
+from kernels.gpu import loss as loss_module  # noqa: E402
 from kernels.gpu import update  # noqa: E402
 from kernels.gpu.bias_relu import pixel_stride  # noqa: E402
 from kernels.gpu.input import training_input  # noqa: E402
@@ -256,6 +257,43 @@ def test_one_pass_bias_and_relu_of_any_layout(implementation: str) -> None:
             assert torch.equal(kernels.bias_relu(input), torch.relu(input))
     with pytest.raises(ValueError, match="bias_relu: bias must have shape"):
         kernels.bias_relu(contiguous, bias[:5])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("classes", [1, 10, 37])
+def test_one_pass_loss(classes: int, dtype: torch.dtype) -> None:
+    """Loss, correct images and gradient in float64; equal logits, a row of which is a view into a wider tensor."""
+    wide = 4 * torch.randn(5, classes + 3, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)
+    logits = wide[:, :classes]
+    assert loss_module.suits(logits)
+    logits[1] = 0.5
+    logits[2] += 1000
+    labels = torch.tensor([0, 0, classes - 1, classes // 2, int(logits[4].argmax())], device=DEVICE)
+    loss, correct, gradient = loss_module.cross_entropy(logits, labels)
+    exact_logits = logits.double().requires_grad_()
+    exact = torch.nn.functional.cross_entropy(exact_logits, labels)
+    (exact_gradient,) = torch.autograd.grad(exact, exact_logits)
+    assert loss.dtype == torch.float32
+    assert gradient.dtype == dtype
+    torch.testing.assert_close(loss.double(), exact.detach(), rtol=1e-6, atol=1e-6)
+    rounding = BFLOAT16 if dtype == torch.bfloat16 else 1e-6
+    torch.testing.assert_close(gradient.double(), exact_gradient, rtol=rounding, atol=1e-7)
+    assert correct.dtype == torch.int64
+    assert int(correct) == int((logits.argmax(1) == labels).sum()) >= 2
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_one_pass_loss_that_is_not_finite(bad: float) -> None:
+    logits = torch.zeros(2, 4, device=DEVICE)
+    logits[1, 2] = bad
+    loss, _, _ = loss_module.cross_entropy(logits, torch.tensor([0, 1], device=DEVICE))
+    assert not loss.isfinite()
+
+
+def test_one_pass_loss_leaves_the_rest_to_pytorch() -> None:
+    assert not loss_module.suits(torch.zeros(2, 4, dtype=torch.float64))
+    assert not loss_module.suits(torch.zeros(1, loss_module.CLASSES + 1))
+    assert not loss_module.suits(torch.zeros(4, 2).t())
 
 
 LRN = {"size": 5, "alpha": 0.1, "beta": 0.75, "k": 2.0}

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import kernels
+from kernels.gpu import loss
 from net.common.device import choose as choose_device
 from net.common.device import resolve_precision
 from net.common.errors import UsageError
@@ -131,6 +132,24 @@ def test_copies_follow_an_edit() -> None:
             parameter.detach().zero_()
         # Logits of zero: all classes are equally likely.
         assert update() == pytest.approx(math.log(10)) != before
+
+
+def test_an_update_goes_on_without_its_loss_kernel(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its operators give the same loss; a failure is one line."""
+
+    def failing(*arguments: object) -> None:
+        raise RuntimeError
+
+    (step, update), (other, update_other) = (digits_step(False, "fp32", False) for _ in range(2))
+    step.loss_kernel = other.loss_kernel = True
+    losses = update(), update()
+    monkeypatch.setattr(loss, "cross_entropy", failing)
+    assert (update_other(), update_other()) == pytest.approx(losses, rel=1e-5)
+    for one, another in zip(step.parameters, other.parameters, strict=True):
+        torch.testing.assert_close(one, another, rtol=1e-5, atol=1e-6)
+    assert capsys.readouterr().out == "note: the loss is computed by PyTorch's operators: RuntimeError\n"
 
 
 def test_frozen_layers_stay() -> None:
