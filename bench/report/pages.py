@@ -181,6 +181,15 @@ PAGES = {
         ("profile",),
         _profile,
     ),
+    "launches": _Kind(
+        "Launches of an update",
+        "how many kernels an update launches on a GPU in each form, estimated without one",
+        "What one process's captured update launches on a GPU in each form, by `python -m bench.launches`: counts and "
+        "bytes, not times. It is an estimate made on a CPU: what cuDNN and cuBLAS launch inside an operator, some 60 "
+        "kernels on an H100, is not in it, nor are their bytes.",
+        ("launches",),
+        _in_order,
+    ),
     "layers": _Kind(
         "Layers",
         "the paper's network layer by layer",
