@@ -1,9 +1,9 @@
 """Compile the kernels ahead of time, for GPUs that need not be there: ``python -m kernels.aot``.
 
-Every kernel of the paper's stages, in the configurations that are launched for them, and the update of its weights, for
-each target. Printed and written as JSON: registers, the warps they leave room for, bytes of local memory (spills) and
-shared memory, the widths of accesses to global memory, special-function and all instructions per element that a thread
-computes (of the output forward, of the input backward), and the fewest bytes that must move.
+Every kernel of the paper's stages, in the configurations that are launched for them, and those of an update besides
+them, for each target. Printed and written as JSON: registers, the warps they leave room for, bytes of local memory
+(spills) and shared memory, the widths of accesses to global memory, special-function and all instructions per element
+that a thread computes (of the output forward, of the input backward), and the fewest bytes that must move.
 """
 
 import argparse
@@ -15,9 +15,10 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import triton
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from . import private
 from .arguments import Normalization, Pooling
-from .gpu import config, ops, update
+from .gpu import bias_relu, config, loss, ops, update
 from .gpu.forward import forward_kernel
 from .gpu.launch import Launch, backward_launch, forward_launch
 
@@ -56,7 +57,7 @@ CASES = (
     Case("relu and normalization", (BATCH, 96, 55, 55), PAPER_NORMALIZATION, None),
 )
 
-UPDATE = "update"
+OTHERS = ("update", "loss", "bias and ReLU", "bias and ReLU, backward")
 #: Elements of the paper's weights, conv1 to fc8.
 PAPER_WEIGHTS = (34848, 307200, 884736, 663552, 442368, 37748736, 16777216, 4096000)
 
@@ -152,6 +153,7 @@ _POINTERS = {
     torch.uint8: "u8",
     torch.int16: "i16",
     torch.int32: "i32",
+    torch.int64: "i64",
 }
 
 
@@ -279,38 +281,95 @@ def build(launch: Launch, target: str, aligned: bool = True) -> dict[str, Any]:
     return {**found, "elements_a_step": c.vector * c.tile_rows * c.tile_columns}
 
 
-def paper_update(dtype: torch.dtype) -> tuple[dict[str, Any], int]:
-    """The update of the paper's weights in one launch: its arguments, and the bytes that must move.
+class Call(NamedTuple):
+    """A launch of a kernel that has no :class:`kernels.gpu.config.Config`.
+
+    ``elements`` are those of a program, or of a turn of its loop; ``moved`` the bytes that must move.
+    """
+
+    kernel: Any
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+    elements: int
+    moved: int
+
+
+def others(dtype: torch.dtype) -> dict[str, Call]:
+    """By name, the kernels of an update of the paper's network besides its stages, launched on meta tensors.
 
     Args:
-        dtype: of the gradients; where it is a half type, each weight has a copy in it.
+        dtype: of activations and gradients; where it is a half type, each weight has a copy in it.
     """
     half = dtype != torch.float32
-    weights = [torch.empty(count, device="meta") for count in PAPER_WEIGHTS]
-    parameters = [
-        update.Parameter(weight, weight.to(dtype), weight, weight.to(dtype) if half else None) for weight in weights
-    ]
-    each = 16 + (1 + half) * dtype.itemsize
-    arguments = update.arguments(parameters, torch.empty((), device="meta"), 0.9, 5e-4)
-    return arguments, each * sum(PAPER_WEIGHTS)
+    size = dtype.itemsize
+
+    def meta(*shape: int, like: torch.dtype = dtype) -> Tensor:
+        tensor = torch.empty(shape, dtype=like, device="meta")
+        return tensor.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else tensor
+
+    maps, bias = meta(BATCH, 384, 13, 13), meta(384, like=torch.float32)
+    weights = [meta(count, like=torch.float32) for count in PAPER_WEIGHTS]
+    parameters = [update.Parameter(each, each.to(dtype), each, each.to(dtype) if half else None) for each in weights]
+    rate = meta(like=torch.float32)
+    launched: dict[str, tuple[Callable[[], object], int, int]] = {
+        "update": (
+            lambda: update.update_together_(parameters, rate, 0.9, 5e-4),
+            update.ELEMENTS,
+            (16 + (1 + half) * size) * sum(PAPER_WEIGHTS),
+        ),
+        "loss": (
+            lambda: loss.cross_entropy(meta(BATCH, 1000), meta(BATCH, like=torch.int64)),
+            1024,
+            2 * BATCH * 1000 * size,
+        ),
+        "bias and ReLU": (
+            lambda: bias_relu.forward(maps, bias),
+            bias_relu.PIXELS * bias_relu.CHANNELS,
+            2 * maps.numel() * size,
+        ),
+        "bias and ReLU, backward": (
+            lambda: bias_relu.gradients(maps, maps, maps),
+            bias_relu.PIXELS * bias_relu.CHANNELS,
+            3 * maps.numel() * size,
+        ),
+    }
+    found = {}
+    for name, (launch, elements, moved) in launched.items():
+        with _recorded() as calls:
+            launch()
+        ((kernel, arguments, options),) = calls
+        found[name] = Call(kernel, arguments, options, elements, moved)
+    return found
 
 
-def build_update(dtype: torch.dtype, target: str, aligned: bool = True) -> dict[str, Any]:
-    """Compile :func:`paper_update` for a target and read its machine code, as :func:`build` does."""
+@contextlib.contextmanager
+def _recorded() -> Iterator[list[tuple[Any, dict[str, Any], dict[str, Any]]]]:
+    """Launches inside a ``with`` block are not made; kernel, arguments and options of each go into the list."""
+    calls = []
+
+    def run(kernel: Any, *values: Any, grid: Any, warmup: bool, **named: Any) -> None:
+        arguments = dict(zip(kernel.arg_names, values, strict=False))
+        arguments |= {name: value for name, value in named.items() if name in kernel.arg_names}
+        calls.append((kernel, arguments, {name: named[name] for name in named if name not in kernel.arg_names}))
+
+    with mock.patch.object(triton.JITFunction, "run", run):
+        yield calls
+
+
+def build_call(call: Call, target: str, aligned: bool = True) -> dict[str, Any]:
+    """Compile a call for a target and read its machine code, as :func:`build` does."""
     arch = _target(target)
-    arguments, _ = paper_update(dtype)
-    unbuilt = specialized(update.joint_update_kernel, arguments, aligned)
-    compiled = triton.compile(unbuilt, target=arch, options=update.OPTIONS)
-    threads = update.OPTIONS["num_warps"] * arch.warp_size
-    # Its programs have four warps; what a scheduler holds is counted for programs of one.
-    return {**_read(compiled), "warps": None, "elements_a_step": update.ELEMENTS // threads}
+    compiled = triton.compile(specialized(call.kernel, call.arguments, aligned), target=arch, options=call.options)
+    threads = call.options["num_warps"] * arch.warp_size
+    # These programs have four warps; what a scheduler holds is counted for programs of one.
+    return {**_read(compiled), "warps": None, "elements_a_step": max(1, call.elements // threads)}
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m kernels.aot", description=__doc__.splitlines()[0])
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS), help="GPUs to build for")
-    parser.add_argument("--case", nargs="+", choices=[*(case.name for case in CASES), UPDATE], help="what to build")
+    parser.add_argument("--case", nargs="+", choices=[*(case.name for case in CASES), *OTHERS], help="what to build")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES), help="of input and output")
     parser.add_argument("--memory-format", nargs="+", choices=FORMATS, default=list(FORMATS), help="of both")
     parser.add_argument("--misaligned", action="store_true", help="tensors that do not begin at multiples of 16 bytes")
@@ -357,16 +416,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     shape=list(case.shape),
                     least_bytes=moved,
                 )
-        for dtype in wanted.dtype if not wanted.case or UPDATE in wanted.case else ():
-            found(
-                build_update(DTYPES[dtype], target, not wanted.misaligned),
-                f"{UPDATE}, {dtype} gradients",
-                case=UPDATE,
-                mode=UPDATE,
-                dtype=dtype,
-                shape=[sum(PAPER_WEIGHTS)],
-                least_bytes=paper_update(DTYPES[dtype])[1],
-            )
+        for dtype in wanted.dtype:
+            for name, call in others(DTYPES[dtype]).items():
+                if wanted.case and name not in wanted.case:
+                    continue
+                row = build_call(call, target, not wanted.misaligned)
+                found(row, f"{name}, {dtype}", case=name, mode=name, dtype=dtype, least_bytes=call.moved)
     if wanted.output:
         Path(wanted.output).write_text(json.dumps(rows, indent=1) + "\n")
         print(f"written to {wanted.output}")

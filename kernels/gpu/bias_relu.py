@@ -48,14 +48,23 @@ def backward_kernel(
     """The gradient where the output is not zero, and its sum over the program's pixels; NaN passes the gradient on."""
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     total = tl.zeros([PIXELS, CHANNELS], tl.float32)
+    first = tl.program_id(0).to(tl.int64) * (TILES * PIXELS)
+    # Pointers that move take fewer registers than offsets in 64 bits for each of the strides.
+    gradient += first * stride
+    output += first * channels
+    result += first * result_stride
+    left = tl.minimum(pixels - first, TILES * PIXELS).to(tl.int32)
+    pixel = tl.arange(0, PIXELS)[:, None]
     for tile in range(TILES):
-        pixel = (tl.program_id(0).to(tl.int64) * TILES + tile) * PIXELS + tl.arange(0, PIXELS)[:, None]
-        inside = (pixel < pixels) & (channel < channels)
+        inside = (pixel < left - tile * PIXELS) & (channel < channels)
         value = tl.load(gradient + pixel * stride + channel, mask=inside, other=0.0).to(tl.float32)
         kept = tl.load(output + pixel * channels + channel, mask=inside, other=0.0).to(tl.float32)
         value = tl.where(kept <= 0, 0.0, value)
         tl.store(result + pixel * result_stride + channel, value.to(result.dtype.element_ty), mask=inside)
         total += value
+        gradient += PIXELS * stride
+        output += PIXELS * channels
+        result += PIXELS * result_stride
     tl.store(sums + tl.program_id(0) * channels + channel, tl.sum(total, 0)[None, :], mask=channel < channels)
 
 

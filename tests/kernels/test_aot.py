@@ -76,16 +76,19 @@ def test_machine_code_of_the_paper_s_stage(target: str, tmp_path: Path) -> None:
         *(pytest.param(each, marks=pytest.mark.slow) for each in ("sm_80", "sm_100", "sm_120", "gfx942", "gfx950")),
     ],
 )
-def test_machine_code_of_the_update(target: str, tmp_path: Path) -> None:
-    """Selecting among eight weights' pointers spills nothing and keeps accesses 16 bytes wide."""
-    rows = built(tmp_path, "--target", target, "--case", "update", "--dtype", "bfloat16")
-    (row,) = rows.values()
-    assert row["local_bytes"] == row["local_accesses"] == 0
-    assert row["registers"] <= 64
+def test_machine_code_of_an_update_besides_its_stages(target: str, tmp_path: Path) -> None:
+    """No spills; selecting among the pointers of eight weights keeps accesses 16 bytes wide."""
+    rows = built(tmp_path, "--target", target, "--case", *aot.OTHERS, "--dtype", "bfloat16")
+    assert [name for _, name in rows] == list(aot.OTHERS)
+    for row in rows.values():
+        assert row["local_bytes"] == row["local_accesses"] == 0, row
+        assert 0 < row["registers"] <= 128
     if target.startswith("sm_"):
-        # Weight and velocity twice, gradient and copy once; the rate.
-        assert row["accesses"] == {"load 16 bytes": 5, "load 4 bytes": 1, "store 16 bytes": 5}
-    assert row["least_bytes"] == 20 * 60_954_656
+        # Of each thread: weight and velocity twice, gradient and copy once; the rate.
+        assert rows[target, "update"]["accesses"] == {"load 16 bytes": 5, "load 4 bytes": 1, "store 16 bytes": 5}
+        assert {"load 16 bytes", "store 16 bytes"} <= set(rows[target, "bias and ReLU"]["accesses"])
+        assert {"load 16 bytes", "store 16 bytes"} <= set(rows[target, "bias and ReLU, backward"]["accesses"])
+    assert rows[target, "update"]["least_bytes"] == 20 * 60_954_656
 
 
 def test_warps_of_a_scheduler() -> None:
@@ -124,10 +127,10 @@ for mode, launch, _ in aot.launches(aot.CASES[1], torch.bfloat16, torch.channels
     # Whole files may differ in the folders that their sources were compiled from.
     built, called = (aot._cuobjdump(one, "-sass") for one in (aot._compile(launch, "sm_90", True), called))
     print(mode, "EXIT" in built and built == called)
-arguments, _ = aot.paper_update(torch.bfloat16)
-unbuilt = aot.specialized(aot.update.joint_update_kernel, arguments)
-built = aot.triton.compile(unbuilt, target=aot._target("sm_90"), options=aot.update.OPTIONS)
-called = aot.update.joint_update_kernel.run(grid=(1,), warmup=True, **arguments, **aot.update.OPTIONS)
+call = aot.others(torch.bfloat16)["update"]
+unbuilt = aot.specialized(call.kernel, call.arguments)
+built = aot.triton.compile(unbuilt, target=aot._target("sm_90"), options=call.options)
+called = call.kernel.run(grid=(1,), warmup=True, **call.arguments, **call.options)
 built, called = (aot._cuobjdump(one, "-sass") for one in (built, called))
 print("update", "EXIT" in built and built == called)
 """
