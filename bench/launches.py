@@ -39,8 +39,8 @@ LIBRARY = {
 #: A GPU drops out in one kernel, which PyTorch counts here as the multiplication by its mask.
 PARTS_OF_DROPOUT = ("aten::bernoulli_", "aten::div_")
 CLASSES = ("convolutions", "products", "stages", "update", "elementwise")
-#: Those of which the bytes are counted.
-MOVED = ("stages", "update", "elementwise")
+#: Those of which the bytes are counted; the update's are known: 20 a parameter that has a copy.
+MOVED = ("stages", "elementwise")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Launches:
     Attributes:
         counts: by class, one of :data:`CLASSES`.
         elementwise: the operators of that class, and how often each is launched.
-        bytes: read and written by the classes ``stages``, ``update`` and ``elementwise``.
+        bytes: read and written, by class, one of :data:`MOVED`.
         copies: bytes of the largest copy, cast or transposition of a weight or its gradient.
     """
 
@@ -117,7 +117,8 @@ def _one(variant: str, chosen: "Forms", batch: int) -> Launches:
     def triton(name: str, tensors: Sequence[torch.Tensor]) -> None:
         kind = {"joint_update_kernel": "update", "loss_kernel": "elementwise"}.get(name, "stages")
         counts[kind] += 1
-        moved[kind] += size(tensors)
+        if kind in MOVED:
+            moved[kind] += size(tensors)
         if kind == "elementwise":
             elementwise[name] += 1
 

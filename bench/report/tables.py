@@ -168,7 +168,7 @@ COLUMNS = (
         Column(kind, f"{kind}_launches", "{:,.0f}")
         for kind in ("convolutions", "products", "stages", "update", "elementwise", "all")
     ),
-    *(Column(f"{kind} MB", f"{kind}_mb", "{:,.0f}") for kind in ("stages", "update", "elementwise")),
+    *(Column(f"{kind} MB", f"{kind}_mb", "{:,.0f}") for kind in ("stages", "elementwise")),
     Column("commit", "revision"),
 )
 BY_KEY = {column.key: column for column in COLUMNS}
