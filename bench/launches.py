@@ -228,7 +228,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows.append(
             {
                 "suite": "launches",
+                # What is counted depends on no machine, and on no number of threads.
                 "machine": "a GPU, estimated without one",
+                "threads": None,
                 "case": f"launches of {config.network}",
                 "implementation": name,
                 "shape": f"{config.batch_size} images",
