@@ -199,9 +199,9 @@ PAGES = {
         "Launches of an update",
         "how many kernels an update launches on a GPU in each form, estimated without one",
         "What one process's captured update launches on a GPU in each form, by `python -m bench.launches`: counts and "
-        "bytes, not times. `stages` are this project's kernels after a convolution, `elementwise` is what has no column "
-        "of its own, the loss included. It is an estimate made on a CPU: what cuDNN and cuBLAS launch inside an operator, some 60 "
-        "kernels on an H100, is not in it, nor are their bytes.",
+        "bytes, not times. `stages` are this project's kernels after a convolution, `elementwise` is what has no "
+        "column of its own, the loss included. It is an estimate made on a CPU: what cuDNN and cuBLAS launch inside "
+        "an operator, some 60 kernels on an H100, is not in it, nor are their bytes.",
         ("launches",),
         _launches,
     ),

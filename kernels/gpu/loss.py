@@ -15,7 +15,7 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 @triton.jit
 def loss_kernel(logits, labels, gradient, results, stride, classes, images, BLOCK: tl.constexpr):
-    """An image's loss and whether it is correct, divided by nothing and in ``results``; its logits' gradient."""
+    """An image's share of the mean loss and whether it is correct, into ``results``; its logits' gradient."""
     image = tl.program_id(0)
     number = tl.arange(0, BLOCK)
     inside = number < classes
@@ -56,7 +56,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tenso
     block = triton.next_power_of_2(classes)
     with torch.cuda.device(logits.device) if logits.device.type == "cuda" else contextlib.nullcontext():
         loss_kernel[(images,)](
-            logits, labels, gradient, results, logits.stride(0), classes, images, BLOCK=block, **OPTIONS
+            logits, labels.contiguous(), gradient, results, logits.stride(0), classes, images, BLOCK=block, **OPTIONS
         )
     loss, correct = results.sum(1)
     return loss, correct.long(), gradient
