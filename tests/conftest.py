@@ -15,8 +15,11 @@ import pytest
 from net.common.cli import spin_briefly
 
 spin_briefly()
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The cores are shared by processes: more threads in each would wait for one another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import torch  # noqa: E402 - after the line above
+import torch  # noqa: E402 - after the lines above
 
 from tests.commands import run_here  # noqa: E402
 

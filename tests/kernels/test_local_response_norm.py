@@ -263,12 +263,14 @@ def test_refusals_name_the_argument(call, error: type[Exception], says: str) -> 
         call()
 
 
-@pytest.mark.compiles
-def test_compiles_without_a_break() -> None:
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, pytest.mark.compiles])]
+)
+def test_compiles_without_a_break(backend: str) -> None:
     def operator(input: Tensor, bias: Tensor) -> Tensor:
         return kernels.relu_local_response_norm(input, 5, 0.5, 0.75, 2.0, groups=2, bias=bias)
 
-    compiled = torch.compile(operator, fullgraph=True)
+    compiled = torch.compile(operator, fullgraph=True, backend=backend)
     input, output_gradient = tensors((2, 12, 5, 3), torch.float32, True)
     bias = torch.linspace(-1, 1, 12)
     results = []

@@ -364,23 +364,37 @@ def test_views_are_read_where_they_are() -> None:
 # Compiled
 
 
-@pytest.mark.parametrize("format", FORMATS, ids=str)
+@pytest.fixture
+def two_threads(threads: None) -> None:
+    """For loops in parallel, which Inductor writes for more than one."""
+    torch.set_num_threads(2)
+
+
 @pytest.mark.parametrize(
-    "pooling",
-    [None, POOLS[5], *(pytest.param(POOLS[one], marks=pytest.mark.slow) for one in (0, 1, 2, 3, 4, 6))],
+    ("pooling", "normalization", "format"),
+    [
+        (None, OTHER_WINDOWS[1], FORMATS[0]),
+        (None, WINDOW, FORMATS[1]),
+        (POOLS[5], None, FORMATS[0]),
+        (POOLS[5], WINDOW, FORMATS[1]),
+        *(
+            pytest.param(*others, marks=pytest.mark.slow)
+            for others in itertools.product((*POOLS[:5], POOLS[6]), (None, WINDOW), FORMATS)
+        ),
+    ],
     ids=str,
 )
-def test_the_traced_forms_are_the_same_formula(pooling: Pooling | None, format: torch.memory_format) -> None:
+def test_the_traced_forms_are_the_same_formula(
+    pooling: Pooling | None, normalization: Normalization | None, format: torch.memory_format
+) -> None:
     """What is traced under torch.compile differs in form from what runs eagerly; aot_eager runs it without Inductor."""
     input, bias = inputs(format=format)
-    for normalization in (None, WINDOW) if pooling is not None else (WINDOW, OTHER_WINDOWS[1]):
-        parts = (True, normalization, pooling)
-        torch._dynamo.reset()
-        compiled = torch.compile(chain(*parts), backend="aot_eager", fullgraph=True)
-        ours = results(compiled, input, bias)
-        assert_same(ours, results(chain(*parts), input, bias))
-        assert ours[0].is_contiguous(memory_format=format)
-        assert ours[1].stride() == input.stride()
+    parts = (True, normalization, pooling)
+    compiled = torch.compile(chain(*parts), backend="aot_eager", fullgraph=True)
+    ours = results(compiled, input, bias)
+    assert_same(ours, results(chain(*parts), input, bias))
+    assert ours[0].is_contiguous(memory_format=format)
+    assert ours[1].stride() == input.stride()
 
 
 @pytest.mark.compiles
@@ -404,6 +418,7 @@ def test_inductor_compiles_it_without_a_break(format: torch.memory_format) -> No
 
 @recent
 @pytest.mark.compiles
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
 def test_between_convolutions_inductor_makes_loops_over_channels(dtype: torch.dtype) -> None:
     """It has dimension 1 of what it writes there in four dimensions lie next to each other; once these were rows, and
@@ -434,6 +449,7 @@ def test_bfloat16_runs_where_pytorch_s_own_does_not() -> None:
 
 
 @pytest.mark.compiles
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(
     "shapes", [(), pytest.param(((4, 6, 12, 10), (2, 8, 9, 9)), marks=pytest.mark.slow)], ids=["one", "several shapes"]
 )

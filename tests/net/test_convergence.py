@@ -88,7 +88,7 @@ def distance(ours: list[Tensor], theirs: list[Tensor]) -> float:
 )
 def test_in_float64_nothing_but_rounding_differs(batches: list[tuple[Tensor, Tensor]], compiled: bool) -> None:
     model = network(torch.float64)
-    ours, theirs = train(model, "auto", batches, compiled), train(model, "aten", batches)
+    ours, theirs = (train(model, *how) for how in (("auto", batches[:10], compiled), ("aten", batches[:10])))
     assert ours[0][-1] < ours[0][0], "it learns"
     assert distance(ours, theirs) < 1e-9
 

@@ -149,7 +149,9 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
-def test_goes_on_after_being_killed(folder: Path, store: Path, tmp_path: Path) -> None:
+def test_goes_on_after_being_killed(
+    folder: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """SIGKILL in the middle, twice; the result is the same store."""
     target = tmp_path / "store"
     command = slow_command(folder, target, 0.0)
@@ -164,9 +166,8 @@ def test_goes_on_after_being_killed(folder: Path, store: Path, tmp_path: Path) -
         process.wait()
         with pytest.raises(DataError, match="is no finished store"):
             open_store(target)
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "are there already" in done.stdout
+    prepare(folder, target, size=40, workers=1)
+    assert "are there already" in capsys.readouterr().out
     assert contents(target) == contents(store)
 
 
@@ -215,7 +216,12 @@ def test_a_target_is_for_one_process(folder: Path, tmp_path: Path) -> None:
     ("number", "status"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGINT, 130)]
 )
 def test_goes_on_after_being_interrupted(
-    folder: Path, store: Path, tmp_path: Path, number: signal.Signals, status: int
+    folder: Path,
+    store: Path,
+    tmp_path: Path,
+    number: signal.Signals,
+    status: int,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Progress is saved although no snapshot is due."""
     target = tmp_path / "store"
@@ -237,9 +243,8 @@ def test_goes_on_after_being_interrupted(
     _, errors = process.communicate(timeout=200)
     assert process.returncode == status
     assert "Traceback" not in errors
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "are there already" in done.stdout
+    prepare(folder, target, size=40, workers=1)
+    assert "are there already" in capsys.readouterr().out
     assert contents(target) == contents(store)
 
 

@@ -99,9 +99,9 @@ try:
 except ValueError as error:
     print(error)
 import net.evaluate, net.train
-net.train.main(["--max-steps", "2", "--compile", "--output-dir", "run"])
+net.train.main(["--max-steps", "2", "--compile", "--image-size", "20", "--output-dir", "run"])
 net.train.main(["--resume", "run", "--max-steps", "3"])
-net.evaluate.main(["run"])
+net.evaluate.main(["run", "--no-ten-crops"])
 """
 
 
