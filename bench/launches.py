@@ -39,6 +39,8 @@ LIBRARY = {
 #: A GPU drops out in one kernel, which PyTorch counts here as the multiplication by its mask.
 PARTS_OF_DROPOUT = ("aten::bernoulli_", "aten::div_")
 CLASSES = ("convolutions", "products", "stages", "update", "elementwise")
+#: Those of which the bytes are counted; the update's are known: 20 a parameter that has a copy.
+MOVED = ("stages", "elementwise")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class LaunchesConfig:
 
     network: Literal[tuple(VARIANTS)] = flag("paper", "architecture")  # type: ignore[valid-type]
     batch_size: int = flag(128, "batch size; only the bytes depend on it", short="b")
+    record: bool = flag(False, "append the rows to reports/data")
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", called=flag_name)
@@ -59,7 +62,7 @@ class Launches:
     Attributes:
         counts: by class, one of :data:`CLASSES`.
         elementwise: the operators of that class, and how often each is launched.
-        bytes: read and written by the classes ``stages``, ``update`` and ``elementwise``.
+        bytes: read and written, by class, one of :data:`MOVED`.
         copies: bytes of the largest copy, cast or transposition of a weight or its gradient.
     """
 
@@ -81,7 +84,8 @@ def _triton_counted(count: Any) -> "Iterator[None]":
 
     def called(self: Any, *arguments: Any, **keywords: Any) -> None:
         values = [*arguments, *keywords.values()]
-        count(self.fn.__name__, [value for value in values if isinstance(value, torch.Tensor)])
+        tensors = [value for value in private.tree_leaves(values) if isinstance(value, torch.Tensor)]
+        count(self.fn.__name__, tensors)
 
     executor.__call__ = called
     try:
@@ -111,9 +115,12 @@ def _one(variant: str, chosen: "Forms", batch: int) -> Launches:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def triton(name: str, tensors: Sequence[torch.Tensor]) -> None:
-        kind = "update" if name == "update_kernel" else "stages"
+        kind = {"joint_update_kernel": "update", "loss_kernel": "elementwise"}.get(name, "stages")
         counts[kind] += 1
-        moved[kind] += size(tensors)
+        if kind in MOVED:
+            moved[kind] += size(tensors)
+        if kind == "elementwise":
+            elementwise[name] += 1
 
     mode: Any = private.found("torch.utils._python_dispatch:TorchDispatchMode")
 
@@ -132,7 +139,11 @@ def _one(variant: str, chosen: "Forms", batch: int) -> Launches:
                 # Inside, the rows of the bias gradient are summed.
                 counts["elementwise"] += 1
                 elementwise["sum"] += 1
-            skipped = name.startswith("aten::empty") or not name.startswith("aten::") or name in PARTS_OF_DROPOUT
+            skipped = (
+                name.startswith(("aten::empty", "aten::new_empty"))
+                or not name.startswith("aten::")
+                or name in PARTS_OF_DROPOUT
+            )
             if skipped or (view and inputs):
                 return result
             if name in LIBRARY:
@@ -205,16 +216,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with torch.device("meta"):
         model = AlexNet(network(config.network))
     print(f"update of {config.network}, {config.batch_size} images, bf16; launches by what they do, and MB they move")
-    print(f"{'forms':<42}{''.join(f'{kind:>14}' for kind in CLASSES)}{'all':>6}{'stages MB':>12}{'elementwise MB':>16}")
+    titles = [f"{kind:>14}" for kind in CLASSES] + [f"{'all':>6}"] + [f"{f'{kind} MB':>16}" for kind in MOVED]
+    print(f"{'forms':<42}{''.join(titles)}")
+    rows = []
     for chosen in forms(model, torch.device("cpu")):
         found = launches(config.network, chosen, config.batch_size)
+        name, total = f"{chosen.first}, {chosen.shared}", sum(found.counts.values())
         row = "".join(f"{found.counts.get(kind, 0):>14}" for kind in CLASSES)
-        moved = [f"{found.bytes.get(kind, 0) / 1e6:,.0f}" for kind in ("stages", "elementwise")]
-        print(
-            f"{f'{chosen.first}, {chosen.shared}':<42}{row}{sum(found.counts.values()):>6}{moved[0]:>12}{moved[1]:>16}"
+        moved = {kind: found.bytes.get(kind, 0) / 1e6 for kind in MOVED}
+        print(f"{name:<42}{row}{total:>6}" + "".join(f"{moved[kind]:>16,.0f}" for kind in MOVED))
+        rows.append(
+            {
+                "suite": "launches",
+                # What is counted depends on no machine, and on no number of threads.
+                "machine": "a GPU, estimated without one",
+                "threads": None,
+                "case": f"launches of {config.network}",
+                "implementation": name,
+                "shape": f"{config.batch_size} images",
+                "dtype": "bfloat16",
+                **{f"{kind}_launches": found.counts.get(kind, 0) for kind in CLASSES},
+                "all_launches": total,
+                **{f"{kind}_mb": round(moved[kind], 1) for kind in MOVED},
+            }
         )
     kinds = ", ".join(f"{n} {name}" for name, n in sorted(found.elementwise.items()))
-    print(f"elementwise of {chosen.first}, {chosen.shared}: {kinds}")
+    print(f"elementwise of {name}: {kinds}")
+    if config.record:
+        from .measure.records import write
+
+        print(f"recorded {len(rows)} rows in {write(rows)}")
     return 0
 
 

@@ -1,9 +1,9 @@
 """Compile the kernels ahead of time, for GPUs that need not be there: ``python -m kernels.aot``.
 
-Every kernel of the paper's stages, in the configurations that are launched for them, for each target. Printed and
-written as JSON: registers, the warps they leave room for, bytes of local memory (spills) and shared memory, the widths
-of accesses to global memory, special-function and all instructions per element that a thread computes (of the output
-forward, of the input backward), and the fewest bytes that must move.
+Every kernel of the paper's stages, in the configurations that are launched for them, and those of an update besides
+them, for each target. Printed and written as JSON: registers, the warps they leave room for, bytes of local memory
+(spills) and shared memory, the widths of accesses to global memory, special-function and all instructions per element
+that a thread computes (of the output forward, of the input backward), and the fewest bytes that must move.
 """
 
 import argparse
@@ -15,9 +15,10 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import triton
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from . import private
 from .arguments import Normalization, Pooling
-from .gpu import config, ops
+from .gpu import bias_relu, config, loss, ops, update
 from .gpu.forward import forward_kernel
 from .gpu.launch import Launch, backward_launch, forward_launch
 
@@ -55,6 +56,10 @@ CASES = (
     Case("stage 5", (BATCH, 128, 13, 13), None, PAPER_POOLING),
     Case("relu and normalization", (BATCH, 96, 55, 55), PAPER_NORMALIZATION, None),
 )
+
+OTHERS = ("update", "loss", "bias and ReLU", "bias and ReLU, backward")
+#: Elements of the paper's weights, conv1 to fc8.
+PAPER_WEIGHTS = (34848, 307200, 884736, 663552, 442368, 37748736, 16777216, 4096000)
 
 
 @contextlib.contextmanager
@@ -96,20 +101,27 @@ def launches(case: Case, dtype: torch.dtype, format: torch.memory_format) -> Ite
 
 
 def source(launch: Launch, aligned: bool = True) -> Any:
-    """What Triton compiles for a launch, specialized on integers of 1 and multiples of 16 as when it launches.
+    """What Triton compiles for a launch; see :func:`specialized`."""
+    return specialized(launch.kernel, {**launch.arguments, "C": launch.config}, aligned)
+
+
+def specialized(kernel: Any, arguments: dict[str, Any], aligned: bool = True) -> Any:
+    """What Triton compiles for a call, specialized on integers of 1 and multiples of 16 as when it launches.
 
     Args:
-        launch: the launch.
+        kernel: the kernel.
+        arguments: by name.
         aligned: whether tensors that begin at multiples of 16 bytes, as meta tensors do, are specialized on.
     """
-    signature: dict[str, Any] = {"C": "constexpr"}
-    constants: dict[Any, Any] = {"C": launch.config}
+    signature: dict[str, Any] = {}
+    constants: dict[Any, Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
 
     def kind(value: Any, place: tuple[int, ...], specialize: bool) -> Any:
         """The type of the argument at ``place``; a tuple of types for a tuple."""
         if isinstance(value, tuple):
-            return type(value)(*(kind(each, (*place, index), specialize) for index, each in enumerate(value)))
+            kinds = (kind(each, (*place, index), specialize) for index, each in enumerate(value))
+            return type(value)(*kinds) if hasattr(value, "_fields") else tuple(kinds)
         if isinstance(value, Tensor):
             if aligned and value.data_ptr() % 16 == 0:
                 attributes[place] = [["tt.divisibility", 16]]
@@ -123,12 +135,13 @@ def source(launch: Launch, aligned: bool = True) -> Any:
             attributes[place] = [["tt.divisibility", 16]]
         return "i32" if -(2**31) <= value < 2**31 else "i64"
 
-    for place, name in enumerate(launch.kernel.arg_names):
-        if name != "C":
-            specialize = not launch.kernel.params[place].do_not_specialize
-            signature[name] = kind(launch.arguments[name], (place,), specialize)
+    for place, (name, parameter) in enumerate(zip(kernel.arg_names, kernel.params, strict=True)):
+        if parameter.is_constexpr:
+            signature[name], constants[name] = "constexpr", arguments[name]
+        else:
+            signature[name] = kind(arguments[name], (place,), not parameter.do_not_specialize)
     return private.found("triton.compiler:ASTSource")(
-        fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes
+        fn=kernel, signature=signature, constexprs=constants, attrs=attributes
     )
 
 
@@ -140,6 +153,7 @@ _POINTERS = {
     torch.uint8: "u8",
     torch.int16: "i16",
     torch.int32: "i32",
+    torch.int64: "i64",
 }
 
 
@@ -236,6 +250,10 @@ def _amd(compiled: Any) -> dict[str, Any]:
     }
 
 
+def _read(compiled: Any) -> dict[str, Any]:
+    return _nvidia(compiled) if "cubin" in compiled.asm else _amd(compiled)
+
+
 def _compile(launch: Launch, target: str, aligned: bool) -> Any:
     arch = _target(target)
     capability = arch.arch // 10 if arch.backend == "cuda" else None
@@ -258,17 +276,100 @@ def build(launch: Launch, target: str, aligned: bool = True) -> dict[str, Any]:
     """
     if not aligned:
         launch = unaligned(launch)
-    compiled = _compile(launch, target, aligned)
-    found = _nvidia(compiled) if "cubin" in compiled.asm else _amd(compiled)
     c = launch.config
+    found = _read(_compile(launch, target, aligned))
     return {**found, "elements_a_step": c.vector * c.tile_rows * c.tile_columns}
+
+
+class Call(NamedTuple):
+    """A launch of a kernel that has no :class:`kernels.gpu.config.Config`.
+
+    ``elements`` are those of a program, or of a turn of its loop; ``moved`` the bytes that must move.
+    """
+
+    kernel: Any
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+    elements: int
+    moved: int
+
+
+def others(dtype: torch.dtype) -> dict[str, Call]:
+    """By name, the kernels of an update of the paper's network besides its stages, launched on meta tensors.
+
+    Args:
+        dtype: of activations and gradients; where it is a half type, each weight has a copy in it.
+    """
+    half = dtype != torch.float32
+    size = dtype.itemsize
+
+    def meta(*shape: int, like: torch.dtype = dtype) -> Tensor:
+        tensor = torch.empty(shape, dtype=like, device="meta")
+        return tensor.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else tensor
+
+    maps, bias = meta(BATCH, 384, 13, 13), meta(384, like=torch.float32)
+    weights = [meta(count, like=torch.float32) for count in PAPER_WEIGHTS]
+    parameters = [update.Parameter(each, each.to(dtype), each, each.to(dtype) if half else None) for each in weights]
+    rate = meta(like=torch.float32)
+    launched: dict[str, tuple[Callable[[], object], int, int]] = {
+        "update": (
+            lambda: update.update_together_(parameters, rate, 0.9, 5e-4),
+            update.ELEMENTS,
+            (16 + (1 + half) * size) * sum(PAPER_WEIGHTS),
+        ),
+        "loss": (
+            lambda: loss.cross_entropy(meta(BATCH, 1000), meta(BATCH, like=torch.int64)),
+            1024,
+            2 * BATCH * 1000 * size,
+        ),
+        "bias and ReLU": (
+            lambda: bias_relu.forward(maps, bias),
+            bias_relu.PIXELS * bias_relu.CHANNELS,
+            2 * maps.numel() * size,
+        ),
+        "bias and ReLU, backward": (
+            lambda: bias_relu.gradients(maps, maps, maps),
+            bias_relu.PIXELS * bias_relu.CHANNELS,
+            3 * maps.numel() * size,
+        ),
+    }
+    found = {}
+    for name, (launch, elements, moved) in launched.items():
+        with _recorded() as calls:
+            launch()
+        ((kernel, arguments, options),) = calls
+        found[name] = Call(kernel, arguments, options, elements, moved)
+    return found
+
+
+@contextlib.contextmanager
+def _recorded() -> Iterator[list[tuple[Any, dict[str, Any], dict[str, Any]]]]:
+    """Launches inside a ``with`` block are not made; kernel, arguments and options of each go into the list."""
+    calls = []
+
+    def run(kernel: Any, *values: Any, grid: Any, warmup: bool, **named: Any) -> None:
+        arguments = dict(zip(kernel.arg_names, values, strict=False))
+        arguments |= {name: value for name, value in named.items() if name in kernel.arg_names}
+        calls.append((kernel, arguments, {name: named[name] for name in named if name not in kernel.arg_names}))
+
+    with mock.patch.object(triton.JITFunction, "run", run):
+        yield calls
+
+
+def build_call(call: Call, target: str, aligned: bool = True) -> dict[str, Any]:
+    """Compile a call for a target and read its machine code, as :func:`build` does."""
+    arch = _target(target)
+    compiled = triton.compile(specialized(call.kernel, call.arguments, aligned), target=arch, options=call.options)
+    threads = call.options["num_warps"] * arch.warp_size
+    # These programs have four warps; what a scheduler holds is counted for programs of one.
+    return {**_read(compiled), "warps": None, "elements_a_step": max(1, call.elements // threads)}
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m kernels.aot", description=__doc__.splitlines()[0])
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS), help="GPUs to build for")
-    parser.add_argument("--case", nargs="+", choices=[case.name for case in CASES], help="stages to build")
+    parser.add_argument("--case", nargs="+", choices=[*(case.name for case in CASES), *OTHERS], help="what to build")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES), help="of input and output")
     parser.add_argument("--memory-format", nargs="+", choices=FORMATS, default=list(FORMATS), help="of both")
     parser.add_argument("--misaligned", action="store_true", help="tensors that do not begin at multiples of 16 bytes")
@@ -282,7 +383,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not isinstance(forward_kernel, triton.JITFunction):
         print("error: TRITON_INTERPRET=1 leaves nothing to compile; unset it", file=sys.stderr)
         return 2
-    rows = []
+    rows: list[dict[str, Any]] = []
+
+    def found(row: dict[str, Any], name: str, **described: Any) -> None:
+        elements = row["elements_a_step"]
+        # A kernel without a loop takes one turn.
+        instructions = row["loop_instructions"] or row["instructions"]
+        print(
+            f"  {name:60} {row['registers']:>5} {row['warps'] or '-':>5} {row['local_bytes']:>5} "
+            f"{row['shared_bytes']:>6} {row['special_functions'] / elements:>7.2f} {instructions / elements:>5.0f}  "
+            + ", ".join(f"{count} x {width}" for width, count in row["accesses"].items()),
+            flush=True,
+        )
+        aligned = not wanted.misaligned
+        rows.append({"target": target, **described, "aligned": aligned, "triton": triton.__version__, **row})
+
     for target in wanted.target:
         print(f"{target:59} registers warps local shared special   all  accesses to global memory")
         for case, dtype, format in itertools.product(CASES, wanted.dtype, wanted.memory_format):
@@ -291,29 +406,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with launched_for(target):
                 made = list(launches(case, DTYPES[dtype], FORMATS[format]))
             for mode, launch, moved in made:
-                row = build(launch, target, not wanted.misaligned)
-                elements = row["elements_a_step"]
-                print(
-                    f"  {f'{case.name}, {mode}, {dtype}, {format}':60} {row['registers']:>5} {row['warps'] or '-':>5} "
-                    f"{row['local_bytes']:>5} {row['shared_bytes']:>6} {row['special_functions'] / elements:>7.2f} "
-                    f"{row['loop_instructions'] / elements:>5.0f}  "
-                    + ", ".join(f"{count} x {width}" for width, count in row["accesses"].items()),
-                    flush=True,
+                found(
+                    build(launch, target, not wanted.misaligned),
+                    f"{case.name}, {mode}, {dtype}, {format}",
+                    case=case.name,
+                    mode=mode,
+                    dtype=dtype,
+                    memory_format=format,
+                    shape=list(case.shape),
+                    least_bytes=moved,
                 )
-                rows.append(
-                    {
-                        "target": target,
-                        "case": case.name,
-                        "mode": mode,
-                        "dtype": dtype,
-                        "memory_format": format,
-                        "aligned": not wanted.misaligned,
-                        "shape": list(case.shape),
-                        "least_bytes": moved,
-                        "triton": triton.__version__,
-                        **row,
-                    }
-                )
+        for dtype in wanted.dtype:
+            for name, call in others(DTYPES[dtype]).items():
+                if wanted.case and name not in wanted.case:
+                    continue
+                row = build_call(call, target, not wanted.misaligned)
+                found(row, f"{name}, {dtype}", case=name, mode=name, dtype=dtype, least_bytes=call.moved)
     if wanted.output:
         Path(wanted.output).write_text(json.dumps(rows, indent=1) + "\n")
         print(f"written to {wanted.output}")

@@ -185,3 +185,14 @@ def runs_bias_relu_kernel(input: Tensor) -> bool:
     if private.derivatives_beyond_autograd():
         return False
     return type(input) in (Tensor, torch.nn.Parameter) and bias_relu.pixel_stride(input) is not None
+
+
+def runs_chunks_kernel(input: Tensor, normalization: Normalization | None) -> bool:
+    """Whether the chain runs as :mod:`kernels.gpu.chunks` on ``input``; otherwise chunk by chunk.
+
+    Raises:
+        ValueError: as :func:`named`.
+    """
+    if not runs_bias_relu_kernel(input) or named(input, normalization) != "triton":
+        return False
+    return input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last)

@@ -38,6 +38,9 @@ The ``w`` bytes of argmax indices are written only where a gradient is wanted. I
 and rounded once; ``relu_lrn_max_pool2d`` takes the maximum of the float32 values, before rounding.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -240,3 +243,54 @@ def bias_relu(input: Tensor, bias: Tensor | None = None) -> Tensor:
         result: Tensor = BiasReLU.apply(input, bias)
         return result
     return F.relu(input + bias.to(input.dtype).reshape(-1, *[1] * (input.dim() - 2)))
+
+
+def relu_chunks(
+    input: Tensor,
+    bias: Tensor,
+    chunks: int,
+    normalization: Mapping[str, Any] | None = None,
+    pooling: Mapping[str, Any] | None = None,
+) -> tuple[Tensor, ...]:
+    """``relu(input + bias)``, normalized and pooled, of equal chunks of the channels, each in a tensor of its own.
+
+    On a GPU, eagerly and in channels_last memory format, no chunk is copied, nor is its gradient; elsewhere the chain's
+    operators run on each chunk.
+
+    Args:
+        input: ``[N, C, H, W]``, outputs of several convolutions side by side.
+        bias: ``[C]``, their biases.
+        chunks: how many; divides ``C``.
+        normalization: arguments of :func:`local_response_norm`; None for none.
+        pooling: arguments of :func:`max_pool2d`; None for none.
+
+    Returns:
+        A tensor for each chunk, of ``input``'s dtype and memory format.
+
+    Raises:
+        TypeError, ValueError: an argument that is not allowed, by its name.
+    """
+    name = "relu_chunks"
+    check_input(input, name, at_least=4, at_most=4)
+    check_bias(input, bias, 1, name)
+    if not isinstance(chunks, int) or chunks < 1 or input.shape[1] % chunks:
+        raise ValueError(
+            f"{name}: chunks must be a positive divisor of input's {input.shape[1]} channels; got {chunks!r}"
+        )
+    parts = input.chunk(chunks, 1)
+    norm = None if normalization is None else check_normalization(parts[0], name, **{**_NORMALIZATION, **normalization})
+    pool = None if pooling is None else check_pooling(input, name, **{**_POOLING, **pooling})
+    if dispatch.runs_chunks_kernel(input, norm):
+        from .gpu.chunks import Chunks
+
+        results: tuple[Tensor, ...] = Chunks.apply(input, bias, chunks, norm, pool)
+        return results
+    both = zip(parts, bias.chunk(chunks), strict=True)
+    if norm is None and pool is None:
+        return tuple(bias_relu(part, part_bias) for part, part_bias in both)
+    return tuple(autograd.run(part, part_bias, True, norm, pool) for part, part_bias in both)
+
+
+#: The defaults of :func:`local_response_norm` and of :func:`max_pool2d`.
+_NORMALIZATION: dict[str, Any] = {"alpha": 1e-4, "beta": 0.75, "k": 1.0, "groups": 1}
+_POOLING: dict[str, Any] = {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False}

@@ -23,7 +23,7 @@ Row = dict[str, Any]
 #: What a row is about; those of ``choices`` are in no table.
 SUITES = (
     *("ceilings", "gate", "kernels", "contention", "layers", "steps", "profile", "train", "input"),
-    *("parallel", "choices"),
+    *("parallel", "choices", "launches"),
 )
 #: Columns that must be positive; other times are parts of these and may be zero.
 TIMES = ("median_us", "p20_us", "p80_us", "limit_us", "synchronized_us", "wall_us")

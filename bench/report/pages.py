@@ -96,6 +96,20 @@ def _profile(rows: Sequence[Row]) -> list[Table]:
     return tables
 
 
+def _launches(rows: Sequence[Row]) -> list[Table]:
+    """The fewest launches first."""
+    counted = [column for column in BY_KEY.values() if column.key.endswith("_launches")]
+    moved = [BY_KEY[f"{kind}_mb"] for kind in ("elementwise", "stages")]
+    columns = [
+        BY_KEY["case"],
+        Column("forms", "implementation"),
+        *counted,
+        *moved,
+        *(BY_KEY[key] for key in ("shape", "dtype", "revision")),
+    ]
+    return detail("", sorted(rows, key=lambda row: (str(row["case"]), row["all_launches"])), columns)
+
+
 def _memory(rows: Sequence[Row]) -> list[Table]:
     tables = []
     layers = layer_memory(rows)
@@ -180,6 +194,16 @@ PAGES = {
         "rest of the wall clock.",
         ("profile",),
         _profile,
+    ),
+    "launches": _Kind(
+        "Launches of an update",
+        "how many kernels an update launches on a GPU in each form, estimated without one",
+        "What one process's captured update launches on a GPU in each form, by `python -m bench.launches`: counts and "
+        "bytes, not times. `stages` are this project's kernels after a convolution, `elementwise` is what has no "
+        "column of its own, the loss included. It is an estimate made on a CPU: what cuDNN and cuBLAS launch inside "
+        "an operator, some 60 kernels on an H100, is not in it, nor are their bytes.",
+        ("launches",),
+        _launches,
     ),
     "layers": _Kind(
         "Layers",

@@ -164,6 +164,11 @@ COLUMNS = (
     Column("kernels launched", "kernels_launched", "{:,.0f}"),
     Column("sum of layers", "sum_of_layers_us", "time", NONE_HERE),
     Column("% explained", "percent_explained", "{:.1f}", NONE_HERE),
+    *(
+        Column(kind, f"{kind}_launches", "{:,.0f}")
+        for kind in ("convolutions", "products", "stages", "update", "elementwise", "all")
+    ),
+    *(Column(f"{kind} MB", f"{kind}_mb", "{:,.0f}") for kind in ("stages", "elementwise")),
     Column("commit", "revision"),
 )
 BY_KEY = {column.key: column for column in COLUMNS}

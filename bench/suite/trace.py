@@ -24,7 +24,7 @@ LAUNCHING = ("cuda_runtime", "cuda_driver")
 #: Operators that are known by name and not by a layer's shape.
 _NAMED = (
     (re.compile(r"sgd|adam|update_kernel", re.I), OPTIMIZER),
-    (re.compile(r"softmax|nll_?loss|cross_?entropy", re.I), LOSS),
+    (re.compile(r"softmax|nll_?loss|cross_?entropy|^loss_kernel", re.I), LOSS),
 )
 #: A kernel that separates updates in a trace: that of ``torch.cuda._sleep``.
 MARK = "spin_kernel"

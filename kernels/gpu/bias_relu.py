@@ -40,6 +40,7 @@ def backward_kernel(
     pixels,
     channels,
     stride,
+    result_stride,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
     TILES: tl.constexpr,
@@ -47,14 +48,23 @@ def backward_kernel(
     """The gradient where the output is not zero, and its sum over the program's pixels; NaN passes the gradient on."""
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     total = tl.zeros([PIXELS, CHANNELS], tl.float32)
+    first = tl.program_id(0).to(tl.int64) * (TILES * PIXELS)
+    # Pointers that move take fewer registers than offsets in 64 bits for each of the strides.
+    gradient += first * stride
+    output += first * channels
+    result += first * result_stride
+    left = tl.minimum(pixels - first, TILES * PIXELS).to(tl.int32)
+    pixel = tl.arange(0, PIXELS)[:, None]
     for tile in range(TILES):
-        pixel = (tl.program_id(0).to(tl.int64) * TILES + tile) * PIXELS + tl.arange(0, PIXELS)[:, None]
-        inside = (pixel < pixels) & (channel < channels)
+        inside = (pixel < left - tile * PIXELS) & (channel < channels)
         value = tl.load(gradient + pixel * stride + channel, mask=inside, other=0.0).to(tl.float32)
         kept = tl.load(output + pixel * channels + channel, mask=inside, other=0.0).to(tl.float32)
         value = tl.where(kept <= 0, 0.0, value)
-        tl.store(result + pixel * channels + channel, value.to(result.dtype.element_ty), mask=inside)
+        tl.store(result + pixel * result_stride + channel, value.to(result.dtype.element_ty), mask=inside)
         total += value
+        gradient += PIXELS * stride
+        output += PIXELS * channels
+        result += PIXELS * result_stride
     tl.store(sums + tl.program_id(0) * channels + channel, tl.sum(total, 0)[None, :], mask=channel < channels)
 
 
@@ -103,30 +113,30 @@ def forward(input: Tensor, bias: Tensor) -> Tensor:
     return output
 
 
-def backward(output_gradient: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of the input, in ``output``'s dtype and memory format, and of the bias, in float32.
-
-    The bias's is summed in an order that depends on the number of pixels alone.
+def gradients(output_gradient: Tensor, output: Tensor, result: Tensor) -> Tensor:
+    """The input's gradient into ``result``, and rows, whose number depends on the number of pixels alone, of which the
+    sum is the bias's gradient: float32 ``[rows, C]``.
 
     Args:
         output_gradient: of ``output``'s shape; copied where :func:`pixel_stride` is None.
         output: what :func:`forward` returned.
+        result: of ``output``'s shape and dtype, for which :func:`pixel_stride` is not None.
     """
     stride = pixel_stride(output_gradient)
     if stride is None:
         output_gradient = output_gradient.contiguous(memory_format=torch.channels_last)
         stride = output.shape[1]
+    result_stride = pixel_stride(result)
+    assert result_stride is not None
     channels = output.shape[1]
     pixels = output.numel() // channels
-    result = torch.empty_like(output)
     programs = triton.cdiv(pixels, PIXELS * TILES)
     sums = torch.empty(programs, channels, dtype=torch.float32, device=output.device)
     grid = (programs, triton.cdiv(channels, CHANNELS))
+    sizes = pixels, channels, stride, result_stride
     with _on(output.device):
-        backward_kernel[grid](
-            output_gradient, output, result, sums, pixels, channels, stride, PIXELS, CHANNELS, TILES, **OPTIONS
-        )
-    return result, sums.sum(0)
+        backward_kernel[grid](output_gradient, output, result, sums, *sizes, PIXELS, CHANNELS, TILES, **OPTIONS)
+    return sums
 
 
 class BiasReLU(torch.autograd.Function):
@@ -146,5 +156,5 @@ class BiasReLU(torch.autograd.Function):
             # Gradients of gradients need operators that are differentiable themselves.
             gradient = torch.where(output <= 0, torch.zeros_like(output_gradient), output_gradient)
             return gradient, gradient.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_dtype)
-        gradient, total = backward(output_gradient, output)
-        return gradient, total.to(ctx.bias_dtype)
+        result = torch.empty_like(output)
+        return result, gradients(output_gradient, output, result).sum(0).to(ctx.bias_dtype)

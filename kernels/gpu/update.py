@@ -1,6 +1,13 @@
-"""The paper's update of a parameter in one pass: gradient in, weight, velocity and working copy out (section 5)."""
+"""The paper's update of parameters in one pass: gradient in, weight, velocity and working copy out (section 5).
+
+:func:`update_together_` updates many parameters in one launch, :func:`update_` one; both run :func:`updated`. The
+launch takes tuples of pointers as arguments, which a captured graph keeps, and each program selects its own: no table
+has to be sent to the device.
+"""
 
 import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -9,8 +16,42 @@ from torch import Tensor
 
 #: Elements of a program; of four warps each thread takes eight.
 ELEMENTS = 1024
+#: Most parameters of a launch: a program selects among them one by one.
+TOGETHER = 16
 #: Fused multiply-adds are more exact than two roundings; Triton's default for them changes with its versions.
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
+
+
+class Parameter(NamedTuple):
+    """What an update of a parameter reads and writes; all have the weight's strides.
+
+    Attributes:
+        weight: float32, in any dense memory format; updated.
+        gradient: float32, bfloat16 or float16; arithmetic is float32.
+        velocity: float32; updated.
+        copy: a half type; takes the updated weight, rounded. None for none.
+    """
+
+    weight: Tensor
+    gradient: Tensor
+    velocity: Tensor
+    copy: Tensor | None
+
+
+@triton.jit
+def updated(weight, gradient, velocity, copy, rate, momentum, weight_decay, element, count, COPY: tl.constexpr):
+    """``v <- momentum v - weight_decay rate w - rate g``, ``w <- w + v``, and ``w`` rounded into the copy."""
+    inside = element < count
+    lr = tl.load(rate)
+    w = tl.load(weight + element, mask=inside)
+    v = momentum * tl.load(velocity + element, mask=inside)
+    v -= weight_decay * lr * w
+    v -= lr * tl.load(gradient + element, mask=inside).to(tl.float32)
+    w += v
+    tl.store(velocity + element, v, mask=inside)
+    tl.store(weight + element, w, mask=inside)
+    if COPY:
+        tl.store(copy + element, w.to(copy.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -26,19 +67,40 @@ def update_kernel(
     COPY: tl.constexpr,
     ELEMENTS: tl.constexpr,
 ):
-    """``v <- momentum v - weight_decay rate w - rate g``, ``w <- w + v``, and ``w`` rounded into the copy."""
+    """:func:`updated` of one parameter."""
     element = tl.program_id(0).to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)
-    inside = element < count
-    lr = tl.load(rate)
-    w = tl.load(weight + element, mask=inside)
-    v = momentum * tl.load(velocity + element, mask=inside)
-    v -= weight_decay * lr * w
-    v -= lr * tl.load(gradient + element, mask=inside).to(tl.float32)
-    w += v
-    tl.store(velocity + element, v, mask=inside)
-    tl.store(weight + element, w, mask=inside)
-    if COPY:
-        tl.store(copy + element, w.to(copy.dtype.element_ty), mask=inside)
+    updated(weight, gradient, velocity, copy, rate, momentum, weight_decay, element, count, COPY)
+
+
+@triton.jit
+def joint_update_kernel(
+    weights,
+    gradients,
+    velocities,
+    copies,
+    rate,
+    momentum,
+    weight_decay,
+    counts,
+    COPY: tl.constexpr,
+    ELEMENTS: tl.constexpr,
+):
+    """:func:`updated` of several parameters, whose programs follow one another."""
+    program = tl.program_id(0)
+    weight, gradient, velocity, copy, count = weights[0], gradients[0], velocities[0], copies[0], counts[0]
+    start = 0
+    first = 0
+    for number in tl.static_range(1, len(weights)):
+        start += tl.cdiv(counts[number - 1], ELEMENTS)
+        reached = program >= start
+        weight = tl.where(reached, weights[number], weight)
+        gradient = tl.where(reached, gradients[number], gradient)
+        velocity = tl.where(reached, velocities[number], velocity)
+        copy = tl.where(reached, copies[number], copy)
+        count = tl.where(reached, counts[number], count)
+        first = tl.where(reached, start, first)
+    element = (program - first).to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)
+    updated(weight, gradient, velocity, copy, rate, momentum, weight_decay, element, count, COPY)
 
 
 def suits(weight: Tensor) -> bool:
@@ -51,34 +113,76 @@ def suits(weight: Tensor) -> bool:
     return weight.dtype == torch.float32
 
 
-def update_(
-    weight: Tensor,
-    gradient: Tensor,
-    velocity: Tensor,
-    copy: Tensor | None,
-    rate: Tensor,
-    momentum: float,
-    weight_decay: float,
-) -> None:
-    """One update in place.
+def alike(parameters: Iterable[Parameter]) -> Iterator[list[Parameter]]:
+    """What :func:`update_together_` takes: at most :data:`TOGETHER` parameters of the same dtypes, in order."""
+    kinds: dict[tuple[Any, ...], list[Parameter]] = {}
+    for each in parameters:
+        kinds.setdefault((each.gradient.dtype, None if each.copy is None else each.copy.dtype), []).append(each)
+    for kind in kinds.values():
+        for start in range(0, len(kind), TOGETHER):
+            yield kind[start : start + TOGETHER]
+
+
+def _check(parameter: Parameter) -> None:
+    strides = parameter.weight.stride()
+    for name, tensor in parameter._asdict().items():
+        if tensor is not None and tensor.stride() != strides:
+            raise ValueError(f"{name} must have the weight's strides {strides}; got {tensor.stride()}")
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def arguments(parameters: Sequence[Parameter], rate: Tensor, momentum: float, weight_decay: float) -> dict[str, Any]:
+    """The arguments of :func:`joint_update_kernel` for parameters of the same dtypes."""
+    weights, gradients, velocities, copies = zip(*parameters, strict=True)
+    return {
+        "weights": weights,
+        "gradients": gradients,
+        "velocities": velocities,
+        "copies": velocities if copies[0] is None else copies,
+        "rate": rate,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "counts": tuple(weight.numel() for weight in weights),
+        "COPY": copies[0] is not None,
+        "ELEMENTS": ELEMENTS,
+    }
+
+
+def update_together_(parameters: Sequence[Parameter], rate: Tensor, momentum: float, weight_decay: float) -> None:
+    """One update of several parameters in place, in one launch, with the bits of :func:`update_`.
 
     Args:
-        weight: float32, in any dense memory format.
-        gradient: float32, bfloat16 or float16, with ``weight``'s strides; arithmetic is float32.
-        velocity: float32, with ``weight``'s strides; updated.
-        copy: a half type, with ``weight``'s strides; takes the updated weight, rounded. None for none.
+        parameters: one of :func:`alike`'s lists.
+        rate, momentum, weight_decay: as for :func:`update_`.
+
+    Raises:
+        ValueError: strides that differ.
+    """
+    for each in parameters:
+        _check(each)
+    programs = sum(triton.cdiv(each.weight.numel(), ELEMENTS) for each in parameters)
+    with _on(rate.device):
+        joint_update_kernel[(programs,)](**arguments(parameters, rate, momentum, weight_decay), **OPTIONS)
+
+
+def update_(parameter: Parameter, rate: Tensor, momentum: float, weight_decay: float) -> None:
+    """One update of a parameter in place.
+
+    Args:
+        parameter: what is read and written.
         rate: the learning rate, one float32 on the device: a captured graph reads it at each replay.
         momentum, weight_decay: as the paper has them; the decay is multiplied by the rate.
 
     Raises:
         ValueError: strides that differ.
     """
-    for name, tensor in (("gradient", gradient), ("velocity", velocity), ("copy", copy)):
-        if tensor is not None and tensor.stride() != weight.stride():
-            raise ValueError(f"{name} must have the weight's strides {weight.stride()}; got {tensor.stride()}")
+    _check(parameter)
+    weight, gradient, velocity, copy = parameter
     count = weight.numel()
-    gpu = weight.device.type == "cuda"
-    with torch.cuda.device(weight.device) if gpu else contextlib.nullcontext():
+    with _on(rate.device):
         update_kernel[(triton.cdiv(count, ELEMENTS),)](
             weight,
             gradient,

@@ -20,6 +20,11 @@ def printable(text: object) -> str:
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in str(text))
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its type's name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class Escaping:
     """A text stream that escapes all control characters except tab, newline and carriage return.
 

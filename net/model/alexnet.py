@@ -173,13 +173,24 @@ class Stage(nn.Module):
         self.across_towers = "lrn" in operations and config.lrn_across_towers
         #: Number of towers concatenated in the input tensor.
         self.joint = 1
+        #: Whether each of them gets an output tensor of its own.
+        self.split = False
+
+    @property
+    def splits(self) -> bool:
+        """Whether :attr:`split` is possible: one operator computes the stage."""
+        return self.activation == "relu" and self.operations in (
+            ("activation",), ("activation", "lrn"), ("activation", "pool"), ("activation", "lrn", "pool")
+        )  # fmt: skip
 
     def forward(self, towers: list[Tensor], bias: Tensor | None, exchange: Exchange) -> list[Tensor]:
         if self.across_towers:
             towers = [exchange(towers)]
-        elif self.joint > 1 and not {"lrn", "pool"} & set(self.operations):
-            # Elementwise operations can write each tower to its own tensor at no cost.
-            towers = list(towers[0].chunk(self.joint, 1))
+        elif self.split:
+            assert bias is not None
+            lrn = self.lrn if "lrn" in self.operations else None
+            pool = self.pool if "pool" in self.operations else None
+            return list(kernels.relu_chunks(towers[0], bias, self.joint, lrn, pool))
         biases = [None] * len(towers) if bias is None else parts(bias, len(towers))
         return [self.run(tower, part) for tower, part in zip(towers, biases, strict=True)]
 

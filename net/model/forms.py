@@ -58,7 +58,8 @@ def use(model: AlexNet, chosen: Forms) -> None:
     streams = None
     if chosen.towers == "at once" and towers > 1:
         streams = tuple(torch.cuda.Stream() for _ in range(towers - 1))
-    for convolution, stage in model.trunk:
+    reads = [None if name is None else model.get_submodule(name).reads for name, _ in model.trunk]
+    for number, (convolution, stage) in enumerate(model.trunk):
         together = False
         if convolution is not None:
             module = model.get_submodule(convolution)
@@ -70,4 +71,7 @@ def use(model: AlexNet, chosen: Forms) -> None:
             following = model.get_submodule(stage)
             assert isinstance(following, Stage)
             following.joint = towers if together else 1
-            following.lrn["groups"] = 1 if following.across_towers else following.joint
+            # What reads its own tower would copy it from a joint tensor, and copy the gradients back.
+            apart = "tower" in reads[number + 1 : number + 2]
+            following.split = together and apart and following.splits and not following.across_towers
+            following.lrn["groups"] = 1 if following.across_towers or following.split else following.joint

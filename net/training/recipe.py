@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
+from ..common.printing import first_line
 from .config import RecipeConfig
 
 if importlib.util.find_spec("triton") is not None:
@@ -58,6 +59,8 @@ class PaperSGD(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "fused": fused})
         #: By group, the learning rate last sent and the device tensor that holds it for the kernel.
         self._rates: dict[int, tuple[float, Tensor]] = {}
+        #: Whether parameters share a launch, until that fails.
+        self._together = True
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -129,9 +132,18 @@ class PaperSGD(torch.optim.Optimizer):
     ) -> None:
         assert update is not None
         velocities = self._states(parameters, "velocity", group["lr"])
-        for parameter, gradient, velocity in zip(parameters, gradients, velocities, strict=True):
-            copy = copies.get(parameter)
-            update.update_(parameter, gradient, velocity, copy, rate, group["momentum"], group["weight_decay"])
+        found = [copies.get(parameter) for parameter in parameters]
+        settings = rate, group["momentum"], group["weight_decay"]
+        for alike in update.alike(map(update.Parameter, parameters, gradients, velocities, found)):
+            if self._together:
+                try:
+                    update.update_together_(alike, *settings)
+                    continue
+                except Exception as error:  # Compilers and drivers raise anything.
+                    print(f"note: the optimizer updates one parameter a launch, not all in one: {first_line(error)}")
+                    self._together = False
+            for parameter in alike:
+                update.update_(parameter, *settings)
 
     def _update(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> None:
         lr, momentum, weight_decay = group["lr"], group["momentum"], group["weight_decay"]

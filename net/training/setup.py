@@ -10,6 +10,7 @@ import torch
 from kernels import compiler
 
 from .. import pretrained
+from ..common.device import describe
 from ..common.errors import DataError, UsageError
 from ..common.fields import flag_name, from_table
 from ..data.images import ImageData
@@ -151,8 +152,10 @@ def forms_wanted(config: TrainConfig, model: AlexNet, training_images: int, devi
     if config.forms:
         chosen = from_table(Forms, config.forms, "--forms")
         if chosen not in available:
-            print(f"note: --forms {chosen}: not available here; results will differ in rounding from a run that has it")
-            chosen = untuned(model, device)
+            wanted, chosen = chosen, untuned(model, device)
+            print(
+                f"note: --forms {wanted}: not available on {describe(device)}; using {chosen}, which rounds differently"
+            )
     elif device.type != "cuda" or not config.channels_last:
         chosen = Forms()
     elif config.parallel == "none" and record_wanted(config, device) and not config.compile:

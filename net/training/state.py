@@ -1,5 +1,6 @@
 """The content of a checkpoint: saved from a trainer and restored into one. Always in the one-device layout."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,7 @@ def take(trainer: "Trainer") -> dict[str, Any]:
     return {
         "metadata": metadata(trainer),
         "parallel": _parallel(trainer),
+        "forms": asdict(trainer.forms),
         "mean_image": torch.from_numpy(trainer.data.mean),
         "model": whole_parameters(trainer),
         "optimizer": optimizer,
@@ -104,6 +106,13 @@ def restore(trainer: "Trainer", path: Path, state: dict[str, Any]) -> None:
         print(
             f"note: this run's images were {ways[0]} and are now {ways[1]}: order, crops and colours stay "
             "the same, pixels may not, so resuming is not bit-exact"
+        )
+    used = state.get("forms", asdict(trainer.forms))
+    if used != asdict(trainer.forms):
+        were = ", ".join(f"{name} {value}" for name, value in used.items()) if isinstance(used, dict) else used
+        print(
+            f"note: this run used the forms {printable(str(were))} and now uses {trainer.forms}: they compute the same "
+            "with other roundings, so resuming is not bit-exact"
         )
     before, now = state.get("parallel", {"strategy": "none", "ranks": 1}), _parallel(trainer)
     if before == now:

@@ -3,11 +3,12 @@
 An update of the paper's network is some 170 kernels, and launching them from Python takes longer than a GPU needs to
 run them. The first updates run eagerly; then one is captured, and every later update replays it in a single launch.
 
-In bfloat16 the optimizer writes a rounded copy of each weight together with the weight, and the network reads the
-copies: no weight is cast in the forward pass, and no gradient in the backward pass. The module's parameters stay
-float32.
+In bfloat16 the optimizer writes a rounded copy of each weight, and of the dense layers' biases, together with the
+parameter, and the network reads the copies: none of them is cast in the forward pass, and no gradient in the backward
+pass. The module's parameters stay float32.
 """
 
+import importlib.util
 from collections import deque
 from collections.abc import Callable
 
@@ -16,7 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..common.device import autocast
+from ..common.printing import first_line
+from ..model.alexnet import Dense
 from .recipe import PaperSGD
+
+if importlib.util.find_spec("triton") is not None:
+    from kernels.gpu import loss as loss_kernel
 
 #: Warm-up updates before the capture: one-time initialisation must not be captured.
 UNRECORDED = 3
@@ -55,11 +61,15 @@ class TrainingStep:
         if copies:
             assert forward is model
             assert optimizer.capturable
+            # What autocast would cast: a convolution's bias is added in float32 by the stage after it.
+            biases = {module.bias for module in model.modules() if isinstance(module, Dense)}
             for name, parameter in model.named_parameters():
-                if parameter.dim() > 1:
+                if parameter.dim() > 1 or parameter in biases:
                     copy = parameter.detach().to(torch.bfloat16).requires_grad_(parameter.requires_grad)
                     self.copied[name] = parameter, copy
         self._versions = [parameter._version for parameter, _ in self.copied.values()]
+        #: Whether the loss is computed by this project's kernel: on a GPU, where one process holds the whole network.
+        self.loss_kernel = optimizer.capturable and (forward is model or record)
         self.updates = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         #: Static inputs of the captured update; None before the capture.
@@ -108,20 +118,30 @@ class TrainingStep:
                 logits: Tensor = torch.func.functional_call(self.model, copies, (images,))
             else:
                 logits = self.forward(images)
-        loss = F.cross_entropy(logits.float(), labels)
+        loss, correct, gradient = self._loss(logits, labels)
         if alone:
             # Gradients of the copies have a dtype that the parameters' .grad cannot have.
             replaced = dict(self.copied.values())
             leaves = [replaced.get(parameter, parameter) for parameter in self.parameters]
-            gradients = torch.autograd.grad(loss, leaves)
+            gradients = torch.autograd.grad(loss if gradient is None else logits, leaves, gradient)
             self.optimizer.update(dict(zip(self.parameters, gradients, strict=True)), replaced)
         else:
             # DistributedDataParallel works through the parameters' .grad.
-            loss.backward()
+            torch.autograd.backward(loss if gradient is None else logits, gradient)
             self.optimizer.step()
             self.optimizer.zero_grad()
-        correct = (logits.detach().argmax(1) == labels).sum()
         return loss.detach(), correct
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Mean loss, number of correct images, and the logits' gradient if it has been computed already."""
+        if self.loss_kernel and loss_kernel.suits(logits):
+            try:
+                return loss_kernel.cross_entropy(logits.detach(), labels)
+            except Exception as error:  # Compilers and drivers raise anything.
+                print(f"note: the loss is computed by PyTorch's operators: {first_line(error)}")
+                self.loss_kernel = False
+        loss = F.cross_entropy(logits.float(), labels)
+        return loss, (logits.detach().argmax(1) == labels).sum(), None
 
     def _record(self, images: Tensor, labels: Tensor) -> None:
         """Capture an update, without running it; if that fails, later updates run eagerly."""
@@ -137,8 +157,7 @@ class TrainingStep:
             # After a failed capture the generator still considers itself captured.
             generator = torch.cuda.default_generators[self.device.index]
             generator.graphsafe_set_state(generator.clone_state())
-            reason = str(error).strip().splitlines()[0]
-            print(f"note: the update cannot be captured as a CUDA graph and runs eagerly: {reason}")
+            print(f"note: the update cannot be captured as a CUDA graph and runs eagerly: {first_line(error)}")
             self.record, self.images, self._labels, self._results = False, None, None, None
             return
         self.graph = graph

@@ -94,10 +94,10 @@ class Trainer:
             model.get_submodule(name).requires_grad_(False)
         model = model.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         kept, held_out = hold_out(self.data.train.labels, config.hold_out)
-        chosen = forms_wanted(config, model, len(kept), self.device)
-        use(model, chosen)
+        self.forms = forms_wanted(config, model, len(kept), self.device)
+        use(model, self.forms)
         if self.device.type == "cuda":
-            self.config = replace(config, forms=asdict(chosen))
+            self.config = replace(config, forms=asdict(self.forms))
         self.part = parallelize(model, config.parallel, world.group, config.gradient_compression)
         self.model = self.part.model
         groups = parameter_groups(self.model, config)

@@ -16,6 +16,7 @@ import kernels
 
 from ..common.fields import from_table
 from ..common.files import atomic_write
+from ..common.printing import first_line
 from ..common.progress import duration
 from ..doors.files import read
 from ..model.alexnet import AlexNet
@@ -157,7 +158,7 @@ def measure(plan: AlexNetConfig, batch: int, precision: str, device: torch.devic
         try:
             taken = milliseconds(plan, batch, precision, device, form)
         except (RuntimeError, torch.OutOfMemoryError) as error:
-            print(f"  {form}: not supported here: {str(error).strip().splitlines()[0]}", flush=True)
+            print(f"  {form}: not supported here: {first_line(error)}", flush=True)
             times[str(form)] = None
             return float("inf")
         finally:

@@ -69,6 +69,28 @@ def test_machine_code_of_the_paper_s_stage(target: str, tmp_path: Path) -> None:
     assert rows[target, "backward"]["least_bytes"] == 128 * 128 * (2 * 27 * 27 * 2 + 13 * 13 * 3)
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        "sm_90",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("sm_80", "sm_100", "sm_120", "gfx942", "gfx950")),
+    ],
+)
+def test_machine_code_of_an_update_besides_its_stages(target: str, tmp_path: Path) -> None:
+    """No spills; selecting among the pointers of eight weights keeps accesses 16 bytes wide."""
+    rows = built(tmp_path, "--target", target, "--case", *aot.OTHERS, "--dtype", "bfloat16")
+    assert [name for _, name in rows] == list(aot.OTHERS)
+    for row in rows.values():
+        assert row["local_bytes"] == row["local_accesses"] == 0, row
+        assert 0 < row["registers"] <= 128
+    if target.startswith("sm_"):
+        # Of each thread: weight and velocity twice, gradient and copy once; the rate.
+        assert rows[target, "update"]["accesses"] == {"load 16 bytes": 5, "load 4 bytes": 1, "store 16 bytes": 5}
+        assert {"load 16 bytes", "store 16 bytes"} <= set(rows[target, "bias and ReLU"]["accesses"])
+        assert {"load 16 bytes", "store 16 bytes"} <= set(rows[target, "bias and ReLU, backward"]["accesses"])
+    assert rows[target, "update"]["least_bytes"] == 20 * 60_954_656
+
+
 def test_warps_of_a_scheduler() -> None:
     """16384 registers a scheduler, in steps of eight a thread: 96 leave room for five warps."""
     assert [warps(registers) for registers in (32, 64, 65, 72, 80, 96, 97, 128, 168, 255)] == [
@@ -105,11 +127,17 @@ for mode, launch, _ in aot.launches(aot.CASES[1], torch.bfloat16, torch.channels
     # Whole files may differ in the folders that their sources were compiled from.
     built, called = (aot._cuobjdump(one, "-sass") for one in (aot._compile(launch, "sm_90", True), called))
     print(mode, "EXIT" in built and built == called)
+call = aot.others(torch.bfloat16)["update"]
+unbuilt = aot.specialized(call.kernel, call.arguments)
+built = aot.triton.compile(unbuilt, target=aot._target("sm_90"), options=call.options)
+called = call.kernel.run(grid=(1,), warmup=True, **call.arguments, **call.options)
+built, called = (aot._cuobjdump(one, "-sass") for one in (built, called))
+print("update", "EXIT" in built and built == called)
 """
     clean = {name: value for name, value in environment().items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [f"{mode} True" for mode in ("forward", "inference", "backward")]
+    assert done.stdout.splitlines() == [f"{mode} True" for mode in ("forward", "inference", "backward", "update")]
 
 
 @pytest.mark.slow

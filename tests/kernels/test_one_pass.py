@@ -8,9 +8,11 @@ from torch import Tensor
 triton = pytest.importorskip("triton")
 
 import kernels  # noqa: E402
+from kernels.gpu import loss as loss_module  # noqa: E402
+from kernels.gpu import update  # noqa: E402
 from kernels.gpu.bias_relu import pixel_stride  # noqa: E402
 from kernels.gpu.input import training_input  # noqa: E402
-from kernels.gpu.update import suits, update_  # noqa: E402
+from kernels.gpu.update import Parameter, suits, update_  # noqa: E402
 from net.common.device import repeat_bits  # noqa: E402
 from net.model.alexnet import alexnet  # noqa: E402
 from net.model.blocks import block_count, blocks  # noqa: E402
@@ -108,7 +110,7 @@ def test_one_pass_update_of_an_unaligned_view() -> None:
     weight, gradient, velocity = memory[1:].view(3, 5), torch.randn(3, 5, device=DEVICE), torch.zeros(3, 5).to(DEVICE)
     expected = weight - 0.5 * gradient
     first = memory[0].clone()
-    update_(weight, gradient, velocity, None, torch.tensor(0.5, device=DEVICE), 0.9, 0.0)
+    update_(Parameter(weight, gradient, velocity, None), torch.tensor(0.5, device=DEVICE), 0.9, 0.0)
     torch.testing.assert_close(weight, expected)
     assert torch.equal(memory[0], first)
 
@@ -119,7 +121,68 @@ def test_one_pass_update_refuses_other_strides() -> None:
     rate = torch.tensor(0.1, device=DEVICE)
     for name, tensors in (("gradient", (transposed, weight, None)), ("copy", (weight, weight, transposed))):
         with pytest.raises(ValueError, match=f"{name} must have the weight's strides"):
-            update_(weight, *tensors, rate, 0.9, 0.0)
+            update_(Parameter(weight, *tensors), rate, 0.9, 0.0)
+
+
+def drawn_parameters(count: int) -> list[Parameter]:
+    """Parameters of many sizes, dtypes and alignments; the same ones every time."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for number in range(count):
+        # None, one, more and fewer than a program's, and multiples.
+        size = (3, 1, 0, 1024, 2 * 1024 + 5, 16)[number % 6]
+        gradient_dtype = torch.bfloat16 if number % 2 else torch.float32
+        weight, gradient, velocity = (torch.randn(size + 1, generator=generator).to(DEVICE) for _ in range(3))
+        start = number % 5 == 0
+        copy = torch.full_like(weight, torch.nan, dtype=torch.bfloat16)[start:] if number % 3 else None
+        tensors = weight[start:], gradient.to(gradient_dtype)[start:], velocity[start:], copy
+        found.append(Parameter(*tensors))
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 2, 12])
+def test_one_pass_updates_in_one_launch_have_the_bits_of_several(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(update, "TOGETHER", 3)
+    together, apart = drawn_parameters(count), drawn_parameters(count)
+    settings = torch.tensor(0.3, device=DEVICE), 0.9, 0.05
+    groups = list(update.alike(together))
+    assert sorted(map(id, together)) == sorted(id(each) for group in groups for each in group)
+    # Two dtypes of gradients, with and without a copy: 4, 4, 2 and 2 parameters.
+    assert [len(group) for group in groups] == {1: [1], 2: [1, 1], 12: [2, 3, 1, 3, 1, 2]}[count]
+    for group in groups:
+        update.update_together_(group, *settings)
+    for each in apart:
+        update_(each, *settings)
+    for one, other in zip(together, apart, strict=True):
+        for name in Parameter._fields:
+            changed, expected = getattr(one, name), getattr(other, name)
+            assert (changed is expected is None) or torch.equal(changed, expected), name
+    untouched = drawn_parameters(1)[0].weight
+    assert not torch.equal(together[0].weight, untouched)
+
+
+def test_one_pass_updates_go_on_one_by_one_if_they_cannot_share_a_launch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(*arguments: object) -> None:
+        raise RuntimeError("no such instruction\nand more")
+
+    results = []
+    for fails in (False, True):
+        if fails:
+            monkeypatch.setattr(update, "update_together_", failing)
+        torch.manual_seed(0)
+        parameters = [torch.nn.Parameter(torch.randn(5, device=DEVICE)) for _ in range(3)]
+        optimizer = PaperSGD(parameters, fused="triton")
+        for _ in range(2):
+            for parameter in parameters:
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+        results.append(torch.stack(list(parameters)))
+    assert torch.equal(*results)
+    assert capsys.readouterr().out == (
+        "note: the optimizer updates one parameter a launch, not all in one: no such instruction\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -194,6 +257,109 @@ def test_one_pass_bias_and_relu_of_any_layout(implementation: str) -> None:
             assert torch.equal(kernels.bias_relu(input), torch.relu(input))
     with pytest.raises(ValueError, match="bias_relu: bias must have shape"):
         kernels.bias_relu(contiguous, bias[:5])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("classes", [1, 10, 37])
+def test_one_pass_loss(classes: int, dtype: torch.dtype) -> None:
+    """Loss, correct images and gradient in float64; equal logits, a row of which is a view into a wider tensor."""
+    wide = 4 * torch.randn(5, classes + 3, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)
+    logits = wide[:, :classes]
+    assert loss_module.suits(logits)
+    logits[1] = 0.5
+    logits[2] += 1000
+    labels = torch.tensor([0, 0, classes - 1, classes // 2, int(logits[4].argmax())], device=DEVICE)
+    loss, correct, gradient = loss_module.cross_entropy(logits, labels)
+    exact_logits = logits.double().requires_grad_()
+    exact = torch.nn.functional.cross_entropy(exact_logits, labels)
+    (exact_gradient,) = torch.autograd.grad(exact, exact_logits)
+    assert loss.dtype == torch.float32
+    assert gradient.dtype == dtype
+    torch.testing.assert_close(loss.double(), exact.detach(), rtol=1e-6, atol=1e-6)
+    rounding = BFLOAT16 if dtype == torch.bfloat16 else 1e-6
+    torch.testing.assert_close(gradient.double(), exact_gradient, rtol=rounding, atol=1e-7)
+    assert correct.dtype == torch.int64
+    assert int(correct) == int((logits.argmax(1) == labels).sum()) >= 2
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_one_pass_loss_that_is_not_finite(bad: float) -> None:
+    logits = torch.zeros(2, 4, device=DEVICE)
+    logits[1, 2] = bad
+    loss, _, _ = loss_module.cross_entropy(logits, torch.tensor([0, 1], device=DEVICE))
+    assert not loss.isfinite()
+
+
+def test_one_pass_loss_leaves_the_rest_to_pytorch() -> None:
+    assert not loss_module.suits(torch.zeros(2, 4, dtype=torch.float64))
+    assert not loss_module.suits(torch.zeros(1, loss_module.CLASSES + 1))
+    assert not loss_module.suits(torch.zeros(4, 2).t())
+
+
+LRN = {"size": 5, "alpha": 0.1, "beta": 0.75, "k": 2.0}
+POOL = {"kernel_size": 3, "stride": 2}
+
+
+@pytest.mark.parametrize(
+    ("lrn", "pool", "dtype"),
+    [
+        (None, None, torch.bfloat16),
+        (LRN, None, torch.float32),
+        (None, POOL, torch.float32),
+        (LRN, POOL, torch.bfloat16),
+    ],
+)
+def test_one_pass_chunks(lrn: dict[str, float] | None, pool: dict[str, int] | None, dtype: torch.dtype) -> None:
+    """Outputs and gradients of two chunks are those of each by itself, in float64."""
+    input = torch.randn(2, 16, 3, 3, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)
+    input = input.contiguous(memory_format=torch.channels_last).requires_grad_()
+    bias = torch.linspace(-1, 1, 16, device=DEVICE).requires_grad_()
+    with kernels.implementation("triton"):
+        assert kernels.dispatch.runs_chunks_kernel(input, None)
+        outputs = kernels.relu_chunks(input, bias, 2, lrn, pool)
+    given = [torch.randn_like(output) for output in outputs]
+    found = [*outputs, *torch.autograd.grad(outputs, (input, bias), given)]
+
+    exact_input, exact_bias = input.detach().double().requires_grad_(), bias.detach().double().requires_grad_()
+    exact_outputs = []
+    for part, part_bias in zip(exact_input.chunk(2, 1), exact_bias.chunk(2), strict=True):
+        x = torch.relu(part + part_bias.reshape(-1, 1, 1))
+        x = x if lrn is None else torch.nn.functional.local_response_norm(x, **lrn)  # type: ignore[arg-type]
+        exact_outputs.append(x if pool is None else torch.nn.functional.max_pool2d(x, **pool))
+    doubles = [each.double() for each in given]
+    exact = [*exact_outputs, *torch.autograd.grad(exact_outputs, (exact_input, exact_bias), doubles)]
+    tolerance = 8 * TOLERANCES[dtype].forward
+    for one, other in zip(found, exact, strict=True):
+        scale = float(other.detach().abs().max())
+        torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance * scale, check_stride=False)
+    for each in (*outputs, found[-2]):
+        assert each.dtype == dtype
+        assert each.is_contiguous(memory_format=torch.channels_last)
+    assert found[-1].dtype == torch.float32
+
+
+def test_one_pass_chunks_differentiate_twice() -> None:
+    input = torch.randn(1, 16, 3, 3, device=DEVICE).contiguous(memory_format=torch.channels_last).requires_grad_()
+    bias = torch.zeros(16, device=DEVICE, requires_grad=True)
+    for lrn, pool in ((None, None), (LRN, POOL)):
+        seconds = []
+        for implementation in ("triton", "reference"):
+            with kernels.implementation(implementation):
+                outputs = kernels.relu_chunks(input, bias, 2, lrn, pool)
+                total = sum((output**2).sum() for output in outputs)
+                first = torch.autograd.grad(total, (input, bias), create_graph=True)
+                seconds.append(torch.autograd.grad(sum(each.sum() for each in first), input)[0])
+        torch.testing.assert_close(*seconds, rtol=1e-4, atol=1e-4)
+
+
+def test_one_pass_chunks_refuse() -> None:
+    input = torch.randn(2, 6, 5, 5, device=DEVICE)
+    with pytest.raises(ValueError, match=r"chunks must be a positive divisor of input's 6 channels; got 4"):
+        kernels.relu_chunks(input, torch.zeros(6, device=DEVICE), 4)
+    with pytest.raises(ValueError, match=r"bias must have shape \(6,\)"):
+        kernels.relu_chunks(input, torch.zeros(3, device=DEVICE), 2)
+    with pytest.raises(ValueError, match="groups=2 does not divide the 3 channels"):
+        kernels.relu_chunks(input, torch.zeros(6, device=DEVICE), 2, {**LRN, "groups": 2})
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="a CUDA graph needs a GPU")

@@ -2,13 +2,16 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import kernels
+from kernels.gpu import loss
 from net.common.device import choose as choose_device
 from net.common.device import resolve_precision
 from net.common.errors import UsageError
@@ -16,7 +19,7 @@ from net.model.alexnet import alexnet
 from net.model.blocks import block_count, block_weight, blocks
 from net.model.config import network
 from net.model.forms import Forms, forms, untuned, use
-from net.training import tuning
+from net.training import checkpoint, tuning
 from net.training.config import TrainConfig
 from net.training.recipe import PaperSGD, Schedule, parameter_groups
 from net.training.step import TrainingStep
@@ -129,6 +132,24 @@ def test_copies_follow_an_edit() -> None:
             parameter.detach().zero_()
         # Logits of zero: all classes are equally likely.
         assert update() == pytest.approx(math.log(10)) != before
+
+
+def test_an_update_goes_on_without_its_loss_kernel(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its operators give the same loss; a failure is one line."""
+
+    def failing(*arguments: object) -> None:
+        raise RuntimeError
+
+    (step, update), (other, update_other) = (digits_step(False, "fp32", False) for _ in range(2))
+    step.loss_kernel = other.loss_kernel = True
+    losses = update(), update()
+    monkeypatch.setattr(loss, "cross_entropy", failing)
+    assert (update_other(), update_other()) == pytest.approx(losses, rel=1e-5)
+    for one, another in zip(step.parameters, other.parameters, strict=True):
+        torch.testing.assert_close(one, another, rtol=1e-5, atol=1e-6)
+    assert capsys.readouterr().out == "note: the loss is computed by PyTorch's operators: RuntimeError\n"
 
 
 def test_frozen_layers_stay() -> None:
@@ -277,29 +298,85 @@ def test_a_gpu_is_current_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None
     assert [device.index for device in current] == [0, 0, 1]
 
 
-def test_a_run_keeps_its_forms(tmp_path: Path) -> None:
-    """Set with --forms on a CPU: recorded in config.toml, and an unknown form is an error."""
-    flags = [
-        "--preset",
-        "imagenet",
-        "--network",
-        "digits",
-        "--data-path",
-        "synthetic:16",
-        "-b",
-        "8",
-        "--image-size",
-        "32",
-    ]
-    folder = tmp_path / "run"
-    done = run_here("net.train", *flags, "--max-steps", 2, "--output-dir", folder, "--forms", "shared=together")
+@pytest.fixture(scope="module")
+def run_with_forms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two updates, the towers' shared convolutions together."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    done = run_here("net.train", *FLAGS, "--max-steps", 2, "--output-dir", folder, "--forms", "shared=together")
     assert done.returncode == 0, done.stderr
-    assert 'forms = { shared = "together" }' in (folder / "config.toml").read_text()
-    assert 'precision = "fp32"' in (folder / "config.toml").read_text()
+    return folder
+
+
+FLAGS = (
+    "--preset", "imagenet", "--network", "digits", "--data-path", "synthetic:16", "-b", 8, "--image-size", 20
+)  # fmt: skip
+
+
+def final(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_a_run_records_its_forms(run_with_forms: Path, tmp_path: Path) -> None:
+    """In config.toml and in every checkpoint; an unknown form is an error."""
+    config = (run_with_forms / "config.toml").read_text()
+    assert 'forms = { shared = "together" }' in config
+    assert 'precision = "fp32"' in config
+    state = checkpoint.load(run_with_forms / "checkpoints" / "step_00000002.pt")
+    assert state["forms"] == {"first": "pixels", "shared": "together", "towers": "in turn"}
     one_line(
-        run_here("net.train", *flags, "--output-dir", tmp_path / "other", "--forms", "shared=apart", "first=bricks"),
+        run_here("net.train", *FLAGS, "--output-dir", tmp_path / "other", "--forms", "shared=apart", "first=bricks"),
         2,
         "--forms",
         "first must be one of pixels, blocks; got 'bricks'",
     )
     one_line(run_here("net.tune", "--device", "cpu"), 2, "--device must be cuda")
+
+
+def test_a_resumed_run_keeps_its_forms_and_bits(
+    run_with_forms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[Forms] = []
+    monkeypatch.setattr("net.training.trainer.use", lambda model, form: used.append(form) or use(model, form))
+    whole, folder = tmp_path / "whole", shutil.copytree(run_with_forms, tmp_path / "run")
+    done = run_here("net.train", *FLAGS, "--max-steps", 4, "--output-dir", whole, "--forms", "shared=together")
+    resumed = run_here("net.train", "--resume", folder, "--max-steps", 4)
+    assert done.returncode == resumed.returncode == 0, done.stderr + resumed.stderr
+    assert used == [Forms(shared="together")] * 2
+    assert final(folder) == final(whole)
+    assert "forms" not in resumed.stdout
+
+
+def test_a_run_resumed_with_other_forms_says_so(run_with_forms: Path, tmp_path: Path) -> None:
+    """Chosen with a flag, or because another machine's form is not available here."""
+    for number, flag in enumerate(("shared=apart", "towers=at once")):
+        folder = shutil.copytree(run_with_forms, tmp_path / str(number))
+        done = run_here("net.train", "--resume", folder, "--max-steps", 3, "--forms", flag)
+        assert done.returncode == 0, done.stderr
+        notes = [line for line in done.stdout.splitlines() if line.startswith("note: ") and "forms" in line]
+        assert notes.pop() == (
+            "note: this run used the forms first pixels, shared together, towers in turn and now uses first pixels, "
+            "shared apart, towers in turn: they compute the same with other roundings, so resuming is not bit-exact"
+        )
+        if flag == "towers=at once":
+            assert notes.pop().startswith(
+                "note: --forms first pixels, shared apart, towers at once: not available on CPU with "
+            )
+        assert not notes
+
+
+def test_a_choice_is_of_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache's key changes with everything that a measurement depends on."""
+    properties = {"name": "a GPU", "major": 9, "minor": 0, "multi_processor_count": 132}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(**properties))
+
+    def key(variant: str = "paper", batch: int = 128, precision: str = "bf16") -> str:
+        return tuning.key(network(variant), batch, precision, GPU)
+
+    keys = [key(), key("half"), key(batch=64), key(precision="fp32")]
+    for name, value in (("name", "another"), ("multi_processor_count", 114)):
+        properties[name] = value
+        keys.append(key())
+    monkeypatch.setattr(torch, "__version__", "1.0")
+    keys.append(key())
+    assert len(set(keys)) == len(keys)
+    assert key() == keys[-1]
