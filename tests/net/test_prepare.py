@@ -248,6 +248,23 @@ def test_goes_on_after_being_interrupted(
     assert contents(target) == contents(store)
 
 
+def test_images_are_on_the_disk_before_the_progress_says_so(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing, packing = scan(folder), Packing(40)
+    state = module._State.start(listing, packing)
+    module._lay_out(listing, state, tmp_path, packing)
+    synced: list[str] = []
+
+    def noted(handle: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    state.save(tmp_path, f"{listing.digest} {packing.key}", "pixels")
+    assert synced[:2] == ["train_images.npy", "val_images.npy"]
+    assert synced[2].startswith(f"{module.PROGRESS}.")
+
+
 def test_closing_gaps_twice_gives_the_same(folder: Path, store: Path, tmp_path: Path) -> None:
     """Killed after images were moved into the gaps but before meta.json: the next run repeats it."""
     target = tmp_path / "store"
