@@ -132,6 +132,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if not DATA.is_dir():
         raise DataError(f"{DATA} does not exist: benchmarks write records there, and this command reads them")
-    for path in Report(read(DATA), sorted((DATA / "ablations").glob("*.jsonl"))).write(ROOT):
+    for path in Report(read(DATA), sorted((DATA / "ablations").glob("*.jsonl"), reverse=True)).write(ROOT):
         print(path.relative_to(ROOT))
     return 0

@@ -160,6 +160,14 @@ def _line(rows: list[dict[str, Any]], ablation: Ablation, images: int) -> list[s
     return [ablation.title, *_error(rows, ablation.name, images), mean, interval, remark, *published]
 
 
+def _judged(settings: dict[str, Any]) -> tuple[int, str]:
+    """The number of images that errors are of, and what they are."""
+    held_out, train = settings.get("hold_out", 0), settings["train_images"]
+    if held_out:
+        return held_out, f"{train - held_out:,} training images and {held_out:,} held out of the training images"
+    return settings["val_images"], f"{train:,} training and {settings['val_images']:,} validation images"
+
+
 def report(path: Path) -> Report:
     """The results as a table, with notes on how they were measured.
 
@@ -167,7 +175,7 @@ def report(path: Path) -> Report:
         DataError: ``path`` holds no results.
     """
     settings, rows = read_results(path)
-    images = settings["val_images"]
+    images, judged = _judged(settings)
     lines = [["the whole network", *_error(rows, BASELINE, images), *[""] * 5]]
     lines += [line for ablation in ABLATIONS if (line := _line(rows, ablation, images)) is not None]
     architecture = "".join(f" {key}={value}" for key, value in settings.get("architecture", {}).items())
@@ -176,8 +184,8 @@ def report(path: Path) -> Report:
     machines = sorted({(row["device"], row["torch"], row["commit"], row["date"]) for row in trained})
     notes = [
         f"Network {settings['network']}{architecture}{size}, recipe {settings['recipe']}, {epochs(settings)} "
-        f"in batches of {settings['batch_size']}, on {settings['data']}: {settings['train_images']:,} training and "
-        f"{images:,} validation images. Errors are those of the central crop after the last update.",
+        f"in batches of {settings['batch_size']}, on {settings['data']}: {judged}. "
+        "Errors are those of the central crop after the last update.",
         "The interval of an error is Student's t of its log odds over the seeds. A change compares trainings of the "
         "same seed (weights, order, crops); its interval is Student's t of these paired differences, cut off where the "
         "error would leave 0 to 100 %. Both cover the seeds, not the choice of validation images, and one interval in "
@@ -234,7 +242,7 @@ def draw(path: Path) -> Figure:
     left, right = figure.subplots(1, 2, sharey=True)
     for place, (name, _) in enumerate(shown):
         errors = list(_errors(rows, name).values())
-        interval = error_interval(errors, settings["val_images"])
+        interval = error_interval(errors, _judged(settings)[0])
         if interval is not None:
             left.plot(interval, [place, place], color="#0072B2", linewidth=2, solid_capstyle="butt")
         left.plot(errors, [place] * len(errors), "o", color="#56B4E9", markersize=4)

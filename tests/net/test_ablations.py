@@ -375,3 +375,16 @@ def test_the_figure_shows_what_its_text_says(tmp_path: Path, monkeypatch: pytest
     assert "Worse: no response normalization +74.0" in ablation_report.alt(path)
     assert "Fewer than three seeds: the half net +3.0" in ablation_report.alt(path)
     assert "Inside the interval: tanh in place of ReLU -1.0" in ablation_report.alt(path)
+
+
+def test_held_out_images_are_named_as_what_errors_are_of(tmp_path: Path) -> None:
+    """What is held out is neither trained on nor the validation images."""
+    record = Path(__file__).parents[2] / "reports" / "data" / "ablations" / "2026-11-21-digits-6-epochs.jsonl"
+    settings, *rows = record.read_text().splitlines()
+    assert "1,442 training and 355 validation images" in ablation_report.table(record)
+    changed = {"settings": {**json.loads(settings)["settings"], "hold_out": 442}}
+    held = tmp_path / "results.jsonl"
+    held.write_text("\n".join([json.dumps(changed), *rows]))
+    assert "1,000 training images and 442 held out of the training images" in " ".join(
+        ablation_report.table(held).split()
+    )
