@@ -54,7 +54,7 @@ class Report:
 
     Args:
         rows: as :func:`bench.measure.records.read` returns them.
-        results: files of ``net.ablations``.
+        results: files of ``net.ablations``; their names begin with a date, and the newest is shown first.
     """
 
     def __init__(self, rows: "Sequence[Row]", results: Sequence[Path] = ()) -> None:
@@ -62,7 +62,8 @@ class Report:
         from .rows import measured
 
         shown = measured(rows)
-        self.pages: list[Page] = [*pages.pages(shown), parallelism.page(rows), accuracy.page(results)]
+        newest = sorted(results, key=lambda path: path.name, reverse=True)
+        self.pages: list[Page] = [*pages.pages(shown), parallelism.page(rows), accuracy.page(newest)]
         self.headline: list[Table] = pages.headline(shown)
         #: What was found: sentences in Markdown, and the chart.
         self.sentences: list[str] = findings.sentences(shown)
@@ -132,6 +133,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if not DATA.is_dir():
         raise DataError(f"{DATA} does not exist: benchmarks write records there, and this command reads them")
-    for path in Report(read(DATA), sorted((DATA / "ablations").glob("*.jsonl"), reverse=True)).write(ROOT):
+    for path in Report(read(DATA), list((DATA / "ablations").glob("*.jsonl"))).write(ROOT):
         print(path.relative_to(ROOT))
     return 0

@@ -41,7 +41,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Numbers that are in another order as words.
     close = [kernel("inductor", 46.5), kernel("compiled reference", 46.25)]
     write(folder / "data", "a.jsonl", [*everything(), *close])
-    made = report.Report(records.read(folder / "data"), sorted((records.DATA / "ablations").glob("*.jsonl")))
+    made = report.Report(records.read(folder / "data"), list((records.DATA / "ablations").glob("*.jsonl")))
     (folder / "index.html").write_text(made.texts()["index.html"])
     return folder
 

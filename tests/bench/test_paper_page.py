@@ -126,15 +126,23 @@ def test_the_network_s_size() -> None:
 
 
 def test_what_each_part_is_worth_is_the_record_s() -> None:
-    (record,) = (ROOT / "reports" / "data" / "ablations").glob("*.jsonl")
-    settings, rows = read_results(record)
-    assert (settings["data"], settings["epochs"]) == ("the embedded digits", 6)
+    folder = ROOT / "reports" / "data" / "ablations"
+    photographs, digits = folder / "2026-11-27-cifar10-20-epochs.jsonl", folder / "2026-11-21-digits-6-epochs.jsonl"
+    assert {photographs, digits} == set(folder.glob("*.jsonl"))
     lines = PAGE[PAGE.index("## What each part") : PAGE.index("## CIFAR-10")].splitlines()
-    for ablation in ABLATIONS:
-        line = next(line for line in lines if line.startswith("|") and f"`{ablation.name}`" in line.split("|")[1])
-        found = change_of(rows, ablation.name)
-        if found is None:
-            assert "not shown by this data" in line
-            continue
-        interval = f" ({found.interval[0]:+.2f} to {found.interval[1]:+.2f})" if found.interval else ""
-        assert f"{found.mean:+.2f}{interval}, {found.verdict}" in line
+    for record in (photographs, digits):
+        settings, rows = read_results(record)
+        for ablation in ABLATIONS:
+            line = next(line for line in lines if line.startswith("|") and f"`{ablation.name}`" in line.split("|")[1])
+            found = change_of(rows, ablation.name)
+            if found is None:
+                assert record == photographs or "not shown by this data" in line
+                continue
+            interval = f" ({found.interval[0]:+.2f} to {found.interval[1]:+.2f})" if found.interval else ""
+            assert f"{found.mean:+.2f}{interval}, {found.verdict}" in line
+    assert (settings["data"], settings["epochs"]) == ("the embedded digits", 6)
+    settings, _ = read_results(photographs)
+    trained = settings["train_images"] - settings["hold_out"]
+    assert f"{trained:,} images of CIFAR-10 re-encoded as JPEG, {settings['epochs']} epochs" in TEXT
+    assert f"judged on {settings['hold_out']:,} held-out images" in TEXT
+    assert "after {} and {}".format(*settings["lr_milestones"]) in TEXT
