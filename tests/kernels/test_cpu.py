@@ -71,6 +71,17 @@ def test_every_piece_is_pytorch_s(
         assert ours[1].stride() == input.stride(), parts
 
 
+def test_rows_of_wide_images_are_found() -> None:
+    """The gradient of a row's first element, whose number times 1 / 41 is just below the row in float32."""
+    assert torch.tensor(41.0).mul(1 / 41).floor() == 0
+    input = torch.linspace(1, 0, 41).repeat(1, 8, 5, 1) + torch.linspace(0, 1, 5)[:, None]
+    input, bias = input.requires_grad_(), torch.zeros(8, requires_grad=True)
+    parts = (False, None, POOL)
+    ours, theirs = results(autograd.run, input, bias, parts)[1], results(aten.forward, input, bias, parts)[1]
+    assert theirs[0, 0, 2, 0] != 0
+    assert torch.equal(ours, theirs)
+
+
 def poisoned(tensor: Tensor) -> Tensor:
     return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor.fill_(101)
 
