@@ -160,12 +160,9 @@ def _line(rows: list[dict[str, Any]], ablation: Ablation, images: int) -> list[s
     return [ablation.title, *_error(rows, ablation.name, images), mean, interval, remark, *published]
 
 
-def _judged(settings: dict[str, Any]) -> tuple[int, str]:
-    """The number of images that errors are of, and what they are."""
-    held_out, train = settings.get("hold_out", 0), settings["train_images"]
-    if held_out:
-        return held_out, f"{train - held_out:,} training images and {held_out:,} held out of the training images"
-    return settings["val_images"], f"{train:,} training and {settings['val_images']:,} validation images"
+def _judged(settings: dict[str, Any]) -> int:
+    """The number of images that errors are of: those held out of the training images, or the validation images."""
+    return int(settings.get("hold_out") or settings["val_images"])
 
 
 def report(path: Path) -> Report:
@@ -175,7 +172,8 @@ def report(path: Path) -> Report:
         DataError: ``path`` holds no results.
     """
     settings, rows = read_results(path)
-    images, judged = _judged(settings)
+    images, held_out = _judged(settings), settings.get("hold_out", 0)
+    judged = f"{images:,} held out of the training images" if held_out else f"{images:,} validation images"
     lines = [["the whole network", *_error(rows, BASELINE, images), *[""] * 5]]
     lines += [line for ablation in ABLATIONS if (line := _line(rows, ablation, images)) is not None]
     architecture = "".join(f" {key}={value}" for key, value in settings.get("architecture", {}).items())
@@ -184,7 +182,8 @@ def report(path: Path) -> Report:
     machines = sorted({(row["device"], row["torch"], row["commit"], row["date"]) for row in trained})
     notes = [
         f"Network {settings['network']}{architecture}{size}, recipe {settings['recipe']}, {epochs(settings)} "
-        f"in batches of {settings['batch_size']}, on {settings['data']}: {judged}. "
+        f"in batches of {settings['batch_size']}, on {settings['data']}: "
+        f"{settings['train_images'] - held_out:,} training images and {judged}. "
         "Errors are those of the central crop after the last update.",
         "The interval of an error is Student's t of its log odds over the seeds. A change compares trainings of the "
         "same seed (weights, order, crops); its interval is Student's t of these paired differences, cut off where the "
@@ -242,7 +241,7 @@ def draw(path: Path) -> Figure:
     left, right = figure.subplots(1, 2, sharey=True)
     for place, (name, _) in enumerate(shown):
         errors = list(_errors(rows, name).values())
-        interval = error_interval(errors, _judged(settings)[0])
+        interval = error_interval(errors, _judged(settings))
         if interval is not None:
             left.plot(interval, [place, place], color="#0072B2", linewidth=2, solid_capstyle="butt")
         left.plot(errors, [place] * len(errors), "o", color="#56B4E9", markersize=4)
