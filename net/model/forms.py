@@ -59,19 +59,22 @@ def use(model: AlexNet, chosen: Forms) -> None:
     if chosen.towers == "at once" and towers > 1:
         streams = tuple(torch.cuda.Stream() for _ in range(towers - 1))
     reads = [None if name is None else model.get_submodule(name).reads for name, _ in model.trunk]
+    reads.append(model.get_submodule(model.config.hidden[0].name).reads if model.config.hidden else "all")
+    # Whether the towers are one tensor at this point.
+    joint = False
     for number, (convolution, stage) in enumerate(model.trunk):
-        together = False
         if convolution is not None:
             module = model.get_submodule(convolution)
             assert isinstance(module, Convolution)
             module.read_blocks(chosen.first == "blocks")
-            module.together = together = chosen.shared == "together" and module.reads != "tower" and towers > 1
+            module.together = joint = chosen.shared == "together" and module.reads != "tower" and towers > 1
             module.streams = streams
         if stage is not None:
             following = model.get_submodule(stage)
             assert isinstance(following, Stage)
-            following.joint = towers if together else 1
-            # What reads its own tower would copy it from a joint tensor, and copy the gradients back.
-            apart = "tower" in reads[number + 1 : number + 2]
-            following.split = together and apart and following.splits and not following.across_towers
-            following.lrn["groups"] = 1 if following.across_towers or following.split else following.joint
+            following.joined = reads[number + 1] == "all"
+            # Towers that are one tensor before and after take one launch without an operator of their own.
+            several = convolution is not None and following.one_operator and not (joint and following.joined)
+            following.towers = towers if several else 1
+            following.lrn["groups"] = towers if joint and not several and not following.across_towers else 1
+            joint = following.joined if several else joint or following.across_towers
