@@ -367,19 +367,19 @@ def test_one_pass_chunks_differentiate_twice(inputs: int, joined: bool) -> None:
 
 def test_one_pass_chunks_refuse() -> None:
     input, bias = torch.randn(2, 6, 5, 5, device=DEVICE), torch.zeros(6, device=DEVICE)
-    with pytest.raises(ValueError, match=r"chunks=4 does not divide the input's 6 channels"):
+    with pytest.raises(ValueError, match="chunks=4 does not divide the input's 6 channels"):
         kernels.relu_chunks([input], bias, 4)
     with pytest.raises(ValueError, match=r"one tensor or one for each chunk; got chunks=3 and 2 inputs"):
         kernels.relu_chunks([input, input], bias, 3)
     with pytest.raises(ValueError, match=r"got chunks=0 and 0 inputs"):
         kernels.relu_chunks([], bias, 0)
-    with pytest.raises(ValueError, match=r"one shape, dtype and device; got \(2, 6, 5, 5\) torch.float32"):
+    with pytest.raises(ValueError, match=r"one shape, dtype and device; got \(2, 6, 5, 5\) torch\.float32"):
         kernels.relu_chunks([input, input[:, :3]], bias, 2)
     with pytest.raises(ValueError, match=r"bias must have shape \(6,\)"):
         kernels.relu_chunks([input], bias[:3], 2)
     with pytest.raises(ValueError, match=r"bias must have shape \(12,\)"):
         kernels.relu_chunks([input, input], bias, 2)
-    with pytest.raises(TypeError, match="bias must be a torch.Tensor; got None"):
+    with pytest.raises(TypeError, match=r"bias must be a torch\.Tensor; got None"):
         kernels.relu_chunks([input], None, 2)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="groups=2 does not divide the 3 channels"):
         kernels.relu_chunks([input], bias, 2, {**LRN, "groups": 2})
