@@ -99,7 +99,7 @@ class Chunks(torch.autograd.Function):
                 backward_launch(*part, True, normalization, pooling, result, True)
                 for part, result in zip(parts, results, strict=True)
             ]
-            # Tensors laid out alike have as many programs: the sums of all chunks are one tensor, added up in one launch.
+            # Chunks laid out alike have as many programs: their sums are one tensor, added up in one launch.
             sums = bias.new_empty((bias.shape[0], launches[0][1].shape[1]), dtype=torch.float32)
             for (launch, own), part_sums in zip(launches, sums.chunk(count), strict=True):
                 assert own.shape == part_sums.shape
