@@ -13,13 +13,18 @@ from torch import Tensor
 
 from .. import reference
 from ..arguments import Normalization, Pooling
-from . import bias_relu, ops
+from . import bias_relu
 from .launch import backward_launch, forward_launch
 
 
 def _chunks(tensors: Sequence[Tensor], count: int) -> tuple[Tensor, ...]:
     """One tensor for each chunk, from ``count`` tensors or a single one."""
     return tuple(tensors) if len(tensors) == count else tensors[0].chunk(count, 1)
+
+
+def _empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An empty tensor in channels_last memory format, on the device of ``like``."""
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 class Chunks(torch.autograd.Function):
@@ -40,32 +45,34 @@ class Chunks(torch.autograd.Function):
         joined: bool,
         *inputs: Tensor,
     ) -> tuple[Tensor, ...]:
-        save = any(ctx.needs_input_grad)
         parts = _chunks(inputs, count)
-        if joined:
-            wide = ops.outputs(parts[0], pooling, save, channels=bias.shape[0])
-            outputs, offsets = ([tensor] for tensor in wide)
+        images, _, *size = parts[0].shape
+        windows = size if pooling is None else [pooling.output_size(size[axis], axis) for axis in (0, 1)]
+        wanted = 1 if joined else count
+        shape = (images, bias.shape[0] // wanted, *windows)
+        outputs = [_empty(shape, parts[0]) for _ in range(wanted)]
+        save = any(ctx.needs_input_grad) and pooling is not None
+        if save:
+            offsets = [_empty(shape, parts[0], pooling.offset_dtype) for _ in range(wanted)]
         else:
-            outputs, offsets = map(list, zip(*(ops.outputs(part, pooling, save) for part in parts), strict=True))
-        if not offsets[0].numel():
-            offsets = offsets[:1] * count
+            offsets = [bias.new_empty(0, dtype=torch.uint8)] * count
         each = zip(parts, bias.chunk(count), _chunks(outputs, count), _chunks(offsets, count), strict=True)
         for part, part_bias, output, offset in each:
             if normalization is None and pooling is None:
                 bias_relu.forward(part, part_bias, output)
             else:
-                chain = True, normalization, pooling
-                forward_launch(part, part_bias, *chain, save, output, offset).run(part.device)
-        ctx.chain, ctx.count, ctx.inputs, ctx.bias_dtype = (normalization, pooling), count, len(inputs), bias.dtype
-        ctx.shape, ctx.dtype = parts[0].shape, parts[0].dtype
-        ctx.save_for_backward(bias, *(outputs if normalization is None else inputs), *offsets)
-        ctx.kept = len(outputs if normalization is None else inputs)
+                launch = forward_launch(part, part_bias, True, normalization, pooling, save, output, offset)
+                launch.run(part.device)
+        kept = outputs if normalization is None else inputs
+        ctx.save_for_backward(bias, *kept, *offsets)
+        ctx.kept, ctx.inputs, ctx.size, ctx.dtype = len(kept), len(inputs), size, parts[0].dtype
+        ctx.chain, ctx.count = (normalization, pooling), count
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:
         normalization, pooling = ctx.chain
-        count, dtype = ctx.count, ctx.dtype
+        count = ctx.count
         bias, *rest = ctx.saved_tensors
         kept, taken = _chunks(rest[: ctx.kept], count), rest[ctx.kept :]
         # Of each chunk: input and bias, where there is a normalization; output, where there is none; offsets.
@@ -79,15 +86,13 @@ class Chunks(torch.autograd.Function):
         parts = list(zip(_chunks(dense, count), inputs, biases, outputs, offsets, strict=True))
         if torch.is_grad_enabled():
             # Gradients of gradients need operators that are differentiable themselves.
-            size = tuple(ctx.shape[2:])
-            found = [_differentiable(*part, size, normalization, pooling, dtype) for part in parts]
-            results, totals = zip(*found, strict=True)
+            chain = tuple(ctx.size), normalization, pooling, ctx.dtype
+            results, totals = zip(*(_differentiable(*part, *chain) for part in parts), strict=True)
             if ctx.inputs < count:
                 results = (torch.cat(results, 1),)
-            return torch.cat(totals).to(ctx.bias_dtype), None, None, None, None, *results
-        shape = (ctx.shape[0], bias.shape[0] // ctx.inputs, *ctx.shape[2:])
-        empty = {"dtype": dtype, "device": bias.device, "memory_format": torch.channels_last}
-        gradients = [torch.empty(shape, **empty) for _ in range(ctx.inputs)]
+            return torch.cat(totals).to(bias.dtype), None, None, None, None, *results
+        shape = (dense[0].shape[0], bias.shape[0] // ctx.inputs, *ctx.size)
+        gradients = [_empty(shape, bias, ctx.dtype) for _ in range(ctx.inputs)]
         results = _chunks(gradients, count)
         if normalization is None and pooling is None:
             sums = bias.new_empty((bias_relu.rows(results[0]), bias.shape[0]), dtype=torch.float32)
@@ -106,7 +111,7 @@ class Chunks(torch.autograd.Function):
                 launch.arguments["sums"] = part_sums
                 launch.run(bias.device)
             total = sums.sum(1)
-        return total.to(ctx.bias_dtype), None, None, None, None, *gradients
+        return total.to(bias.dtype), None, None, None, None, *gradients
 
 
 def _differentiable(

@@ -32,12 +32,12 @@ def _empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device=like.device, memory_format=reference.memory_format(like))
 
 
-def outputs(input: Tensor, pooling: Pooling | None, save: bool, channels: int | None = None) -> tuple[Tensor, Tensor]:
-    """Where the forward pass writes: output and offsets, of ``channels`` or as many as ``input`` has."""
-    shape = [input.shape[0], channels or input.shape[1], *input.shape[2:]]
+def outputs(input: Tensor, pooling: Pooling | None, save: bool) -> tuple[Tensor, Tensor]:
+    """Where the forward pass writes: output and offsets."""
     if pooling is None:
-        return _empty(input, shape, input.dtype), input.new_empty(0, dtype=torch.uint8)
-    shape[2:] = [pooling.output_size(input.shape[2 + axis], axis) for axis in (0, 1)]
+        return _empty(input, input.shape, input.dtype), input.new_empty(0, dtype=torch.uint8)
+    windows = [pooling.output_size(input.shape[2 + axis], axis) for axis in (0, 1)]
+    shape = (*input.shape[:2], *windows)
     offsets = _empty(input, shape, pooling.offset_dtype) if save else input.new_empty(0, dtype=pooling.offset_dtype)
     return _empty(input, shape, input.dtype), offsets
 
