@@ -360,6 +360,7 @@ def test_one_pass_chunks_differentiate_twice(inputs: int, joined: bool) -> None:
         for implementation in ("triton", "reference"):
             with kernels.implementation(implementation):
                 outputs = kernels.relu_chunks(given, bias, 2, lrn, pool, joined=joined)
+                assert len(outputs) == (1 if joined else 2)
                 total = sum((output**2).sum() for output in outputs)
                 first = torch.autograd.grad(total, (*given, bias), create_graph=True)
                 seconds.append(torch.autograd.grad(sum((each**2).sum() for each in first), given))
