@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from ..common.errors import UsageError
-from ..model.alexnet import AlexNet, Convolution, Dense
+from ..model.alexnet import AlexNet, Convolution, Dense, Stage
 from .collectives import gather, replicate
 from .data import averaged
 from .part import Parallel, Share
@@ -45,6 +45,8 @@ def tower(model: AlexNet, group: dist.ProcessGroup, compression: str) -> Paralle
     model.exchange = exchange
     shards: dict[str, Shard] = {}
     for name, module in list(model.named_children()):
+        if isinstance(module, Stage):
+            module.towers = 1
         if isinstance(module, (Convolution, Dense)):
             if name == config.output_name:
                 assert isinstance(module, Dense)
