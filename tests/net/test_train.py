@@ -424,6 +424,19 @@ def test_a_curve_says_of_what_it_is_and_where_the_rate_fell() -> None:
         assert labels[1:] == ["held-out", "learning rate drops"]
 
 
+def test_labels_of_any_loss_fit_beside_a_curve() -> None:
+    rows = [
+        {"kind": kind, "step": 10**6 * n, "loss": 10.0 ** (1 - n), "top1_error_percent": 100.0, "lr": 0.1}
+        for n in range(8)
+        for kind in ("train", "eval")
+    ]
+    drawn = curve.figure(rows, "A on B", "held-out")
+    left, bottom, right, top = drawn.get_tightbbox().extents
+    assert 0 < left < right < drawn.get_figwidth()
+    assert 0 < bottom < top < drawn.get_figheight()
+    assert [text.get_text() for text in drawn.axes[0].get_yticklabels()][1:4] == ["1e-06", "1e-05", "0.0001"]
+
+
 def test_random_images_for_speed(tmp_path: Path) -> None:
     done = run_here(
         "net.train", "--preset", "imagenet", "--data-path", "synthetic:64", "--image-size", 67, "-b", 16,
