@@ -184,13 +184,13 @@ def check_pooling(
     return checked
 
 
-def check_bias(input: Tensor, bias: Tensor | None, channel_dimension: int, name: str) -> None:
-    """``bias`` has one element for each channel of ``input``."""
+def check_bias(input: Tensor, bias: Tensor | None, channel_dimension: int, name: str, *, inputs: int = 1) -> None:
+    """``bias`` has one element for each channel of ``input``, or of as many ``inputs`` of its shape."""
     if bias is None:
         return
     if not isinstance(bias, Tensor):
         raise TypeError(f"{name}: bias must be a torch.Tensor or None; got {type(bias).__name__}")
-    channels = input.shape[channel_dimension]
+    channels = inputs * input.shape[channel_dimension]
     if tuple(bias.shape) != (channels,):
         raise ValueError(f"{name}: bias must have shape ({channels},), one a channel; got {tuple(bias.shape)}")
     if bias.dtype not in DTYPES:

@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 
@@ -187,12 +187,15 @@ def runs_bias_relu_kernel(input: Tensor) -> bool:
     return type(input) in (Tensor, torch.nn.Parameter) and bias_relu.pixel_stride(input) is not None
 
 
-def runs_chunks_kernel(input: Tensor, normalization: Normalization | None) -> bool:
-    """Whether the chain runs as :mod:`kernels.gpu.chunks` on ``input``; otherwise chunk by chunk.
+def runs_chunks_kernel(inputs: Sequence[Tensor], normalization: Normalization | None) -> bool:
+    """Whether the chain runs as :mod:`kernels.gpu.chunks` on ``inputs``; otherwise chunk by chunk.
 
     Raises:
         ValueError: as :func:`named`.
     """
-    if not runs_bias_relu_kernel(input) or named(input, normalization) != "triton":
-        return False
-    return input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last)
+    return all(
+        runs_bias_relu_kernel(input)
+        and named(input, normalization) == "triton"
+        and input.is_contiguous(memory_format=torch.channels_last)
+        for input in inputs
+    )

@@ -38,9 +38,10 @@ The ``w`` bytes of argmax indices are written only where a gradient is wanted. I
 and rounded once; ``relu_lrn_max_pool2d`` takes the maximum of the float32 values, before rounding.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -246,49 +247,66 @@ def bias_relu(input: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def relu_chunks(
-    input: Tensor,
+    inputs: Sequence[Tensor],
     bias: Tensor,
     chunks: int,
     normalization: Mapping[str, Any] | None = None,
     pooling: Mapping[str, Any] | None = None,
-) -> tuple[Tensor, ...]:
-    """``relu(input + bias)``, normalized and pooled, of equal chunks of the channels, each in a tensor of its own.
+    *,
+    joined: bool = False,
+) -> list[Tensor]:
+    """``relu(input + bias)``, normalized and pooled, of equal chunks of the channels: towers of one network.
 
-    On a GPU, eagerly and in channels_last memory format, no chunk is copied, nor is its gradient; elsewhere the chain's
-    operators run on each chunk.
+    The chunks lie side by side in one tensor or each in one of its own, before and after. On a GPU, eagerly and in
+    channels_last memory format, none of them is copied, nor is its gradient; elsewhere the chain's operators run on
+    each chunk.
 
     Args:
-        input: ``[N, C, H, W]``, outputs of several convolutions side by side.
-        bias: ``[C]``, their biases.
+        inputs: outputs of convolutions: ``[N, C, H, W]``, or one ``[N, C / chunks, H, W]`` for each chunk.
+        bias: ``[C]``, the biases of all of them.
         chunks: how many; divides ``C``.
-        normalization: arguments of :func:`local_response_norm`; None for none.
+        normalization: arguments of :func:`local_response_norm`, which see a chunk's channels only; None for none.
         pooling: arguments of :func:`max_pool2d`; None for none.
+        joined: return the chunks side by side.
 
     Returns:
-        A tensor for each chunk, of ``input``'s dtype and memory format.
+        A tensor for each chunk, or with ``joined`` a single one, of the inputs' dtype and memory format.
 
     Raises:
         TypeError, ValueError: an argument that is not allowed, by its name.
     """
     name = "relu_chunks"
-    check_input(input, name, at_least=4, at_most=4)
-    check_bias(input, bias, 1, name)
-    if not isinstance(chunks, int) or chunks < 1 or input.shape[1] % chunks:
+    inputs = tuple(inputs)
+    if not isinstance(chunks, int) or chunks < 1 or len(inputs) not in (1, chunks):
         raise ValueError(
-            f"{name}: chunks must be a positive divisor of input's {input.shape[1]} channels; got {chunks!r}"
+            f"{name}: chunks must be a positive integer, and inputs one tensor or one for each chunk; "
+            f"got chunks={chunks!r} and {len(inputs)} inputs"
         )
-    parts = input.chunk(chunks, 1)
+    for input in inputs:
+        check_input(input, name, at_least=4, at_most=4)
+    if len({(input.shape, input.dtype, input.device) for input in inputs}) > 1:
+        raise ValueError(
+            f"{name}: inputs must have one shape, dtype and device; got "
+            + ", ".join(f"{tuple(each.shape)} {each.dtype} {each.device}" for each in inputs)
+        )
+    input = inputs[0]
+    if len(inputs) == 1 and input.shape[1] % chunks:
+        raise ValueError(f"{name}: chunks={chunks} does not divide the input's {input.shape[1]} channels")
+    if bias is None:
+        raise TypeError(f"{name}: bias must be a torch.Tensor; got None")
+    check_bias(input, bias, 1, name, inputs=len(inputs))
+    parts = inputs if len(inputs) == chunks else input.chunk(chunks, 1)
     norm = None if normalization is None else check_normalization(parts[0], name, **{**_NORMALIZATION, **normalization})
     pool = None if pooling is None else check_pooling(input, name, **{**_POOLING, **pooling})
-    if dispatch.runs_chunks_kernel(input, norm):
+    if dispatch.runs_chunks_kernel(inputs, norm):
         from .gpu.chunks import Chunks
 
-        results: tuple[Tensor, ...] = Chunks.apply(input, bias, chunks, norm, pool)
-        return results
-    both = zip(parts, bias.chunk(chunks), strict=True)
-    if norm is None and pool is None:
-        return tuple(bias_relu(part, part_bias) for part, part_bias in both)
-    return tuple(autograd.run(part, part_bias, True, norm, pool) for part, part_bias in both)
+        return list(Chunks.apply(bias, chunks, norm, pool, joined, *inputs))
+    outputs = [
+        bias_relu(part, part_bias) if norm is None and pool is None else autograd.run(part, part_bias, True, norm, pool)
+        for part, part_bias in zip(parts, bias.chunk(chunks), strict=True)
+    ]
+    return [torch.cat(outputs, 1)] if joined and chunks > 1 else outputs
 
 
 #: The defaults of :func:`local_response_norm` and of :func:`max_pool2d`.

@@ -20,7 +20,9 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
 @triton.jit
-def forward_kernel(input, bias, output, pixels, channels, stride, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
+def forward_kernel(
+    input, bias, output, pixels, channels, stride, output_stride, PIXELS: tl.constexpr, CHANNELS: tl.constexpr
+):
     """``max(input + bias, 0)`` of a tile; NaN propagates."""
     pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)[:, None]
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
@@ -28,7 +30,7 @@ def forward_kernel(input, bias, output, pixels, channels, stride, PIXELS: tl.con
     value = tl.load(input + pixel * stride + channel, mask=inside).to(tl.float32)
     value += tl.load(bias + channel, mask=channel < channels).to(tl.float32)
     value = tl.where(value < 0, 0.0, value)
-    tl.store(output + pixel * channels + channel, value.to(output.dtype.element_ty), mask=inside)
+    tl.store(output + pixel * output_stride + channel, value.to(output.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -40,7 +42,9 @@ def backward_kernel(
     pixels,
     channels,
     stride,
+    output_stride,
     result_stride,
+    sums_stride,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
     TILES: tl.constexpr,
@@ -51,21 +55,21 @@ def backward_kernel(
     first = tl.program_id(0).to(tl.int64) * (TILES * PIXELS)
     # Pointers that move take fewer registers than offsets in 64 bits for each of the strides.
     gradient += first * stride
-    output += first * channels
+    output += first * output_stride
     result += first * result_stride
     left = tl.minimum(pixels - first, TILES * PIXELS).to(tl.int32)
     pixel = tl.arange(0, PIXELS)[:, None]
     for tile in range(TILES):
         inside = (pixel < left - tile * PIXELS) & (channel < channels)
         value = tl.load(gradient + pixel * stride + channel, mask=inside, other=0.0).to(tl.float32)
-        kept = tl.load(output + pixel * channels + channel, mask=inside, other=0.0).to(tl.float32)
+        kept = tl.load(output + pixel * output_stride + channel, mask=inside, other=0.0).to(tl.float32)
         value = tl.where(kept <= 0, 0.0, value)
         tl.store(result + pixel * result_stride + channel, value.to(result.dtype.element_ty), mask=inside)
         total += value
         gradient += PIXELS * stride
-        output += PIXELS * channels
+        output += PIXELS * output_stride
         result += PIXELS * result_stride
-    tl.store(sums + tl.program_id(0) * channels + channel, tl.sum(total, 0)[None, :], mask=channel < channels)
+    tl.store(sums + tl.program_id(0) * sums_stride + channel, tl.sum(total, 0)[None, :], mask=channel < channels)
 
 
 def pixel_stride(tensor: Tensor) -> int | None:
@@ -92,51 +96,52 @@ def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-def forward(input: Tensor, bias: Tensor) -> Tensor:
-    """``relu(input + bias)``.
+def forward(input: Tensor, bias: Tensor, output: Tensor) -> None:
+    """``relu(input + bias)`` into ``output``.
 
     Args:
         input: ``[N, C, H, W]`` for which :func:`pixel_stride` is not None; any dtype but float64.
         bias: ``[C]``, contiguous.
-
-    Returns:
-        In ``input``'s dtype, contiguous in channels_last memory format.
+        output: of ``input``'s shape and dtype, for which :func:`pixel_stride` is not None.
     """
-    stride = pixel_stride(input)
+    stride, output_stride = pixel_stride(input), pixel_stride(output)
     assert stride is not None
-    output = torch.empty(input.shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+    assert output_stride is not None
     channels = input.shape[1]
     pixels = input.numel() // channels
     grid = (triton.cdiv(pixels, PIXELS), triton.cdiv(channels, CHANNELS))
+    sizes = pixels, channels, stride, output_stride
     with _on(input.device):
-        forward_kernel[grid](input, bias, output, pixels, channels, stride, PIXELS, CHANNELS, **OPTIONS)
-    return output
+        forward_kernel[grid](input, bias, output, *sizes, PIXELS, CHANNELS, **OPTIONS)
 
 
-def gradients(output_gradient: Tensor, output: Tensor, result: Tensor) -> Tensor:
-    """The input's gradient into ``result``, and rows, whose number depends on the number of pixels alone, of which the
-    sum is the bias's gradient: float32 ``[rows, C]``.
+def gradients(output_gradient: Tensor, output: Tensor, result: Tensor, sums: Tensor) -> None:
+    """The input's gradient into ``result``, and rows of which the sum is the bias's gradient into ``sums``.
 
     Args:
         output_gradient: of ``output``'s shape; copied where :func:`pixel_stride` is None.
-        output: what :func:`forward` returned.
+        output: what :func:`forward` computed.
         result: of ``output``'s shape and dtype, for which :func:`pixel_stride` is not None.
+        sums: float32 ``[rows(output), C]``, contiguous but for its rows.
     """
     stride = pixel_stride(output_gradient)
     if stride is None:
         output_gradient = output_gradient.contiguous(memory_format=torch.channels_last)
         stride = output.shape[1]
-    result_stride = pixel_stride(result)
+    output_stride, result_stride = pixel_stride(output), pixel_stride(result)
+    assert output_stride is not None
     assert result_stride is not None
     channels = output.shape[1]
     pixels = output.numel() // channels
-    programs = triton.cdiv(pixels, PIXELS * TILES)
-    sums = torch.empty(programs, channels, dtype=torch.float32, device=output.device)
-    grid = (programs, triton.cdiv(channels, CHANNELS))
-    sizes = pixels, channels, stride, result_stride
+    grid = (rows(output), triton.cdiv(channels, CHANNELS))
+    sizes = pixels, channels, stride, output_stride, result_stride, sums.stride(0)
     with _on(output.device):
         backward_kernel[grid](output_gradient, output, result, sums, *sizes, PIXELS, CHANNELS, TILES, **OPTIONS)
-    return sums
+
+
+def rows(output: Tensor) -> int:
+    """Rows of sums in :func:`gradients`, whose number depends on the number of pixels alone."""
+    return triton.cdiv(output.numel() // output.shape[1], PIXELS * TILES)
 
 
 class BiasReLU(torch.autograd.Function):
@@ -144,7 +149,8 @@ class BiasReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, bias: Tensor) -> Tensor:
-        output = forward(input, bias.contiguous())
+        output = torch.empty(input.shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+        forward(input, bias.contiguous(), output)
         ctx.save_for_backward(output)
         ctx.bias_dtype = bias.dtype
         return output
@@ -157,4 +163,6 @@ class BiasReLU(torch.autograd.Function):
             gradient = torch.where(output <= 0, torch.zeros_like(output_gradient), output_gradient)
             return gradient, gradient.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_dtype)
         result = torch.empty_like(output)
-        return result, gradients(output_gradient, output, result).sum(0).to(ctx.bias_dtype)
+        sums = output.new_empty((rows(output), output.shape[1]), dtype=torch.float32)
+        gradients(output_gradient, output, result, sums)
+        return result, sums.sum(0).to(ctx.bias_dtype)

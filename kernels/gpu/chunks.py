@@ -1,9 +1,11 @@
-"""The chain on equal chunks of a tensor's channels, each with an output of its own.
+"""The chain on equal chunks of the channels, which lie side by side in one tensor or each in one of its own.
 
-Two towers that one convolution computes lie side by side in a tensor, and what reads them apart wants two. The chain
-writes two at no cost, and its backward pass writes the gradients side by side again: nothing is copied on the way.
+Layers of a network in towers that read all channels want one tensor, those that read their own tower want theirs. The
+kernels read and write either at no cost, forward and backward, so nothing is copied on the way, and the gradients of
+all chunks' biases are one tensor.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,77 +13,105 @@ from torch import Tensor
 
 from .. import reference
 from ..arguments import Normalization, Pooling
-from . import bias_relu, ops
-from .launch import backward_launch
+from . import bias_relu
+from .launch import backward_launch, forward_launch
+
+
+def _chunks(tensors: Sequence[Tensor], count: int) -> tuple[Tensor, ...]:
+    """One tensor for each chunk, from ``count`` tensors or a single one."""
+    return tuple(tensors) if len(tensors) == count else tensors[0].chunk(count, 1)
+
+
+def _empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An empty tensor in channels_last memory format, on the device of ``like``."""
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 class Chunks(torch.autograd.Function):
     """``relu(input + bias)``, with normalization and pooling where there are any, of each chunk.
 
-    Takes the input, ``[N, C, H, W]`` and dense in channels_last memory format, the bias, the number of chunks, which
-    divides ``C``, and the two parts of the chain; returns a tensor for each chunk.
+    Takes the bias, the number of chunks, the two parts of the chain, whether the outputs lie side by side, and the
+    inputs, ``[N, C, H, W]`` and dense in channels_last memory format: one for each chunk, or a single one. Returns a
+    tensor for each chunk, or a single one.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        input: Tensor,
         bias: Tensor,
-        chunks: int,
+        count: int,
         normalization: Normalization | None,
         pooling: Pooling | None,
+        joined: bool,
+        *inputs: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.chain, ctx.dtypes = (normalization, pooling), (input.dtype, bias.dtype)
-        ctx.shape, ctx.device = input.shape, input.device
-        outputs: list[Tensor] = []
-        offsets: list[Tensor] = []
-        for part, part_bias in zip(input.chunk(chunks, 1), bias.chunk(chunks), strict=True):
-            if normalization is None and pooling is None:
-                outputs.append(bias_relu.forward(part, part_bias))
-            else:
-                save = any(ctx.needs_input_grad)
-                output, offset = ops.forward(part, part_bias, True, normalization, pooling, save)
-                outputs.append(output)
-                offsets.append(offset)
-        if normalization is None:
-            ctx.save_for_backward(*outputs, *offsets)
+        parts = _chunks(inputs, count)
+        images, _, *size = parts[0].shape
+        windows = size if pooling is None else [pooling.output_size(size[axis], axis) for axis in (0, 1)]
+        wanted = 1 if joined else count
+        shape = (images, bias.shape[0] // wanted, *windows)
+        outputs = [_empty(shape, parts[0]) for _ in range(wanted)]
+        save = any(ctx.needs_input_grad)
+        if pooling is not None and save:
+            offsets = [_empty(shape, parts[0], pooling.offset_dtype) for _ in range(wanted)]
         else:
-            ctx.save_for_backward(input, bias, *offsets)
+            offsets = [bias.new_empty(0, dtype=torch.uint8)] * count
+        each = zip(parts, bias.chunk(count), _chunks(outputs, count), _chunks(offsets, count), strict=True)
+        for part, part_bias, output, offset in each:
+            if normalization is None and pooling is None:
+                bias_relu.forward(part, part_bias, output)
+            else:
+                launch = forward_launch(part, part_bias, True, normalization, pooling, save, output, offset)
+                launch.run(part.device)
+        kept = outputs if normalization is None else inputs
+        ctx.save_for_backward(bias, *kept, *offsets)
+        ctx.kept, ctx.inputs, ctx.size, ctx.dtype = len(kept), len(inputs), size, parts[0].dtype
+        ctx.chain, ctx.count = (normalization, pooling), count
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:
         normalization, pooling = ctx.chain
-        dtype, bias_dtype = ctx.dtypes
-        count = len(output_gradients)
-        # Of each chunk: input and bias, where there is a normalization; output, where there is none; offsets, which
-        # are empty without pooling.
-        nothing = [None] * count
-        if normalization is None:
-            inputs, biases, outputs, offsets = nothing, nothing, ctx.saved_tensors[:count], ctx.saved_tensors[count:]
-        else:
-            input, bias, *offsets = ctx.saved_tensors
-            inputs, biases, outputs = input.chunk(count, 1), bias.chunk(count), nothing
-        if pooling is None:
-            offsets = nothing
-        kept = list(zip(output_gradients, inputs, biases, outputs, offsets, strict=True))
+        count = ctx.count
+        bias, *rest = ctx.saved_tensors
+        kept, taken = _chunks(rest[: ctx.kept], count), rest[ctx.kept :]
+        # Of each chunk: input and bias, where there is a normalization; output, where there is none; offsets.
+        nothing = (None,) * count
+        inputs, biases, outputs = (
+            (nothing, nothing, kept) if normalization is None else (kept, bias.chunk(count), nothing)
+        )
+        offsets = nothing if pooling is None else _chunks(taken, count)
+        # Copied here where they are not, or each chunk's offsets would be copied too.
+        dense = [each.contiguous(memory_format=torch.channels_last) for each in output_gradients]
+        parts = list(zip(_chunks(dense, count), inputs, biases, outputs, offsets, strict=True))
         if torch.is_grad_enabled():
             # Gradients of gradients need operators that are differentiable themselves.
-            size = tuple(ctx.shape[2:])
-            found = [_differentiable(*each, size, normalization, pooling, dtype) for each in kept]
-            gradients, totals = zip(*found, strict=True)
-            return torch.cat(gradients, 1), torch.cat(totals).to(bias_dtype), None, None, None
-        gradient = torch.empty(ctx.shape, dtype=dtype, device=ctx.device, memory_format=torch.channels_last)
-        total = torch.empty(ctx.shape[1], dtype=torch.float32, device=ctx.device)
-        for each, part, part_total in zip(kept, gradient.chunk(count, 1), total.chunk(count), strict=True):
-            if normalization is None and pooling is None:
-                sums = bias_relu.gradients(each[0], each[3], part)
-                torch.sum(sums, 0, out=part_total)
-            else:
-                launch, sums = backward_launch(*each, True, normalization, pooling, part, True)
-                launch.run(ctx.device)
-                torch.sum(sums, 1, out=part_total)
-        return gradient, total.to(bias_dtype), None, None, None
+            chain = tuple(ctx.size), normalization, pooling, ctx.dtype
+            results, totals = zip(*(_differentiable(*part, *chain) for part in parts), strict=True)
+            if ctx.inputs < count:
+                results = (torch.cat(results, 1),)
+            return torch.cat(totals).to(bias.dtype), None, None, None, None, *results
+        shape = (dense[0].shape[0], bias.shape[0] // ctx.inputs, *ctx.size)
+        gradients = [_empty(shape, bias, ctx.dtype) for _ in range(ctx.inputs)]
+        results = _chunks(gradients, count)
+        if normalization is None and pooling is None:
+            sums = bias.new_empty((bias_relu.rows(results[0]), bias.shape[0]), dtype=torch.float32)
+            for part, result, part_sums in zip(parts, results, sums.chunk(count, 1), strict=True):
+                bias_relu.gradients(part[0], part[3], result, part_sums)
+            total = sums.sum(0)
+        else:
+            launches = [
+                backward_launch(*part, True, normalization, pooling, result, True)
+                for part, result in zip(parts, results, strict=True)
+            ]
+            # Chunks laid out alike have as many programs: their sums are one tensor, added up in one launch.
+            sums = bias.new_empty((bias.shape[0], launches[0][1].shape[1]), dtype=torch.float32)
+            for (launch, own), part_sums in zip(launches, sums.chunk(count), strict=True):
+                assert own.shape == part_sums.shape
+                launch.arguments["sums"] = part_sums
+                launch.run(bias.device)
+            total = sums.sum(1)
+        return total.to(bias.dtype), None, None, None, None, *gradients
 
 
 def _differentiable(

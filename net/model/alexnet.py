@@ -171,26 +171,26 @@ class Stage(nn.Module):
             "ceil_mode": config.pool_ceil_mode,
         }
         self.across_towers = "lrn" in operations and config.lrn_across_towers
-        #: Number of towers concatenated in the input tensor.
-        self.joint = 1
-        #: Whether each of them gets an output tensor of its own.
-        self.split = False
+        #: Number of towers that one operator computes together; 1 computes each tensor by itself.
+        self.towers = 1
+        #: Whether it writes them into one tensor, for a layer that reads all of them.
+        self.joined = False
 
     @property
-    def splits(self) -> bool:
-        """Whether :attr:`split` is possible: one operator computes the stage."""
-        return self.activation == "relu" and self.operations in (
+    def one_operator(self) -> bool:
+        """Whether one operator computes the stage, without other towers: :attr:`towers` may be more than 1."""
+        return self.activation == "relu" and not self.across_towers and self.operations in (
             ("activation",), ("activation", "lrn"), ("activation", "pool"), ("activation", "lrn", "pool")
         )  # fmt: skip
 
     def forward(self, towers: list[Tensor], bias: Tensor | None, exchange: Exchange) -> list[Tensor]:
         if self.across_towers:
             towers = [exchange(towers)]
-        elif self.split:
+        elif self.towers > 1:
             assert bias is not None
             lrn = self.lrn if "lrn" in self.operations else None
             pool = self.pool if "pool" in self.operations else None
-            return list(kernels.relu_chunks(towers[0], bias, self.joint, lrn, pool))
+            return kernels.relu_chunks(towers, bias, self.towers, lrn, pool, joined=self.joined)
         biases = [None] * len(towers) if bias is None else parts(bias, len(towers))
         return [self.run(tower, part) for tower, part in zip(towers, biases, strict=True)]
 

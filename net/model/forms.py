@@ -58,20 +58,24 @@ def use(model: AlexNet, chosen: Forms) -> None:
     streams = None
     if chosen.towers == "at once" and towers > 1:
         streams = tuple(torch.cuda.Stream() for _ in range(towers - 1))
-    reads = [None if name is None else model.get_submodule(name).reads for name, _ in model.trunk]
+    # What is read by the layer after each stage.
+    following = [name for name, _ in model.trunk[1:]] + [dense.name for dense in model.config.hidden[:1]]
+    reads = [None if name is None else model.get_submodule(name).reads for name in following] + ["all"]
+    # Whether the towers are one tensor at this point.
+    joint = False
     for number, (convolution, stage) in enumerate(model.trunk):
-        together = False
         if convolution is not None:
             module = model.get_submodule(convolution)
             assert isinstance(module, Convolution)
             module.read_blocks(chosen.first == "blocks")
-            module.together = together = chosen.shared == "together" and module.reads != "tower" and towers > 1
+            module.together = joint = chosen.shared == "together" and module.reads != "tower" and towers > 1
             module.streams = streams
         if stage is not None:
-            following = model.get_submodule(stage)
-            assert isinstance(following, Stage)
-            following.joint = towers if together else 1
-            # What reads its own tower would copy it from a joint tensor, and copy the gradients back.
-            apart = "tower" in reads[number + 1 : number + 2]
-            following.split = together and apart and following.splits and not following.across_towers
-            following.lrn["groups"] = 1 if following.across_towers or following.split else following.joint
+            module = model.get_submodule(stage)
+            assert isinstance(module, Stage)
+            module.joined = reads[number] == "all"
+            # Towers that are one tensor before and after take one launch without an operator of their own.
+            several = convolution is not None and module.one_operator and not (joint and module.joined)
+            module.towers = towers if several else 1
+            module.lrn["groups"] = towers if joint and not several and not module.across_towers else 1
+            joint = module.joined if several else joint or module.across_towers

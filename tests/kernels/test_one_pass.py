@@ -300,6 +300,7 @@ LRN = {"size": 5, "alpha": 0.1, "beta": 0.75, "k": 2.0}
 POOL = {"kernel_size": 3, "stride": 2}
 
 
+@pytest.mark.parametrize(("inputs", "joined"), [(1, False), (2, True), (2, False), (1, True)])
 @pytest.mark.parametrize(
     ("lrn", "pool", "dtype"),
     [
@@ -309,57 +310,82 @@ POOL = {"kernel_size": 3, "stride": 2}
         (LRN, POOL, torch.bfloat16),
     ],
 )
-def test_one_pass_chunks(lrn: dict[str, float] | None, pool: dict[str, int] | None, dtype: torch.dtype) -> None:
+def test_one_pass_chunks(
+    lrn: dict[str, float] | None, pool: dict[str, int] | None, dtype: torch.dtype, inputs: int, joined: bool
+) -> None:
     """Outputs and gradients of two chunks are those of each by itself, in float64."""
-    input = torch.randn(2, 16, 3, 3, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)
-    input = input.contiguous(memory_format=torch.channels_last).requires_grad_()
+    random = torch.Generator().manual_seed(0)
+    # Bias and ReLU alone: pixels for two programs of several tiles.
+    size = 9 if lrn is None and pool is None else 3
+    given = [torch.randn(2, 16 // inputs, size, size, generator=random).to(DEVICE, dtype) for _ in range(inputs)]
+    given = [each.contiguous(memory_format=torch.channels_last).requires_grad_() for each in given]
     bias = torch.linspace(-1, 1, 16, device=DEVICE).requires_grad_()
     with kernels.implementation("triton"):
-        assert kernels.dispatch.runs_chunks_kernel(input, None)
-        outputs = kernels.relu_chunks(input, bias, 2, lrn, pool)
-    given = [torch.randn_like(output) for output in outputs]
-    found = [*outputs, *torch.autograd.grad(outputs, (input, bias), given)]
+        assert kernels.dispatch.runs_chunks_kernel(given, None)
+        outputs = kernels.relu_chunks(given, bias, 2, lrn, pool, joined=joined)
+    assert len(outputs) == (1 if joined else 2)
+    # Not dense, as from a layer that reads features.
+    weights = [torch.randn(output.shape, generator=random).to(DEVICE, dtype) for output in outputs]
+    found = [*outputs, *torch.autograd.grad(outputs, (*given, bias), weights)]
 
-    exact_input, exact_bias = input.detach().double().requires_grad_(), bias.detach().double().requires_grad_()
+    exact_given = [each.detach().double().requires_grad_() for each in given]
+    exact_bias = bias.detach().double().requires_grad_()
+    chunks = exact_given if inputs == 2 else exact_given[0].chunk(2, 1)
     exact_outputs = []
-    for part, part_bias in zip(exact_input.chunk(2, 1), exact_bias.chunk(2), strict=True):
+    for part, part_bias in zip(chunks, exact_bias.chunk(2), strict=True):
         x = torch.relu(part + part_bias.reshape(-1, 1, 1))
         x = x if lrn is None else torch.nn.functional.local_response_norm(x, **lrn)  # type: ignore[arg-type]
         exact_outputs.append(x if pool is None else torch.nn.functional.max_pool2d(x, **pool))
-    doubles = [each.double() for each in given]
-    exact = [*exact_outputs, *torch.autograd.grad(exact_outputs, (exact_input, exact_bias), doubles)]
+    exact_outputs = [torch.cat(exact_outputs, 1)] if joined else exact_outputs
+    doubles = [each.double() for each in weights]
+    exact = [*exact_outputs, *torch.autograd.grad(exact_outputs, (*exact_given, exact_bias), doubles)]
     tolerance = 8 * TOLERANCES[dtype].forward
     for one, other in zip(found, exact, strict=True):
         scale = float(other.detach().abs().max())
         torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance * scale, check_stride=False)
-    for each in (*outputs, found[-2]):
+    for each in found[:-1]:
         assert each.dtype == dtype
         assert each.is_contiguous(memory_format=torch.channels_last)
     assert found[-1].dtype == torch.float32
 
 
-def test_one_pass_chunks_differentiate_twice() -> None:
-    input = torch.randn(1, 16, 3, 3, device=DEVICE).contiguous(memory_format=torch.channels_last).requires_grad_()
+@pytest.mark.parametrize("inputs", [1, 2])
+@pytest.mark.parametrize("joined", [False, True])
+def test_one_pass_chunks_differentiate_twice(inputs: int, joined: bool) -> None:
+    given = [torch.randn(1, 16 // inputs, 3, 3, device=DEVICE) for _ in range(inputs)]
+    given = [each.contiguous(memory_format=torch.channels_last).requires_grad_() for each in given]
     bias = torch.zeros(16, device=DEVICE, requires_grad=True)
     for lrn, pool in ((None, None), (LRN, POOL)):
         seconds = []
         for implementation in ("triton", "reference"):
             with kernels.implementation(implementation):
-                outputs = kernels.relu_chunks(input, bias, 2, lrn, pool)
+                outputs = kernels.relu_chunks(given, bias, 2, lrn, pool, joined=joined)
+                assert len(outputs) == (1 if joined else 2)
                 total = sum((output**2).sum() for output in outputs)
-                first = torch.autograd.grad(total, (input, bias), create_graph=True)
-                seconds.append(torch.autograd.grad(sum(each.sum() for each in first), input)[0])
-        torch.testing.assert_close(*seconds, rtol=1e-4, atol=1e-4)
+                first = torch.autograd.grad(total, (*given, bias), create_graph=True)
+                seconds.append(torch.autograd.grad(sum((each**2).sum() for each in first), given))
+        for one, other in zip(*seconds, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_one_pass_chunks_refuse() -> None:
-    input = torch.randn(2, 6, 5, 5, device=DEVICE)
-    with pytest.raises(ValueError, match=r"chunks must be a positive divisor of input's 6 channels; got 4"):
-        kernels.relu_chunks(input, torch.zeros(6, device=DEVICE), 4)
+    input, bias = torch.randn(2, 6, 5, 5, device=DEVICE), torch.zeros(6, device=DEVICE)
+    with pytest.raises(ValueError, match="chunks=4 does not divide the input's 6 channels"):
+        kernels.relu_chunks([input], bias, 4)
+    with pytest.raises(ValueError, match=r"one tensor or one for each chunk; got chunks=3 and 2 inputs"):
+        kernels.relu_chunks([input, input], bias, 3)
+    with pytest.raises(ValueError, match=r"got chunks=0 and 0 inputs"):
+        kernels.relu_chunks([], bias, 0)
+    with pytest.raises(ValueError, match=r"one shape, dtype and device; got \(2, 6, 5, 5\) torch\.float32"):
+        kernels.relu_chunks([input, input[:, :3]], bias, 2)
     with pytest.raises(ValueError, match=r"bias must have shape \(6,\)"):
-        kernels.relu_chunks(input, torch.zeros(3, device=DEVICE), 2)
+        kernels.relu_chunks([input], bias[:3], 2)
+    with pytest.raises(ValueError, match=r"bias must have shape \(12,\)"):
+        kernels.relu_chunks([input, input], bias, 2)
+    with pytest.raises(TypeError, match=r"bias must be a torch\.Tensor; got None"):
+        kernels.relu_chunks([input], None, 2)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="groups=2 does not divide the 3 channels"):
-        kernels.relu_chunks(input, torch.zeros(6, device=DEVICE), 2, {**LRN, "groups": 2})
+        kernels.relu_chunks([input], bias, 2, {**LRN, "groups": 2})
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="a CUDA graph needs a GPU")
