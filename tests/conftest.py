@@ -5,6 +5,7 @@ environment variable ``KERNELS_TEST=gpu`` only tests marked ``gpu`` run, on the 
 run the PTX compiled for an H200 in an emulator; with ``ptx:sm_100`` that for a B200.
 """
 
+import importlib.util
 import os
 import signal
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import torch  # noqa: E402 - after the lines above
 
+from tests import interpreter  # noqa: E402
 from tests.commands import run_here  # noqa: E402
 
 WHERE, _, TARGET = os.environ.get("KERNELS_TEST", "").partition(":")
@@ -90,6 +92,14 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hastened_interpreter() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:
+            interpreter.hasten(patch)
+        yield
 
 
 @pytest.fixture

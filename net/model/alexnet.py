@@ -264,7 +264,9 @@ class AlexNet(nn.Module):
             self.add_module(dense.name, Dense(layers[dense.name], config.reads(dense, False), config.towers))
         self.add_module(config.output_name, Dense(layers[config.output_name], "all", 1))
         self.dropout = nn.Dropout(config.dropout)
-        self.reset_parameters()
+        # On the meta device nothing is drawn, and drawing would import torch.compile's front end.
+        if not self.get_parameter(f"{config.output_name}.weight").is_meta:
+            self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Reinitialise weights and biases (section 5; PyTorch's default where ``weight_std`` is None)."""

@@ -85,9 +85,8 @@ def side_by_side(
     """
     from .signals import StopSignal
 
-    # Preload what a run would import later, which takes seconds: ``torch._dynamo`` at the optimizer's first update, and
-    # the curve at the end.
-    start = processes.context("net.training.trainer", "torch._dynamo", "net.training.curve")
+    # Preload what a run would import at its end, which takes a second.
+    start = processes.context("net.training.trainer", "net.training.curve")
     threads = max(1, processes.available_cores() // workers)
     waiting = iter(enumerate(trainings))
     running: dict[Any, tuple[int, BaseProcess]] = {}

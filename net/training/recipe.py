@@ -1,6 +1,7 @@
 """The paper's training recipe (section 5): update rule and learning rate schedule. Initialisation is the network's."""
 
 import importlib.util
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -61,6 +62,12 @@ class PaperSGD(torch.optim.Optimizer):
         self._rates: dict[int, tuple[float, Tensor]] = {}
         #: Whether parameters share a launch, until that fails.
         self._together = True
+
+    # Without the decorator that imports torch.compile's front end, which takes as long as importing torch.
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

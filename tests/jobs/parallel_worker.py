@@ -40,7 +40,6 @@ def learn(
     strategy: str,
     dtype: torch.dtype,
     group: dist.ProcessGroup | None,
-    steps: int = STEPS,
     *,
     seed: int = SEEDS[0],
     shift: int = 0,
@@ -60,7 +59,7 @@ def learn(
     losses: list[float] = []
     gradients: dict[str, Tensor] = {}
     counted = Count(2)
-    for step in range(steps):
+    for step in range(STEPS):
         images = 60 * torch.randn(BATCH, 3, 20, 20, generator=generator, dtype=torch.float64).to(dtype)
         labels = torch.randint(0, 9, (BATCH,), generator=generator)
         images, labels = images.roll(shift, 0), labels.roll(shift, 0)
@@ -128,43 +127,41 @@ def largest_loss_error(ours: Result, exact: Result) -> float:
     return max(abs(a - b) for a, b in zip(ours["losses"], exact["losses"], strict=True))
 
 
-def drifts(group: dist.ProcessGroup) -> dict[str, float]:
-    """The largest error of float32 losses relative to float64, over the seeds: in one process with a batch's images in
-    several orders, and with each strategy."""
-    rank = dist.get_rank(group)
-    found: dict[str, float] = dict.fromkeys(("none", "data", "tower", "hybrid"), 0.0)
+def equality(group: dist.ProcessGroup) -> Result:
+    """Compare every strategy with one process.
+
+    ``drift`` is the largest error of float32 losses relative to float64, over the seeds: in one process with a batch's
+    images in several orders, and with each strategy.
+    """
+    config = alexnet("digits", **NETWORK).config
+    drift: dict[str, float] = dict.fromkeys(("none", "data", "tower", "hybrid"), 0.0)
+    found: Result = {"drift": drift}
+
+    def drifted(strategy: str, *runs: Result) -> None:
+        errors = torch.tensor([largest_loss_error(run, exact) for run in runs], dtype=torch.float64).max()
+        dist.all_reduce(errors, dist.ReduceOp.MAX, group)
+        drift[strategy] = max(drift[strategy], float(errors))
+
     for seed in SEEDS:
         exact = learn("none", torch.float64, None, seed=seed)
-        runs = [learn("none", torch.float32, None, seed=seed, shift=shift) for shift in range(rank, ORDERS, 2)]
-        for strategy in found:
-            if strategy != "none":
-                runs = [learn(strategy, torch.float32, group, seed=seed)]
-            errors = torch.tensor([largest_loss_error(run, exact) for run in runs], dtype=torch.float64).max()
-            dist.all_reduce(errors, dist.ReduceOp.MAX, group)
-            found[strategy] = max(found[strategy], float(errors))
-    return found
-
-
-def equality(group: dist.ProcessGroup) -> Result:
-    """Compare every strategy with one process."""
-    found: Result = {"drift": drifts(group)}
-    plain = learn("none", torch.float64, None)
-    exact_first = learn("none", torch.float64, None, 1)
-    for strategy in ("data", "tower", "hybrid"):
-        double, single, again = (
-            learn(strategy, dtype, group) for dtype in (torch.float64, torch.float32, torch.float32)
-        )
-        config = alexnet("digits", **NETWORK).config
-        found[strategy] = {
-            "float64": distance(double, plain),
-            "first": distance(learn(strategy, torch.float32, group, 1), exact_first),
-            "repeats": single["losses"] == again["losses"]
-            and all(torch.equal(single["weights"][name], again["weights"][name]) for name in single["weights"]),
-            "messages": single["messages"],
-            "expected": sorted((each.kind, each.size) for each in expected(config, strategy, 2, BATCH)),
-            "held": single["held"],
-            "parameters": config.parameters,
-        }
+        orders = range(dist.get_rank(group), ORDERS, 2)
+        drifted("none", *(learn("none", torch.float32, None, seed=seed, shift=shift) for shift in orders))
+        for strategy in ("data", "tower", "hybrid"):
+            single = learn(strategy, torch.float32, group, seed=seed)
+            drifted(strategy, single)
+            if seed != SEEDS[0]:
+                continue
+            double, again = (learn(strategy, dtype, group) for dtype in (torch.float64, torch.float32))
+            found[strategy] = {
+                "float64": distance(double, exact),
+                "first": distance(single, exact),
+                "repeats": single["losses"] == again["losses"]
+                and all(torch.equal(single["weights"][name], again["weights"][name]) for name in single["weights"]),
+                "messages": single["messages"],
+                "expected": sorted((each.kind, each.size) for each in expected(config, strategy, 2, BATCH)),
+                "held": single["held"],
+                "parameters": config.parameters,
+            }
     return found
 
 

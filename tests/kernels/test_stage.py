@@ -12,7 +12,7 @@ from torch._inductor.utils import run_and_get_code
 from torch.autograd import forward_ad
 
 import kernels
-from kernels import aten, autograd, cpu, dispatch
+from kernels import aten, autograd, cpu, dispatch, inductor, traced
 from kernels.arguments import Normalization, Pooling
 from tests.tolerances import TOLERANCES
 
@@ -469,24 +469,29 @@ def test_bfloat16_runs_where_pytorch_s_own_does_not() -> None:
 
 @pytest.mark.compiles
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize(
-    "shapes", [(), pytest.param(((4, 6, 12, 10), (2, 8, 9, 9)), marks=pytest.mark.slow)], ids=["one", "several shapes"]
-)
-def test_eager_calls_of_the_compiled_implementation(shapes: tuple[tuple[int, ...], ...]) -> None:
-    input, bias = inputs(dtype=torch.float32, format=torch.channels_last)
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_eager_calls_of_the_compiled_implementation(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Inductor, which compiles the same formula between convolutions above, in several shapes."""
+    compiled: list[object] = []
+
+    def compile(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        compiled.append(function)
+        return torch_compile(function, backend=backend, **options)
+
+    torch_compile = torch.compile
+    monkeypatch.setattr(inductor.torch, "compile", compile)
+    inductor._compiled.cache_clear()
+    parts = (True, WINDOW, PAPER_POOL)
+    shapes = ((3, 6, 9, 8), *(((4, 6, 12, 10), (2, 8, 9, 9)) if backend == "inductor" else ()))
     with kernels.implementation("inductor"):
-        ours = results(chain(True, WINDOW, PAPER_POOL), input, bias)
-        assert_same(ours, results(composed(True, WINDOW, PAPER_POOL), input, bias), 1e-5)
-        for shape in shapes:
-            other, other_bias = inputs(shape, torch.float32)
-            assert_same(
-                results(chain(True, WINDOW, PAPER_POOL), other, other_bias),
-                results(composed(True, WINDOW, PAPER_POOL), other, other_bias),
-                1e-5,
-            )
-        first = torch.autograd.grad(autograd.run(input, bias, True, WINDOW, PAPER_POOL).sum(), input, create_graph=True)
+        for number, shape in enumerate(shapes):
+            input, bias = inputs(shape, torch.float32, FORMATS[1 - number % 2])
+            assert_same(results(chain(*parts), input, bias), results(composed(*parts), input, bias), 1e-5)
+        assert compiled == [traced.forward, traced.backward]
+        first = torch.autograd.grad(chain(*parts)(input, bias).sum(), input, create_graph=True)
         second = torch.autograd.grad(first[0].sum(), input)
         assert second[0].abs().max() > 0
+    inductor._compiled.cache_clear()
 
 
 def test_without_a_compiler_it_says_so_once_and_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,14 +43,6 @@ def triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         # Checking integers for overflow is half the time; a few tests keep it (overflow_checked).
         builder = interpreter.interpreter_builder
         monkeypatch.setattr(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))
-        # Each device function would patch Triton's language anew, as its caller has done: a quarter of the time.
-        patched = interpreter.InterpretedFunction.__call__
-
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            ours = self.fn.__module__.startswith("kernels.")
-            return self.rewrite()(*args, **kwargs) if ours else patched(self, *args, **kwargs)
-
-        monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", call)
     if EMULATED:
         from tests.ptx import emulator
 

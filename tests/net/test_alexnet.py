@@ -312,7 +312,7 @@ def test_features_are_the_last_hidden_activations() -> None:
 def test_dropout_drops_and_keeps_the_expectation() -> None:
     model = small("paper").train()
     torch.manual_seed(0)
-    features = model.features(pixels(count=2).repeat(64, 1, 1, 1))
+    features = model.features(pixels(count=2).repeat(8, 1, 1, 1))
     dropped = (features == 0).double().mean().item()
     assert dropped > 0.5
     assert not torch.equal(features[0], features[2])
@@ -379,7 +379,9 @@ def test_an_empty_batch_gives_no_logits() -> None:
 )
 def test_compiles_without_a_break(backend: str) -> None:
     torch.manual_seed(0)
-    model = alexnet("digits", dropout=0.0)
+    # What conv2 and conv4 are followed by and read is what conv1 is followed by and conv5 reads.
+    without = ("conv2", "conv4") if backend == "eager" else ()
+    model = alexnet("digits", dropout=0.0, without=without)
     images = torch.randn(4, 3, 32, 32) * 60
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     results = []

@@ -99,7 +99,8 @@ def test_other_input_is_refused_by_its_shape() -> None:
 
 def digits_step(fused: bool | str | None, precision: str, copies: bool) -> tuple[TrainingStep, Callable[[], float]]:
     torch.manual_seed(0)
-    model = alexnet("digits", hidden=()).train()
+    # The optimizer's kernel runs in the interpreter, a program for some thousand weights.
+    model = alexnet("digits", hidden=(), without=("conv3", "conv4")).train()
     config = TrainConfig()
     optimizer = PaperSGD(parameter_groups(model, config), fused=fused)  # type: ignore[arg-type]
     Schedule(config).apply(optimizer)
@@ -115,7 +116,7 @@ def test_an_update_with_copies_is_the_update_without() -> None:
     with kernels.implementation("reference"):
         plain, plain_update = digits_step("triton", "bf16", False)
         copied, copied_update = digits_step("triton", "bf16", True)
-        for _ in range(3):
+        for _ in range(2):
             # The interpreter truncates to bfloat16; an edit makes the step round the copies again.
             for parameter, _copy in copied.copied.values():
                 parameter.detach().add_(0)

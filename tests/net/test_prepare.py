@@ -149,28 +149,6 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
-def test_goes_on_after_being_killed(
-    folder: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """SIGKILL in the middle, twice; the result is the same store."""
-    target = tmp_path / "store"
-    command = slow_command(folder, target, 0.0)
-    progress = target / module.PROGRESS
-    for _ in range(2):
-        before = progress.stat().st_mtime_ns if progress.exists() else 0
-        process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True)
-        while (progress.stat().st_mtime_ns if progress.exists() else 0) == before:
-            time.sleep(0.01)
-            assert process.poll() is None
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        with pytest.raises(DataError, match="is no finished store"):
-            open_store(target)
-    prepare(folder, target, size=40, workers=1)
-    assert "are there already" in capsys.readouterr().out
-    assert contents(target) == contents(store)
-
-
 def children(session: int) -> list[str]:
     """Processes of a session that are still running."""
     found = []
@@ -183,27 +161,35 @@ def children(session: int) -> list[str]:
     return found
 
 
-def test_nothing_is_left_running_when_it_is_killed(folder: Path, tmp_path: Path) -> None:
-    """SIGKILL of the parent alone: its workers notice."""
-    process = subprocess.Popen(
-        slow_command(folder, tmp_path / "store", 0.0),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    while "chunk" not in process.stdout.readline():
-        assert process.poll() is None
-    assert len(children(process.pid)) > 2
-    process.kill()
-    process.wait()
-    for _ in range(200):
-        if not children(process.pid):
-            break
-        time.sleep(0.05)
-    assert children(process.pid) == []
+def test_goes_on_after_being_killed(
+    folder: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGKILL in the middle, of the parent alone, whose workers notice, and of all; the result is the same store."""
+    target = tmp_path / "store"
+    command = slow_command(folder, target, 0.0)
+    progress = target / module.PROGRESS
+    for alone in (True, False):
+        before = progress.stat().st_mtime_ns if progress.exists() else 0
+        process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True)
+        while (progress.stat().st_mtime_ns if progress.exists() else 0) == before:
+            time.sleep(0.01)
+            assert process.poll() is None
+        assert len(children(process.pid)) > 2
+        if alone:
+            process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for _ in range(200):
+            if not children(process.pid):
+                break
+            time.sleep(0.05)
+        assert children(process.pid) == []
+        with pytest.raises(DataError, match="is no finished store"):
+            open_store(target)
+    prepare(folder, target, size=40, workers=1)
+    assert "are there already" in capsys.readouterr().out
+    assert contents(target) == contents(store)
 
 
 def test_a_target_is_for_one_process(folder: Path, tmp_path: Path) -> None:

@@ -102,6 +102,8 @@ import net.evaluate, net.train
 net.train.main(["--max-steps", "2", "--compile", "--image-size", "20", "--output-dir", "run"])
 net.train.main(["--resume", "run", "--max-steps", "3"])
 net.evaluate.main(["run", "--no-ten-crops"])
+import sys
+print("torch.compile was imported" if "torch._dynamo" in sys.modules else "torch.compile was not imported")
 """
 
 
@@ -116,6 +118,8 @@ def test_training_evaluation_and_fuse(tmp_path: Path, windows: bool) -> None:
     assert "trained 2 updates" in printed
     assert "trained 3 updates" in printed
     assert "top-5" in printed.partition("trained 3 updates")[2]
+    # It takes as long as importing torch.
+    assert "torch.compile was not imported" in printed
 
 
 @pytest.mark.slow

