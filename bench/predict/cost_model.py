@@ -134,7 +134,7 @@ def published() -> list[dict[str, object]]:
         found = ranks * alone / together
         rows.append(
             {
-                "check": f"speed-up of the hybrid on {ranks} K20",
+                "check": f"speedup of the hybrid on {ranks} K20",
                 "published": speed_up,
                 "model": round(found, 2),
                 "error_percent": round(100 * (found / speed_up - 1), 1),

@@ -111,7 +111,7 @@ class Page(NamedTuple):
 
 NO_RIVAL = "no such rival in the same record"
 NO_CEILING = "the machine's ceilings are not in the record"
-NONE_HERE = "has no meaning here"
+NONE_HERE = "not applicable"
 #: Every column of what pytest and the device suite measure, most important first. A table leaves out columns in which
 #: none of its rows has a value.
 COLUMNS = (
@@ -125,8 +125,8 @@ COLUMNS = (
     Column("other busy processes", "busy_processes", "{:.0f}"),
     Column("status", "verdict"),
     Column("median", "median_us", "time"),
-    Column("launches a step", "launches_per_step", "rate", NONE_HERE),
-    Column("time a step", "us_per_step", "time", NONE_HERE),
+    Column("launches per step", "launches_per_step", "rate", NONE_HERE),
+    Column("time per step", "us_per_step", "time", NONE_HERE),
     Column("% of step", "percent_of_step", "{:,.1f}", NONE_HERE),
     Column("wall clock", "wall_us", "time", NONE_HERE),
     Column("gaps", "gaps_us", "time", NONE_HERE),
@@ -134,12 +134,12 @@ COLUMNS = (
     Column("x aten", "x_aten", "{:,.2f}", NO_RIVAL),
     Column("x compiled", "x_compiled", "{:,.2f}", NO_RIVAL),
     Column("% of limit", "percent_of_limit", "{:,.0f}", NO_CEILING),
-    Column("kernels of", "kernels_of", "text", "runs none of the Triton kernels"),
+    Column("kernels of", "kernels_of", "text", "runs no Triton kernels"),
     Column("GFLOP/s", "gflop_per_s", "rate", NONE_HERE),
     Column("GB/s", "gb_per_s", "rate", NONE_HERE),
-    Column("KB an image", "kb_per_image", "{:,.1f}", NONE_HERE),
+    Column("KB per image", "kb_per_image", "{:,.1f}", NONE_HERE),
     Column("GB for ImageNet", "imagenet_gb", "{:,.1f}", NONE_HERE),
-    Column("gray levels off", "gray_levels", "{:,.2f}", NONE_HERE),
+    Column("error, gray levels", "gray_levels", "{:,.2f}", NONE_HERE),
     Column("top-1 %", "top1_accuracy_percent", "{:.2f}", NONE_HERE),
     Column("CPU s", "cpu_s", "{:,.0f}", NONE_HERE),
     Column("updates", "updates", "{:,.0f}", NONE_HERE),
@@ -152,7 +152,7 @@ COLUMNS = (
     Column("memory format", "memory_format", "text", NONE_HERE),
     Column("% of a copy", "percent_of_copy_bandwidth", "{:,.0f}", NO_CEILING),
     Column("GFLOP", "gflop", "number", NONE_HERE),
-    Column("fewest MB", "fewest_mb", "number", NONE_HERE),
+    Column("minimum MB", "fewest_mb", "number", NONE_HERE),
     Column("parameters", "parameters", "{:,.0f}", NONE_HERE),
     Column("output MiB", "output_mib", "{:,.1f}", NONE_HERE),
     Column("scratch MiB", "scratch_mib", "{:,.1f}", NONE_HERE),
@@ -160,8 +160,8 @@ COLUMNS = (
     Column("peak MiB", "peak_mib", "{:,.0f}"),
     Column("process peak MiB", "process_peak_mib", "{:,.0f}"),
     Column("first call s", "first_call_s", "{:,.1f}"),
-    Column("first call again s", "first_call_warm_s", "{:,.1f}"),
-    Column("kernels launched", "kernels_launched", "{:,.0f}"),
+    Column("first call, warm cache s", "first_call_warm_s", "{:,.1f}"),
+    Column("kernel launches", "kernels_launched", "{:,.0f}"),
     Column("sum of layers", "sum_of_layers_us", "time", NONE_HERE),
     Column("% explained", "percent_explained", "{:.1f}", NONE_HERE),
     *(
