@@ -145,7 +145,8 @@ def _pool_backward(output_gradient: Tensor, offsets: Tensor, size: tuple[int, in
     if over[0] * over[1] > _UNROLLED:
         return reference.pool_backward(output_gradient, offsets, size, pooling)
     # Per axis, for each window that may contain an element: the window, and the element's part of the index that
-    # the offset must equal. If the window does not contain it, this part is so far below zero that no sum is a valid offset.
+    # the offset must equal. If the window does not contain it, this part is so far below zero that no sum is a valid
+    # offset.
     # Conditions that are always true are left out, because Inductor splits longer expressions into several loops.
     nowhere = -(2**24)
     found = []

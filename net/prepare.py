@@ -18,7 +18,7 @@ DESCRIPTION = (
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """What ``python -m net.prepare`` is asked to do."""
+    """The flags of ``python -m net.prepare``."""
 
     source: str = flag(
         "",
@@ -52,13 +52,13 @@ class PrepareConfig:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prepare as the command line says; returns the exit status."""
+    """Run the command; returns the exit status."""
     config = cli.resolve(cli.given(PrepareConfig, "net.prepare", DESCRIPTION, arguments), PrepareConfig)
     cli.check_exist(positional=config.source, val_labels=config.val_labels)
     if not config.verify:
         from .data import processes
 
-        # What the worker processes come from imports PyTorch, too, and does so meanwhile.
+        # The workers' parent process imports PyTorch too, and can do so meanwhile.
         processes.context("net.data.packing")
     cli.load("data.prepare")
     from .data.prepare import prepare, verify

@@ -104,7 +104,7 @@ class Chunks(torch.autograd.Function):
                 backward_launch(*part, True, normalization, pooling, result, True)
                 for part, result in zip(parts, results, strict=True)
             ]
-            # Chunks with the same layout have the same number of programs: their sums are one tensor, added in one launch.
+            # Chunks with the same layout have the same number of programs; one launch adds the sums of all.
             sums = bias.new_empty((bias.shape[0], launches[0][1].shape[1]), dtype=torch.float32)
             for (launch, own), part_sums in zip(launches, sums.chunk(count), strict=True):
                 assert own.shape == part_sums.shape

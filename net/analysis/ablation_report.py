@@ -1,7 +1,7 @@
 """Table and figure of ``python -m net.ablations``, generated only from its results.
 
-The command writes them beside its results. ``python -m bench.report`` lays the same table and figure out among all
-others: in ``reports/accuracy.md``, and on the page whose tables sort by a click.
+The command writes them next to its results. ``python -m bench.report`` includes the same table and figure in
+``reports/accuracy.md`` and in ``reports/index.html``.
 """
 
 import functools
@@ -35,7 +35,7 @@ HEADER = (
     *("part", "seeds", "top-1 error %", "95 % interval", "change, points", "95 % interval of the change"),
     *("verdict", "paper", "program of 2012"),
 )
-#: Columns that hold no figures.
+#: Columns without numbers.
 WORDS = ("part", "verdict", "paper", "program of 2012")
 
 
@@ -161,7 +161,7 @@ def _line(rows: list[dict[str, Any]], ablation: Ablation, images: int) -> list[s
 
 
 def _judged(settings: dict[str, Any]) -> int:
-    """The number of images that errors are of: those held out of the training images, or the validation images."""
+    """The number of images that errors refer to: the held-out set if there is one, else the validation images."""
     return int(settings.get("hold_out") or settings["val_images"])
 
 

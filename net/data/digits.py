@@ -13,7 +13,7 @@ VALIDATION_STEP = 5
 
 
 def load() -> ImageData:
-    """The digits enlarged to 32x32 RGB: 1,442 for training and 355 for validation, each class in the same share."""
+    """The digits enlarged to 32x32 RGB: 1,442 for training and 355 for validation, stratified by class."""
     with np.load(Path(__file__).with_name("digits.npz")) as archive:
         small, labels = archive["images"], archive["labels"].astype(np.int64)
     images = np.empty((len(small), SIZE, SIZE, 3), np.uint8)

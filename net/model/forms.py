@@ -73,7 +73,7 @@ def use(model: AlexNet, chosen: Forms) -> None:
             following = model.get_submodule(stage)
             assert isinstance(following, Stage)
             following.joined = reads[number + 1] == "all"
-            # Towers that are one tensor before and after take one launch without an operator of their own.
+            # Towers that are one tensor before and after the stage need one launch and no special operator.
             several = convolution is not None and following.one_operator and not (joint and following.joined)
             following.towers = towers if several else 1
             following.lrn["groups"] = towers if joint and not several and not following.across_towers else 1

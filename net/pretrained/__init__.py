@@ -1,6 +1,6 @@
-"""Weights that ship with the package, by name: half-precision ``NAME.safetensors`` beside this file.
+"""Pretrained weights by name: half-precision ``NAME.safetensors`` files next to this file.
 
-They are written by ``python -m net.export RUN NAME.safetensors --format safetensors``.
+``python -m net.export RUN NAME.safetensors --format safetensors`` writes them.
 """
 
 import os
@@ -12,16 +12,16 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def names() -> tuple[str, ...]:
-    """What ships, in alphabetical order."""
+    """The names of the pretrained weights, in alphabetical order."""
     return tuple(sorted(path.stem for path in FOLDER.glob("*.safetensors")))
 
 
 def find(network: str | os.PathLike[str], called: str = "") -> Path:
-    """The file or folder of a network: a path, or the name of weights that ship with the package.
+    """The file or folder of a network: a path, or the name of pretrained weights.
 
     Args:
-        network: what a user gave.
-        called: the flag that it was given with, for messages.
+        network: the user's input.
+        called: its flag, for messages.
 
     Raises:
         UsageError: it is both. DataError: it is neither.
@@ -43,5 +43,5 @@ def find(network: str | os.PathLike[str], called: str = "") -> Path:
 
 
 def is_shipped(path: Path) -> bool:
-    """Whether ``path``, as :func:`find` gives it, ships with the package."""
+    """Whether ``path``, as returned by :func:`find`, is part of the package."""
     return path.parent == FOLDER
