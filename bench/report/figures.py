@@ -1,6 +1,6 @@
 """Figures from records: PNG files for the Markdown pages, and the same as SVG in the page's own colours.
 
-A figure is drawn once, by matplotlib, narrow enough for a phone. What has no rows has no figure.
+A figure is drawn once, by matplotlib, narrow enough for a phone. Without rows there is no figure.
 """
 
 import itertools
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 INK, PAPER, LIMIT, OURS, OTHER, PLAIN = "#000000", "#ffffff", "#b00020", "#009e73", "#8c8c8c", "#bdbdbd"
-#: Colour of each implementation in every figure; other libraries are gray or orange. Okabe and Ito's palette, which
-#: colour-blind readers can tell apart.
+#: Colour of each implementation in every figure; other libraries are gray or orange. This is Okabe and Ito's palette,
+#: which colour-blind readers can distinguish.
 COLOURS = {
     "aten": OTHER,
     "compiled": PLAIN,
@@ -183,7 +183,7 @@ def _colour(name: str) -> str:
 
 
 def found(rows: Sequence[Row]) -> list[Figure]:
-    """The chart of what was found; none where nothing is compared."""
+    """The chart of the main findings; none if nothing is compared."""
     groups = findings.groups(rows)
     if not groups:
         return []
@@ -309,7 +309,7 @@ def _draw_roofline(layers: list[Row], copy: Row, roofs: list[Row], title: str) -
 
 
 def _label(axis: "Axes", points: Sequence[tuple[float, float, str, str | None]]) -> None:
-    """Write names beside points, where they cover no other name or point."""
+    """Write names next to points, without covering other names or points."""
     axis.figure.canvas.draw()
     pixels = [tuple(axis.transData.transform(point[:2])) for point in points]
     scale = axis.figure.dpi / 72

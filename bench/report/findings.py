@@ -1,4 +1,4 @@
-"""What the records show in a few sentences and one chart; what a record lacks is left out."""
+"""The main findings in a few sentences and one chart; missing measurements are left out."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -21,12 +21,12 @@ RIVALS = {
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
 }
-#: Microseconds of ours, of PyTorch's own operators compiled, and of those called eagerly; None where not measured.
+#: Microseconds of ours, of compiled PyTorch and of eager PyTorch; None if not measured.
 Times = tuple[float | None, float | None, float | None]
 
 
 class Bar(NamedTuple):
-    """Speed-up over PyTorch's own operators called eagerly, and the time in microseconds."""
+    """Speedup over eager PyTorch, and the time in microseconds."""
 
     name: str
     ratio: float
@@ -55,7 +55,7 @@ def _times(rows: Iterable[Row], case: str, mode: str | None = None) -> Times:
 
 
 def _stages(rows: Iterable[Row]) -> Times:
-    """Both stages one after the other, forward and backward in float32, as this project runs them by default."""
+    """Both stages in sequence, forward and backward in float32, as this project runs them by default."""
     kernels = [
         row
         for row in rows
@@ -67,13 +67,13 @@ def _stages(rows: Iterable[Row]) -> Times:
 
 
 def _busy(rows: Iterable[Row]) -> Times:
-    """The same beside busy processes."""
+    """The same with busy processes running."""
     beside = [row for row in rows if row["suite"] == "contention" and row.get("busy_processes") == BUSY]
     return _times(beside, STAGES)
 
 
 def _one(machine: Machine) -> str:
-    """The processor with its article: an NVIDIA, as it is pronounced."""
+    """The processor with its article, by pronunciation: an NVIDIA."""
     return f"{'an' if machine.model[0] in 'AEIOUN' else 'a'} {machine.model}"
 
 
@@ -113,7 +113,7 @@ def _gpu_step(rows: Sequence[Row]) -> str | None:
 
 
 def _gpu_time(rows: Sequence[Row]) -> str | None:
-    """Where the step's time goes, and the share of its speed that ``net.train`` reaches."""
+    """Where the step's time goes, and the fraction of its speed that ``net.train`` reaches."""
     its = _of(rows, _machine(rows, cpu=False))
     sentences = []
     steps = [row for row in its if row["suite"] == "profile" and row["case"] == UPDATE and ours(row)]
@@ -181,7 +181,7 @@ def _cpu_network(rows: Sequence[Row]) -> str | None:
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
-    """What was found, as Markdown; ``rows`` are those of :func:`bench.report.rows.measured`."""
+    """The findings as Markdown; ``rows`` are those of :func:`bench.report.rows.measured`."""
     found = (_gpu_step(rows), _gpu_time(rows), _cpu_stages(rows), _cpu_network(rows))
     return [text for text in found if text is not None]
 

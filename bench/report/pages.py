@@ -289,9 +289,9 @@ HEADLINE = tuple(
 
 
 def headline(rows: Sequence[Row]) -> list[Table]:
-    """README's table: the update on the GPU and a stage on the CPU that were timed last, and whole trainings.
+    """README's table: the latest training step on a GPU, the latest stage on a CPU, and full training runs.
 
-    A row that no gate has verified is marked, and gets no ratio.
+    A row that no gate has verified is marked and gets no ratio.
     """
     chosen: list[tuple[str, Row, Row | None]] = []
     for cpu in (False, True):
@@ -325,7 +325,7 @@ def headline(rows: Sequence[Row]) -> list[Table]:
 
 
 def _timed(rows: Sequence[Row], cpu: bool) -> tuple[str, Row, Row | None] | None:
-    """What was timed on a machine: in words, ours, and PyTorch's compiled form in the same shape; None for nothing."""
+    """A machine's timing: its description, our row, and compiled PyTorch's row in the same shape; None if missing."""
     if cpu:
         kernels = [row for row in rows if row["suite"] == "kernels" and (by_default(row) or not is_ours(row))]
         ours, theirs, _ = best(kernels, "stage1", "forward_backward")
@@ -342,7 +342,7 @@ def _timed(rows: Sequence[Row], cpu: bool) -> tuple[str, Row, Row | None] | None
 
 
 def _spent(row: Row) -> str:
-    """The time of a row: of a training beside other programs that of the processor."""
+    """The time of a row; CPU time for training runs that shared the machine with other programs."""
     if "cpu_s" in row:
         return f"{row['cpu_s'] / 60:,.0f} min of CPU time"
     seconds = row["median_us"] / 1e6

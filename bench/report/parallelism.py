@@ -1,4 +1,4 @@
-"""The page of parallel strategies: what was measured, machine by machine, then what is modelled."""
+"""The page of parallel strategies: measurements by machine, then modelled values."""
 
 from collections.abc import Iterable, Sequence
 
@@ -208,7 +208,7 @@ def _losses(run: Sequence[Row]) -> list[Table]:
 
 
 def _validation(measured: Sequence[Sequence[Row]], rows: Sequence[Row], link: Link) -> list[Table]:
-    """Predicted from a rank's own time, or its share of the plain run's, and the link, against measured."""
+    """Measured times compared with predictions from the link and a rank's own time, or its share of the plain run's."""
     task = ("machine", "network", "shape", "dtype")
     found, used = [], []
     for run in measured:
@@ -258,7 +258,7 @@ def _alone(run: Sequence[Row]) -> list[Table]:
 
 
 def computes(rows: Iterable[Row]) -> list[Row]:
-    """The compute that predictions use: each GPU's fastest update of the paper's network by ours, 128 images."""
+    """The compute that predictions use: each GPU's fastest step of our paper network with 128 images."""
     fastest: dict[str, Row] = {}
     for row in rows:
         ours = str(row.get("implementation")).startswith("triton")
@@ -315,7 +315,7 @@ def _published() -> list[Table]:
 
 
 def page(rows: Sequence[Row]) -> Page:
-    """What was measured, by machine, the newest first; then what is modelled.
+    """Measurements by machine, the newest first; then modelled values.
 
     Args:
         rows: as :func:`bench.measure.records.read` returns them, oldest first.
