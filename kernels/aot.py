@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
 import triton
@@ -354,8 +353,12 @@ def _recorded() -> Iterator[list[tuple[Any, dict[str, Any], dict[str, Any]]]]:
         arguments |= {name: value for name, value in named.items() if name in kernel.arg_names}
         calls.append((kernel, arguments, {name: named[name] for name in named if name not in kernel.arg_names}))
 
-    with mock.patch.object(triton.JITFunction, "run", run):
+    original = triton.JITFunction.run
+    triton.JITFunction.run = run
+    try:
         yield calls
+    finally:
+        triton.JITFunction.run = original
 
 
 def build_call(call: Call, target: str, aligned: bool = True) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 import kernels
-from net.model.alexnet import AlexNet, Stage
+from net.model.alexnet import AlexNet, Convolution, Stage, concatenate
 from net.model.forms import untuned, use
 
 from ..cells import updates
@@ -28,21 +28,27 @@ def stage_jobs(run: Run) -> Iterator[Job]:
     assert isinstance(model, AlexNet)
     use(model, untuned(model, run.device))
     shapes = {layer.name: layer.input_shape for layer in model.config.layers()}
-    for _, name in model.trunk:
-        if name is None:
+    for convolution, name in model.trunk:
+        if convolution is None or name is None:
             continue
-        stage = model.get_submodule(name)
+        before, stage = model.get_submodule(convolution), model.get_submodule(name)
+        assert isinstance(before, Convolution)
         assert isinstance(stage, Stage)
         if not {"lrn", "pool"} & set(stage.operations):
             continue
         channels, *size = shapes[name]
-        count = channels if stage.joint > 1 or stage.across_towers else channels // model.config.towers
+        # As the convolution leaves the towers: side by side in one tensor, or each in one of its own.
+        tensors = 1 if before.together else model.config.towers
+        shape = (run.scale.images, channels // tensors, *size)
 
-        def job(stage: Any = stage, shape: tuple[int, ...] = (run.scale.images, count, *size)) -> None:
-            input = torch.randn(shape, device=run.device).to(DTYPES[run.scale.dtype], memory_format=torch.channels_last)
-            bias = torch.zeros(shape[1], device=run.device, requires_grad=True)
+        def job(stage: Any = stage, shape: tuple[int, ...] = shape, tensors: int = tensors) -> None:
+            dtype = DTYPES[run.scale.dtype]
+            made = [torch.randn(shape, device=run.device) for _ in range(tensors)]
+            towers = [each.to(dtype, memory_format=torch.channels_last).requires_grad_() for each in made]
+            bias = torch.zeros(tensors * shape[1], device=run.device, requires_grad=True)
             with kernels.implementation(run.scale.ours):
-                stage.run(input.requires_grad_(), bias).sum().backward()
+                outputs = stage(towers, bias, concatenate)
+                torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
 
         yield f"kernels of {name}", job
 

@@ -51,8 +51,8 @@ class Chunks(torch.autograd.Function):
         wanted = 1 if joined else count
         shape = (images, bias.shape[0] // wanted, *windows)
         outputs = [_empty(shape, parts[0]) for _ in range(wanted)]
-        save = any(ctx.needs_input_grad) and pooling is not None
-        if save:
+        save = any(ctx.needs_input_grad)
+        if pooling is not None and save:
             offsets = [_empty(shape, parts[0], pooling.offset_dtype) for _ in range(wanted)]
         else:
             offsets = [bias.new_empty(0, dtype=torch.uint8)] * count

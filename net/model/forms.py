@@ -58,8 +58,9 @@ def use(model: AlexNet, chosen: Forms) -> None:
     streams = None
     if chosen.towers == "at once" and towers > 1:
         streams = tuple(torch.cuda.Stream() for _ in range(towers - 1))
-    reads = [None if name is None else model.get_submodule(name).reads for name, _ in model.trunk]
-    reads.append(model.get_submodule(model.config.hidden[0].name).reads if model.config.hidden else "all")
+    # What is read by the layer after each stage.
+    following = [name for name, _ in model.trunk[1:]] + [dense.name for dense in model.config.hidden[:1]]
+    reads = [None if name is None else model.get_submodule(name).reads for name in following] + ["all"]
     # Whether the towers are one tensor at this point.
     joint = False
     for number, (convolution, stage) in enumerate(model.trunk):
@@ -70,11 +71,11 @@ def use(model: AlexNet, chosen: Forms) -> None:
             module.together = joint = chosen.shared == "together" and module.reads != "tower" and towers > 1
             module.streams = streams
         if stage is not None:
-            following = model.get_submodule(stage)
-            assert isinstance(following, Stage)
-            following.joined = reads[number + 1] == "all"
+            module = model.get_submodule(stage)
+            assert isinstance(module, Stage)
+            module.joined = reads[number] == "all"
             # Towers that are one tensor before and after the stage need one launch and no special operator.
-            several = convolution is not None and following.one_operator and not (joint and following.joined)
-            following.towers = towers if several else 1
-            following.lrn["groups"] = towers if joint and not several and not following.across_towers else 1
-            joint = following.joined if several else joint or following.across_towers
+            several = convolution is not None and module.one_operator and not (joint and module.joined)
+            module.towers = towers if several else 1
+            module.lrn["groups"] = towers if joint and not several and not module.across_towers else 1
+            joint = module.joined if several else joint or module.across_towers
