@@ -78,7 +78,7 @@ def measured(count: int, names: tuple[str, ...], say: Say) -> dict[str, list[flo
         except Exception as error:  # It becomes the row's status; the others continue.
             calls.pop(name, None)
             found[name] = error
-    say(f"inference of {count} images: {', '.join(calls)} in turns")
+    say(f"inference of {count} images: {', '.join(calls)}, interleaved")
     return found | in_turns(calls)
 
 

@@ -95,7 +95,7 @@ def in_turns(steps: tuple[Step, ...], device: torch.device, say: Say) -> dict[St
     rounds, round_seconds = ROUNDS[1], 0.0
     while rivals and (done := len(times[next(iter(rivals))])) < rounds:
         left = f", about {round_seconds * (rounds - done):.0f} s left" if done else ""
-        say(f"{what}: {len(rivals)} in turns, round {done + 1} of at most {rounds}{left}")
+        say(f"{what}: {len(rivals)} interleaved, round {done + 1} of at most {rounds}{left}")
         for step, rival in rivals.items():
             begin = synchronized()
             rival()

@@ -27,8 +27,8 @@ from .measure.records import time_columns, write
 from .subjects.user_program import IMPLEMENTATIONS, SHAPES
 
 DESCRIPTION = (
-    "Time stages 1 and 2, forward and backward, as another program would run them: alone, and beside two processes "
-    "that keep cores busy."
+    "Time stages 1 and 2, forward and backward, as another program would run them: alone, and with two processes "
+    "running that keep cores busy."
 )
 #: Environment variables that user programs do not set.
 UNSET = (
@@ -167,7 +167,7 @@ def measure(names: Sequence[str], images: int, rounds: Rounds, say: Say) -> Iter
     """
     with Program(images) as program:
         for count in BUSY:
-            beside = f"beside {count} busy processes" if count else "alone"
+            beside = f"with {count} busy processes" if count else "alone"
             cells = {name: _Cell() for name in names}
 
             def ask(name: str, what: str, cell: _Cell) -> dict[str, Any]:

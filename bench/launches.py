@@ -216,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     with torch.device("meta"):
         model = AlexNet(network(config.network))
-    print(f"update of {config.network}, {config.batch_size} images, bf16; launches by what they do, and MB they move")
+    print(f"update of {config.network}, {config.batch_size} images, bf16; kernel launches by class, and MB moved")
     titles = [f"{kind:>14}" for kind in CLASSES] + [f"{'all':>6}"] + [f"{f'{kind} MB':>16}" for kind in MOVED]
     print(f"{'forms':<42}{''.join(titles)}")
     rows = []

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "Write a trained network as ONNX, a torch.export program or a compiled AOTInductor package. Its input is a batch "
-    "of any size of float32 RGB images, in 0..255 less the training images' mean; its output is logits. Or write "
+    "of any size of float32 RGB images, in 0..255 minus the training images' mean; its output is logits. Or write "
     "its weights in half precision, with all that net.load and the other commands need, to share them."
 )
 
@@ -41,14 +41,14 @@ class ExportConfig:
 
     checkpoint: str = flag(
         "",
-        "run folder, checkpoint (.pt), weights (.safetensors, .onnx) or the name of weights that ship",
+        "run folder, checkpoint (.pt), weights (.safetensors, .onnx) or the name of pretrained weights",
         positional=True,
     )
     output: str = flag("", "file to write: .onnx, .safetensors, or .pt2 for the other formats", positional=True)
     format: Literal["onnx", "torch-export", "aoti", "safetensors"] = flag(
         "onnx",
         "ONNX, a torch.export program, a compiled AOTInductor package, or half-precision weights with mean image, "
-        "recipe and the error of that very file",
+        "recipe and the error measured on that file",
     )
     data_path: str | None = flag(
         None,

@@ -29,7 +29,7 @@ def work(run: Run, parts: Iterable[str]) -> None:
     todo = jobs(run, parts)
     for number, (name, job) in enumerate(todo):
         if run.left <= 0:
-            run.say("the time is up: what is not compiled yet is compiled when it is measured")
+            run.say("the time is up: anything not compiled yet will be compiled when it is measured")
             return
         try:
             (run.folder / f"job-{number}").touch(exist_ok=False)

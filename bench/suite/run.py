@@ -109,7 +109,7 @@ def started(options: argparse.Namespace, begin: float) -> Run:
 def record(run: Run, rows: Rows) -> None:
     """Write rows as they arrive, until there are no more or the time is up."""
     if run.scale.toy:
-        run.say("no GPU here: toy sizes, to see that it runs; python -m pytest --benchmark-only measures a CPU")
+        run.say("no GPU here: toy sizes, as a smoke test; python -m pytest --benchmark-only measures a CPU")
     reason = unverified(run)
     while run.left > 0:
         row = next(rows, None)

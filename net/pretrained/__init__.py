@@ -30,13 +30,13 @@ def find(network: str | os.PathLike[str], called: str = "") -> Path:
     if os.fspath(network) not in shipped:
         if not path.exists():
             raise DataError(
-                f"{called}{os.fspath(network)} does not exist, and is none of the weights that ship with this package: "
+                f"{called}{os.fspath(network)} does not exist, and is not the name of pretrained weights: "
                 f"{', '.join(shipped)}"
             )
         return path
     if os.path.lexists(path):
         raise UsageError(
-            f"{called}{path} may be the {path} that is here or the weights of this name that ship with this package: "
+            f"{called}{path} is ambiguous: the existing path {path}, or the pretrained weights of this name; "
             f"give ./{path} for the first, or rename it"
         )
     return FOLDER / f"{path}.safetensors"
