@@ -1,1 +1,1 @@
-"""Measurements: benchmarks for pytest, records of what they measured, and tables made from the records alone."""
+"""Measurements: pytest benchmarks, the records of their results, and tables generated only from the records."""

@@ -1,4 +1,4 @@
-"""Stages 1 and 2 as a user's own program runs them, alone and beside busy processes: :mod:`bench.contention`."""
+"""Stages 1 and 2 as a user's own program runs them, alone and with busy processes running: :mod:`bench.contention`."""
 
 from collections.abc import Callable
 from functools import cache
@@ -21,7 +21,7 @@ CELLS = [
 
 @cache
 def rows(names: tuple[str, ...], rounds: Rounds, say: Say) -> dict[tuple[str, int], dict[str, Any]]:
-    """What the implementations take in a process of their own, in turns."""
+    """Times of the implementations, each in its own process, interleaved."""
     found = measure(names, 16, rounds, say)
     return {(row["implementation"], row["busy_processes"]): row for row in found}
 
@@ -37,7 +37,7 @@ def test_contention(
     implementation: str,
     busy_processes: int,
 ) -> None:
-    """One cell: forward and backward, threads and memory as PyTorch has them."""
+    """One cell: forward and backward, with PyTorch's default thread and memory settings."""
     names = tuple(dict.fromkeys(cell["implementation"] for cell in together(test_contention, {})))
     rounds = QUICK_ROUNDS if request.config.getoption("--quick") else ROUNDS
     found = rows(names, rounds, say)[implementation, busy_processes]

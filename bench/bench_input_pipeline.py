@@ -1,4 +1,4 @@
-"""How fast images come: decoding for the packed store, reading from it, and the paper's variations."""
+"""Throughput of the input pipeline: decoding for the packed store, reading from it, and the paper's augmentation."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +26,7 @@ Row = Callable[..., None]
 
 
 def photograph(seed: int, width: int = 500, height: int = 375) -> Image.Image:
-    """A picture whose JPEG file is as large as a photograph's of that size: smooth shapes and some noise."""
+    """A picture whose JPEG file is as large as a photograph's: smooth shapes and some noise."""
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
     smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)).astype(int)
@@ -36,7 +36,7 @@ def photograph(seed: int, width: int = 500, height: int = 375) -> Image.Image:
 
 @pytest.mark.parametrize(("kind", "quality"), [("pixels", None), ("JPEG", JPEG_QUALITY)])
 def test_prepare(benchmark: BenchmarkFixture, row: Row, tmp_path: Path, kind: str, quality: int | None) -> None:
-    """One process decodes, scales, crops, sums up and writes or encodes a chunk of 500x375 JPEG files."""
+    """One process decodes, scales, crops, sums and writes or encodes a chunk of 500x375 JPEG files."""
     files = []
     for number in range(CHUNK):
         files.append(f"{number}.jpg")

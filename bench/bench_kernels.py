@@ -24,7 +24,7 @@ SAMPLES = {"cuda": 30, "cpu": 10}
 def times(
     case: Case, dtype: str, mode: str, names: tuple[str, ...], device: torch.device, say: Say
 ) -> dict[str, list[float] | str]:
-    """Seconds of the implementations that passed their check, sampled in turns; or why there are none."""
+    """Seconds of the implementations that passed their check, sampled interleaved; or why there are none."""
     right = [checked(case, name, dtype, SCALE)[0] for name in names]
     rivals = [prepared for prepared in right if prepared is not None]
     say(f"{mode} of {case.name}, {dtype}: {', '.join(rival.implementation for rival in rivals)}")
@@ -34,8 +34,8 @@ def times(
 
 @pytest.fixture(scope="session")
 def compiled_ahead(together: Together, device: torch.device, cold_compiler: None, say: Say) -> None:
-    """On a CPU, compile everything this run needs in one process per core: compiling takes half a minute a variant, and
-    one process uses little more than one core."""
+    """On a CPU, compile everything this run needs in one process per core: a variant takes half a minute, and one
+    process uses little more than one core."""
     # XLA takes a second, and has no cache that another process could read.
     ours = [Operator(**cell) for cell in together(test_operator, {})]
     cells = [cell for cell in ours if cell.compiled and cell.implementation != "xla"]
@@ -63,7 +63,7 @@ def test_operator(
     mode: str,
     implementation: str,
 ) -> None:
-    """One cell of reports/kernels.md, sampled in turns with those of its rivals that this run has."""
+    """One cell of reports/kernels.md, sampled interleaved with those of its rivals in this run."""
     one, images = BY_NAME[case], SCALE.images
     work = one.work(images, DTYPES[dtype])[mode]
     row(**describe(one, implementation, mode, images, dtype, formats(implementation, device)), work=work)

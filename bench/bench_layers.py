@@ -32,7 +32,7 @@ def test_layer(
 ) -> None:
     """One row of reports/layers.md."""
     layer = layers(device)[name, mode]
-    # On a GPU the calls take turns, so that no call finds its tensors in the cache.
+    # On a GPU the calls alternate, so that no call finds its tensors in the cache.
     calls = itertools.cycle(layer.calls)
     benchmark.pedantic(lambda: next(calls)(), rounds=10, warmup_rounds=2)
     assert benchmark.stats is not None
@@ -58,7 +58,7 @@ def test_whole_step(benchmark: BenchmarkFixture, row: Row, device: torch.device,
     update = update_step(model, model, *images_and_labels(SCALE.network, count, device), dtype)
     benchmark.pedantic(update, rounds=10, warmup_rounds=2)
     assert benchmark.stats is not None
-    # Input preparation is no part of an update.
+    # Input preparation is not part of a training step.
     parts = [MEDIANS.get(cell) for cell in CELLS if cell[0] != "input preparation"]
     columns: dict[str, float] = {}
     if None not in parts:

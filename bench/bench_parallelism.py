@@ -1,4 +1,4 @@
-"""The strategies at equal global batch: what ``python -m bench.parallelism`` measures of the digits network."""
+"""The strategies at equal global batch: the measurements of ``python -m bench.parallelism`` for the digits network."""
 
 from typing import Any
 

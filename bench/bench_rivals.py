@@ -1,6 +1,6 @@
-"""Inference of the paper's network by what a user would take instead: ours and PyTorch's operators compiled, ONNX
+"""Inference of the paper's network with the alternatives a user has: our operators and PyTorch's, compiled, and ONNX
 Runtime and OpenVINO with the file that ``net.export`` writes. All compute in float32, with equal outputs, on the same
-number of threads, in turns."""
+number of threads, interleaved."""
 
 import time
 from collections.abc import Callable
@@ -26,7 +26,7 @@ Row = Callable[..., None]
 Together = Callable[..., list[dict[str, Any]]]
 Say = Callable[[str], None]
 NETWORK = "paper"
-#: Most rounds of a batch; after this many seconds it ends, once there are ENOUGH.
+#: Maximum rounds per batch size; after this many seconds it ends, once there are ENOUGH.
 ROUNDS, ENOUGH, SECONDS = 30, 5, 12.0
 OTHERS = {"onnxruntime": rivals.onnxruntime, "openvino": rivals.openvino}
 COMPILED = tuple(name for name in RUNTIMES if name not in OTHERS)
@@ -44,12 +44,12 @@ def exported() -> bytes:
 
 @cache
 def compiled(implementation: str) -> Callable[[Tensor], Tensor]:
-    """Compiled once for all batches, as a user's calls would: first for one image, then for a dynamic batch."""
+    """Compiled once for all batch sizes, as in a user's program: first for one image, then for a dynamic batch."""
     return torch.compile(network())
 
 
 def ready(implementation: str, images: Tensor) -> Inference:
-    """The inference call after its first run, in which it compiles."""
+    """The inference call, after a first run that compiles it."""
     if implementation in OTHERS:
         return OTHERS[implementation](exported(), images)
     forward = compiled(implementation)
@@ -64,7 +64,7 @@ def ready(implementation: str, images: Tensor) -> Inference:
 
 @cache
 def measured(count: int, names: tuple[str, ...], say: Say) -> dict[str, list[float] | Exception]:
-    """Seconds of one inference of each implementation, sampled in turns; or the error."""
+    """Seconds per inference of each implementation, sampled interleaved; or the error."""
     images, _ = images_and_labels(NETWORK, count, torch.device("cpu"))
     expected = rivals.in_float64(network(), images)
     found: dict[str, list[float] | Exception] = {}
@@ -75,15 +75,15 @@ def measured(count: int, names: tuple[str, ...], say: Say) -> dict[str, list[flo
         try:
             calls[name] = ready(name, images)
             rivals.agree(calls[name](), expected)
-        except Exception as error:  # It is the row's status; the others go on.
+        except Exception as error:  # It becomes the row's status; the others continue.
             calls.pop(name, None)
             found[name] = error
-    say(f"inference of {count} images: {', '.join(calls)} in turns")
+    say(f"inference of {count} images: {', '.join(calls)}, interleaved")
     return found | in_turns(calls)
 
 
 def in_turns(calls: dict[str, Inference]) -> dict[str, list[float]]:
-    """Seconds of each call. The second of two counts: the first finds another one's data in the caches."""
+    """Seconds of each call. Of two calls, the second counts: the first finds other data in the caches."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     begin = time.perf_counter()
     for round in range(ROUNDS if calls else 0):
@@ -114,7 +114,7 @@ def test_inference(
     images: int,
     implementation: str,
 ) -> None:
-    """Images a second, and the share of this processor's rate in large matrix products."""
+    """Images per second, and the fraction of this processor's rate in large matrix products."""
     how = "compiled" if implementation in COMPILED else ""
     described, work = describe_step("inference", NETWORK, implementation, how, "float32", images)
     row(**described, work=work, threads=torch.get_num_threads())

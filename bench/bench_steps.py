@@ -1,4 +1,4 @@
-"""Whole training steps and inference: the paper's network, its rivals, and a digits run from its first line."""
+"""Whole training steps and inference: the paper's network, its rivals, and a complete digits run."""
 
 from collections.abc import Callable
 from functools import cache
@@ -25,17 +25,17 @@ Row = Callable[..., None]
 Together = Callable[..., list[dict[str, Any]]]
 Say = Callable[[str], None]
 SCALE = here()
-#: On a CPU: fewest and most rounds of a task's networks, and about how many seconds each network gets.
+#: On a CPU: minimum and maximum rounds of a task's networks, and the approximate seconds per network.
 ROUNDS = (3, 10)
 SECONDS = 5.0
-#: On a GPU: updates that are timed, chained.
+#: On a GPU: the number of steps timed back to back.
 SAMPLES = 30
-#: Seconds of one step, and its other columns.
+#: Seconds per step, and its other columns.
 Times = tuple[list[float], dict[str, Any]]
 
 
 def marked() -> list[object]:
-    """The cells of :func:`test_step`; ``--quick`` leaves out those that are compiled, and on a CPU large batches."""
+    """The cells of :func:`test_step`; ``--quick`` omits compiled ones and, on a CPU, large batches."""
 
     def long(cell: Step) -> bool:
         return bool(cell.mode) or (cell.images > SCALE.images and not SCALE.cuda)
@@ -57,7 +57,7 @@ class Rival(NamedTuple):
 
 
 def ready(step: Step, device: torch.device) -> Rival:
-    """A network, built and called for the first time: compiled from nothing, and once more with what is on disk."""
+    """A network, built and called for the first time: compiled with a cold cache, and again with a warm one."""
     times = []
     with kernels.implementation(step.implementation), many_variants():
         for _ in range(2 if step.mode else 1):
@@ -67,7 +67,7 @@ def ready(step: Step, device: torch.device) -> Rival:
             times.append(round(synchronized() - begin, 2))
         columns = dict(zip(("first_call_s", "first_call_warm_s"), times, strict=False))
         if step.what == "update" and not step.mode:
-            # The parameters are there anyway.
+            # The parameters exist anyway.
             images, labels = images_and_labels(step.network, step.images, device)
             kept = kept_bytes(lambda: training_loss(model, images, labels, step.dtype), list(model.parameters()))
             columns["saved_mib"] = round(kept / 2**20, 1)
@@ -76,7 +76,7 @@ def ready(step: Step, device: torch.device) -> Rival:
 
 @cache
 def in_turns(steps: tuple[Step, ...], device: torch.device, say: Say) -> dict[Step, Times | Exception]:
-    """Measurements of networks that take turns on a CPU, by their cell; or the error."""
+    """Measurements of networks interleaved on a CPU, by cell; or the error."""
     what = f"{steps[0].what} of {steps[0].images} images in {steps[0].dtype}"
     rivals: dict[Step, Rival] = {}
     found: dict[Step, Times | Exception] = {}
@@ -85,17 +85,17 @@ def in_turns(steps: tuple[Step, ...], device: torch.device, say: Say) -> dict[St
         say(f"{what}: the first of {step.network}, {step.implementation}, {step.how}{compiles}")
         try:
             rivals[step] = ready(step, device)
-        except Exception as error:  # It fails its own benchmark; the others go on.
+        except Exception as error:  # Only its own benchmark fails; the others continue.
             found[step] = error
     for step, rival in rivals.items():
         if step.mode:
-            # Compiling the next network has reset this one's.
+            # Compiling the next network has reset this network's compiled code.
             rival()
     times: dict[Step, list[float]] = {step: [] for step in rivals}
     rounds, round_seconds = ROUNDS[1], 0.0
     while rivals and (done := len(times[next(iter(rivals))])) < rounds:
         left = f", about {round_seconds * (rounds - done):.0f} s left" if done else ""
-        say(f"{what}: {len(rivals)} in turns, round {done + 1} of at most {rounds}{left}")
+        say(f"{what}: {len(rivals)} interleaved, round {done + 1} of at most {rounds}{left}")
         for step, rival in rivals.items():
             begin = synchronized()
             rival()
@@ -106,7 +106,7 @@ def in_turns(steps: tuple[Step, ...], device: torch.device, say: Say) -> dict[St
 
 
 def on_a_gpu(step: Step, device: torch.device, say: Say) -> Times:
-    """As the device suite measures it: chained, one network after the other."""
+    """Measured as in the device suite: steps back to back, one network after another."""
     say(step.name)
     with kernels.implementation(step.implementation), many_variants():
         return timed(step, device, SAMPLES)
@@ -127,8 +127,8 @@ def test_step(
     dtype: str,
     images: int,
 ) -> None:
-    """An update is forward, backward and the optimizer; inference is logits without a gradient. On a CPU networks with
-    the same images and dtype take turns."""
+    """An update is forward, backward and the optimizer; inference is logits without a gradient. On a CPU, networks with
+    the same images and dtype run interleaved."""
     step = Step(what, network, implementation, how, dtype, images)
     described, work = step.describe()
     row(**described, work=work)
@@ -149,7 +149,7 @@ def test_step(
 
 @pytest.mark.slow
 def test_digits_run(benchmark: BenchmarkFixture, row: Row, tmp_path: Path) -> None:
-    """``python -m net.train`` without flags, from start to end."""
+    """``python -m net.train`` without flags, from start to finish."""
     status = benchmark.pedantic(train.main, (["--output-dir", str(tmp_path / "run")],), rounds=1)
     assert status == 0
     last = runs.read_metrics(tmp_path / "run")[-1]

@@ -1,7 +1,7 @@
 """What is measured: one list, which pytest (``bench_*.py``) and the device suite (:mod:`bench.suite`) both read.
 
-A cell is one row of a record. The lists depend on the device: a GPU is given what it is for, in order of value; a CPU,
-where compiling the whole network takes a minute and a half, is given less.
+A cell is one row of a record. The lists depend on the device: a GPU runs what GPUs are used for, most important first;
+a CPU, where compiling the whole network takes a minute and a half, runs less.
 """
 
 import importlib.util
@@ -14,12 +14,12 @@ from .subjects.cases import CASES, DTYPES, IMPLEMENTATIONS, MODES, implementatio
 from .subjects.network import TORCHVISION
 from .subjects.steps import Step
 
-#: A large batch beside the paper's 128.
+#: A large batch size, in addition to the paper's 128.
 LARGE = 1024
 
 
 class Scale(NamedTuple):
-    """The device, a batch and the network; ``toy`` where sizes say nothing, to see that everything runs."""
+    """The device, the batch size and the network; ``toy`` for meaningless sizes that only show that everything runs."""
 
     device: str
     images: int
@@ -51,7 +51,7 @@ class Scale(NamedTuple):
 
 
 def here() -> Scale:
-    """This machine, for pytest: the paper's network with its own batch on a GPU, a smaller one on a CPU."""
+    """This machine, for pytest: the paper's network, on a GPU with the paper's batch size, on a CPU a smaller one."""
     return Scale("cuda", 128, "paper") if torch.cuda.is_available() else Scale("cpu", 16, "paper")
 
 
@@ -102,7 +102,7 @@ def inference(scale: Scale) -> list[Step]:
 
 
 def profiled(scale: Scale) -> list[Step]:
-    """The updates whose kernels are listed: ours, PyTorch's compiled one, and that without normalization."""
+    """The training steps that are profiled: ours, PyTorch's compiled one, and one without normalization."""
     network, dtype, images = scale.network, scale.dtype, scale.images
     chosen = [(network, scale.ours, scale.best)]
     if not scale.toy:
@@ -111,7 +111,7 @@ def profiled(scale: Scale) -> list[Step]:
 
 
 def autotuned(scale: Scale) -> list[Step]:
-    """Updates for which Inductor measures every choice it has first, which takes minutes."""
+    """Training steps that Inductor autotunes first, which takes minutes."""
     chosen = [(TORCHVISION, "aten")] if importlib.util.find_spec("torchvision") and not scale.toy else []
     chosen.append((scale.network, scale.ours))
     how = "eager" if scale.toy else "max-autotune"
@@ -128,18 +128,18 @@ class Operator(NamedTuple):
 
     @property
     def compiled(self) -> bool:
-        """Whether it takes a CPU half a minute to compile."""
+        """Whether compiling it takes half a minute on a CPU."""
         return IMPLEMENTATIONS[self.implementation][1] or self.implementation == "inductor"
 
 
 def modes(implementation: str, scale: Scale) -> tuple[str, ...]:
-    """The modes that are measured; on a CPU no inference of compiled callers, which would compile for half a minute."""
+    """The measured modes; on a CPU no inference of compiled callers, which would take half a minute to compile."""
     caller_compiled = IMPLEMENTATIONS[implementation][1]
     return tuple(mode for mode in MODES if mode != "inference" or not caller_compiled or scale.cuda or scale.toy)
 
 
-#: A CPU measures compiled code only for the whole stages, in bfloat16 only for stage 1, and PyTorch's own operators
-#: only in float32. ``traced``, the formula in a compiled caller's graph, costs what ``inductor`` does less one call.
+#: On a CPU, compiled code is measured only for whole stages (in bfloat16 only stage 1), and PyTorch's own operators
+#: only in float32. ``traced``, the formula in a compiled caller's graph, costs the same as ``inductor`` minus one call.
 COMPILED_ON_A_CPU, HALF_ON_A_CPU = ("stage1", "stage2"), ("stage1",)
 
 
@@ -147,7 +147,7 @@ def operators(scale: Scale) -> list[Operator]:
     """Every operator that is measured, ordered by dtype, case and mode."""
     cells = []
     dtypes = ("bfloat16", "float32") if scale.cuda else tuple(DTYPES)
-    # Nobody calls the formula eagerly on a GPU.
+    # On a GPU, the formula is never called eagerly in practice.
     left_out = "reference" if scale.cuda else ""
     for dtype, case, mode in itertools.product(dtypes, CASES[1:2] if scale.toy else CASES, MODES):
         for name in (scale.ours, "aten") if scale.toy else implementations(case, torch.device(scale.device)):
@@ -163,6 +163,6 @@ def _on_a_cpu(cell: Operator) -> bool:
     return cell.dtype != "bfloat16" or (cell.case in HALF_ON_A_CPU and not IMPLEMENTATIONS[cell.implementation][1])
 
 
-#: Batches in which a CPU's runtimes are compared, and the forms of ours and PyTorch's beside them.
+#: Batch sizes at which a CPU's runtimes are compared, and the forms of our and PyTorch's operators next to them.
 RUNTIME_BATCHES = (1, 16, 64)
 RUNTIMES = ("auto", "aten", "onnxruntime", "openvino")

@@ -1,7 +1,7 @@
 """Compile operators before they are timed: ``python -m bench.compile_ahead CASE,IMPLEMENTATION,DTYPE...``.
 
 Other processes find the compiled code in Inductor's cache. A line on stdout names each finished variant. A variant that
-fails here fails again when it is timed.
+fails here will fail again when it is timed.
 """
 
 import os
@@ -25,7 +25,7 @@ def checked(case: Case, implementation: str, dtype: str, scale: Scale) -> tuple[
     prepared = prepare(case, implementation)
     try:
         check(prepared, scale.images, DTYPES[dtype], torch.device(scale.device), modes(implementation, scale))
-    except Exception as error:  # Whatever it is becomes the row's status; the benchmark fails, and the others go on.
+    except Exception as error:  # Any error becomes the row's status; this benchmark fails, and the others continue.
         return None, failure(error)
     return prepared, ""
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: flags, fixtures, and rows made from what pytest-benchmark measured."""
+"""Shared by the benchmarks: flags, fixtures, and rows made from pytest-benchmark's measurements."""
 
 import os
 import tempfile
@@ -60,7 +60,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session")
 def together(request: pytest.FixtureRequest) -> Callable[..., list[dict[str, Any]]]:
-    """``together(test, task)``: the parameters of all cells of a test that this run measures at the same task."""
+    """``together(test, task)``: the parameters of all cells of a test that this run measures for the same task."""
 
     def cells(test: Callable[..., None], task: dict[str, Any]) -> list[dict[str, Any]]:
         found = []
@@ -82,7 +82,7 @@ def recorded(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session", autouse=True)
 def cold_compiler() -> Iterator[None]:
-    """Inductor's cache lasts for one run of pytest, so that first calls really compile."""
+    """Uses a fresh Inductor cache for each pytest run, so that first calls really compile."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", os.path.join(folder, "inductor"))
         yield
@@ -99,7 +99,7 @@ def device() -> torch.device:
 
 @pytest.fixture
 def replay(benchmark: BenchmarkFixture) -> Iterator[Callable[[list[float]], None]]:
-    """Passes times in seconds, which were measured in turns with rivals, to pytest-benchmark: one round each."""
+    """Passes times in seconds, measured interleaved with rivals, to pytest-benchmark: one round each."""
     yield lambda times: benchmark.pedantic(CLOCK.replay(times), rounds=len(times))
     CLOCK.stop()
 
@@ -132,9 +132,9 @@ def ceilings(recorded: list[dict[str, Any]], device: torch.device, say: Say) -> 
 def row(
     benchmark: BenchmarkFixture, request: pytest.FixtureRequest, recorded: list[dict[str, Any]]
 ) -> Iterator[Callable[..., None]]:
-    """Says what a benchmark measures: ``row(case=..., images=..., work=...)``.
+    """Declares what a benchmark measures: ``row(case=..., images=..., work=...)``.
 
-    ``images`` and ``work`` are of one call.
+    ``images`` and ``work`` are per call.
     """
     columns: dict[str, Any] = {}
     yield columns.update

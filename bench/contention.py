@@ -1,8 +1,8 @@
-"""Stages 1 and 2 as a user's own program runs them, alone and beside busy processes: ``python -m bench.contention``.
+"""Stages 1 and 2 in a user's own program, alone and with busy processes running: ``python -m bench.contention``.
 
-This project's commands tell OpenMP to spin only briefly and the C library to keep freed memory. Other programs that
-import :mod:`kernels` do neither, and machines are often shared. So the measurement runs in
-:mod:`bench.subjects.user_program`, which changes no setting. A busy process is a loop that never waits.
+This project's commands limit OpenMP's spinning and make the C library keep freed memory. Other programs that import
+:mod:`kernels` do neither, and machines are often shared. So the measurement runs in
+:mod:`bench.subjects.user_program`, which changes no setting. A busy process is an endless loop.
 """
 
 import contextlib
@@ -27,10 +27,10 @@ from .measure.records import time_columns, write
 from .subjects.user_program import IMPLEMENTATIONS, SHAPES
 
 DESCRIPTION = (
-    "Time stages 1 and 2, forward and backward, as another program would run them: alone, and beside two processes "
-    "that keep cores busy."
+    "Time stages 1 and 2, forward and backward, as another program would run them: alone, and with two processes "
+    "running that keep cores busy."
 )
-#: Environment variables that a user's program does not set.
+#: Environment variables that user programs do not set.
 UNSET = (
     "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "OMP_DYNAMIC", "OMP_PROC_BIND", "GOMP_SPINCOUNT", "GOMP_CPU_AFFINITY",
     "KMP_BLOCKTIME", "KMP_AFFINITY", "MKL_NUM_THREADS", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_",
@@ -39,9 +39,9 @@ UNSET = (
 BUSY = (0, 2)
 #: Implementations that compile nothing.
 EAGER = ("auto, eager", "aten, eager")
-#: Ends when the process that started it ends, even if that is killed.
+#: Ends when its parent process ends, even if the parent is killed.
 LOOP = "import os, sys\nwhile os.getppid() == int(sys.argv[1]):\n    sum(range(100_000))"
-#: Rounds of each implementation: fewest, most, and the seconds after which it gets no further round.
+#: Rounds of each implementation: minimum, maximum, and the seconds after which no further round starts.
 ROUNDS, QUICK_ROUNDS = (3, 15, 10.0), (3, 9, 5.0)
 #: Time limits in seconds: of a process's first call, which may compile, and of later ones.
 FIRST_LIMIT, LIMIT = 300.0, 30.0
@@ -65,7 +65,7 @@ def busy(count: int) -> Iterator[None]:
 
 
 class Program:
-    """A :mod:`bench.subjects.user_program`, started when it is first asked for something."""
+    """A :mod:`bench.subjects.user_program`, started on the first request."""
 
     def __init__(self, images: int) -> None:
         self.images = images
@@ -140,7 +140,7 @@ class Program:
 
 
 class _Cell:
-    """Measurements of one implementation beside a number of busy processes."""
+    """Measurements of one implementation with a number of busy processes running."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -157,17 +157,17 @@ class _Cell:
 def measure(names: Sequence[str], images: int, rounds: Rounds, say: Say) -> Iterator[dict[str, Any]]:
     """Rows of the suite ``contention``, those without busy processes first, each with its ``times`` in seconds.
 
-    Implementations take turns. One that exceeds its time limit, or ends the process, has a ``status`` instead.
+    Implementations run interleaved. One that exceeds its time limit, or ends the process, has a ``status`` instead.
 
     Args:
         names: of :data:`bench.subjects.user_program.IMPLEMENTATIONS`.
-        images: a batch.
-        rounds: fewest and most rounds, and seconds after which there are no more.
+        images: the batch size.
+        rounds: minimum and maximum rounds, and seconds after which no more start.
         say: called with a line of progress.
     """
     with Program(images) as program:
         for count in BUSY:
-            beside = f"beside {count} busy processes" if count else "alone"
+            beside = f"with {count} busy processes" if count else "alone"
             cells = {name: _Cell() for name in names}
 
             def ask(name: str, what: str, cell: _Cell) -> dict[str, Any]:
@@ -235,8 +235,8 @@ class ContentionConfig:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Medians in milliseconds with 20th and 80th percentiles, quiet and busy, and the speed-up over aten: eager over
-    eager, compiled over compiled."""
+    """Medians in milliseconds with 20th and 80th percentiles, quiet and busy, and the speedup over aten: eager compared
+    with eager, compiled with compiled."""
     by = {(row["implementation"], row["busy_processes"]): row for row in rows}
     titles = ["implementation"]
     for count in BUSY:
@@ -261,7 +261,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure as the command line says; returns the exit status."""
+    """Run the command; returns the exit status."""
     config = cli.resolve(cli.given(ContentionConfig, "bench.contention", DESCRIPTION, arguments), ContentionConfig)
     names = EAGER if config.quick else tuple(IMPLEMENTATIONS)
     begin = time.perf_counter()

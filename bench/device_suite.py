@@ -1,11 +1,10 @@
-"""Measure a device, most valuable figures first: ``python -m bench.device_suite``.
+"""Measure a device, most important results first: ``python -m bench.device_suite``.
 
-For a GPU that is available for minutes. Parts run in the order in which they are named, each in its own process with a
-share of the time; time that a part leaves over goes to the parts after it. A row is written as soon as it is measured.
-Before anything is timed, several processes compile what the parts need. On a CPU the same parts run at toy sizes, to
-see that they run.
+The suite is designed for a GPU that is available for minutes. Parts run in the order given, each in its own process
+with a share of the time; unused time goes to later parts. A row is written as soon as it is measured. Before anything
+is timed, several processes compile what the parts need. On a CPU the same parts run at toy sizes, as a smoke test.
 
-A part is a module of :mod:`bench.suite`. This process imports no torch, and leaves the device to the parts.
+A part is a module of :mod:`bench.suite`. This process does not import torch, and leaves the device to the parts.
 """
 
 import argparse
@@ -44,10 +43,10 @@ class Part(NamedTuple):
     Attributes:
         module: of :mod:`bench.suite`.
         share: its share of the time, in seconds of the default budget.
-        most: the most seconds it may take.
-        limited: its rows are compared with the ceilings.
-        timed: it measures times, so nothing else may run meanwhile.
-        ahead: it has something to compile or write before anything is timed.
+        most: the maximum seconds it may take.
+        limited: whether its rows are compared with the ceilings.
+        timed: whether it measures times, so that nothing else may run meanwhile.
+        ahead: whether it has something to compile or write before anything is timed.
     """
 
     module: str
@@ -75,7 +74,7 @@ PARTS = {
     "full_gate": Part("full_gate", 400, timed=False),
 }
 DEFAULT = tuple(name for name in PARTS if name != "full_gate")
-#: Compiling ahead, which runs beside the gate where that comes first.
+#: Compiling ahead, which runs concurrently with the gate if the gate comes first.
 AHEAD = Part("ahead", 110, most=120, timed=False)
 BUDGET = 480.0
 #: A part does not start with fewer seconds than this.
@@ -84,7 +83,7 @@ OUTPUT = Path("runs") / "device-suite"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; flags that begin with --child are for the processes that this one starts."""
+    """The command line; flags that begin with --child are for child processes."""
     result = Parser(prog="python -m bench.device_suite", description=DESCRIPTION)
     result.add_argument(
         "--parts",
@@ -137,7 +136,7 @@ class Suite:
         return float(self.begin + self.options.budget_s - time.monotonic())
 
     def parts(self) -> list[str]:
-        """The parts that run: those that are named, and the ceilings before the first part that needs them."""
+        """The parts to run: the named ones, and the ceilings before the first part that needs them."""
         names = list(dict.fromkeys(self.options.parts))
         first = next((number for number, name in enumerate(names) if PARTS[name].limited), None)
         if first is not None and "ceilings" not in names:
@@ -166,13 +165,13 @@ class Suite:
             self.problems.append(f"{name} failed, see above")
 
     def run(self) -> None:
-        """Compile ahead, then one part after the other."""
+        """Compile ahead, then run one part after another."""
         names = self.parts()
         shares = {name: PARTS[name].share for name in names}
         compiled = any(PARTS[name].ahead for name in names)
         beside = names[0] if compiled and not PARTS[names[0]].timed else None
         if beside:
-            # Compiling runs beside it; the suite waits for the longer of the two.
+            # Compiling runs concurrently; the suite waits for the longer of the two.
             shares[beside] = max(0.0, shares[beside] - AHEAD.share)
         ahead = self.limit(AHEAD, AHEAD.share, sum(shares.values())) if compiled else 0.0
         compiling = self.compile(ahead)
@@ -194,14 +193,14 @@ class Suite:
                 self.wait(compiling, ahead)
 
     def limit(self, part: Part, share: float, rest: float) -> float:
-        """Seconds for a part with this share, where the parts after it have ``rest`` in all."""
+        """Seconds for a part with this share, if later parts have ``rest`` in total."""
         return min(part.most, self.left * share / (share + rest))
 
     def compile(self, limit: float) -> list[Command]:
         """Start the processes that compile."""
         if limit < FEWEST:
             return []
-        # Each starts compilers of its own, so a few processes keep the cores busy.
+        # Each starts its own compilers, so a few processes keep the cores busy.
         count = max(1, min(6, available_cores() * 3 // 8))
         print(f"--- compiling in {count} processes: at most {limit:.0f} s", flush=True)
         return [self.start("ahead", limit, TORCHINDUCTOR_COMPILE_THREADS="2") for _ in range(count)]
@@ -210,8 +209,8 @@ class Suite:
         """Wait for the processes that compile."""
         for command in compiling:
             self.finish("compiling ahead", command, limit)
-        # Autotuning measured variants of kernels while other processes used the device. The compiled variants stay; the
-        # first process that has the device to itself measures them again.
+        # Autotuning timed kernel variants while other processes used the device. Keep the compiled variants; the first
+        # process that has the device to itself times them again.
         for path in Path(self.environment["TORCHINDUCTOR_CACHE_DIR"]).rglob("*.best_config"):
             path.unlink(missing_ok=True)
 
@@ -221,7 +220,7 @@ class Suite:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the parts as the command line says; returns the exit status."""
+    """Run the command; returns the exit status."""
     options = parser().parse_args(arguments)
     at_least(options, 0, "budget_s", called=flag_name)
     at_least(options, 1, "batch_size", called=flag_name)
@@ -237,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (KeyboardInterrupt, SystemExit):
             suite.problems.append("interrupted")
         finally:
-            # However this ends, no process keeps using the device.
+            # However this ends, no process may keep using the device.
             suite.stop()
             signal.signal(signal.SIGTERM, before)
         rows = read_rows(Path(folder))
@@ -273,7 +272,7 @@ def child(options: argparse.Namespace) -> int:
     part = importlib.import_module(f"{__package__}.suite.{PARTS[options.child].module}")
     try:
         running.record(run, part.rows(run))
-    except Exception:  # The part has failed; what it has measured is written.
+    except Exception:  # The part has failed; its measurements so far are written.
         traceback.print_exc()
         return 1
     return 0

@@ -1,10 +1,11 @@
-"""An estimate of how many kernels an update launches on a GPU, and of the bytes that they move, without a GPU.
+"""Estimates, without a GPU, a training step's kernel launches on a GPU and their memory traffic.
 
-``python -m bench.launches`` runs the update of :class:`net.training.step.TrainingStep` on the CPU, as on a GPU. It
-counts Triton kernels, which it does not run, and PyTorch's operators: one launch each, or one per gradient in a
-convolution's backward pass. Bytes are those of the tensors that an operator reads and writes, each once. What cuDNN and
-cuBLAS launch inside an operator (memsets, workspaces, transpositions: some 60 on an H100) is not seen; the measurement
-is the profile of ``python -m bench.device_suite``. Use the estimate to compare forms and to see what a change adds.
+``python -m bench.launches`` runs the step of :class:`net.training.step.TrainingStep` on the CPU as it runs on a GPU. It
+counts Triton kernels, without running them, and PyTorch's operators: one launch each, or one per gradient in a
+convolution's backward pass. Bytes are those of the tensors that an operator reads and writes, each once. Kernels that
+cuDNN and cuBLAS launch inside an operator (memsets, workspaces, transpositions: some 60 on an H100) are not counted;
+``python -m bench.device_suite`` measures them in its profile. Use the estimate to compare forms and to see what a
+change adds.
 """
 
 import os
@@ -27,19 +28,19 @@ DESCRIPTION = (
     "Estimate, without a GPU, how many kernels one update launches there in each form of the network, and how many "
     "bytes they move."
 )
-#: Batches at which bytes are counted; they are linear in the batch, so two say the rest.
+#: Batch sizes at which bytes are counted; they are linear in the batch size, so two suffice.
 COUNTED = 1, 2
-#: What a launch is, by the operator that makes it; the rest is elementwise.
+#: The class of a launch, by its operator; all others are elementwise.
 LIBRARY = {
     "aten::convolution": "convolutions",
     "aten::convolution_backward": "convolutions",
     "aten::addmm": "products",
     "aten::mm": "products",
 }
-#: A GPU drops out in one kernel, which PyTorch counts here as the multiplication by its mask.
+#: On a GPU dropout is one kernel; here it is counted as the multiplication by its mask.
 PARTS_OF_DROPOUT = ("aten::bernoulli_", "aten::div_")
 CLASSES = ("convolutions", "products", "stages", "update", "elementwise")
-#: Those of which the bytes are counted; the update's are known: 20 a parameter that has a copy.
+#: The classes whose bytes are counted; the optimizer's are known: 20 per parameter with a copy.
 MOVED = ("stages", "elementwise")
 
 
@@ -57,7 +58,7 @@ class LaunchesConfig:
 
 @dataclass(frozen=True)
 class Launches:
-    """The launches of an update.
+    """The launches of a training step.
 
     Attributes:
         counts: by class, one of :data:`CLASSES`.
@@ -74,7 +75,7 @@ class Launches:
 
 @contextmanager
 def _triton_counted(count: Any) -> "Iterator[None]":
-    """Triton's interpreter calls ``count(name, tensors)`` in place of a kernel."""
+    """Makes Triton's interpreter call ``count(name, tensors)`` instead of a kernel."""
     import torch
 
     from kernels import private
@@ -95,7 +96,7 @@ def _triton_counted(count: Any) -> "Iterator[None]":
 
 
 def _one(variant: str, chosen: "Forms", batch: int) -> Launches:
-    """The launches of an update of ``batch`` images."""
+    """The launches of a training step of ``batch`` images."""
     import torch
 
     import kernels
@@ -136,7 +137,7 @@ def _one(variant: str, chosen: "Forms", batch: int) -> Launches:
                 each.untyped_storage().data_ptr() in reads for each in outputs if each.numel()
             )
             if name == "alexnet_fused::stage_backward" and outputs[1].numel():
-                # Inside, the rows of the bias gradient are summed.
+                # Its body sums the rows of the bias gradient.
                 counts["elementwise"] += 1
                 elementwise["sum"] += 1
             skipped = (
@@ -173,7 +174,7 @@ def _one(variant: str, chosen: "Forms", batch: int) -> Launches:
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(batch, dtype=torch.int64)
     with _triton_counted(triton), kernels.implementation("triton"):
-        # The first one makes the velocities.
+        # The first step allocates the velocities.
         step(images, labels)
         for counter in (counts, elementwise, moved):
             counter.clear()
@@ -184,7 +185,7 @@ def _one(variant: str, chosen: "Forms", batch: int) -> Launches:
 
 
 def launches(variant: str, chosen: "Forms", batch: int) -> Launches:
-    """The launches of an update, with its bytes at ``batch`` images.
+    """The launches of a training step, with the bytes at ``batch`` images.
 
     Args:
         variant: a key of :data:`net.model.config.VARIANTS`.
@@ -204,7 +205,7 @@ def launches(variant: str, chosen: "Forms", batch: int) -> Launches:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Count as the command line says; returns the exit status."""
+    """Run the command; returns the exit status."""
     config = cli.resolve(cli.given(LaunchesConfig, "bench.launches", DESCRIPTION, arguments), LaunchesConfig)
     os.environ["TRITON_INTERPRET"] = "1"
     import torch
@@ -215,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     with torch.device("meta"):
         model = AlexNet(network(config.network))
-    print(f"update of {config.network}, {config.batch_size} images, bf16; launches by what they do, and MB they move")
+    print(f"update of {config.network}, {config.batch_size} images, bf16; kernel launches by class, and MB moved")
     titles = [f"{kind:>14}" for kind in CLASSES] + [f"{'all':>6}"] + [f"{f'{kind} MB':>16}" for kind in MOVED]
     print(f"{'forms':<42}{''.join(titles)}")
     rows = []
@@ -228,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows.append(
             {
                 "suite": "launches",
-                # What is counted depends on no machine, and on no number of threads.
+                # The counts do not depend on the machine or the number of threads.
                 "machine": "a GPU, estimated without one",
                 "threads": None,
                 "case": f"launches of {config.network}",

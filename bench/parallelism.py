@@ -1,8 +1,8 @@
 """The strategies compared at equal global batch and seed: ``python -m bench.parallelism``.
 
-Every measurement runs in processes of its own: one for ``none``, ``--ranks`` for a strategy. On a CPU each process gets
-an equal share of the cores, and ``none, all cores`` is one process with all of them. An update is timed, then traced,
-and its messages are counted. Figures are those of rank 0.
+Every measurement runs in its own processes: one for ``none``, ``--ranks`` for a strategy. On a CPU each process gets an
+equal share of the cores, and ``none, all cores`` is one process with all of them. A step is timed, then traced, and its
+messages are counted. Values are those of rank 0.
 """
 
 import argparse
@@ -45,9 +45,9 @@ DESCRIPTION = (
 )
 CASE = "update of a network in parallel"
 LINK_CASE = "all-reduce of two processes"
-#: One process, which has all of a CPU's cores where the ranks of a strategy share them.
+#: One process with all of a CPU's cores, which a strategy's ranks share.
 ALL_CORES = "none, all cores"
-#: What ``--only`` can choose.
+#: Allowed values of ``--only``.
 ALL = ("none", "all-cores", "data", "tower", "hybrid", "alone", "link", *(f"losses-{dtype}" for dtype in EPOCHS))
 Intervals = list[tuple[float, float]]
 
@@ -79,7 +79,7 @@ def common(a: Intervals, b: Intervals) -> Intervals:
 
 
 def split(trace: profile) -> dict[str, float]:
-    """Microseconds of a traced update: compute, exposed communication and communication overlapped by compute.
+    """Microseconds of a traced step: compute, exposed communication, and communication overlapped by compute.
 
     On a GPU kernels count as compute; on a CPU PyTorch's own operators, which never wait for a message.
     """
@@ -116,7 +116,7 @@ def join(strategy: str) -> torch.device:
 
 
 def measure(strategy: str, variant: str, batch: int, updates: int, device: torch.device) -> dict[str, Any]:
-    """One strategy in this process and those that torchrun started with it; ``updates`` of them are timed."""
+    """One strategy in this process and the others that torchrun started; times ``updates`` steps."""
     group = dist.group.WORLD if dist.is_initialized() else None
     ranks = dist.get_world_size() if group is not None else 1
     keep_freed_memory()
@@ -144,7 +144,7 @@ def measure(strategy: str, variant: str, batch: int, updates: int, device: torch
         optimizer.step()
         if ranks > 1:
             dist.all_reduce(loss)
-        # Training reads the loss too: on a GPU this waits for the update.
+        # Training reads the loss too; on a GPU this waits for the step.
         float(loss)
         optimizer.zero_grad()
 
@@ -235,7 +235,7 @@ def link() -> list[dict[str, Any]]:
 
 
 def started(job: str, ranks: int, arguments: Sequence[object]) -> Any:
-    """Run ``job`` in processes of its own and return its rows."""
+    """Run ``job`` in its own processes and return its rows."""
     command = [sys.executable, "-m"]
     if ranks > 1:
         command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
@@ -248,19 +248,19 @@ def started(job: str, ranks: int, arguments: Sequence[object]) -> Any:
 
 
 def too_few_gpus(ranks: int) -> bool:
-    """Whether there are GPUs, but fewer than ranks: ranks that share one would wait for each other's kernels."""
+    """Whether there are fewer GPUs than ranks (but some): ranks that share one would wait for each other's kernels."""
     return 0 < torch.cuda.device_count() < ranks
 
 
 def cores_per_process(job: str, ranks: int) -> int | None:
-    """Cores of each process of ``job``, beside strategies of ``ranks``; None on a GPU, where a process has a device."""
+    """Cores per process of ``job``, given strategies of ``ranks``; None on a GPU, where each process has a device."""
     if torch.cuda.is_available():
         return None
     return available_cores() if job == ALL_CORES else max(1, available_cores() // ranks)
 
 
 class Job(NamedTuple):
-    """A measurement: what ``--only`` calls it, what its processes are told to do, how many they are, their flags."""
+    """A measurement: its name for ``--only``, the job of its processes, their number, and their flags."""
 
     name: str
     job: str
@@ -269,17 +269,17 @@ class Job(NamedTuple):
 
 
 def batch_size(variant: str, given: int | None) -> int:
-    """The global batch: as given, else small enough that an update takes seconds at most."""
+    """The global batch size: as given, else small enough that a step takes seconds at most."""
     return given or (32 if VARIANTS[variant].image_size >= 224 else 64)
 
 
 def plan(variants: Sequence[str], batch: int | None, updates: int, ranks: int, only: Sequence[str] = ALL) -> list[Job]:
-    """What is measured: each network under every strategy that can use so many ranks, the link, and the losses.
+    """The measurements: each network under every strategy that supports this world size, the link, and the losses.
 
     Args:
         variants: the networks; the losses are those of the digits network and are measured with it.
-        batch: images of all ranks together, as for :func:`batch_size`.
-        updates: those that are timed.
+        batch: global batch size, as for :func:`batch_size`.
+        updates: number of timed steps.
         ranks: world size of the strategies.
         only: the measurements wanted, of :data:`ALL`.
     """
@@ -328,7 +328,7 @@ def compare(jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
 
 
 def run_job(options: argparse.Namespace) -> Any:
-    """What a process of :func:`started` measures: a row, or several, each with its cores."""
+    """The measurement in a process of :func:`started`: one or several rows, each with its cores."""
     cores = cores_per_process(options.job, options.ranks)
     if cores is not None:
         torch.set_num_threads(cores)
@@ -350,7 +350,7 @@ def run_job(options: argparse.Namespace) -> Any:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; ``--job`` is for the processes that this one starts."""
+    """The command line; ``--job`` is for child processes."""
     result = Parser(prog="python -m bench.parallelism", description=DESCRIPTION)
     result.add_argument(
         "--network",
@@ -386,7 +386,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure as the command line says; returns the exit status."""
+    """Run the command; returns the exit status."""
     options = parser().parse_args(arguments)
     at_least(options, 2, "ranks", called=flag_name)
     at_least(options, 1, "updates", "batch_size", called=flag_name)
@@ -405,7 +405,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     jobs = plan(options.network, options.batch_size, options.updates, options.ranks, options.only)
     count = 0
     for row in compare(jobs):
-        # Written at once: a later job may fail.
+        # Write at once, because a later job may fail.
         path = write([row], options.output)
         count += 1
         print(f"    recorded in {path}", flush=True)

@@ -1,7 +1,7 @@
 """Packed stores of photographs, as pixels and as JPEG: ``python -m bench.photographs FOLDER``.
 
-The training images of a folder are packed and read as :mod:`net.prepare` and training do. Times are this process's
-processor time on one thread, the least of several turns, so that other programs count little.
+The training images of a folder are packed and read as in :mod:`net.prepare` and in training. Times are this process's
+CPU time on one thread, the minimum of several rounds, so that other programs have little effect.
 """
 
 import os
@@ -52,7 +52,7 @@ class PhotographsConfig:
 
 
 def _seconds(jobs: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """The processor time of each job, the least of what it took in turns with the others."""
+    """The CPU time of each job, the minimum over rounds interleaved with the others."""
     least = dict.fromkeys(jobs, float("inf"))
     for _ in range(TURNS):
         for name, job in jobs.items():
@@ -63,7 +63,7 @@ def _seconds(jobs: dict[str, Callable[[], object]]) -> dict[str, float]:
 
 
 def _pillow(files: Sequence[str]) -> None:
-    """What a program without any of this project would do: decode at a fraction, scale the centre."""
+    """The equivalent without this project: decode at a fraction, scale the centre."""
     for file in files:
         with Image.open(file) as image:
             image.draft("RGB", (SIZE, SIZE))
@@ -78,7 +78,7 @@ def rows(source: Path, count: int) -> list[Row]:
     """Measure on the first ``count`` training images of ``source``, a folder.
 
     Raises:
-        DataError: it is no image folder, or none of these images can be read.
+        DataError: it is not an image folder, or none of these images can be read.
     """
     if not source.is_dir():
         raise DataError(f"{source} is no folder; extract an archive first")
@@ -97,12 +97,12 @@ def rows(source: Path, count: int) -> list[Row]:
                 for first in range(0, len(files), CHUNK)
             ]
 
-        # Files that cannot be read are left out; the others are in the page cache from here on.
+        # Skip unreadable files; the others are in the page cache from here on.
         reasons = [reason for task in tasks(Packing(SIZE)) for reason in pack(task).reasons]
         if all(reasons):
             raise DataError(f"{source}: none of the first {len(files)} training images can be read; {reasons[0]}")
         files = [file for file, reason in zip(files, reasons, strict=True) if not reason]
-        # The sizes of all qualities, and what each changes.
+        # The sizes at all qualities, and the error of each.
         for task in tasks(Packing(SIZE)):
             pack(task)
         pixels = np.memmap(target, np.uint8, "r", shape=(len(files), SIZE, SIZE, 3))
@@ -143,7 +143,7 @@ def rows(source: Path, count: int) -> list[Row]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure as the command line says; returns the exit status."""
+    """Run the command; returns the exit status."""
     given = cli.given(PhotographsConfig, "bench.photographs", DESCRIPTION, arguments)
     config = cli.resolve(given, PhotographsConfig)
     cli.check_exist(positional=config.folder)

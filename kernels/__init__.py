@@ -1,6 +1,6 @@
 """Operators of the 2012 AlexNet with PyTorch's conventions: local response normalization and overlapping max pooling.
 
-``kernels`` knows no network and can be used in any model. :func:`implementation` chooses how the operators run.
+``kernels`` does not depend on any network and works in any model. :func:`implementation` selects how operators run.
 """
 
 from typing import NoReturn
@@ -20,7 +20,7 @@ from .fuse import fuse
 from .modules import LocalResponseNorm, MaxPool2d, ReLULocalResponseNorm, ReLULRNMaxPool2d, ReLUMaxPool2d
 
 __version__ = "0.1.0"
-#: What people ask of the other package of this name, Hugging Face's.
+#: Names that users import from Hugging Face's package of the same name.
 _THEIRS = frozenset(
     (
         *("get_kernel", "get_local_kernel", "has_kernel", "load_kernel", "get_loaded_kernels", "install_kernel"),

@@ -1,9 +1,9 @@
-"""Compile the kernels ahead of time, for GPUs that need not be there: ``python -m kernels.aot``.
+"""Compile the kernels ahead of time, for GPUs that need not be present: ``python -m kernels.aot``.
 
-Every kernel of the paper's stages, in the configurations that are launched for them, and those of an update besides
-them, for each target. Printed and written as JSON: registers, the warps they leave room for, bytes of local memory
-(spills) and shared memory, the widths of accesses to global memory, special-function and all instructions per element
-that a thread computes (of the output forward, of the input backward), and the fewest bytes that must move.
+For each target, this compiles every kernel of the paper's stages in the configurations that are launched for them, and
+the other kernels of a training step. It prints and writes as JSON: registers, the warps they leave room for, bytes of
+local memory (spills) and shared memory, the widths of accesses to global memory, special-function and all instructions
+per element that a thread computes (of the output forward, of the input backward), and the minimum memory traffic.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from .gpu import bias_relu, config, loss, ops, update
 from .gpu.forward import forward_kernel
 from .gpu.launch import Launch, backward_launch, forward_launch
 
-#: AMD's are MI300 and MI350; nobody has run the kernels on one.
+#: The AMD targets are MI300 and MI350; the kernels have not run on either.
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -48,7 +48,7 @@ class Case(NamedTuple):
     activation: bool = True
 
 
-#: A tower's maps after conv1, conv2 and conv5; normalization alone is for other networks.
+#: One tower's maps after conv1, conv2 and conv5; normalization alone is for other networks.
 CASES = (
     Case("stage 1", (BATCH, 48, 55, 55), PAPER_NORMALIZATION, PAPER_POOLING),
     Case("stage 2", (BATCH, 128, 27, 27), PAPER_NORMALIZATION, PAPER_POOLING),
@@ -63,7 +63,7 @@ PAPER_WEIGHTS = (34848, 307200, 884736, 663552, 442368, 37748736, 16777216, 4096
 
 @contextlib.contextmanager
 def launched_for(target: str) -> Iterator[None]:
-    """Launches made inside a ``with`` block are those that PyTorch makes on the target: its lanes, its kinds of NaN."""
+    """Inside a ``with`` block, launches are made as on the target, with its number of lanes and its kinds of NaN."""
     before = config.AMD, config.LANES
     config.AMD = not target.startswith("sm_")
     config.LANES = 64 if config.AMD else 32
@@ -74,7 +74,7 @@ def launched_for(target: str) -> Iterator[None]:
 
 
 def launches(case: Case, dtype: torch.dtype, format: torch.memory_format) -> Iterator[tuple[str, Launch, int]]:
-    """(mode, launch, bytes that must move) of a case's kernels, made by the launcher itself from meta tensors."""
+    """(mode, launch, minimum bytes moved) for a case's kernels, made by the launcher itself from meta tensors."""
     input = torch.empty(case.shape, dtype=dtype, device="meta", memory_format=format)
     bias = torch.empty(case.shape[1], device="meta") if case.activation else None
     parts = (case.activation, case.normalization, case.pooling)
@@ -100,17 +100,17 @@ def launches(case: Case, dtype: torch.dtype, format: torch.memory_format) -> Ite
 
 
 def source(launch: Launch, aligned: bool = True) -> Any:
-    """What Triton compiles for a launch; see :func:`specialized`."""
+    """The source that Triton compiles for a launch; see :func:`specialized`."""
     return specialized(launch.kernel, {**launch.arguments, "C": launch.config}, aligned)
 
 
 def specialized(kernel: Any, arguments: dict[str, Any], aligned: bool = True) -> Any:
-    """What Triton compiles for a call, specialized on integers of 1 and multiples of 16 as when it launches.
+    """The source that Triton compiles for a call, specialized on integers of 1 and multiples of 16 as in a launch.
 
     Args:
         kernel: the kernel.
         arguments: by name.
-        aligned: whether tensors that begin at multiples of 16 bytes, as meta tensors do, are specialized on.
+        aligned: whether to specialize on tensors that begin at multiples of 16 bytes, as meta tensors do.
     """
     signature: dict[str, Any] = {}
     constants: dict[Any, Any] = {}
@@ -169,7 +169,7 @@ def _tool(name: str) -> str:
 
 
 def _cuobjdump(compiled: Any, option: str) -> str:
-    """What NVIDIA's tool says of machine code."""
+    """The output of an NVIDIA tool for machine code."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(compiled.asm["cubin"])
@@ -177,7 +177,7 @@ def _cuobjdump(compiled: Any, option: str) -> str:
 
 
 def warps(registers: int) -> int:
-    """Programs of one warp that an NVIDIA scheduler holds at once, limited by registers per thread alone.
+    """One-warp programs that fit on an NVIDIA scheduler at once, limited only by registers per thread.
 
     A scheduler has 16384 registers and allocates them to a warp's 32 lanes in steps of eight; a multiprocessor holds 32
     programs on its four schedulers (compute capability 8.0, 9.0 and 10.0).
@@ -186,7 +186,7 @@ def warps(registers: int) -> int:
 
 
 def _nvidia(compiled: Any) -> dict[str, Any]:
-    """What NVIDIA's tools say of the machine code."""
+    """Statistics of the machine code from NVIDIA's tools."""
     usage, code = _cuobjdump(compiled, "--dump-resource-usage"), _cuobjdump(compiled, "-sass")
     numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", usage)}
     lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);", code)
@@ -225,7 +225,7 @@ def _nvidia(compiled: Any) -> dict[str, Any]:
 
 
 def _amd(compiled: Any) -> dict[str, Any]:
-    """What the assembler says of AMD's machine code."""
+    """Statistics of AMD's machine code from the assembler."""
     text = compiled.asm["amdgcn"]
     numbers = {name: int(value) for name, value in re.findall(r"\.(vgpr_count|vgpr_spill_count):\s+(\d+)", text)}
     instructions = re.findall(r"^\t([sv]_\w+|global_\w+|buffer_\w+|ds_\w+|scratch_\w+)", text, re.MULTILINE)
@@ -268,10 +268,10 @@ def build(launch: Launch, target: str, aligned: bool = True) -> dict[str, Any]:
     """Compile a launch for a target and read its machine code.
 
     Returns:
-        registers per thread, the warps that a scheduler then holds (None for AMD), bytes of local and shared
-        memory, accesses to global memory by width, special functions and all instructions in the code, those of the
-        longest loop, and the elements that a thread computes in a turn of it: of the output forward, of the input
-        backward.
+        registers per thread, the resulting warps per scheduler (None for AMD), bytes of local and shared memory,
+        accesses to global memory by width, special functions and all instructions in the code, those of the longest
+        loop, and the elements that a thread computes per iteration of it (of the output forward, of the input
+        backward).
     """
     if not aligned:
         launch = unaligned(launch)
@@ -283,7 +283,7 @@ def build(launch: Launch, target: str, aligned: bool = True) -> dict[str, Any]:
 class Call(NamedTuple):
     """A launch of a kernel that has no :class:`kernels.gpu.config.Config`.
 
-    ``elements`` are those of a program, or of a turn of its loop; ``moved`` the bytes that must move.
+    ``elements`` are those of a program, or of one iteration of its loop; ``moved`` is the minimum of bytes moved.
     """
 
     kernel: Any
@@ -294,10 +294,10 @@ class Call(NamedTuple):
 
 
 def others(dtype: torch.dtype) -> dict[str, Call]:
-    """By name, the kernels of an update of the paper's network besides its stages, launched on meta tensors.
+    """By name, the kernels of a training step of the paper's network other than its stages, launched on meta tensors.
 
     Args:
-        dtype: of activations and gradients; where it is a half type, each weight has a copy in it.
+        dtype: of activations and gradients; if it is a half type, each weight has a copy in it.
     """
     half = dtype != torch.float32
     size = dtype.itemsize
@@ -306,7 +306,7 @@ def others(dtype: torch.dtype) -> dict[str, Call]:
         tensor = torch.empty(shape, dtype=like, device="meta")
         return tensor.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else tensor
 
-    # A tower of conv4: its output is apart, its input lies beside another tower's.
+    # A tower of conv4: its output is a separate tensor, its input shares a tensor with another tower's.
     maps, bias = meta(BATCH, 192, 13, 13), meta(192, like=torch.float32)
     beside, sums = meta(BATCH, 384, 13, 13)[:, :192], meta(bias_relu.rows(maps), 384, like=torch.float32)[:, :192]
     weights = [meta(count, like=torch.float32) for count in PAPER_WEIGHTS]
@@ -345,7 +345,7 @@ def others(dtype: torch.dtype) -> dict[str, Call]:
 
 @contextlib.contextmanager
 def _recorded() -> Iterator[list[tuple[Any, dict[str, Any], dict[str, Any]]]]:
-    """Launches inside a ``with`` block are not made; kernel, arguments and options of each go into the list."""
+    """Inside a ``with`` block, launches only record their kernel, arguments and options in the list."""
     calls = []
 
     def run(kernel: Any, *values: Any, grid: Any, warmup: bool, **named: Any) -> None:
@@ -362,11 +362,11 @@ def _recorded() -> Iterator[list[tuple[Any, dict[str, Any], dict[str, Any]]]]:
 
 
 def build_call(call: Call, target: str, aligned: bool = True) -> dict[str, Any]:
-    """Compile a call for a target and read its machine code, as :func:`build` does."""
+    """Compile a call for a target and read its machine code, like :func:`build`."""
     arch = _target(target)
     compiled = triton.compile(specialized(call.kernel, call.arguments, aligned), target=arch, options=call.options)
     threads = call.options["num_warps"] * arch.warp_size
-    # These programs have four warps; what a scheduler holds is counted for programs of one.
+    # These programs have four warps; warps per scheduler are computed only for one-warp programs.
     return {**_read(compiled), "warps": None, "elements_a_step": max(1, call.elements // threads)}
 
 
@@ -383,7 +383,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build as the command line says; returns the exit status."""
+    """Build according to the command line; returns the exit status."""
     wanted = parser().parse_args(arguments)
     if not isinstance(forward_kernel, triton.JITFunction):
         print("error: TRITON_INTERPRET=1 leaves nothing to compile; unset it", file=sys.stderr)
@@ -392,7 +392,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def found(row: dict[str, Any], name: str, **described: Any) -> None:
         elements = row["elements_a_step"]
-        # A kernel without a loop takes one turn.
+        # A kernel without a loop has one iteration.
         instructions = row["loop_instructions"] or row["instructions"]
         print(
             f"  {name:60} {row['registers']:>5} {row['warps'] or '-':>5} {row['local_bytes']:>5} "

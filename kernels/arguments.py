@@ -24,12 +24,12 @@ class Normalization(NamedTuple):
 
     @property
     def before(self) -> int:
-        """Channels of the window before its own; for an even ``size`` one more than after it."""
+        """Channels of the window before the current one; for an even ``size``, one more than after it."""
         return self.size // 2
 
     @property
     def after(self) -> int:
-        """Channels of the window after its own."""
+        """Channels of the window after the current one."""
         return (self.size - 1) // 2
 
 
@@ -47,9 +47,9 @@ class Pooling(NamedTuple):
         return self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
 
     def output_size(self, size: int, axis: int) -> int:
-        """Windows along an axis (0 is rows) of ``size`` elements.
+        """The number of windows along an axis (0 is rows) of ``size`` elements.
 
-        The last window of ``ceil_mode`` may reach beyond the padding; it is left out where it would start there.
+        With ``ceil_mode`` the last window may extend beyond the padding, but it may not start there.
         """
         stride, padding = self.stride[axis], self.padding[axis]
         free = size + 2 * padding - self.extent(axis)
@@ -66,7 +66,7 @@ class Pooling(NamedTuple):
 
 
 def check_input(input: Tensor, name: str, *, at_least: int, at_most: int | None = None) -> None:
-    """``input`` of the operator ``name`` is a floating-point tensor whose number of dimensions is allowed."""
+    """Check that ``input`` of the operator ``name`` is floating-point and has an allowed number of dimensions."""
     if not isinstance(input, Tensor):
         raise TypeError(f"{name}: input must be a torch.Tensor; got {type(input).__name__}")
     if input.dtype not in DTYPES:
@@ -76,12 +76,12 @@ def check_input(input: Tensor, name: str, *, at_least: int, at_most: int | None 
         raise ValueError(f"{name}: input must have {allowed} dimensions; got shape {tuple(input.shape)}")
 
 
-# ``torch.compile(dynamic=True)`` turns numbers into symbols, and cannot tell whether a symbol has ``__index__``. It
-# specializes on what ``range`` or a function of ``math`` is called with: no kernel serves every beta.
+# ``torch.compile(dynamic=True)`` makes numbers symbolic, and cannot tell whether a symbol has ``__index__``. Calling
+# ``range`` or a function of ``math`` makes it specialize on the value, as it must: no kernel works for every beta.
 
 
 def _integer(value: object, least: int) -> int | None:
-    """``value`` as an integer of at least ``least``; None when it is none."""
+    """``value`` as an integer of at least ``least``; None if it is not one."""
     if isinstance(value, bool):
         return None
     if not isinstance(value, int):
@@ -94,14 +94,14 @@ def _integer(value: object, least: int) -> int | None:
 
 
 def _real(value: object) -> float | None:
-    """``value`` as a float; None when it is no number."""
+    """``value`` as a float; None if it is not a number."""
     if isinstance(value, bool) or not (isinstance(value, (int, float)) or hasattr(value, "__float__")):
         return None
     return math.copysign(value, value)
 
 
 def normalization(name: str, size: int, alpha: float, beta: float, k: float, groups: int) -> Normalization:
-    """The normalization with these arguments of ``name``, an operator or module, before the input is known."""
+    """The normalization with these arguments, checked without an input; ``name`` is the operator or module."""
     integers = []
     for argument, value in (("size", size), ("groups", groups)):
         number = _integer(value, 1)
@@ -120,7 +120,7 @@ def normalization(name: str, size: int, alpha: float, beta: float, k: float, gro
 def check_normalization(
     input: Tensor, name: str, size: int, alpha: float, beta: float, k: float, groups: int
 ) -> Normalization:
-    """:func:`normalization`, whose ``groups`` divide the channels of ``input``, dimension 1."""
+    """:func:`normalization`; also checks that ``groups`` divides the channels of ``input`` (dimension 1)."""
     checked = normalization(name, size, alpha, beta, k, groups)
     if input.shape[1] % checked.groups:
         raise ValueError(f"{name}: groups={groups} does not divide the {input.shape[1]} channels of input")
@@ -130,7 +130,7 @@ def check_normalization(
 def pooling(
     name: str, kernel_size: Pair, stride: Pair | None, padding: Pair, dilation: Pair, ceil_mode: bool
 ) -> Pooling:
-    """The pooling with these arguments of ``name``, an operator or module, before the input is known."""
+    """The pooling with these arguments, checked without an input; ``name`` is the operator or module."""
     rows_and_columns = []
     for argument, value, least in (
         ("kernel_size", kernel_size, 1),
@@ -162,7 +162,7 @@ def check_pooling(
     dilation: Pair,
     ceil_mode: bool,
 ) -> Pooling:
-    """:func:`pooling`, whose window fits the last two dimensions of ``input``."""
+    """:func:`pooling`; also checks that the window fits the last two dimensions of ``input``."""
     checked = pooling(name, kernel_size, stride, padding, dilation, ceil_mode)
     for axis, what in enumerate(("rows", "columns")):
         size = input.shape[input.dim() - 2 + axis]
@@ -174,7 +174,7 @@ def check_pooling(
             )
         step, before, gap = checked.stride[axis], checked.padding[axis], checked.dilation[axis]
         if before and gap > size:
-            # PyTorch takes the maximum of nothing there, and writes its gradient beyond the input's memory.
+            # There PyTorch takes the maximum of no elements, and writes its gradient out of bounds.
             starts = range(-before, min(0, windows * step - before), step)
             if any(start % gap >= size for start in starts):
                 raise ValueError(
@@ -185,7 +185,7 @@ def check_pooling(
 
 
 def check_bias(input: Tensor, bias: Tensor | None, channel_dimension: int, name: str, *, inputs: int = 1) -> None:
-    """``bias`` has one element for each channel of ``input``, or of as many ``inputs`` of its shape."""
+    """Check that ``bias`` has one element per channel of ``input``, or of ``inputs`` tensors of its shape."""
     if bias is None:
         return
     if not isinstance(bias, Tensor):

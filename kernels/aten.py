@@ -1,4 +1,4 @@
-"""The chain as PyTorch's own operators: the baseline of every measurement, and what empty tensors run."""
+"""The chain as PyTorch's own operators: the baseline of every measurement, also used for empty tensors."""
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ def forward(
     normalization: Normalization | None,
     pooling: Pooling | None,
 ) -> Tensor:
-    """As :func:`kernels.autograd.run`, each operator rounding to ``input``'s dtype; PyTorch differentiates it."""
+    """Like :func:`kernels.autograd.run`, but each operator rounds to ``input``'s dtype; PyTorch differentiates it."""
     values = input
     if bias is not None:
         values = (values + bias.reshape(-1, *[1] * (input.dim() - 2))).to(input.dtype)

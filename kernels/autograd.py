@@ -1,12 +1,12 @@
 """The chain bias, ReLU, local response normalization, max pooling as one differentiable function.
 
-The public operators check their arguments and call :func:`run` with the parts they have. Here is what all of them
-share: what is kept for the backward pass, and the rules for gradients of gradients, forward mode and ``vmap``.
-:mod:`kernels.dispatch` chooses what computes.
+The public operators check their arguments and call :func:`run` with the parts they have. This module decides what is
+saved for the backward pass, and defines double backward, forward mode and ``vmap``. :mod:`kernels.dispatch` chooses
+the implementation.
 
-Kept for backward: the input where there is a normalization, whose sums are computed again; the output where there are
-ReLU and pooling without one; and the argmax index of each pooling window, a small integer. Nothing is kept, and no
-indices are computed, where no gradient is asked for.
+Saved for backward: with a normalization the input, from which the sums are recomputed; with ReLU and pooling but no
+normalization the output; and each pooling window's argmax index, a small integer. If no gradient is needed, nothing is
+saved and no indices are computed.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from .arguments import Normalization, Pooling
 
 
 def _differentiating(*tensors: Tensor | None) -> bool:
-    """Whether a derivative may be asked for; only then argmax indices are needed."""
+    """Whether a derivative may be requested; only then are argmax indices needed."""
     if any(tensor is not None and tensor.requires_grad for tensor in tensors) and torch.is_grad_enabled():
         return True
     if torch.compiler.is_compiling():
@@ -95,7 +95,7 @@ class _EagerStage(_Stage):
         info: Any, in_dims: tuple[int | None, ...], input: Tensor, bias: Tensor | None, *parts: Any
     ) -> tuple[tuple[Tensor, Tensor], tuple[int, int | None]]:
         if in_dims[0] is None or in_dims[1] is not None:
-            # A bias for each example: one by one.
+            # Each example has its own bias, so run them one by one.
             results = [
                 _EagerStage.apply(
                     input if in_dims[0] is None else input.select(in_dims[0], example),

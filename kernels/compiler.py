@@ -1,4 +1,4 @@
-"""Whether ``torch.compile`` can compile for this machine's CPU: found out before it fails with a hundred lines."""
+"""Whether ``torch.compile`` can compile for this machine's CPU, checked before it fails with a long traceback."""
 
 import functools
 import os
@@ -10,9 +10,9 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-#: What Inductor starts, unless the environment variable CXX names another.
+#: The compiler that Inductor runs, unless the environment variable CXX names another.
 _COMPILERS = {"darwin": "clang++", "win32": "cl"}
-#: What Inductor's programs need besides PyTorch: Python's header, the C++ library and OpenMP.
+#: What Inductor's code needs besides PyTorch: Python's header, the C++ library and OpenMP.
 _PROGRAM = """
 #include <Python.h>
 #include <omp.h>
@@ -23,9 +23,9 @@ int threads() { return std::vector<int>(1, omp_get_max_threads())[0] + Py_IsInit
 
 @functools.cache
 def obstacle() -> str | None:
-    """Why nothing can be compiled, and what to install, in one line; None where it can.
+    """Why nothing can be compiled, and what to install, in one line; None if compilation works.
 
-    A small library is compiled the first time, a third of a second in a process.
+    The first call in a process compiles a small library, which takes a third of a second.
     """
     return _obstacle(os.environ.get("CXX") or _COMPILERS.get(sys.platform, "g++"), sysconfig.get_path("include"))
 

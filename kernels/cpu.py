@@ -1,12 +1,12 @@
 """The chain for eager calls on a CPU: image by image, in pieces that fit a core's cache.
 
-A worker thread takes an image, or several small ones, from input to output, so that a call is one parallel region.
-PyTorch's own loops meet at a barrier after every operator. There a thread spins while the one it waits for has no core
-to run on, which on a shared machine costs more than the arithmetic.
+A worker thread takes one image, or several small ones, from input to output, so that a call is one parallel region.
+PyTorch's own loops synchronize at a barrier after every operator. If another thread has no core to run on, the others
+spin there, which on a shared machine costs more than the arithmetic.
 
-A piece has the memory format of the input, with a gap of zeros after each group of channels. A channel's neighbours are
-then a fixed number of elements away, and almost every operator is one pass over a flat buffer, which a thread reuses
-for all its pieces. Results depend neither on the number of threads nor on an image's position in the batch.
+A piece has the input's memory format, with a gap of zeros after each group of channels. A channel's neighbours are then
+a fixed number of elements away, and almost every operator is one pass over a flat buffer, which a thread reuses for all
+its pieces. Results depend neither on the number of threads nor on an image's position in the batch.
 """
 
 import collections
@@ -22,14 +22,14 @@ from torch import Tensor
 from . import private, reference, threads
 from .arguments import Normalization, Pooling
 
-#: Elements of a piece. Smaller ones cost time in Python, larger ones need more scratch memory than the input.
+#: Elements per piece. Smaller pieces cost more time in Python; larger ones need more scratch memory than the input.
 _PIECE = 2**18
-#: PyTorch computes what is no multiple of its vectors with scalar functions, whose ``pow`` rounds differently.
+#: PyTorch computes the remainder after whole vectors with scalar functions, whose ``pow`` rounds differently.
 _VECTOR = 64
 
 
 def suits(tensor: Tensor) -> bool:
-    """Whether calls on ``tensor`` run here: it is a plain one on a CPU, and no operator is traced or recorded.
+    """Whether calls on ``tensor`` run here: a plain CPU tensor, and no operator is traced or recorded.
 
     Tracers and recorders see only their own thread.
     """
@@ -59,7 +59,7 @@ class _Layout(NamedTuple):
 
     @property
     def elements(self) -> int:
-        """Elements of a buffer. It begins with a gap, and each group ends with one."""
+        """Elements of a buffer: it begins with a gap, and each group ends with one."""
         rows = self.gap + self.groups * (self.channels + self.gap) * (
             self.images * self.pixels if self.channels_last else 1
         )
@@ -77,9 +77,9 @@ class _Layout(NamedTuple):
 
 
 class _WindowSum:
-    """For each channel the sum over those from ``before`` before it to ``after`` after it, from buffer to buffer.
+    """Sums over each channel's window, from ``before`` channels before it to ``after`` after it, buffer to buffer.
 
-    Views are made once, because making one takes as long as adding some thousand numbers.
+    Views are created once, because creating one takes as long as adding some thousand numbers.
     """
 
     def __init__(self, values: Tensor, spare: Tensor, into: Tensor, step: int, before: int, after: int) -> None:
@@ -116,7 +116,7 @@ class _Normalization:
 
     Args:
         layout: the pieces'.
-        buffers: a thread's memory by name, which other layouts use too; it is allocated here where it is missing.
+        buffers: a thread's memory by name, shared with other layouts; allocated here if it is missing.
         dtype: the compute type.
         bias: ``[groups, channels, 1]`` in it.
         relu, normalization: what comes after the bias.
@@ -134,7 +134,7 @@ class _Normalization:
         self.layout, self.bias, self.relu, self.normalization = layout, bias, relu, normalization
         self._buffers, self._dtype = buffers, dtype
         before, after, step = normalization.before, normalization.after, layout.step
-        # Each buffer is used flat, and as a view without its gaps.
+        # Each buffer is used both flat and as a view without its gaps.
         self.a, self.a_channels = self._buffer("a")
         self.s, self.s_channels = self._buffer("s")
         self.t, self.t_channels = self._buffer("t")
@@ -150,7 +150,7 @@ class _Normalization:
         return flat, self.layout.view(flat)
 
     def zero_gaps(self) -> None:
-        """What is squared or summed must be zero in the gaps, and those of another layout are elsewhere."""
+        """Zeroes the gaps of what is squared or summed: another layout, with other gaps, may have used the buffers."""
         for name in ("a", "share"):
             if name in self._buffers:
                 self._buffers[name].zero_()
@@ -199,7 +199,7 @@ class _Normalization:
             torch.pow(self.s, -beta, out=self.t)
             torch.mul(output_gradient, self.t_channels, out=self.direct_channels)
         torch.mul(self.direct, self.a, out=self.t)
-        # Not in the gaps, which stay zeros.
+        # Not in the gaps, which stay zero.
         torch.div(self.t_channels, self.s_channels, out=self.share_channels)
         self.sum_shares()
         self.direct.addcmul_(self.a, self.t, value=-2 * alpha * beta / size)
@@ -222,13 +222,13 @@ class _Normalization:
 
     @functools.cached_property
     def sum_shares(self) -> _WindowSum:
-        # Over the channels whose windows hold a channel: the window the other way round.
+        # Over the channels whose windows contain a channel: the window mirrored.
         before, after = self.normalization.before, self.normalization.after
         return _WindowSum(self._buffer("share")[0], self.u, self.t, self.layout.step, after, before)
 
 
 def _counts_in_float32(pooling: Pooling, size: Sequence[int]) -> bool:
-    """Whether float32 holds every index and difference that comes up, for maps of ``size`` and their windows."""
+    """Whether float32 represents every index and difference exactly, for maps of ``size`` and their windows."""
     rows, columns = (
         size[axis] + 2 * pooling.padding[axis] + pooling.dilation[axis] * pooling.kernel_size[axis] for axis in (0, 1)
     )
@@ -236,11 +236,11 @@ def _counts_in_float32(pooling: Pooling, size: Sequence[int]) -> bool:
 
 
 class _Pool:
-    """Max pooling of some images ``[images, channels, rows, columns]``, channels last and in the compute type, with
-    buffers that are used again for the next images.
+    """Max pooling of images ``[images, channels, rows, columns]``, channels last and in the compute type, with
+    buffers that are reused for the next images.
 
-    PyTorch counts the elements of a whole map, and we those of the window. To go from one index to the other takes the
-    element's row, a quotient that is computed in float32 and half a unit away from the next whole number.
+    PyTorch's indices count elements of the whole map, ours of the window. Converting one to the other takes the
+    element's row: a quotient in float32, kept half a unit away from the nearest whole number.
     """
 
     def __init__(self, pooling: Pooling, shape: Sequence[int], dtype: torch.dtype) -> None:
@@ -248,7 +248,7 @@ class _Pool:
         self.pooling, self.dtype = pooling, dtype
         windows = [pooling.output_size(size, axis) for axis, size in enumerate(self.size)]
         self.shape = (images, channels, *windows)
-        # Otherwise the plain formula, which counts in int64.
+        # Otherwise use the plain formula, which counts in int64.
         self.counts_in_float32 = _counts_in_float32(pooling, self.size)
         if self.counts_in_float32:
             rows, columns = (
@@ -282,7 +282,7 @@ class _Pool:
         return self._empty((*self.shape[:2], *self.size), self.dtype)
 
     def forward(self, values: Tensor, output: Tensor, offsets: Tensor | None) -> None:
-        """Write the maxima, and their argmax indices in the windows where they are wanted."""
+        """Write the maxima, and if requested their argmax indices in the windows."""
         if offsets is None:
             output.copy_(F.max_pool2d(values, *self.pooling))
             return
@@ -310,7 +310,7 @@ class _Pool:
         torch.add(self.half[columns], element, alpha=1 / columns, out=into).floor_()
 
     def backward(self, output_gradient: Tensor, output: Tensor | None, offsets: Tensor) -> Tensor:
-        """The gradient of ``values``, until the next images; that of a ReLU before it if its ``output`` is given."""
+        """The gradient of ``values``, valid until the next images; with ``output``, that of the ReLU before it."""
         incoming = self.output.copy_(output_gradient)
         if output is not None:
             # Without a normalization, the maximum is zero only where the ReLU's input was not positive.
@@ -335,7 +335,7 @@ class _Pool:
 
 
 class _Thread:
-    """A thread's buffers, and what it has prepared for each layout of a piece."""
+    """A thread's buffers, and the objects prepared for each layout of a piece."""
 
     def __init__(
         self, dtype: torch.dtype, bias: Tensor | None, relu: bool, normalization: Normalization | None
@@ -347,7 +347,7 @@ class _Thread:
         self.pools: dict[int, _Pool] = {}
 
     def pool(self, pooling: Pooling, shape: Sequence[int]) -> _Pool:
-        """For ``[images, channels, rows, columns]``; the last ones may be fewer images."""
+        """For ``[images, channels, rows, columns]``; the last call may have fewer images."""
         if shape[0] not in self.pools:
             self.pools[shape[0]] = _Pool(pooling, shape, self.dtype)
         return self.pools[shape[0]]
@@ -355,7 +355,7 @@ class _Thread:
     def activation(self, images: Tensor, pool: _Pool) -> Tensor:
         """Bias and ReLU of ``[images, channels, rows, columns]``, channels last and in the compute type.
 
-        Without either they are ``images`` themselves if these are so already.
+        With neither, returns ``images`` themselves if they already have that layout and type.
         """
         bias, relu, _ = self.parts
         plain = images.dtype == self.dtype and images.is_contiguous(memory_format=torch.channels_last)
@@ -398,9 +398,9 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _each(make: Callable[[], _Thread], work: Callable[..., None], input: Tensor, *others: Tensor | None) -> None:
-    """Call ``work`` for every image of the tensors, spread over the threads, each of which has called ``make`` first.
+    """Call ``work`` for every image of the tensors, spread over the threads; each thread calls ``make`` first.
 
-    Small images are taken several at a time. All views are made here in advance: a thread that holds Python's lock for
+    Small images are taken several at a time. All views are created here in advance: a thread that holds the GIL for
     many short operators makes the others sleep.
     """
     count = max(1, _PIECE // math.prod(input.shape[1:]))
@@ -491,7 +491,7 @@ def backward(
     compute = reference.compute_dtype(dtype)
     groups = 1 if normalization is None else normalization.groups
     gradient = torch.empty(shape, dtype=dtype, memory_format=format)
-    # For each image, then over the images in order.
+    # Per image, then over the images in order.
     sums = torch.empty(shape[0], groups, shape[1] // groups, dtype=compute) if bias_wanted else None
 
     def pool_alone(

@@ -1,6 +1,6 @@
-"""Which implementation of an operator runs: the choice, its fallbacks, and what it says about them.
+"""Which implementation of an operator runs: the choice, its fallbacks, and their warnings.
 
-The choice is plain module state: ``torch.compile`` guards on it, so a compiled caller is traced again after a switch.
+The choice is plain module state. ``torch.compile`` guards on it, so a compiled caller is retraced after a switch.
 """
 
 import functools
@@ -20,13 +20,13 @@ from .gpu.config import INTERPRETED
 
 ENVIRONMENT_VARIABLE = "KERNELS_IMPLEMENTATION"
 
-#: ``aten`` is PyTorch's own operators; ``reference`` this package's formula in plain PyTorch, forward and backward
-#: written out, which runs in forms that suit a CPU where it runs on one; ``inductor`` the same, compiled, for eager
-#: calls; ``triton`` this package's GPU kernels, which run on CPU tensors where the environment variable
-#: ``TRITON_INTERPRET`` is 1. ``auto`` takes ``triton`` on a GPU, ``reference`` on a CPU, and ``aten`` on an Apple GPU.
+#: ``aten`` is PyTorch's own operators. ``reference`` is this package's formula in plain PyTorch with an explicit
+#: backward; it has special forms for CPUs. ``inductor`` is the same, compiled, for eager calls. ``triton`` is this
+#: package's GPU kernels; they run on CPU tensors if the environment variable ``TRITON_INTERPRET`` is 1. ``auto`` is
+#: ``triton`` on a GPU, ``reference`` on a CPU, and ``aten`` on an Apple GPU.
 IMPLEMENTATIONS = ("auto", "aten", "reference", "inductor", "triton")
 
-#: What :func:`choose` names, but for ``aten``: modules with ``forward`` and ``backward``.
+#: What :func:`choose` returns, except ``aten``: modules with ``forward`` and ``backward``.
 MODULES: dict[str, ModuleType] = {"reference": reference, "cpu": cpu, "traced": traced, "inductor": inductor}
 if importlib.util.find_spec("triton") is not None:
     # Triton exists for Linux only.
@@ -49,7 +49,7 @@ _switch = threading.RLock()
 
 
 def selected() -> str:
-    """The name that is chosen now, one of :data:`IMPLEMENTATIONS`."""
+    """The currently selected name, one of :data:`IMPLEMENTATIONS`."""
     return _selected
 
 
@@ -57,20 +57,20 @@ def selected() -> str:
 def implementation(name: str) -> Iterator[None]:
     """Run the operators with the implementation ``name`` inside a ``with`` block.
 
-    The switch is the process's, so that the threads of autograd and of ``nn.DataParallel`` follow it. While a thread is
-    inside the block no other may enter one. A backward pass runs with the implementation of its forward pass.
+    The switch applies to the whole process, so that the threads of autograd and of ``nn.DataParallel`` follow it. While
+    one thread is inside the block, no other may enter one. A backward pass runs with its forward pass's implementation.
 
     Args:
         name: one of :data:`IMPLEMENTATIONS`. The environment variable ``KERNELS_IMPLEMENTATION`` sets the same switch
             for a whole process.
 
     Raises:
-        ValueError: ``name`` is none of these.
+        ValueError: ``name`` is not one of these.
         RuntimeError: another thread is inside a block.
     """
     global _selected
     _checked(name, "name")
-    # In a compiled function the block has done its work when the function has been traced.
+    # In a compiled function, the block takes effect when the function is traced.
     held = not torch.compiler.is_compiling()
     if held and not _switch.acquire(blocking=False):
         raise RuntimeError(
@@ -93,14 +93,14 @@ def _say_once(notice: str) -> None:
 
 
 def _fall_back(wanted: str, reason: str) -> str:
-    """``reference`` instead of ``wanted``, after one notice for each reason; none while a graph is traced."""
+    """``reference`` instead of ``wanted``, with one warning per reason; no warning while a graph is traced."""
     if not torch.compiler.is_compiling():
         _say_once(f"running 'reference' instead of {wanted!r}: {reason}")
     return "reference"
 
 
 def _automatic(input: Tensor, normalization: Normalization | None) -> str:
-    # The formulas were written for these devices and tried there; Apple's GPU has kernels for PyTorch's operators.
+    # The formulas were written for these devices and tested there. Apple's GPU runs PyTorch's own operators.
     name = {"cuda": "triton", "mps": "aten"}.get(input.device.type, "reference")
     if name == "triton" and (name not in MODULES or _beyond_triton(input, normalization)):
         return "reference"
@@ -108,12 +108,12 @@ def _automatic(input: Tensor, normalization: Normalization | None) -> str:
 
 
 def _beyond_triton(input: Tensor, normalization: Normalization | None) -> str | None:
-    """Why the kernels do not serve ``input``, in words; None if they do."""
+    """Why the kernels do not support ``input``, in words; None if they do."""
     if input.dtype == torch.float64:
         # A GPU's roots are approximate, and float64 is not performance-critical.
         return "the kernels compute in float32, and input is float64"
     if normalization is not None and (normalization.alpha < 0 or normalization.k < 0 or normalization.beta == 0):
-        # The kernels take powers by way of the logarithm of a positive base.
+        # The kernels compute powers through the logarithm, which needs a positive base.
         return (
             "the kernels need alpha and k of at least 0 and a beta that is not 0; got "
             f"alpha={normalization.alpha:g}, beta={normalization.beta:g}, k={normalization.k:g}"
@@ -124,11 +124,11 @@ def _beyond_triton(input: Tensor, normalization: Normalization | None) -> str | 
 def named(input: Tensor, normalization: Normalization | None) -> str:
     """The implementation that runs on ``input``, one of :data:`IMPLEMENTATIONS` without ``auto``.
 
-    ``triton``, asked for by name, gives way to ``reference`` for inputs that its kernels do not compute, and
-    ``inductor`` where nothing can be compiled; each says so once. ``auto`` chooses without a word.
+    ``triton``, selected by name, falls back to ``reference`` for inputs that its kernels do not support, and so does
+    ``inductor`` if nothing can be compiled; each warns once. ``auto`` falls back silently.
 
     Raises:
-        ValueError: ``triton`` is asked for where there is no Triton or ``input`` is on no GPU.
+        ValueError: ``triton`` is selected, but Triton is missing or ``input`` is not on a GPU.
     """
     name = _selected
     if name == "auto":
@@ -157,7 +157,8 @@ def choose(input: Tensor, normalization: Normalization | None) -> str:
         return "aten"
     name = named(input, normalization)
     if torch.compiler.is_compiling():
-        # In the caller's graph the formula fuses with what surrounds it. Exported graphs are read by others: plain.
+        # In the caller's graph the formula fuses with the surrounding code. Exported graphs get the plain formula,
+        # because other programs read them.
         return _formula_in_a_graph() if name in ("reference", "inductor") else name
     return "cpu" if name == "reference" and cpu.suits(input) else name
 
@@ -167,14 +168,14 @@ def _formula_in_a_graph() -> str:
 
 
 def choose_backward(forward: str) -> str:
-    """What computes the gradient of a chain that ``forward`` computed: the same, unless it is differentiated again."""
+    """What computes the gradient of a chain computed by ``forward``: the same, unless it is differentiated again."""
     if not torch.is_grad_enabled():
         return forward
     return _formula_in_a_graph() if torch.compiler.is_compiling() else "reference"
 
 
 def runs_bias_relu_kernel(input: Tensor) -> bool:
-    """Whether ``bias_relu`` runs its Triton kernel on ``input``; otherwise it is PyTorch's operators.
+    """Whether ``bias_relu`` runs its Triton kernel on ``input``; otherwise it runs PyTorch's operators.
 
     Raises:
         ValueError: as :func:`named`.
@@ -188,7 +189,7 @@ def runs_bias_relu_kernel(input: Tensor) -> bool:
 
 
 def runs_chunks_kernel(inputs: Sequence[Tensor], normalization: Normalization | None) -> bool:
-    """Whether the chain runs as :mod:`kernels.gpu.chunks` on ``inputs``; otherwise chunk by chunk.
+    """Whether ``inputs`` run through :mod:`kernels.gpu.chunks`; otherwise the chain runs chunk by chunk.
 
     Raises:
         ValueError: as :func:`named`.

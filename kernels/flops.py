@@ -1,14 +1,13 @@
-"""How many operations the formulas take, for rooflines and for :mod:`torch.utils.flop_counter`.
+"""Operation counts of the formulas, for rooflines and for :mod:`torch.utils.flop_counter`.
 
-An addition, a multiplication, a comparison, a root and a power count one each, in the formulas of
-:mod:`kernels.functional`; what an implementation computes twice or saves does not change the count. PyTorch's counter
-ignores its own elementwise operators, normalization and pooling among them: with these operators a network counts
-slightly more FLOPs.
+An addition, multiplication, comparison, root or power in the formulas of :mod:`kernels.functional` counts as one. Work
+that an implementation repeats or avoids does not change the count. PyTorch's counter ignores its own elementwise
+operators, including normalization and pooling, so a network with these operators counts slightly more FLOPs.
 """
 
 from .arguments import Normalization, Pooling
 
-#: Roots and products of ``s ** -0.75``, and as much for any other power.
+#: Roots and products of ``s ** -0.75``; other powers count the same.
 _POWER = 3
 
 
@@ -41,10 +40,10 @@ def backward_flops(
     """Operations of the chain backward; see :func:`forward_flops`."""
     each = relu + bias_wanted
     if normalization:
-        # The activation again, its sums, the power; the direct term, its share in others' sums, those sums, their
-        # product with 2 alpha beta / size and the activation, the difference.
+        # Recomputed: the activation, its sums, the power. Then the direct term, its part in other channels' sums, those
+        # sums, their product with 2 alpha beta / size and the activation, the difference.
         each += bias + relu + normalization.size + 2 + _POWER + 1 + 2 + (normalization.size - 1) + 3
-    # For each element of a window: is it the one that was largest, and the sum over windows.
+    # For each element of a window: a comparison with the argmax index, and the sum over windows.
     return elements * each + (windows * 2 * _elements(pooling) if pooling else 0)
 
 

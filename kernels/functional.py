@@ -7,21 +7,20 @@ Every operator is a part of one chain: bias, ReLU, local response normalization,
     s_i = k + alpha / size * sum over j of a_j ** 2        j from i - size // 2 to i + (size - 1) // 2
     b_i = a_i * s_i ** -beta
 
-Channels outside ``input``, or outside the group of channel ``i``, count as zero. Gradient::
+Channels outside ``input`` or outside channel ``i``'s group count as zero. Gradient::
 
     da_j = db_j * s_j ** -beta
            - 2 * alpha * beta / size * a_j * sum over i of db_i * a_i * s_i ** (-beta - 1)
                                                            i from j - (size - 1) // 2 to j + size // 2
 
-alpha is divided by ``size``, as in :func:`torch.nn.functional.local_response_norm`. The paper's text does not divide:
-its alpha of 1e-4 with ``size=5`` is ``alpha=5e-4`` here. Backward keeps the input and nothing else; the sums are
-computed again.
+alpha is divided by ``size``, as in :func:`torch.nn.functional.local_response_norm`. The paper does not divide: its
+alpha of 1e-4 with ``size=5`` is ``alpha=5e-4`` here. Only the input is saved for backward; the sums are recomputed.
 
-**Overlapping max pooling** (section 3.4): the largest value of every ``kernel_size`` window, windows ``stride`` apart;
-with ``stride < kernel_size`` they overlap (the paper's are 3 wide and 2 apart). The gradient of an output goes to the
-first of the largest values of its window in row-major order. NaN propagates; of several NaN in a window the last takes
-the gradient. Backward keeps the argmax index of each window, counted by rows within the window, in one byte for windows
-of up to 256 elements; after a ReLU without normalization also the output.
+**Overlapping max pooling** (section 3.4): the largest value of every ``kernel_size`` window, with windows ``stride``
+apart. They overlap if ``stride < kernel_size`` (in the paper, 3 wide and 2 apart). An output's gradient goes to the
+first maximum of its window in row-major order. NaN propagates; if a window has several NaN, the last one gets the
+gradient. Saved for backward: each window's argmax index (its row-major offset in the window), in one byte for windows
+of up to 256 elements; after a ReLU without normalization, also the output.
 
 Bytes moved, for ``n`` input elements of ``b`` bytes and ``w`` windows (times channels):
 
@@ -34,8 +33,8 @@ operator                        forward             backward
 ``relu_lrn_max_pool2d``         ``n b + w b + w``   ``2 n b + w b + w``
 ==============================  ==================  ======================
 
-The ``w`` bytes of argmax indices are written only where a gradient is wanted. In the half types arithmetic is float32
-and rounded once; ``relu_lrn_max_pool2d`` takes the maximum of the float32 values, before rounding.
+The ``w`` bytes of argmax indices are written only if a gradient is needed. Half types are computed in float32 and
+rounded once; ``relu_lrn_max_pool2d`` takes the maximum of the float32 values, before rounding.
 """
 
 from collections.abc import Mapping, Sequence
@@ -90,13 +89,13 @@ def relu_local_response_norm(
 
     Args:
         input: ``[N, C, ...]``; the other arguments are those of :func:`local_response_norm`.
-        bias: ``[C]``, the bias of the convolution before; ``None`` adds nothing.
+        bias: ``[C]``, the bias of the preceding convolution; ``None`` adds nothing.
 
     Returns:
         A new tensor of ``input``'s shape and dtype.
 
     Raises:
-        TypeError, ValueError: as :func:`local_response_norm`, and when ``bias`` does not fit ``input``.
+        TypeError, ValueError: as :func:`local_response_norm`, and if ``bias`` does not fit ``input``.
     """
     name = "relu_local_response_norm"
     check_input(input, name, at_least=3)
@@ -118,7 +117,7 @@ def max_pool2d(
         input: ``[N, C, H, W]`` or ``[C, H, W]``; float64, float32, float16 or bfloat16.
         kernel_size: rows and columns of a window.
         stride: distance between windows; ``None`` is ``kernel_size``.
-        padding: rows and columns of minus infinity around the input; at most half the window without its dilation.
+        padding: rows and columns of minus infinity around the input; at most half of the undilated window.
         dilation: distance between the elements of a window.
         ceil_mode: round the number of windows up instead of down.
 
@@ -127,8 +126,8 @@ def max_pool2d(
 
     Raises:
         TypeError: ``input`` is not a floating-point tensor.
-        ValueError: a shape or a parameter that is not allowed; nor is a dilation that leaves a window nothing but
-            padding, whose gradient PyTorch writes beyond the input's memory.
+        ValueError: a shape or a parameter is not allowed, or the dilation leaves a window with nothing but padding
+            (PyTorch writes that window's gradient out of bounds).
     """
     return _pooled("max_pool2d", input, None, False, kernel_size, stride, padding, dilation, ceil_mode)
 
@@ -147,13 +146,13 @@ def relu_max_pool2d(
 
     Args:
         input: ``[N, C, H, W]`` or ``[C, H, W]``; the other arguments are those of :func:`max_pool2d`.
-        bias: ``[C]``, the bias of the convolution before; ``None`` adds nothing.
+        bias: ``[C]``, the bias of the preceding convolution; ``None`` adds nothing.
 
     Returns:
         A new tensor of ``input``'s dtype and memory format.
 
     Raises:
-        TypeError, ValueError: as :func:`max_pool2d`, and when ``bias`` does not fit ``input``.
+        TypeError, ValueError: as :func:`max_pool2d`, and if ``bias`` does not fit ``input``.
     """
     return _pooled("relu_max_pool2d", input, bias, True, kernel_size, stride, padding, dilation, ceil_mode)
 
@@ -197,7 +196,7 @@ def relu_lrn_max_pool2d(
     Args:
         input: ``[N, C, H, W]``, a convolution's output; float64, float32, float16 or bfloat16.
         size, alpha, beta, k, groups: as in :func:`kernels.local_response_norm`.
-        bias: ``[C]``, the bias of the convolution before; ``None`` adds nothing.
+        bias: ``[C]``, the bias of the preceding convolution; ``None`` adds nothing.
         kernel_size, stride, padding, dilation, ceil_mode: as in :func:`kernels.max_pool2d`; the paper's window of 3
             and stride of 2 are the defaults.
 
@@ -205,7 +204,7 @@ def relu_lrn_max_pool2d(
         ``[N, C, H', W']`` in ``input``'s dtype and memory format.
 
     Raises:
-        TypeError, ValueError: an argument that is not allowed, by its name.
+        TypeError, ValueError: an argument is not allowed; the message names it.
     """
     name = "relu_lrn_max_pool2d"
     check_input(input, name, at_least=4, at_most=4)
@@ -216,20 +215,21 @@ def relu_lrn_max_pool2d(
 
 
 def bias_relu(input: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``relu(input + bias)``, the bias one for each channel.
+    """``relu(input + bias)``, with one bias per channel.
 
-    On a GPU, eagerly and in channels_last memory format, one pass forward and one backward; elsewhere PyTorch's
-    operators, which ``torch.compile`` fuses. Gradients are PyTorch's: none where the sum is at most zero.
+    On a GPU, for eager calls in channels_last memory format, this takes one pass forward and one backward. Otherwise
+    it runs PyTorch's operators, which ``torch.compile`` fuses. As in PyTorch, the gradient is zero where the sum is at
+    most zero.
 
     Args:
         input: ``[N, C, ...]``, a convolution's output; float64, float32, float16 or bfloat16.
-        bias: ``[C]``, the bias of the convolution before; ``None`` adds nothing.
+        bias: ``[C]``, the bias of the preceding convolution; ``None`` adds nothing.
 
     Returns:
         ``input``'s shape, dtype and memory format.
 
     Raises:
-        TypeError, ValueError: an argument that is not allowed, by its name; or the implementation ``triton`` where it
+        TypeError, ValueError: an argument is not allowed (the message names it), or ``triton`` is selected where it
             cannot run.
     """
     name = "bias_relu"
@@ -255,25 +255,25 @@ def relu_chunks(
     *,
     joined: bool = False,
 ) -> list[Tensor]:
-    """``relu(input + bias)``, normalized and pooled, of equal chunks of the channels: towers of one network.
+    """``relu(input + bias)``, optionally normalized and pooled, of equal chunks of the channels, such as towers.
 
-    The chunks lie side by side in one tensor or each in one of its own, before and after. On a GPU, eagerly and in
-    channels_last memory format, none of them is copied, nor is its gradient; elsewhere the chain's operators run on
-    each chunk.
+    Inputs and outputs can each be one tensor for all chunks or one tensor per chunk. On a GPU, for eager calls in
+    channels_last memory format, no chunk is copied, and neither is its gradient. Otherwise the chain's operators run
+    on each chunk.
 
     Args:
-        inputs: outputs of convolutions: ``[N, C, H, W]``, or one ``[N, C / chunks, H, W]`` for each chunk.
-        bias: ``[C]``, the biases of all of them.
-        chunks: how many; divides ``C``.
-        normalization: arguments of :func:`local_response_norm`, which see a chunk's channels only; None for none.
+        inputs: outputs of convolutions: one ``[N, C, H, W]``, or one ``[N, C / chunks, H, W]`` per chunk.
+        bias: ``[C]``, the biases of all chunks.
+        chunks: the number of chunks; must divide ``C``.
+        normalization: arguments of :func:`local_response_norm`, applied within each chunk; None for none.
         pooling: arguments of :func:`max_pool2d`; None for none.
-        joined: return the chunks side by side.
+        joined: return all chunks in one tensor.
 
     Returns:
-        A tensor for each chunk, or with ``joined`` a single one, of the inputs' dtype and memory format.
+        One tensor per chunk, or a single one if ``joined``, in the inputs' dtype and memory format.
 
     Raises:
-        TypeError, ValueError: an argument that is not allowed, by its name.
+        TypeError, ValueError: an argument is not allowed; the message names it.
     """
     name = "relu_chunks"
     inputs = tuple(inputs)

@@ -1,7 +1,7 @@
 """The formulas of :mod:`kernels.traced` as regions compiled by ``torch.compile``, for eager callers.
 
-Each combination of shape, dtype, memory format and parameters is compiled when it is first met, which takes seconds to
-half a minute.
+Each combination of shape, dtype, memory format and parameters is compiled on first use, which takes seconds to half a
+minute.
 """
 
 import functools
@@ -12,7 +12,7 @@ import torch
 
 from . import private, traced
 
-#: Combinations that are compiled; further ones run uncompiled.
+#: The number of combinations that are compiled; further ones run uncompiled.
 _VARIANTS = 64
 
 

@@ -1,8 +1,8 @@
-"""The operators as modules, for ``nn.Sequential`` and wherever PyTorch wants a module.
+"""The operators as modules, for ``nn.Sequential`` and wherever PyTorch expects a module.
 
-Each takes its operator's arguments when it is made, refuses those that no input would make right, and has no parameters
-of its own. Where the operator has a ``bias``, it is the second argument of ``forward``, so that it stays the
-convolution's::
+The constructor takes the operator's arguments and rejects those that are invalid for any input. The modules have no
+parameters. If the operator has a ``bias``, it is the second argument of ``forward``, so that it remains the
+convolution's parameter::
 
     stage = ReLULRNMaxPool2d(5, alpha=5e-4, k=2.0)
     output = stage(F.conv2d(input, conv.weight, stride=4), conv.bias)

@@ -1,4 +1,4 @@
-"""Warnings that name the line of the user's program, however many frames of this package and PyTorch lie between."""
+"""Warnings that point to the line of the user's program, skipping the frames of this package and PyTorch."""
 
 import inspect
 import os
@@ -6,7 +6,7 @@ import warnings
 
 import torch
 
-#: Where frames belong to no user: this package, PyTorch, and code that torch.fx generates.
+#: Code that is not the user's: this package, PyTorch, and code that torch.fx generates.
 _SKIPPED = (os.path.dirname(__file__) + os.sep, os.path.dirname(torch.__file__) + os.sep, "<eval_with_key>")
 
 

@@ -1,7 +1,7 @@
 """Everything undocumented or unstable that this project uses of PyTorch and Triton.
 
-The rest imports it from here, so that a version that renames something affects one file and fails one test, which names
-what is missing. Where a version lacks a mere shortcut, the longer way is taken.
+All other code imports it from here. If a version renames something, only this file is affected, and one test fails and
+names what is missing. If a version lacks a mere shortcut, we take the longer way.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-#: First and last minor version that the tests passed with; CONTRIBUTING.md has the table. Others run all the same.
+#: First and last minor version that the tests passed with; CONTRIBUTING.md has the table. Other versions run anyway.
 TRIED = {"torch": ((2, 11), (2, 15)), "triton": ((3, 6), (3, 9))}
 
-#: What is used, and by whom. Names of a package that is not installed are skipped.
+#: The names in use, and where. Names of packages that are not installed are skipped.
 NAMES = (
     "torch._C._len_torch_dispatch_stack",  # kernels.cpu: whether operators are recorded
     "torch._C._are_functorch_transforms_active",  # kernels.autograd: whether a derivative may be asked for
@@ -58,7 +58,7 @@ NAMES = (
     "triton.compiler:ASTSource",
     "triton.runtime.interpreter:GridExecutor",  # bench.launches
 )
-#: What may be called by either name.
+#: Functions that exist under one of several names.
 RENAMED = (
     # The first since PyTorch 2.13.
     (
@@ -71,7 +71,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 @functools.cache
 def found(*names: str) -> Any:
-    """What the first of ``names`` that exists stands for: ``package.module:attribute``, or dots alone.
+    """The object that the first existing one of ``names`` refers to: ``package.module:attribute``, or dots alone.
 
     Raises:
         ImportError: the installed version has none of them.
@@ -84,7 +84,7 @@ def found(*names: str) -> Any:
 
 
 def missing() -> list[str]:
-    """The names in :data:`NAMES`, :data:`RENAMED` and of a module's hooks that the installed versions lack."""
+    """Names in :data:`NAMES`, in :data:`RENAMED` and of module hooks that the installed versions lack."""
     installed = [package for package in TRIED if importlib.util.find_spec(package)]
     names = [(name,) for name in NAMES] + list(RENAMED)
     result = [f"torch.nn.Module.{name}" for name in _HOOKS if not hasattr(nn.Module(), name)]
@@ -104,13 +104,13 @@ def _tried(package: str) -> str:
 
 @functools.cache
 def say_untried() -> None:
-    """Warn once in a process about versions that the tests have not run with."""
+    """Warn once per process about versions that the tests have not run with."""
     for package, (least, most) in TRIED.items():
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             version = importlib.metadata.version(package)
             numbers = re.match(r"(\d+)\.(\d+)", version)
             if numbers is not None and not least <= (int(numbers[1]), int(numbers[2])) <= most:
-                # Tests leave it out by its first words.
+                # Tests filter this warning by its first words.
                 warnings.warn(f"kernels was not tried with {package} {version}: {_tried(package)}", stacklevel=3)
 
 
@@ -122,7 +122,7 @@ def recorded() -> bool:
 
 
 def derivatives_beyond_autograd() -> bool:
-    """Whether forward mode or a transform of ``torch.func`` is on in this thread."""
+    """Whether forward mode or a transform of ``torch.func`` is active in this thread."""
     with contextlib.suppress(AttributeError):
         return bool(forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active())
     return True
@@ -134,7 +134,7 @@ def without_forward_mode() -> contextlib.AbstractContextManager[Any]:
 
 
 def is_view(tensor: Tensor) -> bool:
-    """Whether autograd knows ``tensor`` as a view of another."""
+    """Whether autograd tracks ``tensor`` as a view of another."""
     return tensor._is_view()
 
 
@@ -174,5 +174,5 @@ def set_group_timeout(group: torch.distributed.ProcessGroup, seconds: float) -> 
 
 
 def leave_to_ranks(model: nn.Module, names: Iterable[str]) -> None:
-    """Have DistributedDataParallel leave the parameters ``names`` of ``model`` alone; call it before."""
+    """Make DistributedDataParallel ignore the parameters ``names`` of ``model``; call this before wrapping it."""
     found("torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model")(model, list(names))

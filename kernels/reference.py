@@ -1,10 +1,10 @@
 """The chain in plain PyTorch: the formulas of :mod:`kernels.functional`, forward, backward and tangent.
 
-The oracle that the other implementations are held to, for any device, dtype and memory format, and what runs where
-speed does not matter: gradients of gradients and forward mode, since everything here is differentiable itself, and
-float64 on a GPU. :mod:`kernels.cpu` and :mod:`kernels.traced` have forms that are fast.
+This is the oracle for the other implementations, on any device and for any dtype and memory format. It also runs where
+speed does not matter: for double backward and forward mode, because everything here is itself differentiable, and for
+float64 on a GPU. :mod:`kernels.cpu` and :mod:`kernels.traced` have the fast forms.
 
-Arithmetic is float64 for float64 and float32 for everything else, rounded once at the end; the maximum is taken before
+Arithmetic is float64 for float64 and float32 for everything else, rounded once at the end. The maximum is taken before
 rounding.
 """
 
@@ -23,8 +23,8 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """``tensor`` in ``dtype``.
 
-    A cast to the same type must not be traced: PyTorch 2.11 compiles an ``autograd.Function`` whose output has such an
-    alias to one with a gradient of zero (pytorch/pytorch#180642).
+    A cast to the same type must not be traced: if an ``autograd.Function``'s output has such an alias, PyTorch 2.11
+    compiles the function to one with a gradient of zero (pytorch/pytorch#180642).
     """
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
@@ -40,7 +40,7 @@ def memory_format(tensor: Tensor) -> torch.memory_format:
 
 
 def groups_of(normalization: Normalization | None) -> int:
-    """Groups of channels that a chain keeps apart."""
+    """The number of channel groups that a chain keeps separate."""
     return 1 if normalization is None else normalization.groups
 
 
@@ -61,7 +61,7 @@ def channels_first(tensor: Tensor) -> Tensor:
 
 
 def activation(input: Tensor, bias: Tensor | None, relu: bool, groups: int) -> Tensor:
-    """``relu(input + bias)`` in the compute type, either left out: of ``[N, C, ...]``, as ``[N, ..., G, C / G]``."""
+    """``relu(input + bias)`` in the compute type; both are optional. ``[N, C, ...]`` becomes ``[N, ..., G, C / G]``."""
     a = cast(channels_last(input, groups), compute_dtype(input.dtype))
     if bias is not None:
         a = a + by_group(cast(bias, a.dtype), groups)
@@ -79,7 +79,7 @@ def relu_backward(gradient: Tensor, output: Tensor) -> Tensor:
 def window_sum(values: Tensor, before: int, after: int) -> Tensor:
     """Sum over the channels ``i - before`` to ``i + after`` of each group."""
     channels = values.shape[-1]
-    # Further away there are no channels.
+    # There are no channels further away.
     before, after = min(before, channels - 1), min(after, channels - 1)
     padded = F.pad(values, (before, after))
     total = values
@@ -89,7 +89,7 @@ def window_sum(values: Tensor, before: int, after: int) -> Tensor:
 
 
 def scale(a: Tensor, normalization: Normalization) -> Tensor:
-    """``s``: the base of the power that ``a`` is divided by."""
+    """``s``, the base of the power: ``a`` is multiplied by ``s ** -beta``."""
     total = window_sum(a * a, normalization.before, normalization.after)
     return total * (normalization.alpha / normalization.size) + normalization.k
 
@@ -100,11 +100,11 @@ def normalize(a: Tensor, normalization: Normalization) -> Tensor:
 
 
 def normalize_backward(db: Tensor, a: Tensor, normalization: Normalization) -> Tensor:
-    """The gradient with respect to ``a`` from ``db``, the one with respect to ``normalize(a)``."""
+    """The gradient of ``a`` from ``db``, the gradient of ``normalize(a)``."""
     size, alpha, beta, _, _ = normalization
     s = scale(a, normalization)
     direct = db * s**-beta
-    # The channels whose windows hold channel j: the window the other way round.
+    # The channels whose windows contain channel j: the window mirrored.
     total = window_sum(direct * a / s, normalization.after, normalization.before)
     return direct - (2 * alpha * beta / size) * a * total
 
@@ -117,7 +117,7 @@ def normalize_tangent(da: Tensor, a: Tensor, normalization: Normalization) -> Te
     return (da - (2 * alpha * beta / size) * a / s * total) * s**-beta
 
 
-# Max pooling of [N, H, W, G, C / G]. PyTorch counts the elements of a whole map, and we those of the window.
+# Max pooling of [N, H, W, G, C / G]. PyTorch's argmax indices count elements of the whole map, ours of the window.
 
 
 def window_starts(pooling: Pooling, axis: int, windows: int, device: torch.device) -> Tensor:
@@ -126,7 +126,7 @@ def window_starts(pooling: Pooling, axis: int, windows: int, device: torch.devic
 
 
 def rows_and_columns(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """A number for each row, and one for each column, in shapes that broadcast to ``[N, H, W, G, C / G]``."""
+    """One number per row and one per column, in shapes that broadcast to ``[N, H, W, G, C / G]``."""
     return rows[:, None, None, None], columns[:, None, None]
 
 
@@ -136,7 +136,7 @@ def _starts(pooling: Pooling, windows: torch.Size, device: torch.device) -> tupl
 
 
 def pool(values: Tensor, pooling: Pooling, save: bool) -> tuple[Tensor, Tensor]:
-    """The maximum of each window, and its argmax index in the window, counted by rows.
+    """The maximum of each window, and its row-major argmax index in the window.
 
     Without ``save`` the indices are empty.
     """
@@ -154,7 +154,7 @@ def pool(values: Tensor, pooling: Pooling, save: bool) -> tuple[Tensor, Tensor]:
 
 
 def _indices(offsets: Tensor, columns: int, pooling: Pooling) -> Tensor:
-    """The argmax indices in a whole map with so many columns: int64, as PyTorch's."""
+    """The argmax indices in the whole map, given its number of columns: int64, like PyTorch's."""
     offsets = offsets.long()
     first_row, first_column = _starts(pooling, offsets.shape[1:3], offsets.device)
     row = first_row + offsets // pooling.kernel_size[1] * pooling.dilation[0]
@@ -163,7 +163,7 @@ def _indices(offsets: Tensor, columns: int, pooling: Pooling) -> Tensor:
 
 
 def pool_backward(output_gradient: Tensor, offsets: Tensor, size: tuple[int, int], pooling: Pooling) -> Tensor:
-    """Each output's gradient at the element it was taken from: ``[N, *size, G, C / G]``."""
+    """Scatters each output's gradient to the element it came from: ``[N, *size, G, C / G]``."""
     kernel_size, stride, padding, dilation, ceil_mode = pooling
     gradient = torch.ops.aten.max_pool2d_with_indices_backward(
         channels_first(output_gradient.contiguous()),
@@ -179,7 +179,7 @@ def pool_backward(output_gradient: Tensor, offsets: Tensor, size: tuple[int, int
 
 
 def pool_tangent(tangent: Tensor, offsets: Tensor, pooling: Pooling) -> Tensor:
-    """The tangent of each output: that of the element it was taken from."""
+    """The tangent of each output, which is that of the element it came from."""
     indices = _indices(offsets, tangent.shape[2], pooling)
     taken: Tensor = tangent.flatten(1, 2).gather(1, indices.flatten(1, 2)).unflatten(1, indices.shape[1:3])
     return taken
@@ -202,7 +202,7 @@ def forward(
         input: ``[N, C, ...]``; ``[N, C, H, W]`` with ``pooling``.
         bias: ``[C]``, or None.
         relu, normalization, pooling: the parts of the chain.
-        save: whether argmax indices are wanted.
+        save: whether to compute argmax indices.
 
     Returns:
         the output, in ``input``'s dtype and memory format, and the indices, of the output's shape in
@@ -236,14 +236,14 @@ def backward(
     """The gradients of ``input``, in ``dtype``, and of the bias, in the compute type.
 
     Args:
-        output_gradient: of the output.
-        input, bias: the forward pass's; ``input`` is None without ``normalization``.
-        output: the forward pass's, with ReLU and pooling but no normalization, else None.
+        output_gradient: the gradient of the output.
+        input, bias: those of the forward pass; ``input`` is None without ``normalization``.
+        output: that of the forward pass, if there are ReLU and pooling but no normalization; otherwise None.
         offsets: the argmax indices; None without pooling.
         size: rows and columns of ``input``; only pooling needs them.
         relu, normalization, pooling: the parts of the chain.
         dtype, format: of the gradient: ``input``'s.
-        bias_wanted: whether to sum the bias's gradient; without, None is returned.
+        bias_wanted: whether to sum the bias gradient; otherwise it is None.
     """
     groups = groups_of(normalization)
     gradient = cast(channels_last(output_gradient, groups), compute_dtype(output_gradient.dtype))
@@ -264,7 +264,7 @@ def backward(
 
 
 def bias_sum(gradient: Tensor) -> Tensor:
-    """The sum over everything but the channels, ``[C]``."""
+    """The sum over all dimensions except the channels, ``[C]``."""
     return gradient.sum(list(range(gradient.dim() - 2))).flatten()
 
 

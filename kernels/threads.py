@@ -1,6 +1,6 @@
 """Worker threads for eager calls on a CPU: as many as ``torch.get_num_threads()``, started when first needed.
 
-Inside a worker PyTorch's operators use no threads of their own.
+Inside a worker, PyTorch's operators run single-threaded.
 """
 
 import os
@@ -18,7 +18,7 @@ _count = 0
 
 
 def _forget() -> None:
-    """A forked process has none of the threads."""
+    """A forked process does not inherit the threads."""
     global _lock, _workers
     _lock, _workers = threading.Lock(), None
 
@@ -28,7 +28,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _begin() -> None:
-    # A thread adopts the process's number of threads when it first asks for it; only after that can it have its own.
+    # A thread adopts the process's number of threads when it first reads it; only then can it set its own.
     torch.get_num_threads()
     torch.set_num_threads(1)
 
@@ -45,11 +45,11 @@ def _started(count: int) -> ThreadPoolExecutor:
             for started in [_workers.submit(all_started.wait) for _ in range(count)]:
                 started.result()
         except BaseException:
-            # The system may refuse to start a thread; the others would wait for it forever.
+            # If the system refuses to start a thread, the others would wait for it forever.
             all_started.abort()
             _workers = None
             raise
-        # What a thread sets for itself is also the default of threads started later.
+        # A thread's own setting also becomes the default for threads started later.
         torch.set_num_threads(count)
     return _workers
 
@@ -57,7 +57,7 @@ def _started(count: int) -> ThreadPoolExecutor:
 def run(work: Callable[[], None], most: int) -> None:
     """Call ``work`` on every worker, at most ``most`` times, without recording gradients; wait for all to return.
 
-    With a single worker it is called in this thread.
+    With a single worker, call it in this thread.
 
     Raises:
         the first exception of ``work``.
@@ -76,7 +76,7 @@ def run(work: Callable[[], None], most: int) -> None:
     with _lock:
         workers = _started(count)
         running: list[Future[None]] = [workers.submit(call) for _ in range(min(count, most))]
-    # All of them, or one that goes on would write to what the caller believes finished.
+    # Wait for all: one still running would write to results that the caller believes finished.
     for one in running:
         one.exception()
     for one in running:

@@ -1,8 +1,8 @@
 """The chain in forms that Inductor compiles to fast loops: what ``torch.compile`` traces instead of the plain formula.
 
-Inductor fuses elementwise operators and vectorizes reads at fixed strides. So channels come to lie next to each other,
+Inductor fuses elementwise operators and vectorizes reads at fixed strides. So channels are made adjacent in memory,
 windows are unrolled, and the gradient of pooling is gathered, not scattered. Values, gradients and arguments are those
-of :mod:`kernels.reference`; reports/LOG.md has what each form gives.
+of :mod:`kernels.reference`; reports/LOG.md has the gain of each form.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,21 +15,21 @@ from . import reference
 from .arguments import Normalization, Pooling
 from .reference import by_group, cast, channels_first, compute_dtype, memory_format
 
-# MKL 2024.2, which PyTorch's packages for x86 contain, chooses its square root when it is first called; called by
-# several threads at once, one of them may get the least precise one for its share: off by 3e-4, without any error
-# (pytorch/pytorch#188792). So the first call is made by one thread.
+# MKL 2024.2, which PyTorch's x86 packages contain, selects its square root on the first call. If several threads make
+# that call at once, one of them may use the least precise version: silently off by 3e-4 (pytorch/pytorch#188792). So
+# make the first call from one thread.
 for _dtype in (torch.float32, torch.float64):
     torch.ones(1, dtype=_dtype, device="cpu").sqrt()
 
-#: Windows with more elements than this, and elements in more windows, are left to PyTorch's operators.
+#: Windows with more elements than this, or elements in more windows than this, use PyTorch's operators.
 _UNROLLED = 25
 
 
 def _fixed(size: int) -> int:
-    """``size`` as a constant: compiled code may serve any batch size, but only one size of image.
+    """``size`` as a constant: compiled code may handle any batch size, but only one image size.
 
-    Inductor fails on loops over windows whose number is an expression of a dynamic size (ValueRangeError). Dynamo
-    specializes on what ``range`` is asked for.
+    Inductor fails on loops over windows if their number depends on a dynamic size (ValueRangeError). Calling ``range``
+    makes Dynamo specialize on its argument.
     """
     return len(range(size))
 
@@ -42,10 +42,10 @@ def _contiguous_strides(shape: Sequence[int]) -> list[int]:
 
 
 def _written(values: Tensor) -> Tensor:
-    """``values`` in a contiguous buffer; they must have been computed here and be no view of an argument.
+    """``values`` in a contiguous buffer; they must have been computed here, and not be a view of an argument.
 
-    Inductor would recompute them wherever they are read, with a mask for each shifted read; what is viewed by strides
-    it writes to memory first, and then vectorizes the reads.
+    Otherwise Inductor would recompute them at every read, with a mask for each shifted read. A strided view makes it
+    write them to memory first and then vectorize the reads.
     """
     values = values.contiguous()
     written: Tensor = values.as_strided(values.shape, _contiguous_strides(values.shape), 0)
@@ -53,7 +53,7 @@ def _written(values: Tensor) -> Tensor:
 
 
 def _channels_last(tensor: Tensor, groups: int) -> Tensor:
-    """``[N, C, ...]`` as ``[N, ..., G, C / G]`` with channels next to each other."""
+    """``[N, C, ...]`` as ``[N, ..., G, C / G]`` with adjacent channels."""
     moved = tensor.movedim(1, -1)
     if not moved.is_contiguous():
         moved = _written(moved.clone(memory_format=torch.contiguous_format))
@@ -97,7 +97,7 @@ def _negative_power(base: Tensor, beta: float) -> Tensor:
 def _normalize_backward(db: Tensor, a: Tensor, normalization: Normalization) -> Tensor:
     """See :func:`kernels.reference.normalize_backward`."""
     size, alpha, beta, _, _ = normalization
-    # Squared by another operator than forward, or torch.compile recognizes the sums and keeps them for backward.
+    # Square with a different operator than forward does; otherwise torch.compile recognizes the sums and saves them.
     s = _scale(a, normalization, torch.square)
     direct = db * _negative_power(s, beta)
     total = _window_sum(direct * a / s, normalization.after, normalization.before)
@@ -105,7 +105,7 @@ def _normalize_backward(db: Tensor, a: Tensor, normalization: Normalization) -> 
 
 
 def _pool(values: Tensor, pooling: Pooling, save: bool) -> tuple[Tensor, Tensor]:
-    """See :func:`kernels.reference.pool`; element by element of a window."""
+    """See :func:`kernels.reference.pool`; goes through a window element by element."""
     if pooling.kernel_size[0] * pooling.kernel_size[1] > _UNROLLED:
         return reference.pool(values, pooling, save)
     sizes = [_fixed(size) for size in values.shape[1:3]]
@@ -117,7 +117,7 @@ def _pool(values: Tensor, pooling: Pooling, save: bool) -> tuple[Tensor, Tensor]
         border += [padding, max(0, needed - padding - sizes[axis])]
     padded = _written(F.pad(values, border, value=float("-inf"))) if any(border) else values
     best = torch.full_like(padded[:, : windows[0], : windows[1]], float("-inf"))
-    # In a window of nothing but minus infinity the first element that is no padding is the maximum.
+    # In a window of only minus infinity, the maximum is the first element that is not padding.
     first = [
         (pooling.dilation[axis] - 1 - reference.window_starts(pooling, axis, windows[axis], values.device)).clamp_min(0)
         // pooling.dilation[axis]
@@ -140,13 +140,14 @@ def _pool(values: Tensor, pooling: Pooling, save: bool) -> tuple[Tensor, Tensor]
 
 
 def _pool_backward(output_gradient: Tensor, offsets: Tensor, size: tuple[int, int], pooling: Pooling) -> Tensor:
-    """See :func:`kernels.reference.pool_backward`; asks of each input element which windows over it took it."""
+    """See :func:`kernels.reference.pool_backward`; finds, for each input element, the windows that selected it."""
     over = [-(-pooling.extent(axis) // pooling.stride[axis]) for axis in (0, 1)]
     if over[0] * over[1] > _UNROLLED:
         return reference.pool_backward(output_gradient, offsets, size, pooling)
-    # For each axis, for each of the windows that may hold an element: the window, and the element's share in the index
-    # that the offset must equal; where the window does not hold it, so far below zero that no sum is an offset. What is
-    # always true is left out: of longer expressions Inductor makes several loops.
+    # Per axis, for each window that may contain an element: the window, and the element's part of the index that
+    # the offset must equal. If the window does not contain it, this part is so far below zero that no sum is a valid
+    # offset.
+    # Conditions that are always true are left out, because Inductor splits longer expressions into several loops.
     nowhere = -(2**24)
     found = []
     for axis in (0, 1):
@@ -154,7 +155,7 @@ def _pool_backward(output_gradient: Tensor, offsets: Tensor, size: tuple[int, in
         windows = offsets.shape[1 + axis]
         place = torch.arange(size[axis], device=offsets.device) + padding
         candidates = []
-        # In the order of the windows, as PyTorch adds.
+        # In the order of the windows, like PyTorch.
         for distance in reversed(range(over[axis])):
             window = place // stride - distance
             inside = place - window * stride

@@ -21,8 +21,8 @@ def load(path: str | os.PathLike[str], device: str | None = None) -> "Classifier
 
     Args:
         path: a run folder (its newest intact checkpoint is loaded), a checkpoint (``.pt``), weights
-            (``.safetensors``) with the architecture in their metadata, or the name of weights that ship with the
-            package (:func:`net.pretrained.names`).
+            (``.safetensors``) with the architecture in their metadata, or the name of pretrained weights
+            (:func:`net.pretrained.names`).
         device: ``cpu``, ``cuda`` or ``cuda:N``; by default a GPU if there is one, else the CPU.
 
     Returns:
@@ -31,7 +31,7 @@ def load(path: str | os.PathLike[str], device: str | None = None) -> "Classifier
 
     Raises:
         net.common.errors.DataError: ``path`` holds no usable network. net.common.errors.UsageError: no such device, or
-            a path that is also the name of weights that ship.
+            a path that is also the name of pretrained weights.
     """
     from .analysis.classifier import Classifier
 

@@ -45,7 +45,7 @@ class EvaluateConfig:
 
     checkpoints: tuple[str, ...] = flag(
         (),
-        "run folders, checkpoints (.pt), weights (.safetensors, .onnx, .pt, .pth) or names of weights that ship; "
+        "run folders, checkpoints (.pt), weights (.safetensors, .onnx, .pt, .pth) or names of pretrained weights; "
         "several form an ensemble",
         positional=True,
     )
@@ -58,7 +58,9 @@ class EvaluateConfig:
     channels_last: bool = flag(True, "keep activations in channels_last memory format")
     device: str | None = flag(None, DEVICES)
     workers: int = flag(2, "threads that read images", short="j")
-    output: str | None = flag(None, "JSON file; evaluation.json beside the first checkpoint by default", metavar="FILE")
+    output: str | None = flag(
+        None, "JSON file; evaluation.json next to the first checkpoint by default", metavar="FILE"
+    )
     mean_rgb: tuple[float, ...] | None = flag(None, MEAN_RGB, nargs=3, metavar=("R", "G", "B"))
 
     def __post_init__(self) -> None:

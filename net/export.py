@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "Write a trained network as ONNX, a torch.export program or a compiled AOTInductor package. Its input is a batch "
-    "of any size of float32 RGB images, in 0..255 less the training images' mean; its output is logits. Or write "
+    "of any size of float32 RGB images, in 0..255 minus the training images' mean; its output is logits. Or write "
     "its weights in half precision, with all that net.load and the other commands need, to share them."
 )
 
 
-#: Flags of a run that decide what it learns, besides the architecture and the precision, which a file says anyway.
+#: Flags that decide what a run learns, except architecture and precision, which a file contains anyway.
 RECIPE = {item.name for item in fields(RecipeConfig)} | {
     *("preset", "epochs", "max_steps", "time_budget", "eval_every", "batch_size", "hold_out", "seed"),
     *("init_from", "new_head", "freeze"),
 }
-#: What of an evaluation stands in a file of weights.
+#: The parts of an evaluation that a weights file contains.
 REPORTED = ("images", "loss", "top1_error_percent", "top5_error_percent")
 
 
@@ -41,14 +41,14 @@ class ExportConfig:
 
     checkpoint: str = flag(
         "",
-        "run folder, checkpoint (.pt), weights (.safetensors, .onnx) or the name of weights that ship",
+        "run folder, checkpoint (.pt), weights (.safetensors, .onnx) or the name of pretrained weights",
         positional=True,
     )
     output: str = flag("", "file to write: .onnx, .safetensors, or .pt2 for the other formats", positional=True)
     format: Literal["onnx", "torch-export", "aoti", "safetensors"] = flag(
         "onnx",
         "ONNX, a torch.export program, a compiled AOTInductor package, or half-precision weights with mean image, "
-        "recipe and the error of that very file",
+        "recipe and the error measured on that file",
     )
     data_path: str | None = flag(
         None,
@@ -66,7 +66,7 @@ class ExportConfig:
 
 
 def _recipe(trained: "Trained") -> dict[str, Any]:
-    """The flags of ``RECIPE``: those that the file of weights names, else those of its run, else none."""
+    """The flags of ``RECIPE``: those in the weights file, else those of its run, else none."""
     recipe = dict(trained.recipe)
     folder = runs.folder_of(trained.path)
     if not recipe and (folder / runs.CONFIG).is_file():
@@ -77,7 +77,7 @@ def _recipe(trained: "Trained") -> dict[str, Any]:
 
 
 def _write_weights(trained: "Trained", output: Path, config: ExportConfig, device: "torch.device") -> None:
-    """Half-precision weights to share: with the mean image, how they were trained, and what they get wrong."""
+    """Half-precision weights to share, with the mean image, the training recipe and the errors."""
     from . import evaluate
     from .analysis.features import mean_image, open_its_data
     from .analysis.trained import open_trained
@@ -89,7 +89,7 @@ def _write_weights(trained: "Trained", output: Path, config: ExportConfig, devic
     metadata: dict[str, Any] = {
         "network": trained.network.to_dict(),
         "classes": trained.classes,
-        # Where it was is nobody else's business, and what it was called may help.
+        # The full path is private, but the name may be useful.
         "data_path": None if trained.data_path is None else Path(trained.data_path).name,
         "precision": trained.precision,
         "pixels": "RGB, 0..255, less mean_image",
@@ -100,7 +100,7 @@ def _write_weights(trained: "Trained", output: Path, config: ExportConfig, devic
         if not tensor.isfinite().all():
             raise DataError(f"{trained.path}: {name} holds weights that are too large for half precision")
     tensors[weights.MEAN] = trained.mean
-    # What is measured is read from a file, and OUTPUT is written once, with its errors.
+    # Measure weights that were read from a file, and write OUTPUT only once, with its errors.
     with tempfile.TemporaryDirectory(dir=output.absolute().parent) as folder:
         weights.save(Path(folder) / output.name, tensors, metadata)
         written = open_trained(str(Path(folder) / output.name), device)

@@ -34,7 +34,7 @@ class FiltersConfig:
 
     checkpoints: tuple[str, ...] = flag(
         (),
-        "run folder, checkpoint (.pt), weights (.safetensors) or the name of weights that ship; several of one "
+        "run folder, checkpoint (.pt), weights (.safetensors) or the name of pretrained weights; several of one "
         "architecture are compared",
         positional=True,
         metavar="CHECKPOINT",
@@ -50,7 +50,7 @@ class PredictionsConfig:
     """The flags of ``python -m net.figures predictions``."""
 
     checkpoint: str = flag(
-        "", "run folder, checkpoint (.pt), weights (.safetensors) or the name of weights that ship", positional=True
+        "", "run folder, checkpoint (.pt), weights (.safetensors) or the name of pretrained weights", positional=True
     )
     data_path: str | None = flag(
         None, "as in net.train; by default the data the network was trained on", metavar="PATH"
@@ -69,7 +69,7 @@ class NeighboursConfig:
     """The flags of ``python -m net.figures neighbours``."""
 
     checkpoint: str = flag(
-        "", "run folder, checkpoint (.pt), weights (.safetensors) or the name of weights that ship", positional=True
+        "", "run folder, checkpoint (.pt), weights (.safetensors) or the name of pretrained weights", positional=True
     )
     data_path: str | None = flag(
         None, "as in net.train; by default the data the network was trained on", metavar="PATH"

@@ -33,7 +33,7 @@ class HashingConfig:
     """The flags of ``python -m net.hashing``."""
 
     checkpoint: str = flag(
-        "", "run folder, checkpoint (.pt), weights (.safetensors) or the name of weights that ship", positional=True
+        "", "run folder, checkpoint (.pt), weights (.safetensors) or the name of pretrained weights", positional=True
     )
     data_path: str | None = flag(
         None, "as in net.train; by default the data the network was trained on", metavar="PATH"

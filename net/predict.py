@@ -26,7 +26,7 @@ class PredictConfig:
     """The flags of ``python -m net.predict``."""
 
     checkpoint: str = flag(
-        "", "run folder, checkpoint (.pt), weights or the name of weights that ship", positional=True
+        "", "run folder, checkpoint (.pt), weights or the name of pretrained weights", positional=True
     )
     images: tuple[str, ...] = flag((), "image files", positional=True)
     ten_crops: bool = flag(False, "average over ten crops instead of the centre crop")

@@ -11,14 +11,14 @@ from .common.fields import MOST_ROWS, MOST_WORKERS, at_least, at_most, flag, fla
 from .data.config import JPEG_QUALITY
 
 DESCRIPTION = (
-    "Decode, scale and crop the images of SOURCE into TARGET, from which training reads. An interrupted run goes on "
-    "where it stopped when the same command is given again."
+    "Decode, scale and crop the images of SOURCE into TARGET, from which training reads. After an "
+    "interruption, the same command continues."
 )
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """What ``python -m net.prepare`` is asked to do."""
+    """The flags of ``python -m net.prepare``."""
 
     source: str = flag(
         "",
@@ -28,16 +28,16 @@ class PrepareConfig:
     target: str | None = flag(None, "folder of the packed store", positional=True, optional_value=None)
     size: int = flag(256, "rows and columns of a packed image")
     format: Literal["pixels", "jpeg"] = flag(
-        "pixels", "how images are kept: pixels are read faster, JPEG takes a tenth of the room"
+        "pixels", "how images are stored: pixels read faster, JPEG takes a tenth of the space"
     )
-    quality: int | None = flag(None, f"of JPEG, 1 to 100 ({JPEG_QUALITY})")
+    quality: int | None = flag(None, f"JPEG quality, 1 to 100 ({JPEG_QUALITY})")
     val_labels: str | None = flag(
         None,
         "label file of a flat val folder: lines of 'FILE CLASS' or a table with such columns, ImageNet's "
-        "LOC_val_solution.csv, or one class a line in the order of the file names",
+        "LOC_val_solution.csv, or one class per line in the order of the file names",
         metavar="FILE",
     )
-    workers: int | None = flag(None, "processes; one a core by default", short="j")
+    workers: int | None = flag(None, "processes; one per core by default", short="j")
     verify: bool = flag(False, "compare every byte of the finished store SOURCE with its checksums, and stop")
 
     def __post_init__(self) -> None:
@@ -52,13 +52,13 @@ class PrepareConfig:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prepare as the command line says; returns the exit status."""
+    """Run the command; returns the exit status."""
     config = cli.resolve(cli.given(PrepareConfig, "net.prepare", DESCRIPTION, arguments), PrepareConfig)
     cli.check_exist(positional=config.source, val_labels=config.val_labels)
     if not config.verify:
         from .data import processes
 
-        # What the worker processes come from imports PyTorch, too, and does so meanwhile.
+        # The workers' parent process imports PyTorch too, and can do so meanwhile.
         processes.context("net.data.packing")
     cli.load("data.prepare")
     from .data.prepare import prepare, verify

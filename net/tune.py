@@ -10,8 +10,8 @@ from .common.fields import at_least, flag, flag_name
 from .model.config import VARIANTS, network
 
 DESCRIPTION = (
-    "Measure a network's update in each of its forms, and cache the fastest for net.train. Long runs do so by "
-    "themselves before their first update."
+    "Time a network's training step in each of its forms, and cache the fastest for net.train. Long runs do this "
+    "automatically before their first step."
 )
 
 

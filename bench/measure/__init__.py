@@ -1,1 +1,1 @@
-"""How it is measured: timing, memory, the machine's ceilings, and records."""
+"""Measuring: timing, memory, the machine's ceilings, and records."""

@@ -14,10 +14,10 @@ COPIES = {"cuda": (16, 64, 1024), "cpu": (16, 256)}
 #: Rows of the square matrices.
 MATRIX = {"cuda": 8192, "cpu": 2048}
 DTYPES = (torch.float32, torch.bfloat16)
-#: Rows of the matrices whose product shows whether a processor has instructions for a dtype; 0.03 s if it has none.
+#: Rows of the matrices whose product shows whether a processor has instructions for a dtype; takes 0.03 s if not.
 PROBE = 256
-#: Without instructions for bfloat16 a product takes 106 times as long as in float32 on an AVX2 processor, which does it
-#: element by element, and 3 to 5 times on an AVX-512 one, where oneDNN converts.
+#: Without bfloat16 instructions, a product takes 106 times as long as in float32 on an AVX2 processor, which computes
+#: it element by element, and 3 to 5 times as long on an AVX-512 one, where oneDNN converts.
 HOPELESS = 20.0
 
 
@@ -37,14 +37,14 @@ def _product(dtype: torch.dtype, side: int, device: torch.device, samples: int) 
 
 @cache
 def slowdown(dtype: torch.dtype, device: torch.device) -> float:
-    """How many times as long a small matrix product takes in ``dtype`` as in float32, each at its fastest.
+    """The time of a small matrix product in ``dtype`` relative to float32, each at its fastest.
 
     1 on every GPU.
     """
     if device.type == "cuda" or dtype == torch.float32:
         return 1.0
     threads = torch.get_num_threads()
-    # On a busy machine two threads wait for each other longer than this product takes in float32.
+    # On a busy machine, two threads wait for each other for longer than this product takes in float32.
     torch.set_num_threads(1)
     try:
         return min(_product(dtype, PROBE, device, 5)) / min(_product(torch.float32, PROBE, device, 30))
@@ -53,7 +53,7 @@ def slowdown(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def lacking(dtype: torch.dtype, device: torch.device) -> str:
-    """Why matrix products in ``dtype`` are not measured at full size on this device; empty where they are."""
+    """Why matrix products in ``dtype`` are not measured at full size on this device; empty if they are."""
     times = slowdown(dtype, device)
     if times < HOPELESS:
         return ""
@@ -78,8 +78,8 @@ def rows(
 
     Args:
         device: where they run.
-        samples: how often each is timed.
-        announce: called with what is measured next.
+        samples: number of timings of each.
+        announce: called with the name of the next measurement.
     """
     for mib in COPIES[device.type]:
         announce(f"copy of {mib} MiB")
@@ -115,8 +115,8 @@ def rows(
 def ceilings(measured: list[dict[str, Any]]) -> Ceilings:
     """The fastest copy, and the rate of each dtype.
 
-    No dtype's rate is below float32's: where a processor has no instructions for a half type, its products and sums
-    are done in float32.
+    No dtype's rate is below float32's: without instructions for a half type, its products and sums are computed in
+    float32.
     """
     copied = [row["gb_per_s"] for row in measured if row["case"] == "copy"]
     products = {row["dtype"]: row["gflop_per_s"] * 1e9 for row in measured if row["case"] == "matrix product"}

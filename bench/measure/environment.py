@@ -1,4 +1,4 @@
-"""Where a figure was measured: machine, versions, commit. The commit is known without torch."""
+"""The environment of a measurement: machine, versions, commit. Finding the commit does not need torch."""
 
 import datetime
 import importlib.metadata
@@ -44,12 +44,12 @@ def _driver() -> str:
 
 
 def commit() -> str:
-    """The commit that is measured: SOURCE_COMMIT, else the checkout's; empty if unknown."""
+    """The measured commit: SOURCE_COMMIT, else the checkout's; empty if unknown."""
     return os.environ.get("SOURCE_COMMIT", "").removesuffix("-dirty")[:10] or _git("rev-parse", "--short=10", "HEAD")
 
 
 def describe() -> dict[str, str | int | bool]:
-    """The columns that every row of a record carries."""
+    """The columns of every row of a record."""
     import torch
 
     now = datetime.datetime.now(datetime.UTC)
@@ -62,7 +62,7 @@ def describe() -> dict[str, str | int | bool]:
 
 
 def _version(package: str) -> str:
-    """Empty where it is not installed."""
+    """Empty if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -5,12 +5,12 @@ from typing import Any
 
 #: PyTorch's own code, of the version in the row's column ``torch``.
 PYTORCH = ("aten", "compiled", "cudnn", "torchvision")
-#: What is not this project's.
+#: Implementations that are not this project's.
 RIVALS = (*PYTORCH, "xla", "onnxruntime", "openvino")
 
 
 def name_of(row: Mapping[str, Any]) -> str:
-    """The implementation, without the way in which it was called: ``aten`` of ``aten, eager``."""
+    """The implementation, without how it was called: ``aten`` for ``aten, eager``."""
     return str(row.get("implementation")).partition(", ")[0]
 
 

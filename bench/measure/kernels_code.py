@@ -1,9 +1,9 @@
-"""Which state of the stages' GPU kernels a measurement belongs to: a hash of what is compiled and how it is launched.
+"""Which version of the stages' GPU kernels a measurement belongs to: a hash of the kernels and their launch code.
 
-Hashed is the code of the functions that launch them, and of everything in :mod:`kernels` that these use: the kernels,
-their device functions, the choices of tiles, warps and registers, and the constants. Docstrings, comments and layout
-are left out, and so are the names of files: moving a function or explaining it orphans no measurement; changing what it
-does, or its name, does.
+The hash covers the functions that launch them, and everything in :mod:`kernels` that these use: the kernels, their
+device functions, the choices of tiles, warps and registers, and the constants. It ignores docstrings, comments, layout
+and file names. So moving or documenting a function does not orphan measurements; changing what it does, or its name,
+does.
 """
 
 import ast
@@ -13,8 +13,8 @@ from pathlib import Path
 
 #: What launches the kernels, wherever it is defined.
 LAUNCHES = ("forward_launch", "backward_launch")
-#: States of the code, and the later state that compiles to the same kernels: the compiler's first stage gives the same
-#: program for all 267 kernels compared (sm_90 and gfx950, under Triton 3.6 and 3.9); reports/LOG.md, 2026-11-27.
+#: Versions of the code, each with the later version that compiles to the same kernels: the compiler's first stage gives
+#: the same program for all 267 kernels compared (sm_90 and gfx950, Triton 3.6 and 3.9); reports/LOG.md, 2026-11-27.
 SAME_KERNELS = {"d309ec4b49": "23a3f218bb", "ae19969164": "23a3f218bb"}
 #: A definition: its module and its name.
 Key = tuple[str, str]
@@ -29,11 +29,11 @@ def read_sources(package: Path) -> dict[str, str]:
 
 
 def kernels_code(sources: Mapping[str, str]) -> str:
-    """Ten hexadecimal digits, none where there are no kernels; ``sources`` are those of :func:`read_sources`."""
+    """Ten hexadecimal digits; empty if there are no kernels. ``sources`` come from :func:`read_sources`."""
     read: dict[str, _Module] = {}
 
     def module(name: str) -> _Module:
-        # Most modules are never asked for.
+        # Most modules are never needed.
         if name not in read:
             read[name] = _Module(name, sources[name], sources)
         return read[name]
@@ -46,13 +46,13 @@ def kernels_code(sources: Mapping[str, str]) -> str:
         if node is not None and key not in found:
             found[key] = node
             waiting |= module(name).uses(node)
-    # In the order of names: files are in no order that means anything.
+    # Sort by name, because the order of files is arbitrary.
     texts = sorted((name, _code(node)) for (_, name), node in found.items())
     return hashlib.sha256("\n".join(text for _, text in texts).encode()).hexdigest()[:10] if texts else ""
 
 
 class _Module:
-    """What a module defines at its top, and what its names mean where they come from another one."""
+    """A module's top-level definitions, and the origin of its imported names."""
 
     def __init__(self, name: str, text: str, modules: Iterable[str]) -> None:
         self.name, known = name, set(modules)
@@ -78,7 +78,7 @@ class _Module:
                     )
 
     def uses(self, node: ast.AST) -> set[Key]:
-        """What a piece of this module's code names: definitions, and other names, which have none."""
+        """The names in a piece of this module's code: definitions, and names without one."""
         found = set()
         for each in ast.walk(node):
             if isinstance(each, ast.Name):

@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def kept_bytes(forward: Callable[[], object], apart_from: Iterable[Tensor]) -> int:
-    """Bytes that ``forward`` keeps for its backward pass, each storage once.
+    """Bytes that ``forward`` saves for its backward pass, each storage once.
 
     Args:
         forward: computes something that requires a gradient.
-        apart_from: tensors whose storages do not count: parameters.
+        apart_from: tensors whose storages are not counted, such as parameters.
     """
     known = {tensor.untyped_storage().data_ptr() for tensor in apart_from}
     storages: dict[int, int] = {}
@@ -23,7 +23,7 @@ def kept_bytes(forward: Callable[[], object], apart_from: Iterable[Tensor]) -> i
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        # Saved tensors must live until all are counted: a freed address may be used again.
+        # Saved tensors must live until all are counted, because a freed address may be reused.
         result = forward()
     del result
     return sum(storages.values())

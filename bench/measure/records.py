@@ -1,9 +1,9 @@
-"""Records: files of JSON lines in ``reports/data``, a row for each measurement.
+"""Records: JSON Lines files in ``reports/data``, one row per measurement.
 
 A row says what was measured (``suite``, ``case``, ``implementation``, ``mode``, ``shape``, ``dtype``,
 ``memory_format``), the values with their units in the column names (``median_us``, ``p20_us``, ``p80_us``,
 ``images_per_s``, ...), or in ``status`` why there are none, and the columns of
-:func:`bench.measure.environment.describe`. Reading needs no torch.
+:func:`bench.measure.environment.describe`. Reading does not need torch.
 """
 
 import json
@@ -20,7 +20,7 @@ from .environment import HOME
 
 DATA = HOME / "reports" / "data"
 Row = dict[str, Any]
-#: What a row is about; those of ``choices`` are in no table.
+#: The suites; rows of ``choices`` are in no table.
 SUITES = (
     *("ceilings", "gate", "kernels", "contention", "layers", "steps", "profile", "train", "input"),
     *("parallel", "choices", "launches"),
@@ -32,7 +32,7 @@ REQUIRED = ("suite", "case", "machine", "date")
 
 
 def time_columns(seconds: Iterable[float]) -> dict[str, float]:
-    """Median, 20th and 80th percentile of repeated times, in microseconds; of a single time only the median."""
+    """Median, 20th and 80th percentile of repeated times, in microseconds; for a single time only the median."""
     times = np.fromiter(seconds, float) * 1e6
     if len(times) == 1:
         return {"median_us": round(float(times[0]), 2)}
@@ -43,7 +43,7 @@ def time_columns(seconds: Iterable[float]) -> dict[str, float]:
 def write(rows: Iterable[Mapping[str, Any]], folder: Path = DATA) -> Path:
     """Append rows, with the machine's columns, to this day's and commit's record of this machine.
 
-    The file is replaced as a whole: whoever reads it, or stops this process, finds whole rows.
+    The file is replaced atomically, so readers always find complete rows, even if this process is stopped.
     """
     from .environment import describe
 
@@ -64,7 +64,7 @@ def read_record(path: Path) -> list[Row]:
     """The rows of one record, each with the file's name in ``record``.
 
     Raises:
-        DataError: a line is no row; the message names file and line.
+        DataError: a line is not a row; the message names file and line.
     """
     rows = []
     # Not splitlines(), which also ends lines at characters that JSON strings may hold.
@@ -93,12 +93,12 @@ def read_record(path: Path) -> list[Row]:
 
 
 def moment(row: Row) -> str:
-    """Date and time of a row, which sort in order; the first records have no time."""
+    """Date and time of a row, as a sort key; the first records have no time."""
     return f"{row['date']} {row.get('time', '')}"
 
 
 def read_training(path: Path) -> Row:
-    """The row of a whole training, from the ``run.json`` that was kept of it.
+    """The row of a full training run, from its ``run.json``.
 
     Raises:
         DataError: a key is missing.
@@ -121,12 +121,12 @@ def read_training(path: Path) -> Row:
 
 
 def read(folder: Path = DATA) -> list[Row]:
-    """Every row of every record, and one of every training, oldest first.
+    """Every row of every record, and one per training run, oldest first.
 
     Raises:
         DataError: as :func:`read_record`.
     """
     rows = [row for path in sorted(folder.glob("*.jsonl")) for row in read_record(path)]
     rows += map(read_training, sorted(folder.glob("trainings/*/run.json")))
-    # The names of one day's records are in no order of time.
+    # The names of one day's records are not in chronological order.
     return sorted(rows, key=moment)

@@ -1,4 +1,4 @@
-"""Timing: on a GPU replayed from a graph with cold caches, on a CPU by the clock."""
+"""Timing: on a GPU by replaying a graph with cold caches, on a CPU by the clock."""
 
 import itertools
 import math
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-#: The calls of one sample take at least this long in all, so that the timer's own microseconds do not matter.
+#: Minimum total duration of a sample's calls, so that the timer's own microseconds do not matter.
 SAMPLE_SECONDS = 1e-3
 SAMPLES = 30
 #: Bytes moved between two uses of the same memory: more than any GPU's cache holds.
@@ -20,7 +20,7 @@ Call = Callable[[], object]
 
 
 def copies(bytes_moved: int) -> int:
-    """How many sets of inputs the calls must alternate between, so that none is in the cache."""
+    """The number of input sets that the calls must alternate between, so that none is in the cache."""
     return max(2, min(16, math.ceil(COLD_BYTES / max(1, bytes_moved)) + 1))
 
 
@@ -43,7 +43,7 @@ def _graph(calls: Sequence[Call], rounds: int, stream: torch.cuda.Stream) -> tor
                 for call in calls:
                     call()
     except Exception:
-        # After a failed capture the random generator still believes that it is being captured.
+        # After a failed capture, the random generator still considers itself captured.
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
         generator.graphsafe_set_state(generator.clone_state())
         raise
@@ -51,13 +51,13 @@ def _graph(calls: Sequence[Call], rounds: int, stream: torch.cuda.Stream) -> tor
 
 
 def gpu_seconds(rivals: Sequence[Sequence[Call]], samples: int = SAMPLES) -> list[list[float]]:
-    """Seconds of one call of each rival, sampled in turns.
+    """Seconds per call of each rival, sampled interleaved.
 
     A rival is a list of calls that do the same with different inputs. They are captured in one CUDA graph, so that
-    nothing waits for the host. If a rival cannot be captured, the error of the capture is raised.
+    nothing waits for the host. If a rival cannot be captured, the capture's error is raised.
 
-    The current stream must not be the default one, and whatever the calls depend on, a forward pass before a captured
-    backward pass, must have run on it.
+    The current stream must not be the default one, and everything that the calls depend on, such as the forward pass of
+    a captured backward pass, must have run on it.
     """
     stream = torch.cuda.current_stream()
     graphs: list[tuple[torch.cuda.CUDAGraph, int]] = []
@@ -80,7 +80,7 @@ def gpu_seconds(rivals: Sequence[Sequence[Call]], samples: int = SAMPLES) -> lis
 
 
 def seconds(rivals: Sequence[Sequence[Call]], device: torch.device, samples: int = SAMPLES) -> list[list[float]]:
-    """Seconds of one call of each rival, sampled in turns: from graphs on a GPU, by the clock on a CPU."""
+    """Seconds per call of each rival, sampled interleaved: from graphs on a GPU, by the clock on a CPU."""
     if device.type == "cuda":
         return gpu_seconds(rivals, samples)
     results: list[list[float]] = [[] for _ in rivals]
@@ -95,7 +95,7 @@ def seconds(rivals: Sequence[Sequence[Call]], device: torch.device, samples: int
 
 
 def kernels_launched(call: Call) -> int:
-    """Kernels that a call launches on a GPU."""
+    """The number of kernels that a call launches on a GPU."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         call()
         torch.cuda.synchronize()
@@ -135,7 +135,7 @@ class Clock:
 
 
 def wall_seconds(call: Call, samples: int = SAMPLES, warmup: int = 3) -> list[float]:
-    """Seconds of calls made one after the other, each followed by a synchronisation."""
+    """Seconds of consecutive calls, each followed by a synchronization."""
     results = []
     for sample in range(samples + warmup):
         begin = synchronized()
@@ -146,9 +146,9 @@ def wall_seconds(call: Call, samples: int = SAMPLES, warmup: int = 3) -> list[fl
 
 
 def chained_seconds(call: Call, samples: int = SAMPLES, warmup: int = 3) -> list[float]:
-    """Seconds from the end of one call to the end of the next on a GPU, without a synchronisation between them.
+    """Seconds from the end of one call to the end of the next on a GPU, without synchronization in between.
 
-    On a CPU as :func:`wall_seconds`.
+    On a CPU, the same as :func:`wall_seconds`.
     """
     if not torch.cuda.is_available():
         return wall_seconds(call, samples, warmup)

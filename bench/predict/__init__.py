@@ -1,1 +1,1 @@
-"""What is computed, not measured: the work of each layer, messages between ranks, a cost model of strategies."""
+"""Computed, not measured: the work of each layer, messages between ranks, a cost model of strategies."""

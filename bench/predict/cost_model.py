@@ -1,4 +1,4 @@
-"""A model of an update on many devices: compute from records, messages by formula, assumed links.
+"""A model of a training step on many devices: compute from records, messages by formula, assumed links.
 
 ``reports/parallelism.md`` compares it with measurements.
 """
@@ -10,14 +10,14 @@ from net.model.config import VARIANTS, AlexNetConfig
 
 from .messages import Message, expected
 
-#: Share of an update's compute that can hide the all-reduce of gradients: the backward pass, two of three products.
+#: Fraction of a step's compute that can hide the all-reduce of gradients: the backward pass, two of three products.
 BACKWARD = 2 / 3
-#: Rounds of messages that a collective of many ranks takes when their number doubles in each.
+#: Rounds of messages of a collective in which the number of ranks reached doubles in each round.
 ROUNDS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1}
 
 
 PAPER = VARIANTS["paper"]
-#: Images on each device when a batch grows with the devices: the paper's batch, as in 2014.
+#: Images per device when the batch size grows with the number of devices: the paper's batch size, as in 2014.
 IMAGES = 128
 STRATEGIES = ("data", "tower", "hybrid")
 
@@ -32,7 +32,7 @@ class Link:
     source: str
 
 
-#: Seconds of a round between today's GPUs, launch included: assumed, of the order that NCCL's own tests show.
+#: Seconds per round between today's GPUs, including the launch: an assumption, of the order seen in NCCL's own tests.
 LATENCY = 10e-6
 PCIE_2012 = Link("PCIe 2 x16 (2012)", 6.0e9, LATENCY, "NVIDIA's CUDA questions and answers: up to 6.0 GB/s measured")
 LINKS = (
@@ -45,7 +45,7 @@ LINKS = (
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds of one update: compute, and communication exposed and overlapped."""
+    """Seconds per step: compute, exposed communication and overlapped communication."""
 
     compute_s: float
     exposed_s: float
@@ -74,14 +74,14 @@ def predict(
     width: int = 4,
     overlap: bool = True,
 ) -> Prediction:
-    """An update of ``batch`` images in all.
+    """A step of ``batch`` images in total.
 
     Args:
         config: the network.
         strategy: ``none``, ``data``, ``tower`` or ``hybrid``.
         ranks: world size.
-        batch: images of all ranks together.
-        seconds_per_image: compute of one device for forward, backward and update; a rank has an even share of it.
+        batch: global batch size.
+        seconds_per_image: compute of one device for forward, backward and update; ranks share it evenly.
         link: between any two ranks.
         width: bytes of an activation in a message; gradients have four.
         overlap: the all-reduce of gradients overlaps the backward pass.
@@ -102,7 +102,7 @@ def scaled_seconds(strategy: str, ranks: int, seconds_per_image: float, link: Li
 
 
 def gtx_580_seconds_per_multiply_add() -> float:
-    """From the paper: 90 epochs of 1.2 million images in 5 to 6 days on two GTX 580, messages over PCIe 2 taken off."""
+    """From the paper: 90 epochs of 1.2 million images in 5 to 6 days on two GTX 580, minus messages over PCIe 2."""
     images_per_s = 90 * 1.2e6 / (5.5 * 86400)
     paper = PAPER
     exchange = predict(paper, "tower", 2, 128, 0.0, PCIE_2012).exposed_s
@@ -112,8 +112,8 @@ def gtx_580_seconds_per_multiply_add() -> float:
 def published() -> list[dict[str, object]]:
     """The model against published figures; see :func:`gtx_580_seconds_per_multiply_add` for the first.
 
-    The two-GPU net of 2012 "takes slightly less time to train" than the one-GPU net (section 3.2). Speed-ups of
-    Krizhevsky 2014 on K20s, batches of 128 images a GPU; 98.05 hours for 90 epochs on one.
+    The two-GPU net of 2012 "takes slightly less time to train" than the one-GPU net (section 3.2). Speedups are from
+    Krizhevsky 2014, on K20s with 128 images per GPU; 98.05 hours for 90 epochs on one.
     """
     per_multiply_add = gtx_580_seconds_per_multiply_add()
     two = 128 * PAPER.multiply_adds / 2 * per_multiply_add
@@ -134,7 +134,7 @@ def published() -> list[dict[str, object]]:
         found = ranks * alone / together
         rows.append(
             {
-                "check": f"speed-up of the hybrid on {ranks} K20",
+                "check": f"speedup of the hybrid on {ranks} K20",
                 "published": speed_up,
                 "model": round(found, 2),
                 "error_percent": round(100 * (found / speed_up - 1), 1),

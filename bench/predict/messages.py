@@ -1,4 +1,4 @@
-"""Messages between ranks: counted while a step runs, and what they should be by formula."""
+"""Messages between ranks: counted while a step runs, and predicted by formula."""
 
 import itertools
 import math
@@ -12,7 +12,7 @@ from kernels import private
 from net.model.config import AlexNetConfig
 
 _TorchDispatchMode: Any = private.found("torch.utils._python_dispatch:TorchDispatchMode")
-#: The collective that an operator of torch.distributed is.
+#: The collective of each torch.distributed operator.
 _KINDS = {
     "allreduce_": "all_reduce",
     "all_reduce": "all_reduce",
@@ -95,7 +95,7 @@ def _exchanged(what: str, size: int, ranks: int) -> list[Message]:
 def expected(
     config: AlexNetConfig, strategy: str, ranks: int, batch: int, width: int = 4, gradient_width: int = 4
 ) -> list[Message]:
-    """The messages of one update, by formula.
+    """The messages of one step, by formula.
 
     Args:
         config: the network.

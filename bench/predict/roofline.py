@@ -1,7 +1,7 @@
-"""The roofline: FLOPs and fewest bytes of each layer, and the time they take at a machine's measured rates.
+"""The roofline: FLOPs and minimum memory traffic of each layer, and the time they take at a machine's measured rates.
 
-A multiply-addition is two FLOPs. Bytes are counted once for everything that is read or written from outside the layer:
-its input, weights and output forward; those and their gradients backward.
+A multiply-add is two FLOPs. Every tensor that crosses the layer's boundary is counted once: input, weights and output
+forward; those and their gradients backward.
 """
 
 import math
@@ -15,7 +15,7 @@ from net.model.config import AlexNetConfig, Layer
 
 from ..measure.ceilings import Ceilings
 
-#: Modes of a convolution or dense layer, with the two halves of its backward pass apart; and of a stage.
+#: Modes of a convolution or dense layer, whose backward pass is split in two; and of a stage.
 PRODUCT_MODES, STAGE_MODES = ("forward", "input_gradient", "weight_gradient"), ("forward", "backward")
 
 
@@ -30,10 +30,10 @@ class Work:
         return Work(self.flop + other.flop, self.bytes + other.bytes)
 
     def columns(self, median_us: float | None, dtype: str, ceilings: Ceilings | None) -> dict[str, Any]:
-        """The columns of a record: what must be done, the rates, the limit and what share of it was reached.
+        """The columns of a record: the work, the rates, the limit and the percentage of it that was reached.
 
-        The limit is the longer of the times to compute, at the rate of matrix products in ``dtype``, and to move the
-        bytes, at the rate of a copy; of several calls it is the sum of their limits.
+        The limit is the longer of two times: to compute, at the rate of matrix products in ``dtype``, and to move the
+        bytes, at the rate of a copy. For several calls it is the sum of their limits.
         """
         found = {"gflop": round(self.flop * 1e-9, 4), "fewest_mb": round(self.bytes * 1e-6, 3)}
         if median_us:
@@ -54,7 +54,7 @@ class Work:
 
 @dataclass(frozen=True)
 class InOrder(Work):
-    """Calls one after the other, each of which has a limit of its own."""
+    """Consecutive calls, each with its own limit."""
 
     parts: tuple[Work, ...]
 
@@ -79,8 +79,8 @@ def chain(
 ) -> dict[str, Work]:
     """Work of a chain of :mod:`kernels` on ``[images, channels, size, size]`` of ``width`` bytes, by mode.
 
-    Forward, for training, writes a byte for each window besides; inference does not. Backward reads the input where
-    there is a normalization, else the output where ReLU and pooling stand alone.
+    In training, forward also writes one byte per window; inference does not. Backward reads the input if there is a
+    normalization, or the output if there are only ReLU and pooling.
     """
     elements = images * channels * size * size
     out = pooling.output_size(size, 0) if pooling else size
@@ -148,6 +148,6 @@ def layers(plan: AlexNetConfig, images: int, width: int) -> dict[str, dict[str, 
 
 
 def training_flop(plan: AlexNetConfig) -> int:
-    """FLOPs of the matrix products for one trained image: three times the forward pass, less conv1's input gradient."""
+    """FLOPs of the matrix products per training image: three times the forward pass, minus conv1's input gradient."""
     first = plan.layers()[0]
     return 6 * plan.multiply_adds - 2 * first.multiply_adds

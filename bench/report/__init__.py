@@ -1,6 +1,6 @@
 """Tables, figures and a page from records: ``python -m bench.report``; ``--help`` lists the flags.
 
-A page is a :class:`bench.report.tables.Page`, whatever it is about; ``markdown`` and ``page`` write it.
+Every page is a :class:`bench.report.tables.Page`; ``markdown`` and ``page`` write it.
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ def between(text: str, name: str, made: str) -> str:
 
 
 class Report:
-    """All that is made of some records.
+    """Everything that is generated from a set of records.
 
     Args:
         rows: as :func:`bench.measure.records.read` returns them.
@@ -65,7 +65,7 @@ class Report:
         newest = sorted(results, key=lambda path: path.name, reverse=True)
         self.pages: list[Page] = [*pages.pages(shown), parallelism.page(rows), accuracy.page(newest)]
         self.headline: list[Table] = pages.headline(shown)
-        #: What was found: sentences in Markdown, and the chart.
+        #: The main findings: sentences in Markdown, and the chart.
         self.sentences: list[str] = findings.sentences(shown)
         self.charts: list[Figure] = figures.found(shown)
 
@@ -77,12 +77,12 @@ class Report:
         return {**made, "index.html": page.html(self.pages, self.sentences, self.charts)}
 
     def figures(self) -> "list[Figure]":
-        """What is drawn for the pages and for what was found."""
+        """The figures of the pages and of the main findings."""
         parts: list[Page | Section] = [*self.pages, *(section for page in self.pages for section in page.sections)]
         return [*self.charts, *(figure for part in parts for figure in part.figures)]
 
     def parts(self) -> dict[str, str]:
-        """What stands between the marks in README.md and ``reports/README.md``, by their name."""
+        """The text between the marks in README.md and ``reports/README.md``, by mark."""
         from . import markdown
 
         found = [markdown.filled(markdown.without_html(f"- {text}"), 140, "  ") for text in self.sentences]
@@ -94,7 +94,7 @@ class Report:
         }
 
     def write(self, root: Path) -> list[Path]:
-        """Write every page and figure below ``root``, remove what is no more, and return the files.
+        """Write every page and figure below ``root``, remove stale ones, and return the files.
 
         Args:
             root: holds ``README.md`` and ``reports/``.
@@ -123,7 +123,7 @@ class Report:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the report as the command line says; returns the exit status."""
+    """Run the command; returns the exit status."""
     config = cli.resolve(cli.given(ReportConfig, "bench.report", DESCRIPTION, arguments), ReportConfig)
     if config.compare:
         from .compare import compare

@@ -34,4 +34,4 @@ def page(results: Sequence[Path]) -> Page:
 def _cell(text: str) -> Cell:
     """A cell of figures is sorted by its first number."""
     found = re.match(r"[+-]?[\d,]*\.?\d+", text)
-    return Cell(text or "-", float(found[0].replace(",", "")) if found else None, "" if text else "no figure for this")
+    return Cell(text or "-", float(found[0].replace(",", "")) if found else None, "" if text else "no value")

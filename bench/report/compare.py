@@ -1,15 +1,16 @@
 """Compare two records of one machine: what got slower or faster, corrected for the machine itself.
 
-A machine's speed changes: a shared one differs by a third from run to run. Code that is the same in both records shows
+A machine's speed varies: a shared one differs by a third from run to run. Code that is the same in both records shows
 by how much: copies, matrix products, and PyTorch's own operators of the same version. These are the yardsticks. They
-come in kinds (limited by memory, by products in a dtype, or run beside busy processes); a row is corrected by the
-median ratio of the yardsticks of its kind. Yardsticks themselves are not judged, and neither are other rivals, whose
-versions no record holds. Rows without a yardstick, such as decoding images, are compared as they are.
+are grouped by kind (limited by memory, limited by products in a dtype, or run with busy processes). A row is corrected
+by the median ratio of the yardsticks of its kind. Yardsticks themselves are not judged, and neither are other rivals,
+because records do not contain their versions. Rows without a yardstick, such as decoding images, are compared directly.
 
-A difference counts if two things hold. The intervals from the 20th to the 80th percentile of the two samples are
-further apart than the same interval of all yardsticks around their medians; that covers the spread within a run. And
-the medians differ by more than 5 %; runs on a quiet machine differ by less (PyTorch's own operators on an H200: 2 %).
-What was timed once has no spread and is not judged. What was measured before and fails now counts as slower.
+A difference counts if two conditions hold. First, the intervals from the 20th to the 80th percentile of the two samples
+are further apart than the same interval of all yardsticks around their medians; this covers the spread within a run.
+Second, the medians differ by more than 5 %; runs on a quiet machine differ by less (PyTorch's own operators on an H200:
+2 %). A row that was timed once has no spread and is not judged. A measurement that succeeded before and now fails
+counts as slower.
 """
 
 import statistics
@@ -39,7 +40,7 @@ MEMORY = "memory"
 
 
 class Drift(NamedTuple):
-    """Times of the same code, after by before: the median, the 20th and 80th percentile around it, and of how many."""
+    """Ratios of the same code's times, after to before: median, 20th and 80th percentile, and the number of rows."""
 
     median: float
     low: float
@@ -109,7 +110,7 @@ def kinds(rows: Iterable[Row]) -> list[str]:
 
 
 def drifts(before: list[Row], after: list[Row]) -> dict[str, Drift]:
-    """The machine's drift for each kind, from the yardsticks among pairs of rows; none for rows without a kind.
+    """The machine's drift per kind, from the yardsticks among pairs of rows; no drift for rows without a kind.
 
     The spread around the medians is taken over all kinds together, because a kind may have a single yardstick.
     """
@@ -142,7 +143,7 @@ def compare(first: Path, second: Path) -> int:
     """Print what changed from one record to another; 1 if anything got slower, else 0.
 
     Raises:
-        UsageError: a file that is no record; records of different machines, or of different things.
+        UsageError: a file is not a record; or the records are of different machines or different measurements.
     """
     (before, machine), (after, other) = _rows(first), _rows(second)
     if machine != other:

@@ -1,6 +1,6 @@
 """Figures from records: PNG files for the Markdown pages, and the same as SVG in the page's own colours.
 
-A figure is drawn once, by matplotlib, narrow enough for a phone. What has no rows has no figure.
+A figure is drawn once, by matplotlib, narrow enough for a phone. Without rows there is no figure.
 """
 
 import itertools
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 INK, PAPER, LIMIT, OURS, OTHER, PLAIN = "#000000", "#ffffff", "#b00020", "#009e73", "#8c8c8c", "#bdbdbd"
-#: Colour of each implementation in every figure; other libraries are gray or orange. Okabe and Ito's palette, which
-#: colour-blind readers can tell apart.
+#: Colour of each implementation in every figure; other libraries are gray or orange. This is Okabe and Ito's palette,
+#: which colour-blind readers can distinguish.
 COLOURS = {
     "aten": OTHER,
     "compiled": PLAIN,
@@ -183,7 +183,7 @@ def _colour(name: str) -> str:
 
 
 def found(rows: Sequence[Row]) -> list[Figure]:
-    """The chart of what was found; none where nothing is compared."""
+    """The chart of the main findings; none if nothing is compared."""
     groups = findings.groups(rows)
     if not groups:
         return []
@@ -198,10 +198,10 @@ def found(rows: Sequence[Row]) -> list[Figure]:
         )
         for group in groups
     ]
-    about = "Bars, times as fast as PyTorch called eagerly. " + " ".join(
+    about = "Bars of the speedup over eager PyTorch. " + " ".join(
         f"{group.title}: {', '.join(f'{bar.name} {bar.ratio:.2f}' for bar in group.bars)}." for group in groups
     )
-    title = "Times as fast as PyTorch's own operators called eagerly"
+    title = "Speedup over PyTorch's own operators, called eagerly"
     return [Figure("figures/found.png", about, lambda: _bars(panels, title, "", True))]
 
 
@@ -255,8 +255,8 @@ def steps(rows: list[Row]) -> Drawing | None:
             panels.append(Panel(", ".join(map(str, key)), bars))
     if not panels:
         return None
-    about = f"Bars of images a second: {'; '.join(panel.title for panel in panels)}"
-    return Drawing(about, lambda: _bars(panels, "Images a second", ""))
+    about = f"Bars of images per second: {'; '.join(panel.title for panel in panels)}"
+    return Drawing(about, lambda: _bars(panels, "Images per second", ""))
 
 
 def roofline(rows: list[Row]) -> Drawing | None:
@@ -272,7 +272,7 @@ def roofline(rows: list[Row]) -> Drawing | None:
         return None
     copy = max(copies, key=lambda row: row["gb_per_s"])
     dtype = layers[0].get("dtype")
-    about = f"Each layer's GFLOP/s over its FLOP for each byte, {dtype}, under the roofs of a copy and a matrix product"
+    about = f"Each layer's GFLOP/s against its FLOP per byte, {dtype}, under the roofs of a copy and a matrix product"
     return Drawing(about, lambda: _draw_roofline(layers, copy, roofs, f"Roofline of the layers, {dtype}"))
 
 
@@ -294,7 +294,7 @@ def _draw_roofline(layers: list[Row], copy: Row, roofs: list[Row], title: str) -
         axis.plot(across, [row["gflop_per_s"]] * 2, linestyle=style, label=text, color=INK, linewidth=1.2)
     text = f"copy, {copy.get('shape', '')}: {slope:,.0f} GB/s"
     axis.plot([left, top / slope], [left * slope, top], label=text, color=LIMIT, linewidth=1.2)
-    axis.set(xscale="log", yscale="log", xlabel="FLOP for each byte that must move", ylabel="GFLOP/s")
+    axis.set(xscale="log", yscale="log", xlabel="FLOP per byte of minimum memory traffic", ylabel="GFLOP/s")
     modes = sorted({point[3] for point in points}, key=lambda mode: rank(MODES, mode))
     for mode, (mark, colour) in zip(modes, itertools.cycle(MARKS), strict=False):
         chosen = [point for point in points if point[3] == mode]
@@ -309,7 +309,7 @@ def _draw_roofline(layers: list[Row], copy: Row, roofs: list[Row], title: str) -
 
 
 def _label(axis: "Axes", points: Sequence[tuple[float, float, str, str | None]]) -> None:
-    """Write names beside points, where they cover no other name or point."""
+    """Write names next to points, without covering other names or points."""
     axis.figure.canvas.draw()
     pixels = [tuple(axis.transData.transform(point[:2])) for point in points]
     scale = axis.figure.dpi / 72
@@ -347,8 +347,8 @@ def memory(rows: list[Row]) -> Drawing | None:
     if not layers:
         return None
     about = (
-        "Bars of what training keeps, stacked by layer: weights, gradients and momentum (computed), saved activations "
-        "(measured)"
+        "Bars of the memory of training, stacked by layer: weights, gradients and momentum (computed), saved "
+        "activations (measured)"
     )
     return Drawing(about, lambda: _draw_memory(layers))
 
@@ -358,7 +358,7 @@ def _draw_memory(rows: list[Row]) -> "Canvas":
     from matplotlib.colors import to_hex
 
     canvas, axis = pyplot.subplots(figsize=(1.1 * WIDTH, 3.6), layout="constrained")
-    canvas.suptitle(f"What training keeps, by layer, {rows[0].get('dtype')}", fontsize=SIZE, x=0.01, ha="left")
+    canvas.suptitle(f"Memory of training, by layer, {rows[0].get('dtype')}", fontsize=SIZE, x=0.01, ha="left")
     bars = ["weights", "gradients", "momentum", "saved for\nbackward"]
     base = [0.0] * len(bars)
     for index, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""What the records show in a few sentences and one chart; what a record lacks is left out."""
+"""The main findings in a few sentences and one chart; missing measurements are left out."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -13,20 +13,20 @@ UPDATE, INFERENCE, TRAIN, STAGES = "update of paper", "inference of paper", "net
 BUSY = 2
 #: What rows of one profile have in common.
 PROFILED = ("commit", "implementation", "shape", "dtype")
-NAMES = ("this project", "PyTorch, compiled", "PyTorch, eager")
+NAMES = ("this project", "compiled PyTorch", "eager PyTorch")
 #: Rivals in words.
 RIVALS = {
-    "aten, eager": "PyTorch called eagerly",
-    "aten, compiled": "PyTorch compiled",
+    "aten, eager": "eager PyTorch",
+    "aten, compiled": "compiled PyTorch",
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
 }
-#: Microseconds of ours, of PyTorch's own operators compiled, and of those called eagerly; None where not measured.
+#: Microseconds of ours, of compiled PyTorch and of eager PyTorch; None if not measured.
 Times = tuple[float | None, float | None, float | None]
 
 
 class Bar(NamedTuple):
-    """Speed-up over PyTorch's own operators called eagerly, and the time in microseconds."""
+    """Speedup over eager PyTorch, and the time in microseconds."""
 
     name: str
     ratio: float
@@ -55,7 +55,7 @@ def _times(rows: Iterable[Row], case: str, mode: str | None = None) -> Times:
 
 
 def _stages(rows: Iterable[Row]) -> Times:
-    """Both stages one after the other, forward and backward in float32, as this project runs them by default."""
+    """Both stages in sequence, forward and backward in float32, as this project runs them by default."""
     kernels = [
         row
         for row in rows
@@ -67,13 +67,13 @@ def _stages(rows: Iterable[Row]) -> Times:
 
 
 def _busy(rows: Iterable[Row]) -> Times:
-    """The same beside busy processes."""
+    """The same with busy processes running."""
     beside = [row for row in rows if row["suite"] == "contention" and row.get("busy_processes") == BUSY]
     return _times(beside, STAGES)
 
 
 def _one(machine: Machine) -> str:
-    """The processor with its article: an NVIDIA, as it is pronounced."""
+    """The processor with its article, by pronunciation: an NVIDIA."""
     return f"{'an' if machine.model[0] in 'AEIOUN' else 'a'} {machine.model}"
 
 
@@ -84,14 +84,14 @@ def _ms(microseconds: float) -> str:
 
 
 def _as_fast(times: Times) -> str:
-    """How many times as fast as PyTorch's own operators, in words."""
+    """The speedup over PyTorch's own operators, in words."""
     own, compiled, eager = times
     ratios = []
     if own and compiled:
-        ratios.append(f"{compiled / own:.2f} times as fast as PyTorch's own operators compiled")
+        ratios.append(f"{compiled / own:.2f} times as fast as compiled PyTorch")
     if own and eager:
-        ratios.append(f"{eager / own:.2f} times as fast as {'the same' if ratios else 'PyTorch'} called eagerly")
-    return f": {', '.join(ratios)}" if ratios else ""
+        ratios.append(f"{eager / own:.2f} times as fast as eager PyTorch")
+    return f": {' and '.join(ratios)}" if ratios else ""
 
 
 def _batch(row: Row) -> int:
@@ -106,14 +106,14 @@ def _gpu_step(rows: Sequence[Row]) -> str | None:
         return None
     since = " The Triton kernels have been rewritten since." if "rewritten" in own.get("kernels_of", "") else ""
     return (
-        f"[One update of the paper's network](steps.md), {_batch(own)} images in {own['dtype']}, takes "
+        f"[One training step of the paper's network](steps.md), {_batch(own)} images in {own['dtype']}, takes "
         f"{_ms(own['median_us'])} on {_one(machine)}, {own['images_per_s']:,.0f} images/s"
         f"{_as_fast(_times(its, UPDATE))}.{since}"
     )
 
 
 def _gpu_time(rows: Sequence[Row]) -> str | None:
-    """Where the step's time goes, and the share of its speed that ``net.train`` reaches."""
+    """Where the step's time goes, and the fraction of its speed that ``net.train`` reaches."""
     its = _of(rows, _machine(rows, cpu=False))
     sentences = []
     steps = [row for row in its if row["suite"] == "profile" and row["case"] == UPDATE and ours(row)]
@@ -131,7 +131,7 @@ def _gpu_time(rows: Sequence[Row]) -> str | None:
     if layers:
         largest = sorted(layers, key=lambda name: -layers[name])[:3]
         names = ", ".join(f"{name} ({layers[name]:.0f} %)" for name in largest)
-        sentences.append(f"[The largest parts of a step](profile.md) are {names}.")
+        sentences.append(f"[The largest parts of a training step](profile.md) are {names}.")
     train = fastest(row for row in its if row["suite"] == "train" and row["case"] == TRAIN and "percent_of_step" in row)
     if train is not None:
         sentences.append(
@@ -153,7 +153,7 @@ def _cpu_stages(rows: Sequence[Row]) -> str | None:
         f"{_one(machine)}{threads}{_as_fast(times)}."
     )
     if busy[0]:
-        text += f" [Beside two busy processes](contention.md) they take {_ms(busy[0])}{_as_fast(busy)}."
+        text += f" [With two busy processes running](contention.md) they take {_ms(busy[0])}{_as_fast(busy)}."
     return text
 
 
@@ -162,7 +162,7 @@ def _cpu_network(rows: Sequence[Row]) -> str | None:
     own = best(its, UPDATE)[0]
     if own is None:
         return None
-    text = f"[The whole network](steps.md) trains there at {own['images_per_s']:,.0f} images/s"
+    text = f"[The whole network](steps.md) trains on the same CPU at {own['images_per_s']:,.0f} images/s"
     text += f"{_as_fast(_times(its, UPDATE))}."
     inference = [
         row for row in its if row["case"] == INFERENCE and row.get("dtype") == "float32" and "median_us" in row
@@ -181,21 +181,21 @@ def _cpu_network(rows: Sequence[Row]) -> str | None:
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
-    """What was found, as Markdown; ``rows`` are those of :func:`bench.report.rows.measured`."""
+    """The findings as Markdown; ``rows`` are those of :func:`bench.report.rows.measured`."""
     found = (_gpu_step(rows), _gpu_time(rows), _cpu_stages(rows), _cpu_network(rows))
     return [text for text in found if text is not None]
 
 
 def groups(rows: Sequence[Row]) -> list[Group]:
-    """The chart: on the newest GPU and CPU, times as fast as PyTorch called eagerly."""
+    """The chart: speedups over eager PyTorch on the newest GPU and CPU."""
     tasks: list[tuple[str, Times]] = []
     for machine in (_machine(rows, cpu=False), _machine(rows, cpu=True)):
         if machine is not None:
             its = _of(rows, machine)
-            tasks.append((f"An update of the network, {machine.model}", _times(its, UPDATE)))
+            tasks.append((f"Training step of the network, {machine.model}", _times(its, UPDATE)))
             if machine.cpu:
                 tasks.append((f"Stages 1 and 2, forward and backward, {machine.model}", _stages(its)))
-                tasks.append(("The same beside two busy processes", _busy(its)))
+                tasks.append(("The same with two busy processes running", _busy(its)))
     found = []
     for title, times in tasks:
         own, _, eager = times

@@ -1,4 +1,4 @@
-"""Pages as Markdown. A record may come from anywhere: what it says is shown, and nothing in it is taken for HTML."""
+"""Pages as Markdown. Records are untrusted: their text is escaped, so that none of it becomes HTML."""
 
 import re
 import textwrap
@@ -18,12 +18,12 @@ def filled(text: str, width: int = 120, indent: str = "") -> str:
 
 
 def without_html(text: str) -> str:
-    """Markdown with nothing in it that a browser takes for HTML, on one line."""
+    """Markdown on one line, with nothing that a browser would interpret as HTML."""
     return _CONTROL.sub(" ", text).replace("<", "&lt;")
 
 
 def escaped(text: str) -> str:
-    """Text that Markdown is to show as it is, on one line."""
+    """Text on one line that Markdown shows literally."""
     return without_html(text).replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*")
 
 
@@ -32,7 +32,7 @@ def image(figure: Figure) -> str:
 
 
 def table(one: Table) -> str:
-    """A table, what is missing in it, and its records; the columns beyond the first are behind a click."""
+    """A table, notes on what is missing, and its records; further columns are shown on a click."""
     parts = [without_html(one.facts[:1].upper() + one.facts[1:] + ".")] if one.facts else []
     parts.append(_columns(one, range(min(SHOWN, len(one.columns)))))
     if one.more:

@@ -47,7 +47,7 @@ def _cell(cell: Cell, column: Column, place: int, best: bool) -> str:
 
 
 def _table(table: Table, section: str, page: str, numbers: Iterable[int]) -> Iterable[str]:
-    """A table with what stands above and below it."""
+    """A table with the text above and below it."""
     name = f"table{next(iter(numbers))}"
     if table.folded:
         yield f'<details class="folded"><summary>{escape(table.title)}: {len(table.rows)} rows</summary>'
@@ -98,7 +98,7 @@ def html(pages: Sequence[Page], sentences: Sequence[str], charts: Sequence[Figur
 
     Args:
         pages: their tables and figures.
-        sentences: what was found, in Markdown, and the ``charts`` beside it.
+        sentences: the main findings in Markdown, with the ``charts`` next to them.
     """
     numbers = count(1)
     lines = [
@@ -127,7 +127,7 @@ def html(pages: Sequence[Page], sentences: Sequence[str], charts: Sequence[Figur
         lines += _figures(page.figures)
         seen: set[str] = set()
         for section in page.sections:
-            # Of GPUs and of CPUs the one that was measured last.
+            # Open the most recently measured GPU and CPU.
             state = "" if section.group in seen else " open"
             seen.add(section.group)
             lines.append(f'<details class="machine"{state}><summary><h3>{escape(section.title)}</h3></summary>')

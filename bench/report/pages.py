@@ -126,12 +126,12 @@ def _memory(rows: Sequence[Row]) -> list[Table]:
             mib = row.get("parameters", 0) * PARAMETER_BYTES / 2**20
             line = [cell(row, column) for column in names] + [Cell(f"{mib:,.1f}", mib)] * 3
             cells.append(line + [cell(row, column) for column in kept])
-        title = "What training keeps, by layer; weights, gradients and momentum are computed"
+        title = "Memory of training, by layer; weights, gradients and momentum are computed"
         tables.append(Table(title, [*names, *computed, *kept], cells, sources(layers)).shared())
     shown = ("case", "implementation", "mode", "shape", "dtype", "memory_format", "saved_mib")
     for title, suite, keys in (
         ("Peak of a step", "steps", (*shown[:5], "peak_mib", "process_peak_mib", "memory_format")),
-        ("Kept for backward, by kernel", "kernels", shown),
+        ("Saved for backward, by kernel", "kernels", shown),
     ):
         kept_rows = [row for row in rows if row["suite"] == suite and any(key in row for key in keys if "mib" in key)]
         tables += detail(title, ordered(kept_rows), [BY_KEY[key] for key in keys], folded=suite == "kernels")
@@ -152,18 +152,17 @@ class _Kind(NamedTuple):
 
 
 RATIOS = (
-    "`x aten` is how many times faster a row is than PyTorch's own operators called eagerly, `x compiled` than the "
-    "fastest form that `torch.compile` gives them. Rivals are of the same record and machine, in their fastest memory "
-    "format."
+    "`x aten` is the speedup over PyTorch's own operators called eagerly, and `x compiled` the speedup over their "
+    "fastest form under `torch.compile`. Rivals come from the same record and machine, in their fastest memory format."
 )
 LIMIT = (
-    "The limit is the longer of two times: computing the FLOPs at the rate of a large matrix product, and moving the "
-    "fewest bytes at the rate of the best large copy. Both rates were measured in the same run."
+    "The limit is the larger of two lower bounds on the time: the FLOPs at the rate of a large matrix product, and the "
+    "minimum memory traffic at the rate of the best large copy. Both rates were measured in the same run."
 )
 PAGES = {
     "kernels": _Kind(
         "Kernels",
-        "the operators at the paper's shapes, against their rivals and their limits",
+        "the operators at the paper's shapes, compared with their rivals and their limits",
         f"The operators at the paper's shapes. {RATIOS} {LIMIT}",
         ("kernels",),
         _kernels,
@@ -171,17 +170,17 @@ PAGES = {
         figures.kernels,
     ),
     "contention": _Kind(
-        "Beside other processes",
-        "the stages as a user's program runs them, alone and beside busy processes",
-        "Stages 1 and 2 forward and backward, alone on the machine and beside busy processes, with PyTorch's default "
-        "settings of threads and memory. `x aten` compares rows with the same number of busy processes.",
+        "Contention",
+        "the stages as a user's program runs them, alone and with busy processes running",
+        "Stages 1 and 2, forward and backward, alone on the machine and with busy processes running, with PyTorch's "
+        "default thread and memory settings. `x aten` compares rows with the same number of busy processes.",
         ("contention",),
         _in_order,
     ),
     "steps": _Kind(
         "Steps",
-        "updates of whole networks, inference, `net.train` end to end, and whole trainings",
-        f"Updates of whole networks, inference, and whole runs. {RATIOS}",
+        "training steps of whole networks, inference, `net.train` end to end, and full training runs",
+        f"Training steps (updates) of whole networks, inference, and full training runs. {RATIOS}",
         ("steps", "train"),
         _steps,
         "steps",
@@ -190,29 +189,29 @@ PAGES = {
     "profile": _Kind(
         "Where a step's time goes",
         "the GPU kernels of a training step, with launches and time",
-        "The GPU kernels of a captured training step: launches and time a step, averaged over replays. Gaps are the "
-        "rest of the wall clock.",
+        "The GPU kernels of a captured training step: launches and time per step, averaged over replays. Gaps are the "
+        "wall-clock time minus the kernels' time.",
         ("profile",),
         _profile,
     ),
     "launches": _Kind(
-        "Launches of an update",
-        "how many kernels an update launches on a GPU in each form, estimated without one",
-        "What one process's captured update launches on a GPU in each form, by `python -m bench.launches`: counts and "
-        "bytes, not times. `stages` are this project's kernels after a convolution, `elementwise` is what has no "
-        "column of its own, the loss included. It is an estimate made on a CPU: what cuDNN and cuBLAS launch inside "
-        "an operator, some 60 kernels on an H100, is not in it, nor are their bytes.",
+        "Kernel launches of a training step",
+        "the kernel launches of a training step on a GPU in each form, estimated without a GPU",
+        "The kernel launches and memory traffic of a single process's captured training step on a GPU in each form, "
+        "from `python -m bench.launches`. `stages` are this project's kernels after a convolution; `elementwise` "
+        "is everything without a column of its own, including the loss. This is an estimate made on a CPU: it omits "
+        "the kernels that cuDNN and cuBLAS launch inside an operator, some 60 on an H100, and their memory traffic.",
         ("launches",),
         _launches,
     ),
     "layers": _Kind(
         "Layers",
         "the paper's network layer by layer",
-        f"The paper's network layer by layer. {LIMIT} A copy writes as much as it reads. What mostly reads, such as "
-        "the optimizer and the dense layers, can be faster, and so can tensors that fit in a cache. `training` "
-        "is forward and backward. `sum of layers` adds the training of all layers, the loss and the optimizer; "
-        "`% explained` is its share of the whole step. The rest lies between layers: autograd, the exchange between "
-        "towers, added gradients, and the time of the host.",
+        f"The paper's network layer by layer. {LIMIT} A copy writes as much as it reads. Code that mostly reads, such "
+        "as the optimizer and the dense layers, can exceed the limit, and so can tensors that fit in a cache. "
+        "`training` is forward and backward. `sum of layers` adds up the training time of all layers, the loss and the "
+        "optimizer; `% explained` is its share of the whole step. The rest is spent between layers: autograd, the "
+        "exchange between towers, gradient accumulation, and host time.",
         ("layers",),
         _in_order,
         "roofline",
@@ -220,9 +219,9 @@ PAGES = {
     ),
     "memory": _Kind(
         "Memory",
-        "what training keeps, by layer and by kernel, and the peak of a step",
-        "Saved is the memory kept for backward, each tensor counted once. Weights, gradients and momentum take four "
-        "bytes per parameter. Peak is the device's memory, process peak that of the whole process.",
+        "the memory of training, by layer and by kernel, and the peak of a step",
+        "Saved is the memory saved for backward, each tensor counted once. Weights, gradients and momentum each take "
+        "four bytes per parameter. Peak is device memory; process peak is the memory of the whole process.",
         ("layers", "steps", "kernels"),
         _memory,
         "memory",
@@ -238,15 +237,15 @@ PAGES = {
     "ceilings": _Kind(
         "Ceilings",
         "copies and matrix products, from which the limits are computed",
-        "The machine's fastest copies and matrix products, from which the limits in other tables are computed.",
+        "The machine's fastest copies and matrix products. The limits in other tables are computed from these.",
         ("ceilings",),
         _in_order,
     ),
     "gate": _Kind(
         "Checks before measuring",
-        "what had to pass on the device before its stages were timed",
-        "Checks on the device before its stages were timed. Stages that were timed although a check failed are marked "
-        "as unverified.",
+        "the checks on the device before its stages were timed",
+        "Checks on the device before its stages were timed. If a check failed, stages timed anyway are marked as "
+        "unverified.",
         ("gate",),
         _in_order,
     ),
@@ -279,20 +278,20 @@ def pages(rows: Sequence[Row]) -> list[Page]:
 HEADLINE = tuple(
     Column(title, key)
     for title, key in (
-        ("what", "what"),
-        ("on", "on"),
+        ("benchmark", "what"),
+        ("machine", "on"),
         ("ours", "ours"),
         ("PyTorch compiled", "theirs"),
-        ("times as fast", "ratio"),
-        ("measured", "date"),
+        ("speedup", "ratio"),
+        ("date", "date"),
     )
 )
 
 
 def headline(rows: Sequence[Row]) -> list[Table]:
-    """README's table: the update on the GPU and a stage on the CPU that were timed last, and whole trainings.
+    """README's table: the latest training step on a GPU, the latest stage on a CPU, and full training runs.
 
-    A row that no gate has verified is marked, and gets no ratio.
+    A row that no gate has verified is marked and gets no ratio.
     """
     chosen: list[tuple[str, Row, Row | None]] = []
     for cpu in (False, True):
@@ -303,7 +302,8 @@ def headline(rows: Sequence[Row]) -> list[Table]:
                 break
     trainings = {row["case"]: row for row in sorted(rows, key=moment) if str(row["case"]).endswith(", a whole run")}
     for case, row in trainings.items():
-        chosen.append((f"{case}, top-1 on {row.get('judged_on', 'validation images')}", row, None))
+        what = f"{case.removesuffix(', a whole run')}, full training run, top-1 on"
+        chosen.append((f"{what} {row.get('judged_on', 'validation images')}", row, None))
     cells = []
     for what, ours, theirs in chosen:
         result = _spent(ours)
@@ -325,7 +325,7 @@ def headline(rows: Sequence[Row]) -> list[Table]:
 
 
 def _timed(rows: Sequence[Row], cpu: bool) -> tuple[str, Row, Row | None] | None:
-    """What was timed on a machine: in words, ours, and PyTorch's compiled form in the same shape; None for nothing."""
+    """A machine's timing: its description, our row, and compiled PyTorch's row in the same shape; None if missing."""
     if cpu:
         kernels = [row for row in rows if row["suite"] == "kernels" and (by_default(row) or not is_ours(row))]
         ours, theirs, _ = best(kernels, "stage1", "forward_backward")
@@ -334,7 +334,7 @@ def _timed(rows: Sequence[Row], cpu: bool) -> tuple[str, Row, Row | None] | None
         ours, theirs, _ = best(rows, "update of paper")
         if ours is None:
             ours, theirs, _ = best(rows, "update of paper", unverified=True)
-        what = "update of the paper's network"
+        what = "training step of the paper's network"
     if ours is None:
         return None
     images = str(ours["shape"]).partition("x")[0]
@@ -342,7 +342,7 @@ def _timed(rows: Sequence[Row], cpu: bool) -> tuple[str, Row, Row | None] | None
 
 
 def _spent(row: Row) -> str:
-    """The time of a row: of a training beside other programs that of the processor."""
+    """The time of a row; CPU time for training runs that shared the machine with other programs."""
     if "cpu_s" in row:
         return f"{row['cpu_s'] / 60:,.0f} min of CPU time"
     seconds = row["median_us"] / 1e6

@@ -1,4 +1,4 @@
-"""The page of parallel strategies: what was measured, machine by machine, then what is modelled."""
+"""The page of parallel strategies: measurements by machine, then modelled values."""
 
 from collections.abc import Iterable, Sequence
 
@@ -31,42 +31,42 @@ MODELLED = "Modelled, not measured"
 #: Links for which the messages of a rank measured by itself are modelled.
 ALONE_LINKS = LINKS[1:3]
 ABOUT = (
-    "The strategies of `net.parallel` at equal global batch and seed. Tables say on which machine they were measured; "
-    "what is modelled comes last and says so in its title. Speed-up is over one process that has all the cores. "
-    "Compute, exposed and overlapped communication are from the trace of one further update, which is slower than an "
-    "untraced one: communication is exposed while its rank computes nothing."
+    "The strategies of `net.parallel` at equal global batch and seed. Measurements are grouped by machine; modelled "
+    "tables come last and say so in the title. Speedup is over one process with all the cores. Compute, exposed and "
+    "overlapped communication come from a trace of one additional step, which is slower than an untraced one. "
+    "Communication is exposed when its rank computes nothing meanwhile."
 )
 COUNTED = (
-    "Messages and MiB that a rank sends in one update, counted, and in parentheses by formula; memory of rank 0. "
-    "Activations are what autograd saves; process peak includes Python and PyTorch."
+    "Messages and MiB that one rank sends per step: counted, with the formula's value in parentheses; memory of rank "
+    "0. Activations are the tensors that autograd saves; process peak includes Python and PyTorch."
 )
 LOSSES = (
-    "The same short training under every strategy, without dropout. `{reordered}` is one process with the images of "
-    "each batch in reverse: the same sums in another order. Difference is the largest from the losses of `none` in the "
-    "first epoch. In float64 all agree up to rounding. In float32 rounding errors grow until the losses diverge, as "
-    "they do between the two orders in one process; the trainings end alike."
+    "The same short training run under every strategy, without dropout. `{reordered}` is one process with the images "
+    "of each batch in reverse: the same sums in another order. Difference is the largest deviation from the losses of "
+    "`none` in the first epoch. In float64 all agree up to rounding. In float32, rounding errors grow until the losses "
+    "diverge, as they do between the two orders in one process; the final losses are similar."
 )
 VALIDATION = (
-    "The cost model compared with the updates above: the compute of a rank measured by itself (else its share of the "
-    "plain run), and the messages over the link measured on this machine: {gb_per_s:.2f} GB/s, "
-    "{microseconds:,.0f} us. A rank by itself has the machine's memory bandwidth alone; two processes share it."
+    "The cost model compared with the steps above. It adds the compute of a rank measured by itself (or else its share "
+    "of the single-process run) and the messages over the link measured on this machine: {gb_per_s:.2f} GB/s, "
+    "{microseconds:,.0f} us. A rank by itself has the machine's full memory bandwidth; two processes share it."
 )
 ALONE = (
-    "Rank 0 computes and its messages are left out, so one device is enough; `none` is one device with the whole "
-    "batch. The messages of an update are modelled, none of them overlapped. Do not add the two."
+    "Rank 0 computes without sending its messages, so one device is enough; `none` is one device with the whole batch. "
+    "The messages of a step are modelled without overlap, so do not add the two times."
 )
 PUBLISHED = (
-    "Speed-ups of 2014 with 128 images a GPU: those of 2 and 4 are quoted from memory, the 6.25 of 8 and the 98.05 "
-    "hours on one GPU as others quote them. The model gives every pair of devices a link of its own; eight GPUs in one "
-    "machine share some."
+    "Speedups of 2014 with 128 images per GPU. Those for 2 and 4 GPUs are quoted from memory; the 6.25 for 8 and the "
+    "98.05 hours on one GPU are quoted from secondary sources. The model gives every pair of devices its own link; "
+    "eight GPUs in one machine share some."
 )
 DEVICES_NOTE = (
-    "Images/s of the paper's network, {images} images on each device. Measured is only the compute of one device: "
-    "{devices}; that of a GTX 580 follows from the paper's 5 to 6 days. An update takes compute / devices + exposed "
-    "messages; a message takes latency x rounds + bytes / bandwidth. Averaged gradients overlap the backward pass, two "
-    "thirds of the compute; exchanged activations overlap nothing. That compute divides evenly is the weakest part: "
-    "with data parallelism each device updates all parameters. Links are assumptions, and whether a device can have "
-    "one is not checked: {links}."
+    "Images/s of the paper's network, {images} images on each device. Only the compute of one device is measured: "
+    "{devices}; that of a GTX 580 follows from the paper's 5 to 6 days. A step takes compute / devices + exposed "
+    "messages; a message takes latency x rounds + bytes / bandwidth. Gradient averaging overlaps the backward pass, "
+    "two thirds of the compute; activation exchange overlaps nothing. The weakest assumption is that compute divides "
+    "evenly: with data parallelism, each device updates all parameters. Links are assumptions, and whether a device "
+    "can have one is not checked: {links}."
 )
 NOT_RECORDED = "not recorded"
 WHO = (
@@ -77,7 +77,7 @@ WHO = (
 TIMES = (
     *WHO,
     Column("images/s", "images_per_s", "{:,.1f}"),
-    Column("speed-up", "speed_up", "{:.2f}", "one process with all cores was not measured"),
+    Column("speedup", "speed_up", "{:.2f}", "one process with all cores was not measured"),
     *(
         Column(f"{title} ms", f"{key}_us", "ms")
         for title, key in (
@@ -102,7 +102,7 @@ TRAINED = (
     *WHO,
     Column("updates", "updates", "{:.0f}"),
     Column("difference", "difference", "{:.1e}"),
-    Column("loss of the last epoch", "last_loss", "{:.4f}"),
+    Column("loss in the last epoch", "last_loss", "{:.4f}"),
     Column("validation loss", "validation_loss", "{:.4f}"),
     Column("top-1 error %", "error", "number"),
 )
@@ -117,7 +117,7 @@ CHECKED = (
     Column("check", "check"),
     Column("published", "published"),
     Column("model", "model", "{}"),
-    Column("error %", "error_percent", "{}", "the paper gives no figure"),
+    Column("error %", "error_percent", "{}", "the paper gives no value"),
 )
 
 
@@ -208,7 +208,7 @@ def _losses(run: Sequence[Row]) -> list[Table]:
 
 
 def _validation(measured: Sequence[Sequence[Row]], rows: Sequence[Row], link: Link) -> list[Table]:
-    """Predicted from a rank's own time, or its share of the plain run's, and the link, against measured."""
+    """Measured times compared with predictions from the link and a rank's own time, or its share of the plain run's."""
     task = ("machine", "network", "shape", "dtype")
     found, used = [], []
     for run in measured:
@@ -258,7 +258,7 @@ def _alone(run: Sequence[Row]) -> list[Table]:
 
 
 def computes(rows: Iterable[Row]) -> list[Row]:
-    """The compute that predictions use: each GPU's fastest update of the paper's network by ours, 128 images."""
+    """The compute that predictions use: each GPU's fastest step of our paper network with 128 images."""
     fastest: dict[str, Row] = {}
     for row in rows:
         ours = str(row.get("implementation")).startswith("triton")
@@ -315,7 +315,7 @@ def _published() -> list[Table]:
 
 
 def page(rows: Sequence[Row]) -> Page:
-    """What was measured, by machine, the newest first; then what is modelled.
+    """Measurements by machine, the newest first; then modelled values.
 
     Args:
         rows: as :func:`bench.measure.records.read` returns them, oldest first.
@@ -341,5 +341,5 @@ def page(rows: Sequence[Row]) -> Page:
     gpus = computes(rows)
     scaling = parallelism_figures.scaling(gpus)
     sections.append(Section(MODELLED, scaling, [*(_modelled(gpus) if gpus else []), *_published()]))
-    line = "two processes against one, and what a cost model says of many devices"
+    line = "two processes compared with one, and a cost model for many devices"
     return Page("parallelism", "Parallelism", line, ABOUT, sections, parallelism_figures.losses(trained))

@@ -72,9 +72,10 @@ def _losses_alt(by_dtype: dict[str, Sequence[Row]]) -> str:
     return (
         f"Three panels. Float64: over {by_dtype['float64'][0]['updates']} updates every strategy's loss differs from "
         f"one process's by at most {largest:.1g}, {where} the band of rounding below {ROUNDING['float64']:g}. "
-        f"Float32: the difference grows from {first:.1g} to at most {worst:.1g}, for the strategies as for one process "
-        f"with the images of each batch reversed. Below, the float32 losses over {by_dtype['float32'][0]['updates']} "
-        f"updates, which end alike; validation errors after the last one: {ends}."
+        f"Float32: the difference grows from {first:.1g} to at most {worst:.1g}, both for the strategies and for one "
+        f"process with the images of each batch reversed. Below, the float32 losses over "
+        f"{by_dtype['float32'][0]['updates']} updates, which end at similar values; validation errors after the last "
+        f"one: {ends}."
     )
 
 
@@ -84,7 +85,7 @@ def _losses(by_dtype: dict[str, Sequence[Row]]) -> "Canvas":
     first = by_dtype["float32"][0]
     figure = Canvas(figsize=(9, 7.5), layout="constrained")
     figure.suptitle(
-        f"Measured: one training under every strategy\n{first['network']}, batch and size {first['shape']}, "
+        f"Measured: the same training run under every strategy\n{first['network']}, batch and size {first['shape']}, "
         f"{first['data']}; {first['machine']}",
         fontsize=11,
     )
@@ -104,7 +105,7 @@ def _losses(by_dtype: dict[str, Sequence[Row]]) -> "Canvas":
         axes.plot(middles, means, color=COLOURS.get(name), linewidth=3.5 if name == "none" else 1.6, label=label)
     axes.set_ylim(0)
     axes.set_xlim(0, first["updates"])
-    axes.set_title(f"float32: the losses, mean of {AVERAGED} updates, diverge and end alike")
+    axes.set_title(f"float32: the losses, mean of {AVERAGED} updates, diverge but end at similar values")
     axes.set_xlabel("update")
     axes.set_ylabel("training loss")
     axes.legend()
@@ -126,14 +127,14 @@ def _difference_panel(axes: "Axes", dtype: str, group: Sequence[Row]) -> None:
     )
     axes.minorticks_off()
     axes.set_xlim(0, group[0]["updates"] + 1)
-    axes.set_title(f"{dtype}: difference of the loss from one process's")
+    axes.set_title(f"{dtype}: loss difference from one process")
     axes.set_xlabel("update")
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left" if dtype == "float64" else "lower right", fontsize=8)
 
 
 def _efficiencies(row: Row) -> dict[str, dict[str, list[float]]]:
-    """Percent of linear speed-up by link and strategy, at :data:`DEVICES`."""
+    """Percent of linear speedup by link and strategy, at :data:`DEVICES`."""
     alone = row["median_us"] * 1e-6
     width = 2 if row.get("dtype") == "bfloat16" else 4
     return {
@@ -157,8 +158,8 @@ def _scaling_alt(row: Row) -> str:
         for link, lines in found.items()
     )
     return (
-        f"Modelled, not measured: percent of linear speed-up of the paper's network on 1 to {DEVICES[-1]} devices like "
-        f"one {row['machine']}, {IMAGES} images each, a panel for each link. At {DEVICES[-1]} devices over {ends}."
+        f"Modelled, not measured: percent of linear speedup of the paper's network on 1 to {DEVICES[-1]} devices like "
+        f"one {row['machine']}, {IMAGES} images each, one panel per link. At {DEVICES[-1]} devices over {ends}."
     )
 
 
@@ -184,6 +185,6 @@ def _scaling(row: Row) -> "Canvas":
         axes.set_xlabel("devices")
         axes.grid(alpha=0.3)
         if number == 0:
-            axes.set_ylabel("% of linear speed-up")
+            axes.set_ylabel("% of linear speedup")
             axes.legend(loc="lower left")
     return figure

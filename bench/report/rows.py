@@ -1,9 +1,9 @@
 """The rows that the report shows: the newest of each thing measured on a machine, with ratios against rivals.
 
-A ratio says how many times faster a row is than a rival of the same record, machine, case, mode, shape and dtype, in
-the memory format that serves the rival best. ``x_aten`` is against PyTorch's own operators called eagerly,
-``x_compiled`` against the fastest way that ``torch.compile`` makes of them. A rival in another record gives no ratio,
-and an ``unverified`` row, whose results no check has confirmed, gets none.
+A ratio is a row's speedup over a rival of the same record, machine, case, mode, shape and dtype, in the rival's fastest
+memory format. ``x_aten`` compares with PyTorch's own operators called eagerly, ``x_compiled`` with their fastest form
+under ``torch.compile``. Rivals in other records give no ratio, and ``unverified`` rows, whose results no check has
+confirmed, get none.
 """
 
 import math
@@ -17,15 +17,15 @@ from ..measure.implementations import name_of, ours
 from ..measure.kernels_code import SAME_KERNELS
 from ..measure.records import Row, moment
 
-#: What a row measures, but for the machine.
+#: What a row measures, except the machine.
 KEYS = (
     *("suite", "case", "implementation", "mode", "shape", "dtype", "memory_format"),
     *("busy_processes", "kernel", "layer"),
 )
-#: What a rival has in common with a row; its implementation and memory format are its own.
+#: What a rival has in common with a row; implementation and memory format differ.
 TASK = ("suite", "case", "mode", "shape", "dtype", "busy_processes")
 RATIOS = ("x_aten", "x_compiled")
-#: A profile is made as a whole: a row for each kernel, and a last one, the kernel ``sum``.
+#: A profile is one unit: one row per kernel, and a last row for the kernel ``sum``.
 PROFILE = ("on", "case", "implementation", "shape", "dtype")
 MODES = (
     *("inference", "forward", "backward", "input_gradient", "weight_gradient", "forward_backward"),
@@ -44,7 +44,7 @@ PARAMETER_BYTES = 4
 
 
 class Machine(NamedTuple):
-    """Where figures may be compared: the same processor, threads and PyTorch."""
+    """The unit of comparison: the same processor, threads and PyTorch."""
 
     name: str
     threads: int | None
@@ -98,8 +98,8 @@ def newest(rows: Sequence[Row]) -> list[Row]:
 def measured(rows: Sequence[Row]) -> list[Row]:
     """The newest row of each thing, with ratios, revision and its :class:`Machine` (``on``) as columns.
 
-    A new profile replaces the whole earlier one. ``kernels_of`` names the state of the Triton kernels
-    that a GPU's row was measured with, and says so where the newest record of any machine has other kernels.
+    A new profile replaces the whole earlier one. ``kernels_of`` names the version of the Triton kernels that a GPU row
+    was measured with, and marks it if the newest record of any machine has other kernels.
 
     Args:
         rows: as :func:`bench.measure.records.read` returns them, oldest first.
@@ -116,7 +116,7 @@ def measured(rows: Sequence[Row]) -> list[Row]:
     profiles = frame[frame["suite"] == "profile"]
     ends = profiles["kernel"] == "sum"
     same = [profiles[key] for key in PROFILE]
-    # How many profiles of the same step came to their end before this row.
+    # The number of profiles of the same step that ended before this row.
     before = ends.groupby(same, dropna=False).cumsum() - ends
     frame = frame.drop(profiles.index[before < before.groupby(same, dropna=False).transform("max")])
     today = next((row["kernels_code"] for row in reversed(rows) if row.get("kernels_code")), None)
@@ -138,12 +138,12 @@ def _shown(row: Row, today: str | None, ratios: dict[str, float]) -> Row:
 
 
 def by_default(row: Row) -> bool:
-    """Whether a row is of what this project runs on its machine without being told."""
+    """Whether a row measures what this project runs on its machine by default."""
     return name_of(row) in (("auto", "reference") if row["on"].cpu else ("auto", "triton"))
 
 
 def _rival(implementation: object) -> str | None:
-    """The ratio in which a row of this implementation is the rival."""
+    """The ratio for which a row of this implementation is the rival."""
     name, _, how = str(implementation).partition(", ")
     if name == "compiled" or (name == "aten" and how not in ("", "eager")):
         return "x_compiled"
@@ -203,8 +203,8 @@ def most(rows: Sequence[Row], kind: Callable[[Row], object]) -> list[Row]:
 def best(
     rows: Iterable[Row], case: str, mode: str | None = None, *, unverified: bool = False
 ) -> tuple[Row | None, Row | None, Row | None]:
-    """The fastest rows of a case: ours, PyTorch compiled, PyTorch called eagerly, in the shape and dtype with the most
-    measurements. Unverified rows count only if asked for.
+    """The fastest rows of a case: ours, compiled PyTorch and eager PyTorch, in the shape and dtype with the most
+    measurements. Unverified rows count only if requested.
     """
     its = [
         row
@@ -234,7 +234,7 @@ def layers_of(rows: Iterable[Row]) -> list[Row]:
 
 
 def layer_memory(rows: Iterable[Row]) -> list[Row]:
-    """What training keeps of each layer: ``parameters``, ``saved_mib`` and ``output_mib`` where they are recorded."""
+    """The training memory of each layer: ``parameters``, ``saved_mib`` and ``output_mib``, if recorded."""
     found: dict[str, Row] = {}
     for row in layers_of(rows):
         columns: Row = {key: row[key] for key in ("parameters", "saved_mib", "output_mib") if key in row}

@@ -1,4 +1,4 @@
-"""What a page is made of: tables with cells that know their text, their number, and why there is none."""
+"""The parts of a page: tables whose cells hold their text, their number, and the reason if there is none."""
 
 import math
 import statistics
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 NEEDS_GPU = "needs a GPU"
-#: Columns that a table shows at once; the others come with a click.
+#: Columns that a table shows at first; the others appear on a click.
 SHOWN = 9
 
 
 class Cell(NamedTuple):
-    """What a table shows, the number it is sorted by, and why there is none."""
+    """The text of a cell, the number it is sorted by, and the reason if there is none."""
 
     text: str
     value: float | None = None
@@ -25,7 +25,7 @@ class Cell(NamedTuple):
 
 
 class Column(NamedTuple):
-    """Title, key in a row, how a value is written, and why a measured row may have none.
+    """Title, key in a row, format of the value, and why a measured row may have none.
 
     ``how`` is ``text``, ``time`` (in the table's unit), ``ms``, ``interval``, ``number``, ``rate`` or a format string.
     """
@@ -41,10 +41,10 @@ class Column(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows of cells under columns, of which the first :data:`SHOWN` are shown at once.
+    """Rows of cells under columns, of which the first :data:`SHOWN` are visible at first.
 
     ``about`` is the paragraph above it, ``facts`` what all rows have in common, ``notes`` what is missing and why,
-    ``sources`` the records. A table that is ``folded`` is behind a click as a whole.
+    ``sources`` the records. A ``folded`` table appears as a whole on a click.
     """
 
     title: str
@@ -73,13 +73,13 @@ class Table(NamedTuple):
 
     @property
     def more(self) -> str:
-        """How many columns are not shown at once, in words; empty where all are."""
+        """The number of columns hidden at first, in words; empty if none are."""
         count = len(self.columns) - SHOWN
         return f"{count} more column{'s' if count > 1 else ''}" if count > 0 else ""
 
 
 class Figure(NamedTuple):
-    """A file below ``reports/``, what it shows in words, and what draws it."""
+    """A file below ``reports/``, its content in words, and the function that draws it."""
 
     file: str
     about: str
@@ -87,9 +87,9 @@ class Figure(NamedTuple):
 
 
 class Section(NamedTuple):
-    """Figures and tables under a heading: a machine's, for the most part.
+    """Figures and tables under a heading, usually of one machine.
 
-    ``group`` tells GPUs from CPUs and from what is neither: of each the page opens the first section.
+    ``group`` is GPU, CPU or neither; the page opens the first section of each group.
     """
 
     title: str
@@ -99,7 +99,7 @@ class Section(NamedTuple):
 
 
 class Page(NamedTuple):
-    """A file of ``reports/``: its name without ``.md``, title, a line for the list of pages, and what it holds."""
+    """A file of ``reports/``: its name without ``.md``, title, a line for the list of pages, and its content."""
 
     name: str
     title: str
@@ -111,9 +111,9 @@ class Page(NamedTuple):
 
 NO_RIVAL = "no such rival in the same record"
 NO_CEILING = "the machine's ceilings are not in the record"
-NONE_HERE = "has no meaning here"
-#: Every column of what pytest and the device suite measure, most important first. A table leaves out columns in which
-#: none of its rows has a value.
+NONE_HERE = "not applicable"
+#: Every column measured by pytest and the device suite, most important first. A table omits columns in which none of
+#: its rows has a value.
 COLUMNS = (
     Column("case", "case"),
     Column("kernel", "kernel"),
@@ -125,8 +125,8 @@ COLUMNS = (
     Column("other busy processes", "busy_processes", "{:.0f}"),
     Column("status", "verdict"),
     Column("median", "median_us", "time"),
-    Column("launches a step", "launches_per_step", "rate", NONE_HERE),
-    Column("time a step", "us_per_step", "time", NONE_HERE),
+    Column("launches per step", "launches_per_step", "rate", NONE_HERE),
+    Column("time per step", "us_per_step", "time", NONE_HERE),
     Column("% of step", "percent_of_step", "{:,.1f}", NONE_HERE),
     Column("wall clock", "wall_us", "time", NONE_HERE),
     Column("gaps", "gaps_us", "time", NONE_HERE),
@@ -134,12 +134,12 @@ COLUMNS = (
     Column("x aten", "x_aten", "{:,.2f}", NO_RIVAL),
     Column("x compiled", "x_compiled", "{:,.2f}", NO_RIVAL),
     Column("% of limit", "percent_of_limit", "{:,.0f}", NO_CEILING),
-    Column("kernels of", "kernels_of", "text", "runs none of the Triton kernels"),
+    Column("kernels of", "kernels_of", "text", "runs no Triton kernels"),
     Column("GFLOP/s", "gflop_per_s", "rate", NONE_HERE),
     Column("GB/s", "gb_per_s", "rate", NONE_HERE),
-    Column("KB an image", "kb_per_image", "{:,.1f}", NONE_HERE),
+    Column("KB per image", "kb_per_image", "{:,.1f}", NONE_HERE),
     Column("GB for ImageNet", "imagenet_gb", "{:,.1f}", NONE_HERE),
-    Column("gray levels off", "gray_levels", "{:,.2f}", NONE_HERE),
+    Column("error, gray levels", "gray_levels", "{:,.2f}", NONE_HERE),
     Column("top-1 %", "top1_accuracy_percent", "{:.2f}", NONE_HERE),
     Column("CPU s", "cpu_s", "{:,.0f}", NONE_HERE),
     Column("updates", "updates", "{:,.0f}", NONE_HERE),
@@ -152,7 +152,7 @@ COLUMNS = (
     Column("memory format", "memory_format", "text", NONE_HERE),
     Column("% of a copy", "percent_of_copy_bandwidth", "{:,.0f}", NO_CEILING),
     Column("GFLOP", "gflop", "number", NONE_HERE),
-    Column("fewest MB", "fewest_mb", "number", NONE_HERE),
+    Column("minimum MB", "fewest_mb", "number", NONE_HERE),
     Column("parameters", "parameters", "{:,.0f}", NONE_HERE),
     Column("output MiB", "output_mib", "{:,.1f}", NONE_HERE),
     Column("scratch MiB", "scratch_mib", "{:,.1f}", NONE_HERE),
@@ -160,8 +160,8 @@ COLUMNS = (
     Column("peak MiB", "peak_mib", "{:,.0f}"),
     Column("process peak MiB", "process_peak_mib", "{:,.0f}"),
     Column("first call s", "first_call_s", "{:,.1f}"),
-    Column("first call again s", "first_call_warm_s", "{:,.1f}"),
-    Column("kernels launched", "kernels_launched", "{:,.0f}"),
+    Column("first call, warm cache s", "first_call_warm_s", "{:,.1f}"),
+    Column("kernel launches", "kernels_launched", "{:,.0f}"),
     Column("sum of layers", "sum_of_layers_us", "time", NONE_HERE),
     Column("% explained", "percent_explained", "{:.1f}", NONE_HERE),
     *(
@@ -220,7 +220,7 @@ def cell(row: Row, column: Column, scale: float = 1.0) -> Cell:
 
 
 def possible(rows: Iterable[Row]) -> tuple[list[Row], list[str]]:
-    """The rows without those that need another machine, and notes that name what is missing."""
+    """The rows, except those that need another machine, and notes that name what is missing."""
     rows = list(rows)
     kept = [row for row in rows if row.get("status") != NEEDS_GPU]
     absent = sorted({str(row["implementation"]) for row in rows if row.get("status") == NEEDS_GPU})
@@ -240,7 +240,7 @@ def possible(rows: Iterable[Row]) -> tuple[list[Row], list[str]]:
 def detail(
     title: str, rows: Sequence[Row], columns: Sequence[Column] = COLUMNS, *, folded: bool = False, about: str = ""
 ) -> list[Table]:
-    """The table of ``rows``; none when there are none. What all rows have in common is said once, above it."""
+    """The table of ``rows``; none if there are none. Values that all rows share are stated once, above it."""
     rows, notes = possible(rows)
     if not rows:
         return []
@@ -251,7 +251,7 @@ def detail(
 
 
 def in_unit(columns: Iterable[Column], unit: str) -> list[Column]:
-    """The columns, those of times with their unit."""
+    """The columns, with the unit added to those of times."""
     return [
         column._replace(title=f"{column.title} {unit}") if column.how in ("time", "interval") else column
         for column in columns

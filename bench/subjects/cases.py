@@ -1,9 +1,9 @@
 """The operators at the paper's shapes, their rivals, and the check that they compute the right thing.
 
-Implementations as everywhere in this project: ``aten`` is PyTorch's own operators, ``compiled`` those under
-``torch.compile``, ``reference`` and ``inductor`` the formulas of :mod:`kernels` called eagerly, ``traced`` the formulas
-in a compiled caller's graph, ``triton`` the kernels, ``cudnn`` cuDNN's own normalization, which PyTorch does not call,
-``xla`` the whole stages written in JAX.
+Implementations are named as everywhere in this project: ``aten`` is PyTorch's own operators, ``compiled`` the same
+under ``torch.compile``, ``reference`` and ``inductor`` the formulas of :mod:`kernels` called eagerly, ``traced`` the
+formulas in a compiled caller's graph, ``triton`` the kernels, ``cudnn`` cuDNN's own normalization, which PyTorch does
+not call, and ``xla`` the whole stages written in JAX.
 """
 
 import contextlib
@@ -37,9 +37,9 @@ IMPLEMENTATIONS = {
 MODES = ("inference", "forward", "backward", "forward_backward")
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-#: The faster memory format of each implementation on a CPU (reports/LOG.md); on a GPU all of them take channels_last.
+#: The faster memory format of each implementation on a CPU (reports/LOG.md); on a GPU all use channels_last.
 CPU_FORMAT = {"aten": "contiguous", "compiled": "contiguous"}
-#: Standard deviation of the input, which stands for a convolution's output: the normalization's sums are then about k.
+#: Standard deviation of the input, which represents a convolution's output: the normalization's sums are then about k.
 SCALE = 60.0
 LRN = Normalization(5, 5e-4, 0.75, 2.0, 2)
 POOL = Pooling((3, 3), (2, 2), (0, 0), (1, 1), False)
@@ -74,7 +74,7 @@ class Case(NamedTuple):
         return lambda input, bias: kernels.max_pool2d(input, **pool)
 
     def work(self, images: int, dtype: torch.dtype) -> dict[str, Work]:
-        """FLOPs and fewest bytes by mode."""
+        """FLOPs and minimum memory traffic by mode."""
         return chain(
             images, self.channels, self.size, dtype.itemsize, self.bias, self.relu, self.normalization, self.pooling
         )
@@ -115,7 +115,7 @@ def failure(error: BaseException) -> str:
     if isinstance(error, NotInstalledError):
         return str(error)
     first = error
-    # The error that ends a graph's capture does not say why.
+    # The error that ends a graph capture does not give the cause.
     while before := first.__cause__ or (None if first.__suppress_context__ else first.__context__):
         first = before
     return f"failed: {said(error)}" + (f"; at first {said(first)}" if first is not error else "")
@@ -141,7 +141,7 @@ def many_variants() -> Iterator[None]:
 
 
 class Prepared(NamedTuple):
-    """An implementation of a case, ready to be called; :meth:`calls` makes the calls that are timed."""
+    """An implementation of a case, ready to be called; :meth:`calls` creates the timed calls."""
 
     case: Case
     implementation: str
@@ -205,8 +205,8 @@ def check(
 ) -> None:
     """Compare output and gradients of a batch with PyTorch's operators in float64.
 
-    The batch is the one that is timed: another one would be compiled for itself. Without ``inference`` among the modes
-    nothing is called without a gradient, which would be compiled for itself too.
+    The batch is the timed one, because another one would be compiled separately. Without ``inference`` among the modes,
+    nothing is called without a gradient, because that would be compiled separately too.
 
     Raises:
         WrongResultError: relative differences, by norm, of more than 1e-4 in float32, 2e-2 in bfloat16; gradients of
@@ -239,9 +239,9 @@ def check(
 
 
 def may_refuse(implementation: str, reason: str) -> bool:
-    """Whether it is no failure of ours that an implementation is not timed.
+    """Whether an implementation that could not be timed is excused.
 
-    PyTorch's own operators and cuDNN's may refuse a dtype. Wrong results count, and so does every failure of ours.
+    PyTorch's own operators and cuDNN's may refuse a dtype. Wrong results are not excused, and neither are our failures.
     """
     return reason == NEEDS_GPU or (IMPLEMENTATIONS[implementation][0] == "aten" and "WrongResultError" not in reason)
 
@@ -263,13 +263,13 @@ def describe(case: Case, implementation: str, mode: str, images: int, dtype: str
 def sampled(
     rivals: Sequence[Prepared], mode: str, images: int, dtype: torch.dtype, device: torch.device, samples: int
 ) -> list[list[float] | str]:
-    """Seconds of one call of each rival of a case, sampled in turns, each in the memory format that serves it best.
+    """Seconds per call of each rival of a case, sampled interleaved, each in its fastest memory format.
 
-    If one fails they are sampled one by one; those that fail alone too return their status.
+    If one fails, they are sampled one by one; those that fail again return their status.
     """
     try:
         return list(_sampled(rivals, mode, images, dtype, device, samples))
-    except Exception as error:  # Whatever it is becomes the row's status.
+    except Exception as error:  # Any error becomes the row's status.
         if len(rivals) == 1:
             return [failure(error)]
         print(
@@ -282,7 +282,7 @@ def _sampled(
     rivals: Sequence[Prepared], mode: str, images: int, dtype: torch.dtype, device: torch.device, samples: int
 ) -> list[list[float]]:
     case = rivals[0].case
-    # On a GPU the calls alternate between inputs, so that none is in the cache.
+    # On a GPU, the calls alternate between inputs, so that none is in the cache.
     count = copies(case.work(images, dtype)[mode].bytes) if device.type == "cuda" else 1
 
     def calls(rival: Prepared) -> list[Callable[[], object]]:
@@ -304,7 +304,7 @@ def kept(prepared: Prepared, images: int, dtype: torch.dtype, device: torch.devi
 
 
 def formats(implementation: str, device: torch.device) -> str:
-    """The memory format that serves an implementation best; the only one that cuDNN is given."""
+    """An implementation's fastest memory format; for cuDNN, the only one in use."""
     if implementation == "cudnn":
         return "contiguous"
     return CPU_FORMAT.get(implementation, "channels_last") if device.type == "cpu" else "channels_last"

@@ -1,7 +1,7 @@
 """cuDNN's own local response normalization, called through its C functions: a rival on NVIDIA GPUs.
 
-PyTorch does not call it. cuDNN divides alpha by the window's size as PyTorch does, but has no groups. In contiguous
-NCHW a group of channels is laid out like an image of its own, so cuDNN is given ``groups`` times as many images.
+PyTorch does not call it. cuDNN divides alpha by the window size like PyTorch, but has no groups. In contiguous NCHW, a
+group of channels is laid out like a separate image, so we pass ``groups`` times as many images.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ ACROSS_CHANNELS = 0
 
 
 class CudnnError(RuntimeError):
-    """A function of cuDNN refused."""
+    """A cuDNN function returned an error."""
 
 
 @cache
@@ -95,7 +95,7 @@ class _LocalResponseNorm(torch.autograd.Function):
 
 
 def _run(name: str, normalization: Normalization, like: Tensor, read: list[Tensor], written: Tensor) -> None:
-    """Call a function whose arguments are 1, the tensors that are read, 0, and the one that is written."""
+    """Call a function with the arguments 1, the tensors to read, 0, and the tensor to write."""
     number, channels, height, width = like.shape
     groups = normalization.groups
     shape = (number * groups, channels // groups, height, width)
@@ -128,7 +128,7 @@ def local_response_norm(input: Tensor, normalization: Normalization) -> Tensor:
         normalization: window and constants.
 
     Raises:
-        CudnnError: cuDNN refuses: it may not know the dtype.
+        CudnnError: cuDNN returned an error; it may not support the dtype.
     """
     if not input.is_contiguous() or input.dim() != 4:
         raise ValueError("input must be a contiguous tensor of four dimensions")

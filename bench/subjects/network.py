@@ -1,4 +1,4 @@
-"""The layers of a network, and its whole steps, as calls that can be timed."""
+"""The layers and whole steps of a network, as calls that can be timed."""
 
 import importlib
 import math
@@ -109,11 +109,11 @@ def update_step(
 def training_step(
     model: nn.Module, forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, dtype: str, *, record: bool
 ) -> Callable[[], object]:
-    """An update as net.train runs it on a GPU: recorded as a CUDA graph, images in the compute dtype.
+    """A training step as net.train runs it on a GPU: captured as a CUDA graph, images in the compute dtype.
 
-    This project's network, uncompiled, takes the forms that net.train uses before tuning and images in the layout of
-    its input kernel, and in bfloat16 reads copies of its weights. Other networks have the same optimizer and are
-    recorded too.
+    This project's network is uncompiled, uses the forms that net.train uses before tuning, takes images in the layout
+    of its input kernel, and in bfloat16 reads copies of its weights. Other networks use the same optimizer and are
+    captured too.
     """
     sgd = paper_sgd(model)
     images = images.to(DTYPES[dtype])
@@ -155,13 +155,12 @@ def layer_modes(variant: str) -> Iterator[tuple[str, str]]:
 
 
 def layer_calls(variant: str, count: int, dtype: str, device: torch.device) -> Iterator[LayerCalls]:
-    """Every layer of a network by itself, in ``dtype``, in which weights and activations are held: nothing is cast.
+    """Every layer of a network by itself; weights and activations are stored in ``dtype``, so nothing is cast.
 
-    A convolution or dense layer has the modes ``forward``, ``input_gradient`` (but for the first layer) and
-    ``weight_gradient``, of all its towers together; bias, activation and dropout are not in it. A stage has
-    ``forward``, which keeps what its gradient needs, and ``backward``. On a GPU there are as many calls, each with
-    tensors of its own, as it takes that none finds them in the cache. Loss, optimizer and input preparation come last,
-    in the mode ``training``.
+    A convolution or dense layer has the modes ``forward``, ``input_gradient`` (except the first layer) and
+    ``weight_gradient``, each for all towers together, without bias, activation and dropout. A stage has ``forward``,
+    which saves what its gradient needs, and ``backward``. On a GPU there are enough calls, each with its own tensors,
+    that none finds them in the cache. Loss, optimizer and input preparation come last, in the mode ``training``.
     """
     model = build(variant, device)
     plan = model.config
@@ -190,7 +189,7 @@ Calls = dict[str, Callable[[], object]]
 
 
 def _product_calls(module: Any, parts: list[Tensor], bias: None, model: AlexNet, dtype: torch.dtype) -> Calls:
-    """A convolution or dense layer's towers, in one call for each mode."""
+    """A convolution or dense layer's towers, in one call per mode."""
     if isinstance(module, Dense):
         parts = [part.flatten(1) for part in parts]
     inputs = module.inputs(parts, model.exchange)
@@ -246,7 +245,7 @@ def _stage_calls(module: Stage, parts: list[Tensor], bias: Any, model: AlexNet, 
 
 
 def _columns(model: AlexNet, layer: Layer, parts: list[Tensor], bias: Any, dtype: str) -> dict[str, Any]:
-    """Parameters and memory of a layer as the network runs it: a dense layer with its activation and dropout."""
+    """Parameters and memory of a layer as in the network: a dense layer includes its activation and dropout."""
     module = model.get_submodule(layer.name)
     parts = [part.detach().requires_grad_(layer.name != model.config.layers()[0].name) for part in parts]
 
@@ -271,7 +270,7 @@ def _laid_out(tensor: Tensor) -> Tensor:
 
 
 def _activations(count: int, shape: tuple[int, ...], towers: int, dtype: str, device: torch.device) -> Tensor:
-    """A tower's share of a layer's input."""
+    """A tower's part of a layer's input."""
     channels, *sizes = shape
     return _laid_out((torch.randn(count, channels // towers, *sizes, device=device) * 30).to(DTYPES[dtype]))
 
@@ -320,7 +319,7 @@ def whole_work(network: str, count: int, dtype: str, mode: str) -> InOrder:
 def describe_step(
     what: str, network: str, implementation: str, how: str, dtype: str, images: int
 ) -> tuple[dict[str, Any], Work]:
-    """The columns that say what a row on a whole ``update`` or ``inference`` measures, and its work."""
+    """The columns that describe a row for a whole ``update`` or ``inference``, and its work."""
     size = plan_of(network).image_size
     columns = {
         "suite": "steps",

@@ -1,7 +1,7 @@
-"""One rank's update by itself: what each strategy computes on a device, where there is only one.
+"""One rank's training step by itself: each strategy's compute per device, measured on a single device.
 
-The other ranks do not exist. Messages do nothing, and received tensors are uninitialised: times are right, values are
-not. The cost model estimates the time of the messages.
+The other ranks do not exist. Messages do nothing, and received tensors are uninitialised, so times are right but values
+are not. The cost model estimates the time of the messages.
 """
 
 import contextlib
@@ -54,17 +54,17 @@ def usable(variant: str, ranks: int) -> list[str]:
 def alone(
     strategy: str, variant: str, batch: int, ranks: int, dtype: str, how: str, device: torch.device, samples: int
 ) -> dict[str, Any]:
-    """A row of the record: the compute of rank 0's update in a run of ``ranks``.
+    """A row of the record: the compute of rank 0's step in a run of ``ranks``.
 
     Args:
         strategy: ``none``, which has one rank, or another of :func:`usable`.
         variant: the network.
-        batch: images of all ranks together.
-        ranks: processes that the strategy is for.
-        dtype: ``float32`` or ``bfloat16``, which is computed under autocast.
+        batch: global batch size.
+        ranks: world size of the strategy.
+        dtype: ``float32``, or ``bfloat16`` under autocast.
         how: ``eager``, or a mode of ``torch.compile``.
         device: where it runs.
-        samples: updates that are timed.
+        samples: number of timed steps.
     """
     if strategy == "none":
         ranks = 1

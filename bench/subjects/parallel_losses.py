@@ -1,8 +1,8 @@
-"""Losses of one short training under every strategy, on the embedded digits.
+"""Losses of the same short training run under every strategy, on the embedded digits.
 
-A strategy computes what one process computes; only the order of additions differs. In float64 the losses are therefore
-equal up to rounding. In float32 rounding errors grow until the losses visibly diverge, as they do between two orders of
-the same images in one process; the trainings end alike. Dropout is off, because each rank has masks of its own.
+A strategy computes the same as one process; only the order of additions differs. In float64, the losses are therefore
+equal up to rounding. In float32, rounding errors grow until the losses visibly diverge, as they do between two orders
+of the same images in one process; the final losses are similar. Dropout is off, because each rank has its own masks.
 """
 
 from typing import Any
@@ -28,8 +28,8 @@ VARIANT, BATCH = "digits", 32
 REORDERED = "none, images reversed"
 #: Epochs by dtype. A CPU convolves in float64 several times slower than in float32.
 EPOCHS = {"float64": 1, "float32": 8}
-#: Half the paper's learning rate, divided by ten after these epochs. At the full rate rounding alone decides whether
-#: this network starts to learn in its first epoch or in its third.
+#: Half the paper's learning rate, divided by ten after these epochs. At the full rate, rounding alone decides whether
+#: this network starts to learn in its first or its third epoch.
 RATE, MILESTONES = 0.005, (5, 7)
 
 
@@ -37,7 +37,7 @@ def learn(strategy: str, dtype: str, device: torch.device, epochs: int | None = 
     """A row of the record: every update's loss, and the validation error after the last one.
 
     Args:
-        strategy: ``none``, :data:`REORDERED` or a strategy; the process group is there where it needs one.
+        strategy: ``none``, :data:`REORDERED` or a strategy, whose process group must exist.
         dtype: ``float64`` or ``float32``.
         device: of this rank.
         epochs: those of :data:`EPOCHS` unless given.
@@ -102,6 +102,6 @@ def learn(strategy: str, dtype: str, device: torch.device, epochs: int | None = 
 
 
 def _tensors(split: Split, data: ImageData, dtype: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Pixels less the mean image ``[count, 3, size, size]``, in channels_last, and labels."""
+    """Pixels minus the mean image, ``[count, 3, size, size]`` in channels_last, and labels."""
     pixels = torch.from_numpy(np.asarray(split.images) - data.mean).permute(0, 3, 1, 2)
     return pixels.to(device, getattr(torch, dtype)), torch.from_numpy(split.labels).to(device)

@@ -36,8 +36,8 @@ def exported(model: AlexNet) -> bytes:
 
 
 def onnxruntime(content: bytes, images: Tensor) -> Inference:
-    """With all graph optimizations. Threads spin within a call, its default, but not between calls, where they would
-    take the cores from the next rival.
+    """ONNX Runtime with all graph optimizations. Threads spin within a call (the default), but not between calls, where
+    they would occupy the next rival's cores.
 
     Raises:
         NotInstalledError: it is not installed.
@@ -64,8 +64,8 @@ def onnxruntime(content: bytes, images: Tensor) -> Inference:
 
 
 def openvino(content: bytes, images: Tensor) -> Inference:
-    """With its hint for latency: one batch on all threads. The hint for throughput runs two batches, on half of the
-    threads each, and a batch takes 1.6 to 1.8 times as long. Without the precision hint it may compute in bfloat16.
+    """OpenVINO with its latency hint: one batch on all threads. The throughput hint runs two batches, each on half of
+    the threads, and a batch takes 1.6 to 1.8 times as long. Without the precision hint it may compute in bfloat16.
 
     Raises:
         NotInstalledError: it is not installed.

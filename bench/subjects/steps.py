@@ -1,4 +1,4 @@
-"""Whole networks, ready to be called: updates and inference, eager, compiled or recorded as a CUDA graph."""
+"""Whole networks, ready to be called: training steps and inference, eager, compiled or captured as a CUDA graph."""
 
 import time
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from .network import build_any, describe_step, images_and_labels, inference_step
 class Step(NamedTuple):
     """A whole network's ``update`` or ``inference`` (``what``).
 
-    ``how`` is eager or a mode of ``torch.compile`` (compiled: its default), followed by ``, recorded`` where the whole
-    update is recorded as a CUDA graph, as net.train does; ``recorded`` alone is the eager network's, and ``unrecorded``
+    ``how`` is eager or a mode of ``torch.compile`` (compiled: its default), followed by ``, recorded`` if the whole
+    step is captured as a CUDA graph, as in net.train. ``recorded`` alone is the eager network captured, ``unrecorded``
     the same kernels launched by the host.
     """
 
@@ -44,7 +44,7 @@ class Step(NamedTuple):
 
 
 def prepared(step: Step, device: torch.device) -> tuple[Callable[[], object], torch.nn.Module]:
-    """The call that is measured, and its network. Compiling starts from what Inductor has on disk."""
+    """The measured call, and its network. Compiling starts from Inductor's cache on disk."""
     model = build_any(step.network, device).train(step.what == "update")
     forward: Callable[[Tensor], Tensor] = model
     if step.mode:
@@ -62,8 +62,8 @@ def prepared(step: Step, device: torch.device) -> tuple[Callable[[], object], to
 def timed(step: Step, device: torch.device, samples: int) -> tuple[list[float], dict[str, Any]]:
     """Seconds from the end of one call to the end of the next, and further columns.
 
-    On a GPU the columns hold ``synchronized_us``, the time where each call is waited for, ``peak_mib`` and the seconds
-    of the first call, which finds on disk what was compiled before. The caller has chosen the implementation.
+    On a GPU the columns hold ``synchronized_us``, the time with a synchronization after each call, ``peak_mib``, and
+    the seconds of the first call with a warm compiler cache. The caller has selected the implementation.
     """
     begin = time.perf_counter()
     call, _ = prepared(step, device)

@@ -1,9 +1,9 @@
-"""A user's own program, whose calls another process asks for: ``python -m bench.subjects.user_program 16``.
+"""A user's own program, controlled by another process: ``python -m bench.subjects.user_program 16``.
 
-It imports PyTorch and :mod:`kernels` and nothing else of this project, and leaves threads and memory as they come:
-stages 1 and 2 of the paper's network, forward and backward, on a CPU. A line on stdin is ``time`` or ``scratch`` and
-one of :data:`IMPLEMENTATIONS`. The answer is a line of JSON: the seconds of one call, or the memory that it takes
-beyond what it is given and returns.
+It runs stages 1 and 2 of the paper's network, forward and backward, on a CPU. It imports only PyTorch and
+:mod:`kernels`, and keeps the default thread and memory settings. A line on stdin is ``time`` or ``scratch`` and one of
+:data:`IMPLEMENTATIONS`. The answer is a line of JSON: the seconds of one call, or the memory that it takes beyond its
+inputs and results.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ from torch import Tensor
 
 import kernels
 
-#: Name: the switch of :mod:`kernels`, whether the caller is compiled, and the memory format that serves it best.
+#: Name: the switch of :mod:`kernels`, whether the caller is compiled, and its fastest memory format.
 IMPLEMENTATIONS = {
     "auto, eager": ("auto", False, torch.channels_last),
     "aten, eager": ("aten", False, torch.contiguous_format),
@@ -56,7 +56,7 @@ class Stage:
         return torch.autograd.grad(output, (self.input, self.bias), self.gradient)
 
     def scratch(self) -> tuple[int, int]:
-        """The most bytes that a call has beyond its inputs, output and gradients, and the bytes of its input."""
+        """A call's peak bytes beyond its inputs, output and gradients, and the bytes of its input."""
         output, (forward, held) = allocated(self.forward)
         gradients, (backward, _) = allocated(lambda: self.backward(output))
         # What forward saves for backward is allocated beyond its output.

@@ -1,10 +1,10 @@
 """Bias, ReLU, normalization and pooling by XLA, written in JAX: a rival of every implementation here.
 
-Of the forms that were tried on a CPU, in both layouts, this one is the fastest forward and backward (reports/LOG.md).
-Channels come last. The window's sum is a product with a band matrix, which costs less than ``lax.reduce_window`` or
-shifted sums, whose transposes XLA computes again in every loop that reads them. The pooling takes one direction after
-the other, each as comparisons of strided slices: the gradient of ``lax.reduce_window`` is XLA's select-and-scatter,
-which takes twice as long. Forward and backward are a program each; in one XLA computes parts of the forward pass twice.
+Of the forms tried on a CPU, in both layouts, this one is the fastest forward and backward (reports/LOG.md). Channels
+are last. The window sum is a product with a band matrix, which costs less than ``lax.reduce_window`` or shifted sums,
+whose transposes XLA recomputes in every loop that reads them. Pooling handles one direction after the other, each as
+comparisons of strided slices: the gradient of ``lax.reduce_window`` is XLA's select-and-scatter, which takes twice as
+long. Forward and backward are separate programs; in a single one, XLA computes parts of the forward pass twice.
 """
 
 import os
@@ -58,7 +58,7 @@ def _shared(tensor: Tensor) -> Any:
 
 
 def _tensor(array: Any) -> Tensor:
-    """The way back."""
+    """The inverse of the conversion above."""
     tensor: Tensor = torch.utils.dlpack.from_dlpack(array)
     return tensor.permute(0, 3, 1, 2) if tensor.dim() == 4 else tensor
 
@@ -175,8 +175,8 @@ class _Differentiable(torch.autograd.Function):
 def gpu_seconds(calls: Sequence[Callable[[], Any]], samples: int) -> list[float]:
     """Seconds of one call on a GPU, with many enqueued at a time.
 
-    XLA has streams of its own, which PyTorch's graphs cannot capture. The host is ahead of the GPU as long as a call
-    takes it less time than the GPU.
+    XLA has its own streams, which PyTorch's graphs cannot capture. The host stays ahead of the GPU as long as enqueuing
+    a call takes less time than running it.
     """
     ready = jax("cuda").block_until_ready
 

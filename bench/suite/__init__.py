@@ -1,5 +1,5 @@
-"""The parts of ``python -m bench.device_suite``, a module each, and what they share.
+"""The parts of ``python -m bench.device_suite``, one module each, and shared code.
 
-A part is a module with ``rows(run)``, which yields the rows of the record as they are measured; ``ahead(run)``, where
-it has one, yields what is to be compiled or written before anything is timed, each under a name of its own.
+A part is a module with ``rows(run)``, which yields the rows of the record as they are measured. Optionally,
+``ahead(run)`` yields named jobs that compile or write something before anything is timed.
 """

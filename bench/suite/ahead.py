@@ -1,7 +1,7 @@
-"""What is compiled or written before anything is timed, by several processes side by side.
+"""Compiles or writes what the parts need before anything is timed, in several concurrent processes.
 
-Each process goes through the jobs of all parts in their order and does those that nobody has begun. What it compiles
-the others find in the caches of Inductor and Triton, on disk.
+Each process goes through the jobs of all parts in order and does those that no other process has begun. The others find
+its compiled code in the caches of Inductor and Triton on disk.
 """
 
 import importlib
@@ -25,11 +25,11 @@ def jobs(run: Run, parts: Iterable[str]) -> list[Job]:
 
 
 def work(run: Run, parts: Iterable[str]) -> None:
-    """Do the jobs that nobody else has begun, until the time is up."""
+    """Do the jobs that no other process has begun, until the time is up."""
     todo = jobs(run, parts)
     for number, (name, job) in enumerate(todo):
         if run.left <= 0:
-            run.say("the time is up: what is not compiled yet is compiled when it is measured")
+            run.say("the time is up: anything not compiled yet will be compiled when it is measured")
             return
         try:
             (run.folder / f"job-{number}").touch(exist_ok=False)
@@ -39,7 +39,7 @@ def work(run: Run, parts: Iterable[str]) -> None:
         try:
             job()
             said = "done"
-        except Exception as error:  # It fails again where it is measured, and is recorded there.
+        except Exception as error:  # It will fail again when it is measured, and is recorded there.
             said = failure(error)
         torch._dynamo.reset()
         if run.cuda:

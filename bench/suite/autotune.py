@@ -1,4 +1,4 @@
-"""Updates for which Inductor measures every choice it has first, which takes minutes: nothing comes after them."""
+"""Training steps that Inductor autotunes first, which takes minutes, so this part comes last."""
 
 from ..cells import autotuned
 from .run import Rows, Run

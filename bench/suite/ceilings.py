@@ -1,4 +1,4 @@
-"""What the device can do at best, with which everything after it is compared."""
+"""The device's peak rates, with which later rows are compared."""
 
 from ..measure import ceilings
 from .run import Rows, Run

@@ -1,4 +1,4 @@
-"""The stages with other register caps and segment lengths than today's, in turns; no table shows them."""
+"""The stages with register caps and segment lengths other than the current ones, interleaved; no table shows them."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -14,14 +14,14 @@ from ..measure.timing import copies, seconds
 from ..subjects.cases import CASES, MODES, Case, check, failure, inputs, prepare
 from .run import Job, Rows, Run
 
-#: Register caps and rows of a segment that are tried beside today's.
+#: Register caps and rows per segment to try in addition to the current ones.
 CAPS = (None, 64, 72, 80, 96, 112, 128)
 SEGMENTS = (3, 4, 5, 6, 8, 12, 27)
 
 
 @contextlib.contextmanager
 def chosen(registers: dict[Any, Any], rows: int) -> Iterator[None]:
-    """Use these register caps and rows of a segment in the Triton kernels."""
+    """Use these register caps and rows per segment in the Triton kernels."""
     before = config.REGISTERS, config.SEGMENT_ROWS
     config.REGISTERS, config.SEGMENT_ROWS = registers, rows
     try:
@@ -50,7 +50,7 @@ def _check(run: Run, case: Case, choice: tuple[dict[Any, Any], int]) -> None:
 
 
 def rows(run: Run) -> Rows:
-    """A row for each choice that passes the check: inference, forward and backward."""
+    """One row per choice that passes the check: inference, forward and backward."""
     choices = tried()
 
     def under(choice: str, call: Callable[[], object]) -> Callable[[], object]:
@@ -67,7 +67,7 @@ def rows(run: Run) -> Rows:
             try:
                 _check(run, case, choice)
                 right.append(name)
-            except Exception as error:  # Whatever it is becomes the row's status, and the others go on.
+            except Exception as error:  # Any error becomes the row's status, and the others continue.
                 yield {**_described(case, name), "status": failure(error)}
         prepared = prepare(case, run.scale.ours)
         for mode in MODES[:3]:

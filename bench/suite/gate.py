@@ -1,6 +1,6 @@
-"""Whether the kernels are right on this device, as far as a minute can tell.
+"""Checks for about a minute that the kernels are correct on this device.
 
-A failure stops nothing: rows that time this project's operators carry ``unverified``; other rows are unaffected.
+A failure stops nothing: rows that time this project's operators are marked ``unverified``; other rows are unaffected.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ from ..subjects.cases import CASES, Case, check, failure, inputs, prepare
 from .processes import Command
 from .run import CHECKER, FIRST, Rows, Run, cores
 
-#: Repetitions that must give the same bits.
+#: Repetitions that must be bitwise identical.
 REPEATS = 20
 #: The kernels' tests, and the core of them: every dtype, memory format and special value, and that an image's
 #: result does not depend on its batch.
@@ -45,7 +45,7 @@ def rows(run: Run) -> Rows:
 
 
 def repeated(run: Run, cases: Sequence[Case], repeats: int) -> Row:
-    """Whether cases are right and give the same bits every time."""
+    """Whether cases are correct and bitwise repeatable."""
     begin = time.perf_counter()
     status = "passed"
     for case in cases:
@@ -60,17 +60,17 @@ def repeated(run: Run, cases: Sequence[Case], repeats: int) -> Row:
                 first = first or result
                 if not all(map(torch.equal, result, first)):
                     status = f"failed: {case.name} gives other bits when it is repeated"
-        except Exception as error:  # Whatever it is becomes the verdict.
+        except Exception as error:  # Any error becomes the verdict.
             status = f"{failure(error)} ({case.name})"
     elapsed = round((time.perf_counter() - begin) * 1e6)
     return {"suite": "gate", "case": FIRST, "repeats": repeats, "status": status, "median_us": elapsed}
 
 
 class Tests:
-    """Tests of the kernels, started in several processes that each take a share.
+    """Tests of the kernels, in several processes that each run some of them.
 
     Args:
-        run: its folder takes their output.
+        run: its folder receives their output.
         files: test files.
         chosen: pytest's ``-k``.
         checker: a command that runs another one, such as a memory checker.
@@ -120,13 +120,13 @@ class Tests:
         }
 
     def stop(self) -> None:
-        """End what still runs."""
+        """Stop the processes that still run."""
         for command in self.commands:
             command.stop()
 
 
 def full(run: Run) -> Rows:
-    """Every operator repeated 250 times, all of the kernels' tests, and a memory checker where there is one."""
+    """Every operator repeated 250 times, all kernel tests, and a memory checker if there is one."""
     yield repeated(run, CASES[1:2] if run.scale.toy else CASES, 3 if run.scale.toy else 250)
     tests = Tests(run, TESTS[:1] if run.scale.toy else TESTS, TOY if run.scale.toy else "")
     try:
@@ -134,7 +134,7 @@ def full(run: Run) -> Rows:
     finally:
         tests.stop()
     if (checker := shutil.which(CHECKER)) and run.cuda:
-        # Asking the driver for a function that it does not have is no error.
+        # Querying the driver for a function that it lacks is not an error.
         options = ["--error-exitcode", "9", "--report-api-errors", "no"]
         checked = Tests(run, TESTS[:1], "half_types or every_dtype", [checker, *options])
         try:

@@ -8,10 +8,10 @@ from .run import Rows, Run
 
 
 def rows(run: Run) -> Rows:
-    """A row for each mode of each layer, from a graph whose calls do not find their tensors in the cache."""
+    """One row per mode of each layer, from a graph whose calls do not find their tensors in the cache."""
     limits = run.ceilings()
     for layer in layer_calls(run.scale.network, run.scale.images, "bfloat16", run.device):
-        # It copies random numbers from the host, which a graph cannot capture.
+        # Input preparation copies random numbers from the host, which a graph cannot capture.
         called = not run.cuda or layer.name == "input preparation"
         described = {
             "suite": "layers",
@@ -27,7 +27,7 @@ def rows(run: Run) -> Rows:
                 times = wall_seconds(layer.calls[0], run.samples)
             else:
                 (times,) = seconds([layer.calls], run.device, run.samples)
-        except Exception as error:  # Whatever it is becomes the row's status, and the other layers go on.
+        except Exception as error:  # Any error becomes the row's status, and the other layers continue.
             yield {**described, "status": failure(error)}
             continue
         columns = time_columns(times)

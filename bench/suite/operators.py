@@ -59,7 +59,7 @@ def rows(run: Run) -> Rows:
             run.say(f"checking {name} of {case.name}, {dtype}")
             try:
                 checked[name] = _check(case, name, run, dtype)
-            except Exception as error:  # Whatever it is becomes the row's status, and the others go on.
+            except Exception as error:  # Any error becomes the row's status, and the others continue.
                 yield {**_described(run, case, name, "forward", dtype), "status": failure(error)}
         for mode, its in itertools.groupby(cells, lambda cell: cell.mode):
             rivals = [checked[cell.implementation] for cell in its if cell.implementation in checked]

@@ -1,4 +1,4 @@
-"""Commands with a time limit, which end together with all processes that they started."""
+"""Commands with a time limit that end together with all processes they started."""
 
 import contextlib
 import os
@@ -17,8 +17,8 @@ class Command:
         arguments: the command line.
         environment: its variables.
         folder: its working directory.
-        output: where stdout and stderr go; None: where this process's go.
-        part: stay in this process's session, and end with it; otherwise start a session of its own.
+        output: where stdout and stderr go; None for this process's.
+        part: stay in this process's session, and end with it; otherwise start a new session.
     """
 
     def __init__(

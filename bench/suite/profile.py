@@ -23,9 +23,9 @@ from .run import Job, Rows, Run
 from .summary import between
 from .trace import Event, Launch, Line, Shapes, launches, table, updates, with_layers
 
-#: Updates that count, and warm-up updates before them: the profiler may lose the first kernels of a trace.
+#: Steps that count, and warm-up steps before them: the profiler may lose the first kernels of a trace.
 COUNTED, BEFORE = 10, 3
-#: Lines of the table that are printed.
+#: Number of printed lines of the table.
 PRINTED = 40
 
 
@@ -42,14 +42,14 @@ def ahead(run: Run) -> Iterator[Job]:
 
 
 def rows(run: Run) -> Rows:
-    """For each network a row for each kernel and layer, the most expensive first, and one on their sum."""
+    """For each network, one row per kernel and layer, the most expensive first, and one for their sum."""
     for cell in profiled_steps(run.scale):
         described = {**cell.describe()[0], "suite": "profile"}
         run.say(f"profiling {cell.name}")
         try:
             with kernels.implementation(cell.implementation), many_variants():
                 found, columns = profiled(run, cell)
-        except Exception as error:  # Whatever it is becomes the row's status, and the other networks go on.
+        except Exception as error:  # Any error becomes the row's status, and the other networks continue.
             yield {**described, "kernel": "sum", "status": failure(error)}
             continue
         print(text(cell.name, found, columns), flush=True)
@@ -67,10 +67,11 @@ def rows(run: Run) -> Rows:
 
 
 def profiled(run: Run, cell: Step) -> tuple[list[Line], dict[str, Any]]:
-    """The kernels of an update, and their sum."""
+    """The kernels of a step, and their sum."""
     shapes = Shapes(plan_of(cell.network), cell.images)
-    # Uncaptured first: a profiler that has recorded kernels before the first capture also sees those of graphs (PyTorch
-    # pull request 100441). An empty session, which is said to do the same, left other processes without any.
+    # Uncaptured first: a profiler that has recorded kernels before the first capture also sees those of graphs
+    # (PyTorch pull request 100441). An empty session is said to have the same effect, but left other processes
+    # without any kernels.
     call, _ = prepared(uncaptured(cell), run.device)
     for _ in range(3 if run.cuda else 1):
         call()
@@ -109,13 +110,13 @@ def profiled(run: Run, cell: Step) -> tuple[list[Line], dict[str, Any]]:
 
 
 def placed(shapes: Shapes, update: list[Launch]) -> list[Launch]:
-    """The kernels of an update, each in one layer."""
+    """The kernels of a step, each in one layer."""
     layers = shapes.placed(update)
     return [launch._replace(layers=frozenset({layer})) for launch, layer in zip(update, layers, strict=True)]
 
 
 def traced(run: Run, call: Callable[[], object], count: int, name: str) -> list[Event]:
-    """The events of calls, on a GPU with a mark before each and after the last; the trace is kept for Perfetto."""
+    """The events of calls, on a GPU with a marker before each and after the last; keeps the trace for Perfetto."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if run.cuda:
         activities.append(torch.profiler.ProfilerActivity.CUDA)

@@ -1,4 +1,4 @@
-"""The compute of one rank's update in a run of two; messages are left out."""
+"""The compute of one rank's training step in a run of two, without messages."""
 
 import torch
 
@@ -20,7 +20,7 @@ def rows(run: Run) -> Rows:
                 row = alone(
                     strategy, run.scale.network, run.scale.images, 2, run.scale.dtype, how, run.device, run.samples
                 )
-        except Exception as error:  # Whatever it is becomes the row's status, and the other strategies go on.
+        except Exception as error:  # Any error becomes the row's status, and the other strategies continue.
             row = {
                 "suite": "parallel",
                 "case": ALONE_CASE,

@@ -1,4 +1,4 @@
-"""What the parts of one run of the suite share: the device, the sizes, the time, and the rows measured so far."""
+"""The state shared by the parts of one run: the device, the sizes, the time, and the rows measured so far."""
 
 import argparse
 import time
@@ -21,9 +21,9 @@ from ..measure.records import write
 from .rows import Row, add_row, complete, read_rows
 
 Rows = Generator[Row, None, None]
-#: Name and function of a job that is done before anything is timed.
+#: Name and function of a job that runs before anything is timed.
 Job = tuple[str, Callable[[], object]]
-#: Columns of a row in a line of progress.
+#: Columns shown in a progress line.
 FIGURES = {
     "median_us": "{:,.1f} us",
     "us_per_step": "{:,.1f} us a step",
@@ -35,7 +35,7 @@ FIGURES = {
     "status": "{}",
     "unverified": "({})",
 }
-#: Cases of the gate's first row, and of the memory checker, of which only a failure counts.
+#: Cases of the gate's first row, and of the memory checker, for which only a failure counts.
 FIRST, CHECKER = "two stages, repeated", "compute-sanitizer"
 
 
@@ -69,7 +69,7 @@ class Run:
 
     @property
     def left(self) -> float:
-        """Seconds that the part still has."""
+        """The part's remaining seconds."""
         return self.begin + self.limit - time.monotonic()
 
     def say(self, text: str) -> None:
@@ -77,11 +77,11 @@ class Run:
         print(f"{time.monotonic() - self.begin:6.1f} of {self.limit:.0f} s  {text}", flush=True)
 
     def rows(self) -> list[Row]:
-        """What this run has measured so far."""
+        """The rows measured so far in this run."""
         return read_rows(self.folder)
 
     def ceilings(self) -> Ceilings | None:
-        """The ceilings that this run has measured; None unless there are a copy and a product in float32."""
+        """The ceilings measured in this run; None unless there are a copy and a product in float32."""
         measured = [row for row in self.rows() if row.get("suite") == "ceilings" and "median_us" in row]
         found = {row["case"] if row["case"] == "copy" else row["dtype"] for row in measured}
         return ceilings_module.ceilings(measured) if {"copy", "float32"} <= found else None
@@ -100,16 +100,16 @@ def started(options: argparse.Namespace, begin: float) -> Run:
         Scale("cuda" if cuda else "cpu", images, network, toy=not cuda),
         folder=Path(options.child_folder),
         output=options.output,
-        # So that it ends by itself and not in the middle of a row.
+        # Leave time to end by itself rather than in the middle of a row.
         limit=0.97 * float(options.child_limit),
         begin=begin,
     )
 
 
 def record(run: Run, rows: Rows) -> None:
-    """Write rows as they come, until there are no more or the time is up."""
+    """Write rows as they arrive, until there are no more or the time is up."""
     if run.scale.toy:
-        run.say("no GPU here: toy sizes, to see that it runs; python -m pytest --benchmark-only measures a CPU")
+        run.say("no GPU here: toy sizes, as a smoke test; python -m pytest --benchmark-only measures a CPU")
     reason = unverified(run)
     while run.left > 0:
         row = next(rows, None)
@@ -143,7 +143,7 @@ def cores() -> int:
 
 
 def depends_on_stages(row: Mapping[str, Any]) -> bool:
-    """Whether a row times the operators that the gate checks, alone or as a part."""
+    """Whether a row times the operators that the gate checks, alone or within something larger."""
     if row.get("suite") in ("ceilings", "input", "gate"):
         return False
     if row.get("suite") == "layers":
@@ -152,7 +152,7 @@ def depends_on_stages(row: Mapping[str, Any]) -> bool:
 
 
 def unverified(run: Run) -> str:
-    """Why rows on this project's operators are unverified; empty if they are verified.
+    """Why rows for this project's operators are unverified; empty if they are verified.
 
     A run without a gate uses the newest gate of the same kernels, machine and versions in the same folder.
     """
@@ -165,7 +165,7 @@ def unverified(run: Run) -> str:
                 if row.get("suite") == "gate" and all(row.get(key) == machine[key] for key in same):
                     # The first row of a gate replaces an earlier gate.
                     gates = [row] if row["case"] == FIRST else [*gates, row]
-    # A memory checker that ran out of time says nothing.
+    # A memory checker that ran out of time tells nothing.
     statuses = [
         str(row["status"]) for row in gates if row["case"] != CHECKER or str(row["status"]).startswith("failed")
     ]

@@ -1,4 +1,4 @@
-"""Updates of whole networks, and of those that a user would pick instead."""
+"""Training steps of whole networks, ours and the alternatives a user has."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -23,7 +23,7 @@ def ahead(run: Run) -> Iterator[Job]:
 
 
 def stage_jobs(run: Run) -> Iterator[Job]:
-    """Jobs that compile the kernels of the network's stages, one a stage; in sequence they take half a minute."""
+    """Jobs that compile the kernels of the network's stages, one per stage; in sequence they take half a minute."""
     model = build_any(run.scale.network, torch.device("cpu"))
     assert isinstance(model, AlexNet)
     use(model, untuned(model, run.device))
@@ -54,7 +54,7 @@ def stage_jobs(run: Run) -> Iterator[Job]:
 
 
 def rows(run: Run) -> Rows:
-    """Updates chained without a synchronisation, and synchronised ones beside."""
+    """Steps back to back without synchronization, and synchronized steps."""
     yield from (measured(run, step) for step in updates(run.scale))
 
 
@@ -75,7 +75,7 @@ def measured(run: Run, step: Step) -> Row:
     try:
         with kernels.implementation(step.implementation), many_variants():
             seconds, more = timed(step, run.device, run.samples)
-    except Exception as error:  # Whatever it is becomes the row's status.
+    except Exception as error:  # Any error becomes the row's status.
         return {**described, "status": failure(error)}
     columns = {**time_columns(seconds), **more}
     median = columns["median_us"]

@@ -5,12 +5,12 @@ from typing import Any
 
 from .rows import Row
 
-#: Kernels of a step that are named.
+#: Number of kernels of a step to name.
 KERNELS = 5
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """What a run has found, most important last: steps, their most expensive kernels, and what training reaches."""
+    """The results of a run, most important last: steps, their most expensive kernels, and training throughput."""
     measured = [row for row in rows if "median_us" in row]
     by_suite = {suite: [row for row in measured if row.get("suite") == suite] for suite in ("steps", "train")}
     rest = [row for row in measured if row.get("suite") not in ("steps", "train", "gate")]

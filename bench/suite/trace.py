@@ -1,8 +1,8 @@
-"""What a profiler's trace says: which kernels ran in which order, for how long, and which layer each belongs to.
+"""Reads a profiler's trace: which kernels ran in which order, for how long, and which layer each belongs to.
 
-A CUDA graph launches all its kernels by one call, so its trace does not say which operator each belongs to. But they
-have the order and the names of the same network's kernels when it runs uncaptured. There every kernel is launched by an
-operator whose shapes are known and show its layer, which is then carried over by name and order.
+A CUDA graph launches all its kernels in one call, so its trace does not say which operator each belongs to. But their
+order and names match the kernels of the same network running uncaptured. There, every kernel is launched by an operator
+whose shapes identify the layer, which is then carried over by name and order.
 """
 
 import bisect
@@ -16,24 +16,24 @@ from net.model.config import AlexNetConfig
 
 Event = dict[str, Any]
 Shape = tuple[int, ...]
-#: What is no layer: before the first, after the last, and unknown.
+#: Placeholders for no layer: before the first, after the last, and unknown.
 INPUT, LOSS, OPTIMIZER, UNKNOWN = "input", "loss", "optimizer", "-"
-#: The trace's categories of what runs on a GPU, and of the host's calls that launch it.
+#: The trace's categories of GPU activity, and of the host calls that launch it.
 ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 LAUNCHING = ("cuda_runtime", "cuda_driver")
-#: Operators that are known by name and not by a layer's shape.
+#: Operators identified by name instead of by a layer's shape.
 _NAMED = (
     (re.compile(r"sgd|adam|update_kernel", re.I), OPTIMIZER),
     (re.compile(r"softmax|nll_?loss|cross_?entropy|^loss_kernel", re.I), LOSS),
 )
-#: A kernel that separates updates in a trace: that of ``torch.cuda._sleep``.
+#: The kernel that separates steps in a trace: that of ``torch.cuda._sleep``.
 MARK = "spin_kernel"
-#: Characters of a kernel's name that are kept.
+#: Maximum characters of a kernel's name.
 NAME_LENGTH = 100
 
 
 def named(name: str) -> str | None:
-    """What an operator or a kernel belongs to, if its name says so."""
+    """What an operator or kernel belongs to, if its name reveals it."""
     return next((known for pattern, known in _NAMED if pattern.search(name)), None)
 
 
@@ -46,7 +46,7 @@ class Launch(NamedTuple):
 
 
 class Shapes:
-    """Which layers of a network an operator may belong to, by the shapes of its inputs.
+    """The layers of a network that an operator may belong to, by the shapes of its inputs.
 
     Args:
         plan: the network.
@@ -85,8 +85,8 @@ class Shapes:
                     self.outputs[layer.output_shape[0] // towers, layer.output_shape[1]].add(layer.name)
 
     def product(self, name: str, shapes: Sequence[Shape]) -> frozenset[str] | None:
-        """The layer whose convolution or matrix product this is, or whose weights it reads; none of several weights'.
-        None where it is nothing of the kind."""
+        """The layer whose convolution or matrix product this is, or whose weights it reads; None if it reads several
+        layers' weights or is something else."""
         by_weights = set().union(*(self.weights.get(shape, set()) for shape in shapes))
         if by_weights:
             return frozenset(by_weights if len(by_weights) == 1 else ())
@@ -97,7 +97,7 @@ class Shapes:
         return None
 
     def layers(self, name: str, shapes: Iterable[Any], outer: frozenset[str] = frozenset()) -> frozenset[str]:
-        """The layers that an operator may belong to, ``outer`` being those of the one that calls it."""
+        """The layers that an operator may belong to; ``outer`` are those of its caller."""
         if known := named(name):
             return frozenset({known})
         shapes = [tuple(shape) for shape in shapes if shape and all(isinstance(size, int) for size in shape)]
@@ -126,10 +126,10 @@ class Shapes:
         return frozenset(set().union(*(self.biases.get(shape[0], set()) for shape in shapes if len(shape) == 1)))
 
     def placed(self, found: Sequence[Launch]) -> list[str]:
-        """A layer for each kernel of an update.
+        """A layer for each kernel of a step.
 
-        Where shapes leave several layers, or none, the kernels before and after decide, if they are of neighbouring
-        layers. If nothing decides, all candidates are named.
+        If shapes leave several layers, or none, the kernels before and after decide, provided they belong to
+        neighbouring layers. If nothing decides, all candidates are named.
         """
         sure = [next(iter(launch.layers)) if len(launch.layers) == 1 else None for launch in found]
         after: list[str | None] = [None] * len(found)
@@ -155,10 +155,10 @@ class Shapes:
         elif before in self.order and after in self.order:
             low, high = sorted((self.order.index(str(before)), self.order.index(str(after))))
             if high - low <= 2:
-                # Between neighbours it belongs to the earlier layer; between two that enclose a third, to the third.
+                # Between neighbours it belongs to the earlier layer; if one layer lies between the two, to that one.
                 guess = self.order[(low + high) // 2]
         if not allowed:
-            # At the end of a backward pass come many small kernels of all layers.
+            # A backward pass ends with many small kernels of all layers.
             return guess if guess and not (backward and before == after) else UNKNOWN
         if guess in allowed:
             return str(guess)
@@ -176,7 +176,7 @@ class Shapes:
 
 
 def short(name: str) -> str:
-    """A kernel's name without return type, template arguments and parameters, where it is long."""
+    """A kernel's name, without return type, template arguments and parameters if it is long."""
     name = name.removeprefix("void ")
     if len(name) > NAME_LENGTH:
         name = re.sub(r"\(anonymous namespace\)::|at::native::|std::", "", name)
@@ -184,7 +184,7 @@ def short(name: str) -> str:
 
 
 class _Host:
-    """The host's operators in a trace, by thread, each with its caller."""
+    """The host operators in a trace, by thread, each with its caller."""
 
     def __init__(self, events: Iterable[Event], shapes: Shapes) -> None:
         operators = [event for event in events if event.get("cat") == "cpu_op"]
@@ -213,7 +213,7 @@ class _Host:
         self.operators = operators
 
     def around(self, event: Event) -> Event | None:
-        """The innermost operator during which something began on the same thread."""
+        """The innermost operator that was running when an event began on the same thread."""
         place = bisect.bisect_right(self.starts[event["tid"]], event["ts"]) - 1
         found = self.by_thread[event["tid"]][place] if place >= 0 else None
         while found is not None and found["ts"] + found["dur"] < event["ts"]:
@@ -222,9 +222,9 @@ class _Host:
 
 
 def launches(events: Sequence[Event], shapes: Shapes) -> list[Launch]:
-    """Kernels in the order in which they began, with their layers where an operator launched them.
+    """Kernels in start order, with their layers if an operator launched them.
 
-    If nothing ran on a GPU: the host's operators, each with its exclusive time.
+    If nothing ran on a GPU, returns the host's operators, each with its exclusive time.
     """
     events = [event for event in events if event.get("ph") == "X"]
     host = _Host(events, shapes)
@@ -246,9 +246,9 @@ def launches(events: Sequence[Event], shapes: Shapes) -> list[Launch]:
 
 
 def with_layers(replayed: Sequence[Launch], known: Sequence[Launch]) -> list[Launch]:
-    """The kernels of a replayed update with the layers of an uncaptured one's, by names and order.
+    """The kernels of a replayed step with the layers from an uncaptured step, matched by name and order.
 
-    Where the order does not match, a name that always belongs to one layer keeps it.
+    If the order does not match, a name that always belongs to one layer keeps it.
     """
     names, known_names = [launch.name for launch in replayed], [launch.name for launch in known]
     everywhere: dict[str, set[frozenset[str]]] = defaultdict(set)
@@ -262,10 +262,10 @@ def with_layers(replayed: Sequence[Launch], known: Sequence[Launch]) -> list[Lau
 
 
 def updates(found: Sequence[Launch], count: int) -> list[list[Launch]]:
-    """The last ``count`` whole updates of a trace with a mark before each and after the last.
+    """The last ``count`` complete steps of a trace with a marker before each and after the last.
 
-    A profiler may lose the first kernels of its trace, and with them a mark. So only updates with the most frequent
-    number of kernels count.
+    A profiler may lose the first kernels of its trace, including a marker. So only steps with the most frequent number
+    of kernels count.
     """
     parts: list[list[Launch]] = []
     begun = False
@@ -284,7 +284,7 @@ def updates(found: Sequence[Launch], count: int) -> list[list[Launch]]:
 
 
 class Line(NamedTuple):
-    """A row of the table: a kernel in a layer, each update."""
+    """A row of the table: a kernel in a layer, per step."""
 
     kernel: str
     layer: str
@@ -293,7 +293,7 @@ class Line(NamedTuple):
 
 
 def table(found: Sequence[Launch], count: int) -> list[Line]:
-    """Kernels by name and layer, the most expensive first, of ``count`` updates; each is in one layer."""
+    """Kernels of ``count`` steps by name and layer, the most expensive first; each is in one layer."""
     sums: dict[tuple[str, str], list[float]] = defaultdict(list)
     for launch in found:
         (layer,) = launch.layers

@@ -1,4 +1,4 @@
-"""``python -m net.train`` itself, end to end from a packed store, beside the step alone."""
+"""``python -m net.train`` itself, end to end from a packed store, compared with the step alone."""
 
 import io
 import os
@@ -45,7 +45,7 @@ def rows(run: Run) -> Rows:
 
 
 def store(run: Run) -> Path:
-    """A packed store of random images, written once in a run."""
+    """A packed store of random images, written once per run."""
     packed, source = run.folder / "store", run.folder / "images"
     if is_store(packed):
         return packed
@@ -67,7 +67,7 @@ def store(run: Run) -> Path:
 
 
 def trained(run: Run, packed: Path, *flags: str) -> Row:
-    """Train for some updates: images/s as a user sees them after warm-up, and the loss against the step alone."""
+    """Train for some steps: images/s after warm-up as a user sees them, and the overhead over the step alone."""
     folder = run.folder / f"run-{len(list(run.folder.glob('run-*')))}"
     updates = TOY_UPDATES if run.scale.toy else UPDATES
     command = [sys.executable, "-m", "net.train", "--preset", "imagenet", "--network", run.scale.network]
@@ -107,7 +107,7 @@ def trained(run: Run, packed: Path, *flags: str) -> Row:
 
 
 def alone(run: Run, dtype: str) -> Row:
-    """The fastest step alone in the same dtype, as this run measured it, or measured now."""
+    """The fastest step alone in the same dtype, from this run or measured now."""
     step = Step("update", run.scale.network, run.scale.ours, run.scale.best, dtype, run.scale.images)
     wanted = step.describe()[0]
     for row in run.rows():

@@ -1,4 +1,4 @@
-"""``fuse(model)``: these operators in a model that was written with PyTorch's own."""
+"""``fuse(model)``: puts these operators into a model written with PyTorch's own."""
 
 from .model import fuse
 

@@ -1,10 +1,10 @@
-"""``fuse(model)``: this package's operators in a model written with PyTorch's own.
+"""``fuse(model)``: puts this package's operators into a model written with PyTorch's own.
 
-The forward of each module is traced by itself; calls of other modules stay calls. In the trace, the longest chains of
-ReLU, local response normalization and max pooling that one operator computes are replaced, along with the bias of the
-convolution before them. The result becomes the ``forward`` of a copy of the module, as long as what was traced has not
-changed: when layers are replaced, hooked or added, the copy runs the module's own forward. Everything else of the copy
-is the module's.
+Each module's forward is traced by itself; calls to other modules stay calls. In the trace, we replace the longest
+chains of ReLU, local response normalization and max pooling that one operator computes, along with the bias of the
+preceding convolution. The result becomes the ``forward`` of a copy of the module for as long as what was traced stays
+the same: if layers are replaced, hooked or added, the copy runs the module's own forward. Everything else in the copy
+is the module's own.
 """
 
 import copy
@@ -27,7 +27,7 @@ from ..functional import (
 )
 from .tracing import Layout, is_new, is_patched, leaves, reason, trace, writes, written_after
 
-# Bound here: torch.compile traces what calls them.
+# Bound here because torch.compile traces the callers.
 _is_fx_tracing = private.found("torch.fx._symbolic_trace:is_fx_symbolic_tracing")
 _is_jit_tracing = private.found("torch.jit._trace:is_tracing")
 
@@ -54,13 +54,13 @@ _ARGUMENTS = {
 
 
 def _arguments(node: fx.Node, kind: str) -> dict[str, Any]:
-    """Arguments of a call by name, without the first."""
+    """Arguments of a call by name, except the first."""
     bound = dict(zip(("input", *_ARGUMENTS[kind]), node.args, strict=False)) | node.kwargs
     return {name: value for name, value in bound.items() if name != "input"}
 
 
 def _part(node: fx.Node, found: dict[str, nn.Module]) -> tuple[str, dict[str, Any]] | None:
-    """Which part of a chain ``node`` is, and its arguments; None if it is none or must not be replaced."""
+    """The part of a chain that ``node`` is, and its arguments; None if it is not one or must not be replaced."""
     kind, arguments = None, {}
     if node.op == "call_module":
         module = found[str(node.target)]
@@ -71,12 +71,12 @@ def _part(node: fx.Node, found: dict[str, nn.Module]) -> tuple[str, dict[str, An
         kind = _CALLS.get(node.target)
         if kind is not None:
             arguments = _arguments(node, kind)
-    # An argument that is computed would be another node.
+    # A computed argument would be another node.
     if kind is None or len(node.all_input_nodes) != 1:
         return None
     if kind == "relu":
         (source,) = node.all_input_nodes
-        # Other readers of its input's memory must find the ReLU's values there.
+        # Other readers of its input's memory expect the ReLU's values there.
         unseen = is_new(source, found) and len(source.users) == 1
         return (kind, {}) if unseen or not writes(node, found) else None
     if arguments.pop("return_indices", False):
@@ -89,7 +89,7 @@ def _part(node: fx.Node, found: dict[str, nn.Module]) -> tuple[str, dict[str, An
 
 
 def _take_bias(source: fx.Node, found: dict[str, nn.Module]) -> fx.Node | None:
-    """Removes and returns the bias of the convolution ``source``; None where it has none or must keep it."""
+    """Removes and returns the bias of the convolution ``source``; None if it has none or must keep it."""
     if len(source.users) > 1:
         return None
     arguments: dict[str, Any] = {}
@@ -125,7 +125,7 @@ def _chain(head: fx.Node, parts: dict[fx.Node, tuple[str, dict[str, Any]]]) -> l
 
 
 def _replace_chains(graph: fx.Graph, found: dict[str, nn.Module], prefix: str) -> list[str]:
-    """Replaces the chains of ``graph`` by operators; returns a line for each."""
+    """Replaces the chains of ``graph`` with operators; returns one line per chain."""
     parts = {node: part for node in graph.nodes if (part := _part(node, found)) is not None}
     lines = []
     for head in list(parts):
@@ -138,22 +138,22 @@ def _replace_chains(graph: fx.Graph, found: dict[str, nn.Module], prefix: str) -
         kept = source if "lrn" in kinds else chain[-1]
         theirs = source.op == "placeholder" and kept is source
         if kinds[0] == "relu" and (theirs or written_after(kept, head, found)):
-            # The operator keeps it for backward, and PyTorch's ReLU does not.
+            # The operator saves it for backward; PyTorch's ReLU does not.
             del parts[head]
             continue
         bias = _take_bias(source, found) if kinds[0] == "relu" else None
-        # At the first node of the chain: what it reads may have changed when the last is reached.
+        # Insert at the first node of the chain: its input may have changed by the time the last node runs.
         with graph.inserting_before(head):
             if bias is not None:
                 arguments["bias"] = bias
             if bias is not None and kinds == ("relu", "lrn"):
-                # A single image without a batch dimension would be normalized over its rows, which the bias is not for.
+                # An image without a batch dimension would be normalized over its rows, which do not match the bias.
                 batched = graph.call_function(operator.eq, (graph.call_method("dim", (source,)), 4))
                 graph.call_function(
                     private.found("torch._assert"), (batched, "a fused convolution's input must have 4 dimensions")
                 )
             if "pool" in kinds:
-                # The operator of the whole chain has the paper's stride for a default.
+                # The operator of the whole chain defaults to the paper's stride.
                 arguments.setdefault("stride", None)
             result = graph.call_function(_OPERATORS[kinds], (source,), arguments)
             if kinds == ("relu", "pool") and leaves(chain[-1], found):
@@ -168,7 +168,7 @@ def _replace_chains(graph: fx.Graph, found: dict[str, nn.Module], prefix: str) -
 
 
 def _to_be_written_to(output: Tensor) -> Tensor:
-    """``output``, or a copy if it is kept for backward, so that it may be written to in place as PyTorch's may."""
+    """``output``, or a copy if it is saved for backward, so that in-place writes work as on PyTorch's output."""
     return output.clone() if output.requires_grad else output
 
 
@@ -177,17 +177,17 @@ def _name(node: fx.Node, prefix: str) -> str:
 
 
 def _foreign() -> bool:
-    """Whether a tracer is running that does not know these operators, or an export to a runtime without them."""
+    """Whether a tracer that does not know these operators is running, or an export to a runtime without them."""
     return bool(_is_fx_tracing() or _is_jit_tracing() or torch.onnx.is_in_onnx_export())
 
 
 class _Fused(nn.Module):
-    """First base class of a module with a new forward. A copy or an unpickled module is traced again."""
+    """First base class of a module with a new forward. A copied or unpickled module is traced again."""
 
     _fused_from: type[nn.Module]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # A slice of an ``nn.Sequential`` constructs another one of its class, which has not been traced.
+        # Slicing an ``nn.Sequential`` constructs another instance of its class, which has not been traced.
         _unfuse(self)
         self.__init__(*args, **kwargs)  # type: ignore[misc]
 
@@ -203,7 +203,7 @@ class _Fused(nn.Module):
 
 
 class _FusedGraph(_Fused):
-    """The same for modules whose class torch.fx generated, which copies them in its own way."""
+    """The same for modules whose class was generated by torch.fx, which copies them in its own way."""
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _fused_again, (self._unfused(),)
@@ -232,7 +232,7 @@ def _unfuse(module: nn.Module) -> None:
 
 
 def _blank(own: type[nn.Module]) -> nn.Module:
-    """A module of the class ``own``, to be fused when it gets its state."""
+    """A module of class ``own``, which is fused when its state is set."""
     cls = _class(own)
     return cls.__new__(cls)
 
@@ -243,7 +243,7 @@ def _fused_again(module: nn.Module) -> nn.Module:
 
 
 def _forward(own: type[nn.Module], fused: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
-    """``fused`` as long as it computes what the forward of ``own`` does, otherwise that forward."""
+    """``fused`` while it still computes what ``own``'s forward does, otherwise that forward."""
 
     @functools.wraps(own.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -259,7 +259,7 @@ def _forward(own: type[nn.Module], fused: Callable[..., Any], layout: Layout) ->
 
 
 def _rewrite(module: nn.Module, prefix: str) -> tuple[list[str], list[tuple[str, nn.Module]]]:
-    """Gives ``module`` a new forward if it has a chain; returns a line for each, and the modules it calls."""
+    """Gives ``module`` a new forward if it has a chain; returns one line per chain, and the modules it calls."""
     _unfuse(module)
     graph = trace(module)
     found = dict(module.named_modules(remove_duplicate=False))
@@ -273,7 +273,7 @@ def _rewrite(module: nn.Module, prefix: str) -> tuple[list[str], list[tuple[str,
 
 
 def _rewrite_all(module: nn.Module, path: str, replaced: list[str], untraced: list[str], seen: set[nn.Module]) -> None:
-    """:func:`_rewrite` for ``module``, and for the modules below that are still called."""
+    """:func:`_rewrite` for ``module`` and for those of its submodules that are still called."""
     if module in seen:
         return
     seen.add(module)
@@ -293,7 +293,7 @@ def _rewrite_all(module: nn.Module, path: str, replaced: list[str], untraced: li
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    """A copy that shares parameters and buffers and in which nothing is fused."""
+    """An unfused copy that shares parameters and buffers."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         values = (*module._parameters.values(), *module._buffers.values(), *module.__dict__.values())
@@ -309,10 +309,10 @@ def _twin(model: nn.Module) -> nn.Module:
 
 
 def _compare(model: nn.Module, fused: nn.Module, inputs: tuple[Any, ...], chains: int) -> None:
-    """ValueError where ``fused`` does not compute what ``model`` does, both evaluating.
+    """Raise ValueError if ``fused`` does not compute what ``model`` does, both in evaluation mode.
 
-    An operator and its PyTorch form are 32 half ulps each from the exact result; in the half types, where PyTorch
-    rounds at every step, 2 ulps together. The layers after it may amplify that eightfold.
+    An operator and its PyTorch form are each within 32 half ulps of the exact result; in the half types, where PyTorch
+    rounds at every step, 2 ulps together. Later layers may amplify that eightfold.
     """
     training = [(module, module.training) for module in fused.modules()]
     expected = private.tree_leaves(_evaluate(_twin(model), inputs))
@@ -339,7 +339,7 @@ def _compare(model: nn.Module, fused: nn.Module, inputs: tuple[Any, ...], chains
 
 
 def _evaluate(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
-    """``model`` on copies of ``inputs``, which it may write to, with the same random numbers every time."""
+    """Runs ``model`` on copies of ``inputs``, which it may write to, with the same random numbers every time."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     exact = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
     with torch.no_grad(), torch.random.fork_rng(devices), exact:
@@ -352,11 +352,11 @@ def _evaluate(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
 def fuse(model: nn.Module, example_input: Tensor | tuple[Any, ...] | None = None) -> nn.Module:
     """A copy of ``model``, sharing its parameters, in which this package's operators run.
 
-    Chains of ReLU, local response normalization and max pooling are replaced, modules or functions, wherever one
-    operator computes up to three of them in a row within the forward of one module and nothing else reads the results
-    in between. The bias of an ``nn.Conv2d`` or ``F.conv2d`` right before a ReLU is taken along. Parameters carry over
-    unchanged: PyTorch divides alpha by ``size`` too. A line is printed for each chain, and one for each module that
-    could not be traced, whose submodules are then fused one by one::
+    Chains of ReLU, local response normalization and max pooling, as modules or functions, are replaced if one operator
+    computes up to three of them in a row within one module's forward and nothing else reads the intermediate results.
+    The bias of an ``nn.Conv2d`` or ``F.conv2d`` right before a ReLU is fused too. Arguments carry over unchanged, since
+    PyTorch also divides alpha by ``size``. One line is printed per chain, and one per module that could not be traced;
+    the submodules of such a module are then fused one by one::
 
         fused: conv1.bias, relu1, norm1, pool1 -> relu_lrn_max_pool2d
 
@@ -367,35 +367,35 @@ def fuse(model: nn.Module, example_input: Tensor | tuple[Any, ...] | None = None
     around them are copies, and ``train()`` or ``eval()`` of one does not affect the other. To change the device, move
     both, or move the copy and discard ``model``.
 
-    The copy can be treated as the model can: sliced, appended to, given another head, hooked, pruned, copied, pickled,
-    wrapped by DistributedDataParallel or FSDP. A module in which something has changed that its chains depend on, such
-    as a layer's hooks or stride, runs the forward of its own class from then on, and warns once; fuse the copy again
-    when the changes are done. Under ``torch.fx``'s tracing, ``torch.jit.trace``, the ONNX exporters and PyTorch's
-    quantization, modules run PyTorch's own operators. ``torch.jit.script`` is refused. As with any compiled model,
-    hooks that are added after ``torch.compile`` are not seen.
+    The copy can be used like the model: slice it, append to it, replace its head, hook, prune, copy or pickle it, wrap
+    it in DistributedDataParallel or FSDP. If something changes that a module's chains depend on, such as a layer's
+    hooks or stride, the module runs its own class's forward from then on and warns once; fuse the copy again after the
+    changes. Under ``torch.fx`` tracing, ``torch.jit.trace``, the ONNX exporters and PyTorch's quantization, modules run
+    PyTorch's own operators. ``torch.jit.script`` is refused. As with any compiled model, hooks added after
+    ``torch.compile`` have no effect.
 
-    Not replaced: layers with hooks or parametrizations, pooling with ``return_indices``, convolutions that pad with
-    anything but zeros, chains across the forwards of several modules, and a ReLU whose memory an in-place operation
-    shares.
+    Not replaced: layers with hooks or parametrizations, pooling with ``return_indices``, convolutions with nonzero
+    padding modes, chains that span the forwards of several modules, and a ReLU whose memory is shared with an in-place
+    operation.
 
     Tracing runs a forward once, on proxies instead of tensors. A forward that depends on their values, on ``training``
     or on whether an argument is None, or that switches gradients or autocast, is detected and not traced. One that
     depends on something else, such as Python's random numbers or ``isinstance(x, Tensor)``, is only detected with an
     ``example_input``.
 
-    The operators keep their input's dtype: under autocast what follows a convolution stays in the half type, where
+    The operators keep their input's dtype: under autocast, what follows a convolution stays in the half type, while
     PyTorch's normalization returns to float32. They take floating-point inputs only.
 
     Args:
         model: any module. It is not changed.
-        example_input: what ``model`` is called with, a tensor or a tuple of arguments. If given, both models are run on
-            it in evaluation mode, and must agree.
+        example_input: an input of ``model``, a tensor or a tuple of arguments. If given, both models run on it in
+            evaluation mode and must agree.
 
     Raises:
-        TypeError: ``model`` is no module.
-        ValueError: nothing in ``model`` can be replaced; it has parameters without a shape (run it once first), is a
-            ``DistributedDataParallel``, or cannot be copied, such as a model sharded by FSDP; or the two do not agree
-            on ``example_input``.
+        TypeError: ``model`` is not a module.
+        ValueError: nothing in ``model`` can be replaced; it has uninitialized parameters (run it once first), is a
+            ``DistributedDataParallel``, or cannot be copied, such as a model sharded by FSDP; or the two models do not
+            agree on ``example_input``.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"fuse: model must be a torch.nn.Module; got {type(model).__name__}")

@@ -1,9 +1,9 @@
-"""Symbolic tracing that refuses what :mod:`torch.fx` would record wrongly; what a trace depends on; which memory it
-writes to.
+"""Symbolic tracing that refuses what :mod:`torch.fx` would record wrongly; also what a trace depends on, and which
+memory it writes to.
 
-A trace is one run of a module's forward on proxies; modules that it calls are recorded as calls. torch.fx misses what
-depends on ``self.training`` or on whether an argument is None, tensors that the forward creates, what it keeps on
-``self``, and ``with`` blocks. Here ``training`` is read when the traced forward runs, and the rest is refused.
+A trace is one run of a module's forward on proxies; modules that it calls are recorded as calls. torch.fx misses code
+that depends on ``self.training`` or on whether an argument is None, tensors that the forward creates, state that it
+stores on ``self``, and ``with`` blocks. Here ``training`` is read when the traced forward runs; the rest is refused.
 """
 
 import copy
@@ -30,12 +30,12 @@ _PACKAGE = dispatch.__name__.rpartition(".")[0]
 
 
 def is_patched(module: nn.Module) -> bool:
-    """Whether calling ``module`` does anything other than its class's forward."""
+    """Whether calling ``module`` does more than run its class's forward."""
     return module.__dict__.get("forward") is not None or private.has_hooks(module)
 
 
 def _in_python(root: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The modules of ``root`` that are not TorchScript, whose attributes are not in ``__dict__``."""
+    """The modules of ``root`` except TorchScript ones, whose attributes are not in ``__dict__``."""
     return [(path, module) for path, module in root.named_modules() if not isinstance(module, torch.jit.ScriptModule)]
 
 
@@ -122,20 +122,21 @@ class Tracer(fx.Tracer):
 
 
 def trace(module: nn.Module) -> fx.Graph:
-    """The forward of ``module``, in which the modules below it are called.
+    """The traced forward of ``module``, which calls its submodules.
 
     Raises:
-        Exception: what the forward raises when it is given proxies; :func:`reason` says where.
+        Exception: whatever the forward raises on proxies; :func:`reason` says where.
     """
     return Tracer().trace(module)
 
 
-#: What every module has. ``training`` and parameters are read when a traced forward runs; hooks are asked for apart.
+#: Attributes that every module has. ``training`` and parameters are read when a traced forward runs; hooks are checked
+#: separately.
 _COMMON = {*nn.Module().__dict__, "_compiled_call_impl"}
 
 
 def _is_constant(value: object) -> bool:
-    """Whether ``value`` is compared with another by what is in it."""
+    """Whether ``value`` is compared with another by its content."""
     if isinstance(value, (tuple, list)):
         return all(map(_is_constant, value))
     return value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.dtype))
@@ -146,9 +147,9 @@ class _Watched(NamedTuple):
 
     path: tuple[str, ...]
     kind: type[nn.Module]
-    #: Whether it has to do what its class says and no more: what is fused depends on that.
+    #: Whether calling it must do exactly what its class does, because the fusion depends on that.
     bare: bool
-    #: None for a module that is called: its children are its own business.
+    #: None for a module that is called, since the trace does not depend on its children.
     children: list[str] | None
     constants: tuple[tuple[str, Any], ...]
     objects: tuple[tuple[str, Any], ...]
@@ -167,9 +168,9 @@ def _children(module: nn.Module) -> list[str]:
 class Layout:
     """What ``graph``, a trace of ``module``, depends on, besides the values of tensors and ``training``.
 
-    It is what the forward may have read of ``module`` and of the modules it names, and whether calling a layer does
-    more than its class does. They may be replaced by modules of the same class with the same attributes; hooks on
-    ``module`` itself run around either forward.
+    This is what the forward may have read from ``module`` and from the modules it names, and whether calling a layer
+    does more than its class does. Modules may be replaced by others of the same class with the same attributes; hooks
+    on ``module`` itself run around either forward.
     """
 
     def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
@@ -192,7 +193,7 @@ class Layout:
         }
         own = {name: value for name, value in module.__dict__.items() if name not in _COMMON}
         if isinstance(module, fx.GraphModule):
-            # Its code reads none of them but by nodes of the graph; it changes some when it is looked at.
+            # Its code reads them only through graph nodes; inspecting it changes some of them.
             own = {}
         attributes = {**defaults, **own}
         return _Watched(
@@ -208,7 +209,7 @@ class Layout:
         )
 
     def is_that_of(self, root: nn.Module) -> bool:
-        """Whether ``root`` is still as it was traced; ``torch.compile`` traces this and guards on all of it."""
+        """Whether ``root`` is still as it was when traced; ``torch.compile`` traces this and guards on all of it."""
         if _hooks_for_all():
             return False
         for path, kind, bare, children, constants, objects in self.watched:
@@ -231,14 +232,14 @@ class Layout:
 
 
 def reason(error: Exception) -> str:
-    """One line: what ``error`` says, and the last line of a model's code on the way to it."""
+    """One line: the message of ``error``, and the innermost line of the model's code in its traceback."""
     own = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(own)]
     said = str(error).partition("\n")[0]
     return f"{said} ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else said
 
 
-#: What returns a new tensor, which shares memory with no other. Anything else is assumed to be a view.
+#: Operations that return a new tensor, sharing no memory. Anything else is assumed to return a view.
 _MAKER_MODULES = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LocalResponseNorm, nn.MaxPool2d)
 _MAKERS = (
     *(F.conv2d, F.linear, F.batch_norm, F.local_response_norm, F.max_pool2d, torch.max_pool2d),
@@ -247,7 +248,7 @@ _MAKERS = (
 
 
 def is_new(node: fx.Node, found: dict[str, nn.Module]) -> bool:
-    """Whether ``node`` is a tensor of its own; ``found`` has the modules of the trace."""
+    """Whether ``node`` is a newly allocated tensor; ``found`` has the modules of the trace."""
     if node.op == "call_module":
         module = found[str(node.target)]
         theirs = type(module).__module__.startswith("torch.nn.")
@@ -257,7 +258,7 @@ def is_new(node: fx.Node, found: dict[str, nn.Module]) -> bool:
 
 
 def _bases(node: fx.Node, found: dict[str, nn.Module]) -> list[fx.Node]:
-    """Whose memory ``node`` may be or, if it writes, writes to."""
+    """The nodes whose memory ``node`` may share or, if it writes in place, write to."""
     if is_new(node, found):
         return []
     first = node.args[0] if node.args else None
@@ -266,7 +267,7 @@ def _bases(node: fx.Node, found: dict[str, nn.Module]) -> list[fx.Node]:
 
 
 def writes(node: fx.Node, found: dict[str, nn.Module]) -> bool:
-    """Whether ``node`` is an operation in place."""
+    """Whether ``node`` is an in-place operation."""
     if node.op == "call_module":
         return bool(getattr(found[str(node.target)], "inplace", False))
     name = str(getattr(node.target, "__name__", node.target))
@@ -275,7 +276,7 @@ def writes(node: fx.Node, found: dict[str, nn.Module]) -> bool:
 
 
 def _sharing(node: fx.Node, found: dict[str, nn.Module]) -> set[fx.Node]:
-    """The nodes that may be in the same memory as ``node``."""
+    """The nodes that may share memory with ``node``."""
     shared: set[fx.Node] = set()
     todo = [node]
     while todo:
@@ -287,14 +288,14 @@ def _sharing(node: fx.Node, found: dict[str, nn.Module]) -> set[fx.Node]:
 
 
 def written_after(node: fx.Node, moment: fx.Node, found: dict[str, nn.Module]) -> bool:
-    """Whether memory that may be ``node``'s is written to after ``moment`` in the trace."""
+    """Whether memory that ``node`` may share is written to after ``moment`` in the trace."""
     order = {node: place for place, node in enumerate(node.graph.nodes)}
-    # What writes to one of them shares its memory.
+    # A node that writes to one of them shares its memory.
     return any(order[one] > order[moment] and writes(one, found) for one in _sharing(node, found))
 
 
 def leaves(node: fx.Node, found: dict[str, nn.Module]) -> bool:
-    """Whether memory that may be ``node``'s is given to code that is not in the trace: the caller's, or a module's."""
+    """Whether memory that ``node`` may share reaches code outside the trace: the caller's, or a module's."""
 
     def is_seen(user: fx.Node) -> bool:
         if user.op != "call_module":

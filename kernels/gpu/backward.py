@@ -1,10 +1,10 @@
-"""The Triton kernel of the chain backward; see :mod:`kernels.gpu.launch`.
+"""The Triton kernel for the chain's backward; see :mod:`kernels.gpu.launch`.
 
 Programs, units and lanes are as in :mod:`kernels.gpu.forward`. A unit computes one column of tiles of ``C.tile_rows``
 by ``C.tile_columns`` input pixels, walking down the rows of its segment of the image.
 
-Where neighbouring channels are needed, the channel window is used the other way round: the gradient of a channel
-depends on the channels whose windows hold it.
+If neighbouring channels are needed, the channel window is mirrored: the gradient of a channel depends on the channels
+whose windows contain it.
 """
 
 import triton
@@ -40,9 +40,9 @@ def load_windows(
     mask,
     C: tl.constexpr,
 ):
-    """What is loaded of the windows over a tile, up to the last: gradients, outputs, argmax indices.
+    """Loads the data of the windows over a tile, up to the last: gradients, outputs, argmax indices.
 
-    Zeros, which add nothing, where there is no such window.
+    Where there is no such window, these are zeros, which add nothing.
     """
     WINDOWS: tl.constexpr = C.over_rows * C.over_columns
     gradients = ()
@@ -79,7 +79,7 @@ def load_windows(
 
 @triton.jit
 def load_tile(pointer, first_row, first_column, sizes, row_stride, channel_stride, position, mask, C: tl.constexpr):
-    """What is loaded of a tile's input pixels; zeros where they lie outside the image."""
+    """Loads a tile's input pixels; zeros outside the image."""
     PIXELS: tl.constexpr = C.tile_rows * C.tile_columns
     HALO: tl.constexpr = C.load_before + C.load_after
     loaded = ()
@@ -106,7 +106,7 @@ def with_window(
     INDEX_WORDS: tl.constexpr,
     C: tl.constexpr,
 ):
-    """``db`` of a pixel plus the gradients of one window over it, in which it has ``index``, if it is the maximum.
+    """Adds to ``db`` of a pixel the gradients of one window over it, if the pixel, at ``index``, is the maximum.
 
     The window's gradients begin at ``gradients[FIRST]``, its argmax indices at ``indices[FIRST_INDEX]``.
     """
@@ -130,16 +130,16 @@ def with_window(
 
 @triton.jit
 def pooled_gradient(gradients, outputs, indices, DOWN: tl.constexpr, RIGHT: tl.constexpr, C: tl.constexpr):
-    """The gradient before pooling of the pixel ``DOWN`` below and ``RIGHT`` of the last window's first."""
+    """The gradient before pooling of the pixel ``DOWN`` rows below and ``RIGHT`` of the last window's first pixel."""
     COUNT: tl.constexpr = C.load_after + C.vector + C.load_before
     WINDOWS: tl.constexpr = C.over_rows * C.over_columns
     EACH: tl.constexpr = C.words if C.words > 0 else COUNT
     INDEX_EACH: tl.constexpr = C.offset_words if C.offset_words > 0 else COUNT
-    # Minus zero, which a compiler may leave out of a sum.
+    # Minus zero, which a compiler may drop from a sum.
     db = ()
     for _ in tl.static_range(COUNT):
         db = db + (tl.full(gradients[0].shape, -0.0, tl.float32),)
-    # In the order of the windows, as PyTorch adds.
+    # In the order of the windows, like PyTorch.
     for over in tl.static_range(WINDOWS):
         down = (C.over_rows - 1 - over // C.over_columns) * C.stride_rows + DOWN
         right = (C.over_columns - 1 - over % C.over_columns) * C.stride_columns + RIGHT
@@ -170,7 +170,7 @@ def pooled_gradient_by_loop(
     mask,
     C: tl.constexpr,
 ):
-    """The same of a pixel whose ``row`` and ``column`` count from the padding's first, windows loaded one by one."""
+    """The same, with windows loaded one by one; ``row`` and ``column`` count from the start of the padding."""
     V: tl.constexpr = C.vector
     COUNT: tl.constexpr = C.load_after + C.vector + C.load_before
     db = ()
@@ -222,7 +222,7 @@ def pooled_gradient_by_loop(
 
 @triton.jit
 def input_gradient(db, loaded, biases, position, group, alpha, factor, beta, k, FIRST: tl.constexpr, C: tl.constexpr):
-    """The gradient before normalization and ReLU of the pixel at ``loaded[FIRST]``, from the one after them."""
+    """The gradient before normalization and ReLU of the pixel at ``loaded[FIRST]``, from the gradient after them."""
     V: tl.constexpr = C.vector
     BEFORE: tl.constexpr = C.load_before
     AFTER: tl.constexpr = C.load_after
@@ -252,7 +252,7 @@ def input_gradient(db, loaded, biases, position, group, alpha, factor, beta, k, 
                 shares = shares + (value * (a[BEFORE + number] / scales[number]),)
             direct = direct + (value,)
         if V == 1 and not C.positive:
-            # Without a positive ``k`` the share of a channel outside the group is 0 / 0.
+            # Without a positive ``k``, the contribution of a channel outside the group is 0 / 0.
             within = ()
             for number in tl.static_range(COUNT):
                 place = position + (number - AFTER)
@@ -264,8 +264,8 @@ def input_gradient(db, loaded, biases, position, group, alpha, factor, beta, k, 
             activation = a[HALO + number]
             value = direct[AFTER + number] - activation * sums_of_shares[number]
             if C.relu:
-                # The ReLU's output is zero where its input was not positive. Compared as bits, so that the compiler
-                # does not keep the input in registers for this comparison.
+                # The ReLU's output is zero where its input was not positive. Compare bits, so that the compiler does
+                # not keep the input in registers for this comparison.
                 value = tl.where(activation.to(tl.int32, bitcast=True) == 0, 0.0, value)
             result = result + (value,)
     else:
@@ -276,7 +276,7 @@ def input_gradient(db, loaded, biases, position, group, alpha, factor, beta, k, 
 
 @triton.jit
 def load_bias(bias, position, group, mask, C: tl.constexpr):
-    """The biases of the channels that a pixel's gradient needs, in float32; none without normalization."""
+    """The float32 biases of the channels that a pixel's gradient needs; none without normalization."""
     HALO: tl.constexpr = C.load_before + C.load_after
     ALL: tl.constexpr = HALO + C.vector + HALO
     biases = ()
@@ -289,9 +289,9 @@ def load_bias(bias, position, group, mask, C: tl.constexpr):
 def store_pixel(
     gradient, totals, result, row, column, sizes, gradient_row_stride, mask, TILE: tl.constexpr, C: tl.constexpr
 ):
-    """Store the gradient of pixel number ``TILE`` of a tile, whose row is not below the image.
+    """Store the gradient of pixel number ``TILE`` of a tile; its row must not be below the image.
 
-    Returns the sums of the gradients so far, including it.
+    Returns the gradient sums so far, including this pixel.
     """
     V: tl.constexpr = C.vector
     DOWN: tl.constexpr = TILE // C.tile_columns
@@ -307,7 +307,7 @@ def store_pixel(
         new_totals = ()
         for number in tl.static_range(V):
             part = result[number]
-            # Outside the image, and in idle lanes, this is zero; but 0 / 0 without a positive ``k``.
+            # Outside the image and in idle lanes this is zero, or 0 / 0 without a positive ``k``.
             if not C.positive:
                 part = tl.where(inside, part, 0.0)
             new_totals = new_totals + (totals[number] + part,)
@@ -340,7 +340,7 @@ def backward_kernel(
     C: tl.constexpr,
 ):
     image, tile_column, segment, channel, position, mask = unit_of_lane(strips, segments, tile_columns, sizes, C)
-    # Rows and columns from the padding's first.
+    # Rows and columns from the start of the padding.
     first_column = tile_column * C.tile_columns
     first_tile = segment * segment_rows
     steps = tl.minimum(segment_rows, tile_rows - first_tile)
@@ -391,9 +391,9 @@ def backward_kernel(
                 position, mask, C,
             )  # fmt: skip
         for tile in tl.static_range(PIXELS):
-            # Whether the pixel's row is in the image, written differently for each pixel. Behind conditions of their
-            # own, the assembler does not interleave the pixels' arithmetic, which takes fewer registers, and Triton
-            # puts the loads for the next step before it.
+            # Whether the pixel's row is in the image, written differently for each pixel. With separate conditions,
+            # the assembler does not interleave the pixels' arithmetic, which saves registers, and Triton puts the
+            # loads for the next step before it.
             right = tile % C.tile_columns
             if (row + tile // C.tile_columns + right).to(tl.uint32) < sizes.rows.to(tl.uint32) + right:
                 if C.tiled:
@@ -403,7 +403,7 @@ def backward_kernel(
                         output_gradient, output, offsets, row + C.padding_rows, first_column, out_row, out_column,
                         sizes, out_row_stride, out_channel_stride, position, mask, C,
                     )  # fmt: skip
-                # Loaded again for each pixel: kept in registers, it would leave room for fewer warps.
+                # Reload for each pixel: keeping it in registers would leave room for fewer warps.
                 biases = load_bias(bias, position, sizes.group, mask, C)
                 result = input_gradient(
                     db, loaded, biases, position, sizes.group, alpha, factor, beta, k, tile * EACH, C
@@ -424,7 +424,7 @@ def backward_kernel(
             output += further
         out_row = next_row
     if C.sum:
-        # Over the units of a program, in order.
+        # Sum over the units of a program, in order.
         lane = tl.arange(0, C.lanes)
         for number in tl.static_range(V):
             total = totals[number]
@@ -434,6 +434,6 @@ def backward_kernel(
                 for unit in tl.range(1, C.units):
                     other = tl.minimum(lane % C.unit_lanes + unit * C.unit_lanes, C.lanes - 1)
                     total += tl.gather(totals[number], other, 0)
-            # A row for each channel and a column for each program: what is summed next is contiguous.
+            # One row per channel and one column per program, so that the next sum is contiguous.
             place = (channel + number) * (tl.num_programs(0) // C.channel_blocks)
             tl.store(sums + place + tl.program_id(0) // C.channel_blocks, total, mask=mask & (lane < C.unit_lanes))

@@ -1,8 +1,8 @@
-"""Bias and ReLU in one pass, and their gradients in one: what follows a convolution without normalization or pooling.
+"""Bias and ReLU in one pass, and their gradients in one, for convolutions without normalization or pooling.
 
-Forward reads and writes ``n`` elements; backward reads the output and its gradient and writes the input's gradient,
-``3 n``, with the bias's gradient summed on the way. PyTorch's own operators take ``4 n`` and ``4 n``, and sum a
-bfloat16 gradient in a kernel that costs more than all the rest (an H100, ``reports/LOG.md``).
+Forward reads and writes ``n`` elements. Backward reads the output and its gradient, writes the input gradient (``3 n``)
+and sums the bias gradient in the same pass. PyTorch's own operators move ``4 n`` and ``4 n``, and sum a bfloat16
+gradient in a kernel that takes longer than all the rest (on an H100, ``reports/LOG.md``).
 """
 
 import contextlib
@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-#: Pixels and channels of a tile, and tiles that a program of the backward pass goes through.
+#: Pixels and channels of a tile, and tiles per program of the backward pass.
 PIXELS, CHANNELS, TILES = 32, 64, 4
-#: Fused multiply-adds are more exact than two roundings; Triton's default for them changes with its versions.
+#: Fused multiply-adds are more accurate than two roundings; Triton's default for them varies between versions.
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
@@ -49,11 +49,11 @@ def backward_kernel(
     CHANNELS: tl.constexpr,
     TILES: tl.constexpr,
 ):
-    """The gradient where the output is not zero, and its sum over the program's pixels; NaN passes the gradient on."""
+    """The gradient where the output is nonzero, and its sum over the program's pixels; NaN passes the gradient."""
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     total = tl.zeros([PIXELS, CHANNELS], tl.float32)
     first = tl.program_id(0).to(tl.int64) * (TILES * PIXELS)
-    # Pointers that move take fewer registers than offsets in 64 bits for each of the strides.
+    # Advancing pointers takes fewer registers than 64-bit offsets for each stride.
     gradient += first * stride
     output += first * output_stride
     result += first * result_stride
@@ -73,9 +73,9 @@ def backward_kernel(
 
 
 def pixel_stride(tensor: Tensor) -> int | None:
-    """Elements from one pixel to the next where ``[N, C, H, W]`` lies pixel by pixel, channels together; None else.
+    """Elements from one pixel to the next if ``[N, C, H, W]`` is stored pixel by pixel with adjacent channels.
 
-    A slice of the channels does.
+    Otherwise None. A slice of the channels of such a tensor qualifies.
     """
     if tensor.dim() != 4 or (tensor.shape[1] > 1 and tensor.stride(1) != 1):
         return None
@@ -97,7 +97,7 @@ def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
 
 
 def forward(input: Tensor, bias: Tensor, output: Tensor) -> None:
-    """``relu(input + bias)`` into ``output``.
+    """Writes ``relu(input + bias)`` to ``output``.
 
     Args:
         input: ``[N, C, H, W]`` for which :func:`pixel_stride` is not None; any dtype but float64.
@@ -116,11 +116,11 @@ def forward(input: Tensor, bias: Tensor, output: Tensor) -> None:
 
 
 def gradients(output_gradient: Tensor, output: Tensor, result: Tensor, sums: Tensor) -> None:
-    """The input's gradient into ``result``, and rows of which the sum is the bias's gradient into ``sums``.
+    """Writes the input gradient to ``result``, and partial sums of the bias gradient to the rows of ``sums``.
 
     Args:
         output_gradient: of ``output``'s shape; copied where :func:`pixel_stride` is None.
-        output: what :func:`forward` computed.
+        output: the result of :func:`forward`.
         result: of ``output``'s shape and dtype, for which :func:`pixel_stride` is not None.
         sums: float32 ``[rows(output), C]``, contiguous but for its rows.
     """
@@ -140,12 +140,12 @@ def gradients(output_gradient: Tensor, output: Tensor, result: Tensor, sums: Ten
 
 
 def rows(output: Tensor) -> int:
-    """Rows of sums in :func:`gradients`, whose number depends on the number of pixels alone."""
+    """The number of rows of sums in :func:`gradients`; it depends only on the number of pixels."""
     return triton.cdiv(output.numel() // output.shape[1], PIXELS * TILES)
 
 
 class BiasReLU(torch.autograd.Function):
-    """``relu(input + bias)`` of what :func:`pixel_stride` allows, and its gradients."""
+    """``relu(input + bias)`` and its gradients, for inputs that :func:`pixel_stride` allows."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, bias: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ class BiasReLU(torch.autograd.Function):
     def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor, Tensor]:
         (output,) = ctx.saved_tensors
         if torch.is_grad_enabled():
-            # Gradients of gradients need operators that are differentiable themselves.
+            # Double backward needs operators that are themselves differentiable.
             gradient = torch.where(output <= 0, torch.zeros_like(output_gradient), output_gradient)
             return gradient, gradient.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_dtype)
         result = torch.empty_like(output)

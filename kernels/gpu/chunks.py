@@ -1,8 +1,8 @@
-"""The chain on equal chunks of the channels, which lie side by side in one tensor or each in one of its own.
+"""The chain on equal chunks of the channels, stored in one tensor or in one tensor each.
 
-Layers of a network in towers that read all channels want one tensor, those that read their own tower want theirs. The
-kernels read and write either at no cost, forward and backward, so nothing is copied on the way, and the gradients of
-all chunks' biases are one tensor.
+In a network with towers, layers that read all channels need one tensor, and layers that read only their tower need one
+tensor per tower. The kernels read and write either layout at no cost, forward and backward, so nothing is copied in
+between, and the bias gradients of all chunks are one tensor.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from .launch import backward_launch, forward_launch
 
 
 def _chunks(tensors: Sequence[Tensor], count: int) -> tuple[Tensor, ...]:
-    """One tensor for each chunk, from ``count`` tensors or a single one."""
+    """One tensor per chunk, from ``count`` tensors or from a single one."""
     return tuple(tensors) if len(tensors) == count else tensors[0].chunk(count, 1)
 
 
@@ -28,11 +28,11 @@ def _empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None)
 
 
 class Chunks(torch.autograd.Function):
-    """``relu(input + bias)``, with normalization and pooling where there are any, of each chunk.
+    """``relu(input + bias)`` of each chunk, with normalization and pooling if given.
 
-    Takes the bias, the number of chunks, the two parts of the chain, whether the outputs lie side by side, and the
-    inputs, ``[N, C, H, W]`` and dense in channels_last memory format: one for each chunk, or a single one. Returns a
-    tensor for each chunk, or a single one.
+    Takes the bias, the number of chunks, the normalization, the pooling, whether the outputs are joined in one tensor,
+    and the inputs: one tensor per chunk or a single one, ``[N, C, H, W]`` and dense in channels_last memory format.
+    Returns one tensor per chunk, or a single one.
     """
 
     @staticmethod
@@ -75,17 +75,17 @@ class Chunks(torch.autograd.Function):
         count = ctx.count
         bias, *rest = ctx.saved_tensors
         kept, taken = _chunks(rest[: ctx.kept], count), rest[ctx.kept :]
-        # Of each chunk: input and bias, where there is a normalization; output, where there is none; offsets.
+        # Per chunk: input and bias with a normalization, output without one; offsets.
         nothing = (None,) * count
         inputs, biases, outputs = (
             (nothing, nothing, kept) if normalization is None else (kept, bias.chunk(count), nothing)
         )
         offsets = nothing if pooling is None else _chunks(taken, count)
-        # Copied here where they are not, or each chunk's offsets would be copied too.
+        # Copy here if they are not; otherwise each chunk's offsets would be copied too.
         dense = [each.contiguous(memory_format=torch.channels_last) for each in output_gradients]
         parts = list(zip(_chunks(dense, count), inputs, biases, outputs, offsets, strict=True))
         if torch.is_grad_enabled():
-            # Gradients of gradients need operators that are differentiable themselves.
+            # Double backward needs operators that are themselves differentiable.
             chain = tuple(ctx.size), normalization, pooling, ctx.dtype
             results, totals = zip(*(_differentiable(*part, *chain) for part in parts), strict=True)
             if ctx.inputs < count:
@@ -104,7 +104,7 @@ class Chunks(torch.autograd.Function):
                 backward_launch(*part, True, normalization, pooling, result, True)
                 for part, result in zip(parts, results, strict=True)
             ]
-            # Chunks laid out alike have as many programs: their sums are one tensor, added up in one launch.
+            # Chunks with the same layout have the same number of programs; one launch adds the sums of all.
             sums = bias.new_empty((bias.shape[0], launches[0][1].shape[1]), dtype=torch.float32)
             for (launch, own), part_sums in zip(launches, sums.chunk(count), strict=True):
                 assert own.shape == part_sums.shape

@@ -1,6 +1,6 @@
-"""The compile-time choices of the chain's kernels, all of them in one :class:`Config`, and how they are made.
+"""The compile-time choices of the chain's kernels, all in one :class:`Config`, and how they are made.
 
-Nothing here needs Triton.
+This module does not need Triton.
 """
 
 import os
@@ -15,48 +15,48 @@ from ..arguments import Normalization, Pooling
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 #: Whether this PyTorch is built for AMD's GPUs.
 AMD = torch.version.hip is not None
-#: Lanes of a program, which is one warp: neighbouring lanes exchange values.
+#: Lanes of a program, which is one warp; neighbouring lanes exchange values.
 LANES = 64 if AMD else 32
-#: Channels of a lane where memory format and sizes allow it.
+#: Channels per lane if memory format and sizes allow it.
 VECTOR = 8
 #: Pixels of a tile, backward.
 TILE = 4
-#: How many rows of windows (backward: of tiles) a program walks down, roughly, when a step covers as many input pixels
-#: as a tile; of smaller steps it takes more. With few rows all multiprocessors finish at about the same time, with many
-#: the work before the first row is spread over more. It must not depend on the batch size: the first row of a segment
-#: is computed by other instructions than the rest, which may round differently.
+#: Roughly how many rows of windows (backward: of tiles) a program walks down if a step covers as many input pixels as a
+#: tile; with smaller steps it takes more. With few rows, all multiprocessors finish at about the same time; with many,
+#: the work before the first row is amortized better. It must not depend on the batch size: the first row of a segment
+#: is computed by different instructions than the rest, which may round differently.
 SEGMENT_ROWS = 6
-#: Fused multiply-adds are more exact than two roundings; Triton's default for them changes with its versions.
+#: Fused multiply-adds are more accurate than two roundings; Triton's default for them varies between versions.
 OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
-#: Register cap of a thread in bfloat16, on GPUs of compute capability 8 and 9, for chains with normalization whose
-#: pooling windows overlap by one row at most: room for seven and five warps on each scheduler. With the cap the
-#: assembler fits the code into it; left to itself it takes a few more in some versions.
+#: Register cap per thread in bfloat16, on GPUs of compute capability 8 and 9, for chains with normalization whose
+#: pooling windows overlap by at most one row: room for seven and five warps per scheduler. The assembler can fit the
+#: code into the cap; without it, some versions use a few more registers.
 REGISTERS = {"forward": 72, "backward": 96}
-#: Most elements of a window, and windows over a pixel, that are unrolled; beyond, the code loops.
+#: Most elements per window, and windows per pixel, that are unrolled; beyond that, the code loops.
 UNROLLED = 9
-#: The ratio of ``k`` to ``alpha``, and the factor taken out of the power, are at most these, or their inverse: that
-#: leaves activations down to 1e-30 above the smallest normal float32.
+#: Limits, also for the inverse, of the ratio of ``k`` to ``alpha`` and of the factor taken out of the power. They keep
+#: activations down to 1e-30 above the smallest normal float32.
 FOLDED, FOLDED_POWER = 1e8, 1e18
-#: Largest factor of a scaled square: within float32's range, as are the squares of values as small as 1e-30.
+#: Largest factor of a scaled square. It stays within float32's range, as do the squares of values as small as 1e-30.
 SQUARE = 1e37
 
-#: What a kernel computes with where a part of the chain is missing.
+#: Placeholders for missing parts of the chain.
 NO_NORMALIZATION = Normalization(1, 0.0, 0.0, 1.0, 1)
 NO_POOLING = Pooling((1, 1), (1, 1), (0, 0), (1, 1), False)
 
 
 class Config(NamedTuple):
-    """Everything a kernel is compiled for, in one ``tl.constexpr``; sizes and strides that may vary are arguments.
+    """All compile-time choices of a kernel, as one ``tl.constexpr``; sizes and strides that may vary are arguments.
 
-    Both kernels read the fields without a default. Kernels read fields only: Triton's cache knows the values of a
-    tuple, but not the code of a property.
+    Both kernels read the fields without a default. Kernels may read only fields: Triton's cache key contains the
+    values of a tuple, but not the code of a property.
     """
 
     # The chain.
     bias: bool
     relu: bool
     normalize: bool
-    #: Channels of the normalization's window before and after its own, no more than a group has.
+    #: Channels of the normalization window before and after the current one, at most the size of a group.
     before: int
     after: int
     #: Whether beta is the paper's 0.75.
@@ -71,20 +71,20 @@ class Config(NamedTuple):
     dilation_rows: int
     dilation_columns: int
 
-    # How work is laid out in lanes.
+    # How work is assigned to lanes.
     #: Lanes of a program.
     lanes: int
-    #: Lanes that work on the same pixels, and how many such units a program has.
+    #: Lanes that work on the same pixels (a unit), and units per program.
     unit_lanes: int
     units: int
-    #: Channels of a lane: 8 or 1.
+    #: Channels per lane: 8 or 1.
     vector: int
-    #: Programs that share the pixels of a unit, each with channels of its own.
+    #: Programs that share the pixels of a unit, each with its own channels.
     channel_blocks: int
     #: Channels that a lane loads before and after its own: ``before`` and ``after`` with a vector of 1, else none.
     load_before: int
     load_after: int
-    #: Whether the last lane is idle and, where channels outside the group are needed, holds their zeros.
+    #: Whether the last lane is idle and, if channels outside the group are needed, holds zeros for them.
     spare: bool
     #: 32-bit words that hold a vector of the input's and output's type; 0 where it is not loaded in words.
     words: int
@@ -93,15 +93,15 @@ class Config(NamedTuple):
     out_pixel_stride: int
 
     # Forward.
-    #: Whether argmax indices are wanted.
+    #: Whether to compute argmax indices.
     save: bool = False
-    #: Whether maxima are compared as integers: the bits of the values, whose last four may hold the argmax index.
+    #: Whether maxima are compared as integers: the values' bits, whose lowest four may hold the argmax index.
     keys: bool = False
-    #: Whether all NaN are positive, as NVIDIA's arithmetic makes them.
+    #: Whether all NaN are positive, as produced by NVIDIA's arithmetic.
     canonical: bool = False
     #: Whether every window lies inside the image.
     inside: bool = False
-    #: Rows that a window shares with the next one below, whose maxima are kept.
+    #: Rows that a window shares with the next one below; their maxima are reused.
     carried: int = 0
     #: Whether the elements of a window are unrolled.
     unrolled: bool = True
@@ -120,17 +120,17 @@ class Config(NamedTuple):
     tiled: bool = True
     #: Whether a ReLU's gradient is masked with the output: without normalization.
     masked: bool = False
-    #: Whether the bias's gradient is wanted.
+    #: Whether to compute the bias gradient.
     sum: bool = False
-    #: Whether ``k`` is positive. Otherwise 0 / 0 has to be kept out of sums.
+    #: Whether ``k`` is positive. Otherwise 0 / 0 must be kept out of sums.
     positive: bool = True
-    #: As ``words``, of argmax indices.
+    #: Like ``words``, for argmax indices.
     offset_words: int = 0
     gradient_pixel_stride: int = 0
 
 
 class Sizes(NamedTuple):
-    """Of input and output; ``group`` is the number of channels that a normalization's window stays in."""
+    """Sizes of input and output; ``group`` is the number of channels per normalization group."""
 
     rows: int
     columns: int
@@ -165,7 +165,7 @@ def chain(
 ) -> dict[str, Any]:
     """The fields of :class:`Config` that describe the chain."""
     norm, pool = normalization or NO_NORMALIZATION, pooling or NO_POOLING
-    # Further away there are no channels of the group.
+    # The group has no channels further away.
     furthest = channels // norm.groups - 1
     before, after = min(norm.before, furthest), min(norm.after, furthest)
     fields = {
@@ -187,7 +187,7 @@ def chain(
 def layout(
     strips: int, channels: int, vector: int, normalization: Normalization | None, channel_stride: int
 ) -> dict[str, Any]:
-    """The fields of :class:`Config` that lay ``strips`` of pixels out in lanes."""
+    """The fields of :class:`Config` that assign ``strips`` of pixels to lanes."""
     unit_lanes = lanes(strips, channels, vector, normalization, channel_stride)
     units = LANES // unit_lanes
     return {
@@ -201,17 +201,17 @@ def layout(
 
 
 def vector(channels: int, normalization: Normalization | None, *tensors: Tensor) -> int:
-    """Channels of a lane."""
+    """Channels per lane."""
     group = channels // normalization.groups if normalization else VECTOR
     fits = channels % VECTOR == 0 and group % VECTOR == 0 and all(tensor.stride(1) == 1 for tensor in tensors)
     if normalization:
-        # A window reaches no further than the neighbouring lane, and a group of channels lies in one program.
+        # A window extends no further than the neighbouring lane, and a channel group fits into one program.
         fits = fits and normalization.before <= VECTOR and group <= VECTOR * LANES
     return VECTOR if fits else 1
 
 
 def lanes(strips: int, channels: int, vector: int, normalization: Normalization | None, channel_stride: int) -> int:
-    """Lanes along the channels: neighbouring lanes read neighbouring elements."""
+    """Lanes along the channels, so that neighbouring lanes read neighbouring elements."""
     if vector == 1:
         return min(channels, LANES if channel_stride == 1 else max(1, LANES // strips))
     vectors = channels // vector
@@ -234,6 +234,6 @@ def words(vector: int, *tensors: Tensor) -> int:
 
 
 def segments(rows: int, pixels: int) -> tuple[int, int]:
-    """How many segments ``rows`` are cut into, and the rows of each; a step covers ``pixels`` input pixels."""
+    """The number of segments that ``rows`` are split into, and the rows of each; a step covers ``pixels`` pixels."""
     each = -(-rows // max(1, round(rows * min(pixels, TILE) / (SEGMENT_ROWS * TILE))))
     return -(-rows // each), each

@@ -1,8 +1,8 @@
-"""The Triton kernel of the chain forward; see :mod:`kernels.gpu.launch`.
+"""The Triton kernel for the chain's forward; see :mod:`kernels.gpu.launch`.
 
 A program is one warp. Its lanes form ``C.units`` units of ``C.unit_lanes`` lanes; the lanes of a unit work on the same
 pixels and hold ``C.vector`` channels each. A unit computes one output column, walking down the rows of its segment of
-the image. Parts that a chain lacks are left out at compile time.
+the image. Parts that are not in the chain are left out at compile time.
 """
 
 import triton
@@ -48,8 +48,8 @@ def normalized(values, biases, position, alpha, beta, k, scale, C: tl.constexpr)
         for number in tl.static_range(V):
             value = values[BEFORE + number]
             if C.squared:
-                # The square has the same order and takes one special function; the second is needed only for the
-                # maximum. A ratio of at most 1, and ``scale``, keep it among float32's normal numbers.
+                # The square has the same order and takes one special function; only the maximum needs the second
+                # one. A ratio of at most 1, and ``scale``, keep it in the range of normal float32 numbers.
                 root = tl.rsqrt(scales[number])
                 ratio = value * root
                 value = ratio * (ratio * (root * scale))
@@ -64,7 +64,7 @@ def normalized(values, biases, position, alpha, beta, k, scale, C: tl.constexpr)
 @triton.jit
 def beats(value, best):
     """Whether ``value`` replaces ``best``, the maximum of the elements before it."""
-    # PyTorch's choice: the first of equal values, the last NaN.
+    # Like PyTorch: the first of equal values, the last NaN.
     return (value > best) | (value != value)
 
 
@@ -74,7 +74,7 @@ def larger_of(best, index, value, inside, ELEMENT: tl.constexpr, FIRST: tl.const
     if C.keys:
         key = value.to(tl.int32, bitcast=True)
         if not C.canonical:
-            # A NaN may have a sign, and beats everything all the same.
+            # A NaN may have a sign, but must win regardless.
             key = key & 0x7FFFFFFF
         if C.save:
             # A subtraction and a maximum are one instruction.
@@ -93,7 +93,7 @@ def larger_of(best, index, value, inside, ELEMENT: tl.constexpr, FIRST: tl.const
 
 @triton.jit
 def load_row(pointer, row, first_column, sizes, channel_stride, position, mask, C: tl.constexpr):
-    """What is loaded of the pixels in one row of a window, one after the other."""
+    """Loads the pixels in one row of a window, one after the other."""
     PIXELS: tl.constexpr = C.kernel_columns
     loaded = ()
     for number in tl.static_range(PIXELS):
@@ -156,7 +156,7 @@ def row_maxima(
 
 @triton.jit
 def first_index(row, column, C: tl.constexpr):
-    """The first element that is no padding: the argmax index of a window of nothing but minus infinity."""
+    """The first element that is not padding, which is the argmax index of a window of only minus infinity."""
     first = tl.maximum((C.dilation_rows - 1 - row) // C.dilation_rows, 0) * C.kernel_columns
     return first + tl.maximum((C.dilation_columns - 1 - column) // C.dilation_columns, 0)
 
@@ -177,7 +177,7 @@ def window_maxima(
     scale,
     C: tl.constexpr,
 ):
-    """A window's maxima and argmax indices, from those of the rows that were carried over and the rows just loaded.
+    """A window's maxima and argmax indices, from those of the rows carried over and from the rows just loaded.
 
     Also returns those of the rows that the next window shares.
     """
@@ -247,7 +247,7 @@ def window_maxima_by_loop(
     scale,
     C: tl.constexpr,
 ):
-    """A window's maxima and argmax indices, its elements loaded one by one."""
+    """A window's maxima and argmax indices, with its elements loaded one by one."""
     V: tl.constexpr = C.vector
     COUNT: tl.constexpr = C.load_before + C.vector + C.load_after
     first = first_index(row, column, C)
@@ -278,7 +278,7 @@ def window_maxima_by_loop(
 
 @triton.jit
 def store_window(output, offsets, best, indices, factor, mask, C: tl.constexpr):
-    """Store a window's maxima, and their argmax indices if they are wanted."""
+    """Store a window's maxima and, if wanted, their argmax indices."""
     V: tl.constexpr = C.vector
     if C.fold:
         # Undo the square, the scale and the missing factor.
@@ -348,8 +348,8 @@ def forward_kernel(
             )  # fmt: skip
             carried_best = carried_best + row_best
             carried_indices = carried_indices + row_indices
-    # Rows are loaded one step ahead, because load latency exceeds what the other warps can hide; into shared memory,
-    # because in registers they would leave room for fewer warps.
+    # Rows are loaded one step ahead, because load latency exceeds what the other warps can hide. They go to shared
+    # memory, because in registers they would leave room for fewer warps.
     for _ in tl.range(0, steps, num_stages=2):
         if C.unrolled:
             loaded = ()
@@ -358,9 +358,9 @@ def forward_kernel(
                     input + number * C.dilation_rows * row_stride, row + number * C.dilation_rows, column, sizes,
                     channel_stride, position, mask, C,
                 )  # fmt: skip
-            # Always true: a window begins in the image or before it. But Triton schedules what follows a condition
-            # after the loads for the next step; without one it puts those loads last, and the next step begins by
-            # waiting for them. Without argmax indices the condition would cost 24 registers.
+            # Always true: a window begins in the image or before it. But Triton schedules code that follows a condition
+            # after the loads for the next step. Without a condition, it puts those loads last, and the next step begins
+            # by waiting for them. Without argmax indices the condition would cost 24 registers.
             here = row < sizes.rows if C.save else True
             if here:
                 best, indices, carried_best, carried_indices = window_maxima(
@@ -374,8 +374,8 @@ def forward_kernel(
             )
             store_window(output, offsets, best, indices, factor, mask, C)
         row += C.stride_rows
-        # Always true while there are steps left, which the compiler does not know. If it did, it would keep an address
-        # in registers for each access, which would leave room for fewer warps.
+        # Always true while there are steps left, but the compiler does not know this. If it did, it would keep an
+        # address in registers for each access, leaving room for fewer warps.
         more = row < sizes.rows
         input += tl.where(more, C.stride_rows * row_stride, 0)
         output += tl.where(more, out_row_stride, 0)

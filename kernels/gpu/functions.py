@@ -1,15 +1,15 @@
 """Device functions of the chain's kernels: lanes and their work, channels in registers, window sums, powers.
 
 A lane holds ``C.vector`` neighbouring channels of a pixel, as a tuple of that many values. With a vector of 8 and
-channels_last memory they come from one load of 8 channels (16 bytes in half types), which is unpacked in registers;
-what a channel window needs beyond them comes from the neighbouring lanes. With a vector of 1 each channel is loaded by
-itself, which suits any memory format and number of channels.
+channels_last memory, they come from one load of 8 channels (16 bytes in half types), which is unpacked in registers;
+the other channels of a window come from the neighbouring lanes. With a vector of 1, each channel is loaded separately,
+which works for any memory format and number of channels.
 
 Arithmetic is float32. The GPU's approximate reciprocal square root, square root, logarithm and exponential are each
 within two units in the last place.
 
-``C`` is a :class:`kernels.gpu.config.Config`. Under Triton 3.6 its fields are plain numbers inside a kernel: what
-``tl.static_range`` counts to must be bound to a ``tl.constexpr`` first.
+``C`` is a :class:`kernels.gpu.config.Config`. Under Triton 3.6 its fields are plain numbers inside a kernel, so an
+argument of ``tl.static_range`` must be bound to a ``tl.constexpr`` first.
 """
 
 import triton
@@ -18,7 +18,7 @@ import triton.language as tl
 
 @triton.jit
 def unit_of_lane(strips, segments, columns, sizes, C: tl.constexpr):
-    """Which work each lane does.
+    """The work of each lane.
 
     Returns:
         its image, strip (a column of windows or tiles), segment of rows, first channel, that channel's index in its
@@ -51,8 +51,8 @@ def unit_of_lane(strips, segments, columns, sizes, C: tl.constexpr):
 
 @triton.jit
 def inside_rows(row, column, rows):
-    """Whether ``row``, a scalar, lies inside the image, for each lane: the interpreter has no scalar masks."""
-    # As an unsigned number a negative one is larger than any size.
+    """Whether the scalar ``row`` lies inside the image, as a per-lane mask: the interpreter has no scalar masks."""
+    # As an unsigned number, a negative row is larger than any size.
     return (column * 0 + row).to(tl.uint32) < rows.to(tl.uint32)
 
 
@@ -102,12 +102,12 @@ def load_channels(
     AFTER: tl.constexpr,
     WORDS: tl.constexpr,
 ):
-    """Load ``V`` channels from each ``pointer``, ``step`` elements apart; with ``V`` of 1 also those around it.
+    """Load ``V`` channels from each ``pointer``, ``step`` elements apart; with ``V`` of 1, also the channels around it.
 
     Returns:
-        a tuple for :func:`floats` or :func:`equal` to unpack where it is used: ``WORDS`` aligned 32-bit words of
-        several channels each, or, with ``WORDS`` of 0, ``BEFORE + V + AFTER`` channels. Zeros outside the group, where
-        the first channel has index ``position`` of ``group``, and in lanes whose mask is not set.
+        a tuple that :func:`floats` or :func:`equal` unpack on use: ``WORDS`` aligned 32-bit words of several channels
+        each or, if ``WORDS`` is 0, ``BEFORE + V + AFTER`` channels. The first channel has index ``position`` in
+        ``group``. Values are zero outside the group and in lanes whose mask is not set.
     """
     if WORDS > 0:
         words = pointer.to(tl.pointer_type(tl.int32), bitcast=True)[:, None] + tl.arange(0, WORDS)[None, :]
@@ -133,10 +133,10 @@ def load_channels(
 
 @triton.jit
 def floats(loaded, FIRST: tl.constexpr, COUNT: tl.constexpr, WORDS: tl.constexpr):
-    """``COUNT`` channels in float32, of what was loaded, from ``loaded[FIRST]`` on."""
+    """``COUNT`` channels in float32 from the loaded values, starting at ``loaded[FIRST]``."""
     result = ()
     if WORDS > 0:
-        # bfloat16 is the upper half of a float32: one instruction a channel.
+        # bfloat16 is the upper half of a float32, so this is one instruction per channel.
         for number in tl.static_range(WORDS):
             pair = loaded[FIRST + number]
             result = result + ((pair << 16).to(tl.float32, bitcast=True), (pair & -65536).to(tl.float32, bitcast=True))
@@ -148,9 +148,9 @@ def floats(loaded, FIRST: tl.constexpr, COUNT: tl.constexpr, WORDS: tl.constexpr
 
 @triton.jit
 def equal(loaded, number, FIRST: tl.constexpr, COUNT: tl.constexpr, WORDS: tl.constexpr):
-    """Which of ``COUNT`` loaded integers, from ``loaded[FIRST]`` on, equal ``number``.
+    """Which of ``COUNT`` loaded integers, starting at ``loaded[FIRST]``, equal ``number``.
 
-    Packed in words they are bytes; then they and ``number``, which must be known at compile time, are below 128.
+    If packed in words, they are bytes; then they and ``number``, a compile-time constant, must be below 128.
     """
     result = ()
     if WORDS > 0:
@@ -184,7 +184,7 @@ def with_neighbours(values, vector, BEFORE: tl.constexpr, AFTER: tl.constexpr, S
     Args:
         values: a tuple, one for each channel.
         vector: each lane's index among the ``C.unit_lanes`` lanes of its group.
-        SPARE: whether the last lane is idle and its values are zeros: it then serves as what lies outside the group.
+        SPARE: whether the last lane is idle with zeros as values; it then stands for the channels outside the group.
     """
     if C.vector == 8:
         lane = tl.arange(0, vector.shape[0])
@@ -192,7 +192,7 @@ def with_neighbours(values, vector, BEFORE: tl.constexpr, AFTER: tl.constexpr, S
         lower = tl.where(vector > 0, lane - 1, last if SPARE else lane)
         upper = tl.minimum(tl.where(vector < C.unit_lanes - 1, lane + 1, last if SPARE else lane), last)
         result = values
-        # Bit masks, not conditions: with two more of the seven predicates live across iterations, the assembler
+        # Use bit masks, not conditions: with two more of the seven predicates live across iterations, the assembler
         # serializes the instructions of the eight channels instead of interleaving them.
         lowest = -tl.minimum(vector, 1)
         highest = -tl.minimum(C.unit_lanes - 1 - vector, 1)
@@ -213,7 +213,7 @@ def with_neighbours(values, vector, BEFORE: tl.constexpr, AFTER: tl.constexpr, S
 
 @triton.jit
 def activations(values, biases, COUNT: tl.constexpr, C: tl.constexpr):
-    """``relu(value + bias)`` of ``COUNT`` channels in float32, as far as the chain has them."""
+    """``relu(value + bias)`` of ``COUNT`` channels in float32; bias and ReLU only if the chain has them."""
     result = ()
     for number in tl.static_range(COUNT):
         value = values[number]
@@ -247,10 +247,10 @@ def window_sums(values, factor, addend, COUNT: tl.constexpr, SIZE: tl.constexpr)
 
 @triton.jit
 def sums_of_squares(values, addend, COUNT: tl.constexpr, SIZE: tl.constexpr):
-    """``addend`` plus the squares of each of ``COUNT`` windows of ``SIZE`` neighbours."""
+    """``addend`` plus the sum of squares, for each of ``COUNT`` windows of ``SIZE`` neighbours."""
     result = ()
     if SIZE == 5 and COUNT % 2 == 0:
-        # As in window_sums; and a pair of squares with half of the addend is in two such sums.
+        # As in window_sums; in addition, two such sums share a pair of squares plus half of the addend.
         half = 0.5 * addend
         for number in tl.static_range(0, COUNT, 2):
             low = values[number + 1] * values[number + 1] + (values[number + 2] * values[number + 2] + half)
@@ -269,7 +269,7 @@ def sums_of_squares(values, addend, COUNT: tl.constexpr, SIZE: tl.constexpr):
 
 @triton.jit
 def negative_power(base, beta, THREE_QUARTERS: tl.constexpr):
-    """``base ** -beta`` of a positive base; the paper's 0.75 takes two of the GPU's special functions."""
+    """``base ** -beta`` for a positive base; the paper's 0.75 takes two of the GPU's special functions."""
     if THREE_QUARTERS:
         root = tl.rsqrt(base)
         return root * tl.sqrt(root)

@@ -1,7 +1,7 @@
 """From stored pixels to the network's input in one pass: crop, reflection, mean, colour noise, cast and layout.
 
-For ``[N, H, W, 3]`` bytes and a crop of S pixels it reads 3 S^2 bytes an image and writes the input once: as pixels, or
-as blocks of pixels side by side that become channels, which is what the first convolution reads on a GPU
+For ``[N, H, W, 3]`` bytes and a crop of S pixels, it reads 3 S^2 bytes per image and writes the input once: as pixels,
+or as blocks of pixels that become channels, which the first convolution reads on a GPU
 (:func:`net.model.blocks.blocks`). The mean image stays in the caches.
 """
 
@@ -13,9 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 CHANNELS = 3
-#: Elements of a program, all in one row of blocks.
+#: Elements per program, all in one row of blocks.
 ELEMENTS = 1024
-#: Fused multiply-adds are more exact than two roundings; Triton's default for them changes with its versions.
+#: Fused multiply-adds are more accurate than two roundings; Triton's default for them varies between versions.
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
@@ -90,7 +90,7 @@ def training_input(
         divisor: what the result is divided by.
         size: rows and columns of the crop.
         block: rows and columns of pixels that become channels, in the order row, column, colour; 1 for pixels.
-        blocks: rows and columns of blocks; ``size`` with a block of 1. Beyond the crop there are zeros.
+        blocks: rows and columns of blocks; ``size`` with a block of 1. Beyond the crop, pixels are zero.
         padding: rows and columns of zeros above and to the left of the crop.
         dtype: of the result; arithmetic is float32.
         out: where the result goes; a new tensor otherwise.

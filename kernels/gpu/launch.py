@@ -5,25 +5,25 @@ Bytes moved, for an input of ``n`` elements of ``b`` bytes and ``w`` pooling win
 ``n b + w b + w`` and writes ``n b``. What overlapping windows read twice comes from the caches.
 
 A program is one warp that walks down the rows of a segment of an image. In channels_last memory a lane holds eight
-channels, and what the channel window needs of others comes from the neighbouring lanes; in other memory formats, or if
-the number of channels is no multiple of eight, a lane holds one channel.
+channels and gets the other channels of the window from the neighbouring lanes. In other memory formats, or if the
+number of channels is not a multiple of eight, a lane holds one channel.
 
-Forward keeps the maxima of the rows that neighbouring windows share. In half types after a normalization, the argmax
-index replaces the four lowest bits of a value, so that one comparison finds both: of values that agree in twenty bits,
-far finer than the half types' 8 or 11, the first wins. Everywhere else all bits of the float32 are compared. Before
-pooling, alpha is factored out of the power and multiplied in after the maximum; with a ReLU and the paper's beta,
+Forward reuses the maxima of the rows that neighbouring windows share. In half types after a normalization, the argmax
+index replaces the four lowest bits of a value, so that one comparison finds both. Of values that agree in twenty bits,
+far finer than the half types' 8 or 11, the first wins. In all other cases, all bits of the float32 are compared. Before
+pooling, alpha is factored out of the power and multiplied in after the maximum. With a ReLU and the paper's beta,
 squares are compared, ``(a r)^2 r`` with ``r = rsqrt(s)``, and the root is taken of the maximum.
 
-Backward asks for each input pixel which of the windows over it took it, so that no addition is atomic and gradients
-have the same bits in every run, at any batch size. The bias's gradient is summed over the pixels of each program, then
-over the programs in order.
+Backward finds, for each input pixel, which of the windows over it selected it. So no addition is atomic, and gradients
+are bitwise identical in every run and at any batch size. The bias gradient is summed over the pixels of each program,
+then over the programs in order.
 
-What a step of the walk reads is loaded during the step before it, into shared memory: Triton's pipelining of a loop
-with two stages, where elements have four bytes or come in vectors; for inference at the end of that step. Registers
-limit the number of warps that hide the latency of memory and of each other: backward, each pixel is computed by itself,
-and addresses are incremented instead of kept.
+Each step of the walk loads the next step's data into shared memory, through Triton's two-stage loop pipelining, if
+elements have four bytes or come in vectors; inference loads it at the end of the step. Registers limit the number of
+warps that can hide latency. Therefore backward computes each pixel by itself, and addresses are incremented rather than
+kept in registers.
 
-float32, float16 and bfloat16; float64, a beta of 0 and a negative alpha or k run :mod:`kernels.reference`.
+Supported: float32, float16 and bfloat16. float64, a beta of 0 and a negative alpha or k run :mod:`kernels.reference`.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ from .forward import forward_kernel
 
 
 class Launch(NamedTuple):
-    """A kernel, its grid, its run-time arguments by name, and what it is compiled for, its argument ``C``."""
+    """A kernel, its grid, its run-time arguments by name, and its compile-time configuration ``C``."""
 
     kernel: Any
     grid: tuple[int]
@@ -70,12 +70,12 @@ class Launch(NamedTuple):
 
 
 def _maps(tensor: Tensor) -> Tensor:
-    """``[N, C, ...]`` as ``[N, C, H, W]``: other than two dimensions after the channels become one row."""
+    """``[N, C, ...]`` as ``[N, C, H, W]``; any other number of trailing dimensions becomes one row."""
     return tensor if tensor.dim() == 4 else tensor.flatten(2).unsqueeze(2)
 
 
 def _work(strips: int, rows: int, pixels: int, layout: dict[str, Any]) -> tuple[tuple[int], dict[str, int]]:
-    """The grid over ``strips`` of ``rows`` steps of ``pixels``, and the arguments that tell programs their work."""
+    """The grid over ``strips`` of ``rows`` steps of ``pixels``, and the arguments that assign work to programs."""
     segments, segment_rows = config.segments(rows, pixels)
     blocks = -(-strips // layout["units"])
     grid = (blocks * segments * layout["channel_blocks"],)
@@ -113,7 +113,7 @@ def forward_launch(
         and 0 < beta <= 1
         and 1 / config.FOLDED_POWER <= alpha**beta <= config.FOLDED_POWER
     )
-    # Values that are not negative have the order of their squares, whose upper bound is known.
+    # Nonnegative values have the same order as their squares, whose upper bound is known.
     squared = fold and relu and beta == 0.75
     scale = 2.0 ** math.floor(math.log2(config.SQUARE * min(1.0, math.sqrt(k / alpha)))) if squared else 1.0
     strides, pixel_stride = config.strides(source)
@@ -147,7 +147,7 @@ def forward_launch(
             pixel_stride=pixel_stride,
             out_pixel_stride=out_pixel_stride,
             save=save and pooling is not None,
-            # After ReLU and normalization nothing is negative, and the bits of floats are in their order.
+            # After ReLU and normalization nothing is negative, so the bits of floats have the order of the values.
             keys=bool(relu and normalization and pooling and unrolled)
             and (not save or source.dtype in (torch.float16, torch.bfloat16)),
             canonical=not (config.INTERPRETED or config.AMD),
@@ -172,11 +172,11 @@ def backward_launch(
     gradient: Tensor,
     bias_wanted: bool,
 ) -> tuple[Launch, Tensor]:
-    """The launch that computes ``gradient``, and where it leaves each program's sums (empty if not wanted)."""
+    """The launch that computes ``gradient``, and the tensor of each program's sums (empty if not wanted)."""
     format = reference.memory_format(gradient)
     target = _maps(gradient)
     count, channels, rows, columns = target.shape
-    # One set of strides for everything of the output's shape.
+    # One set of strides for all tensors of the output's shape.
     above = [_maps(output_gradient)] + [_maps(tensor) for tensor in (offsets, output) if tensor is not None]
     if any(config.strides(tensor) != config.strides(above[0]) for tensor in above):
         above = [tensor.contiguous(memory_format=format) for tensor in above]

@@ -1,4 +1,4 @@
-"""The mean cross-entropy of a batch, its gradient and the number of correct answers in one pass over the logits."""
+"""A batch's mean cross-entropy, its gradient and the number of correct images, in one pass over the logits."""
 
 import contextlib
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 #: Most classes: a program holds an image's logits in registers.
 CLASSES = 8192
-#: Fused multiply-adds are more exact than two roundings; Triton's default for them changes with its versions.
+#: Fused multiply-adds are more accurate than two roundings; Triton's default for them varies between versions.
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
 @triton.jit
 def loss_kernel(logits, labels, gradient, results, stride, classes, images, BLOCK: tl.constexpr):
-    """An image's share of the mean loss and whether it is correct, into ``results``; its logits' gradient."""
+    """Writes an image's part of the mean loss and whether it is correct to ``results``, and its logits' gradient."""
     image = tl.program_id(0)
     number = tl.arange(0, BLOCK)
     inside = number < classes
@@ -28,26 +28,26 @@ def loss_kernel(logits, labels, gradient, results, stride, classes, images, BLOC
     loss = tl.log(total) - tl.sum(tl.where(number == label, value - highest, 0.0), 0)
     found = (power / total - tl.where(number == label, 1.0, 0.0)) / images
     tl.store(gradient + image.to(tl.int64) * classes + number, found.to(gradient.dtype.element_ty), mask=inside)
-    # Of several highest logits the first counts, as in PyTorch.
+    # If several logits are highest, the first counts, as in PyTorch.
     first = tl.min(tl.where(value == highest, number, BLOCK), 0)
     tl.store(results + image, loss / images)
     tl.store(results + images + image, tl.where(first == label, 1.0, 0.0))
 
 
 def suits(logits: Tensor) -> bool:
-    """Whether :func:`cross_entropy` takes these logits."""
+    """Whether :func:`cross_entropy` supports these logits."""
     return logits.dtype != torch.float64 and logits.shape[1] <= CLASSES and logits.stride(1) == 1
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean cross-entropy, the number of correct answers, and the loss's gradient.
+    """The mean cross-entropy, the number of correct images, and the gradient of the logits.
 
     Args:
         logits: ``[N, C]``, float32 or a half type, for which :func:`suits` is true; arithmetic is float32.
         labels: int64 ``[N]``, each below ``C``.
 
     Returns:
-        The loss, float32; how many images have their label's logit as the first of the highest, int64; and the
+        The loss, float32; the number of images whose label's logit is the first of the highest, int64; and the
         gradient of the logits, ``[N, C]`` in their dtype.
     """
     images, classes = logits.shape

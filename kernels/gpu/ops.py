@@ -1,4 +1,4 @@
-"""The Triton kernels as registered operators of PyTorch, forward and backward, with fake tensors and FLOP formulas."""
+"""The Triton kernels as registered PyTorch operators, forward and backward, with fake tensors and FLOP formulas."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from .launch import backward_launch, forward_launch
 def _parts(
     size: int, alpha: float, beta: float, k: float, groups: int, pooling: Sequence[int]
 ) -> tuple[Normalization | None, Pooling | None]:
-    """The parts of the chain that an operator's arguments stand for."""
+    """The parts of the chain that an operator's arguments encode."""
     normalization = Normalization(size, alpha, beta, k, groups) if size else None
     if not pooling:
         return normalization, None
@@ -33,7 +33,7 @@ def _empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def outputs(input: Tensor, pooling: Pooling | None, save: bool) -> tuple[Tensor, Tensor]:
-    """Where the forward pass writes: output and offsets."""
+    """The tensors that the forward pass writes: output and offsets."""
     if pooling is None:
         return _empty(input, input.shape, input.dtype), input.new_empty(0, dtype=torch.uint8)
     windows = [pooling.output_size(input.shape[2 + axis], axis) for axis in (0, 1)]
@@ -55,7 +55,7 @@ def _forward_op(
     pooling: Sequence[int],
     save: bool,
 ) -> tuple[Tensor, Tensor]:
-    """``size`` of 0 is no normalization; ``pooling`` is empty for none, else its nine numbers."""
+    """A ``size`` of 0 means no normalization; ``pooling`` is empty for none, else its nine numbers."""
     normalization, pool = _parts(size, alpha, beta, k, groups, pooling)
     output, offsets = outputs(input, pool, save)
     forward_launch(input, bias, relu, normalization, pool, save, output, offsets).run(input.device)
@@ -100,7 +100,7 @@ def _(
 def _gradient(
     output_gradient: Tensor, size: Sequence[int], pooling: Sequence[int], dtype: torch.dtype, channels_last: bool
 ) -> Tensor:
-    """An empty gradient: of the output's shape, but for the rows and columns that pooling took away."""
+    """An empty gradient: the output's shape, except for the rows and columns, which pooling reduced."""
     shape = (*output_gradient.shape[:2], *size) if pooling else output_gradient.shape
     format = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(shape, dtype=dtype, device=output_gradient.device, memory_format=format)
@@ -125,7 +125,7 @@ def _backward_op(
     channels_last: bool,
     bias_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The gradient in ``dtype``, and in float32 its sum over everything but the channels, empty if not wanted."""
+    """The gradient in ``dtype``, and its float32 sum over all but the channels, which is empty if not wanted."""
     normalization, pool = _parts(size, alpha, beta, k, groups, pooling)
     gradient = _gradient(output_gradient, size_of_input, pooling, dtype, channels_last)
     launch, sums = backward_launch(
@@ -185,7 +185,7 @@ def _(
 
 
 def _numbers(normalization: Normalization | None, pooling: Pooling | None) -> tuple[list[float], list[int]]:
-    """The parts of the chain as an operator's arguments."""
+    """The parts of the chain, encoded as an operator's arguments."""
     pairs = [] if pooling is None else [number for pair in pooling[:4] for number in pair] + [int(pooling.ceil_mode)]
     return list(normalization or (0, 0.0, 0.0, 0.0, 1)), pairs
 

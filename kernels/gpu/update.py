@@ -1,8 +1,8 @@
-"""The paper's update of parameters in one pass: gradient in, weight, velocity and working copy out (section 5).
+"""The paper's parameter update in one pass: gradient in; weight, velocity and working copy out (section 5).
 
 :func:`update_together_` updates many parameters in one launch, :func:`update_` one; both run :func:`updated`. The
-launch takes tuples of pointers as arguments, which a captured graph keeps, and each program selects its own: no table
-has to be sent to the device.
+launch takes tuples of pointers as arguments, which a captured graph keeps, and each program selects its own. So no
+table has to be copied to the device.
 """
 
 import contextlib
@@ -14,22 +14,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-#: Elements of a program; of four warps each thread takes eight.
+#: Elements per program: with four warps, eight per thread.
 ELEMENTS = 1024
-#: Most parameters of a launch: a program selects among them one by one.
+#: Most parameters per launch: a program selects among them one by one.
 TOGETHER = 16
-#: Fused multiply-adds are more exact than two roundings; Triton's default for them changes with its versions.
+#: Fused multiply-adds are more accurate than two roundings; Triton's default for them varies between versions.
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
 class Parameter(NamedTuple):
-    """What an update of a parameter reads and writes; all have the weight's strides.
+    """The tensors that a parameter's update reads and writes; all have the weight's strides.
 
     Attributes:
         weight: float32, in any dense memory format; updated.
         gradient: float32, bfloat16 or float16; arithmetic is float32.
         velocity: float32; updated.
-        copy: a half type; takes the updated weight, rounded. None for none.
+        copy: a half type; receives the updated weight, rounded. None for no copy.
     """
 
     weight: Tensor
@@ -40,7 +40,7 @@ class Parameter(NamedTuple):
 
 @triton.jit
 def updated(weight, gradient, velocity, copy, rate, momentum, weight_decay, element, count, COPY: tl.constexpr):
-    """``v <- momentum v - weight_decay rate w - rate g``, ``w <- w + v``, and ``w`` rounded into the copy."""
+    """``v <- momentum v - weight_decay rate w - rate g``, ``w <- w + v``, and the rounded ``w`` into the copy."""
     inside = element < count
     lr = tl.load(rate)
     w = tl.load(weight + element, mask=inside)
@@ -67,7 +67,7 @@ def update_kernel(
     COPY: tl.constexpr,
     ELEMENTS: tl.constexpr,
 ):
-    """:func:`updated` of one parameter."""
+    """:func:`updated` for one parameter."""
     element = tl.program_id(0).to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)
     updated(weight, gradient, velocity, copy, rate, momentum, weight_decay, element, count, COPY)
 
@@ -85,7 +85,7 @@ def joint_update_kernel(
     COPY: tl.constexpr,
     ELEMENTS: tl.constexpr,
 ):
-    """:func:`updated` of several parameters, whose programs follow one another."""
+    """:func:`updated` for several parameters, each with its own range of programs."""
     program = tl.program_id(0)
     weight, gradient, velocity, copy, count = weights[0], gradients[0], velocities[0], copies[0], counts[0]
     start = 0
@@ -104,7 +104,7 @@ def joint_update_kernel(
 
 
 def suits(weight: Tensor) -> bool:
-    """Whether :func:`update_` takes a parameter: float32, with no gaps between its elements."""
+    """Whether :func:`update_` supports a parameter: float32, without gaps between its elements."""
     expected = 1
     for stride, size in sorted(zip(weight.stride(), weight.shape, strict=True)):
         if size != 1 and stride != expected:
@@ -114,7 +114,7 @@ def suits(weight: Tensor) -> bool:
 
 
 def alike(parameters: Iterable[Parameter]) -> Iterator[list[Parameter]]:
-    """What :func:`update_together_` takes: at most :data:`TOGETHER` parameters of the same dtypes, in order."""
+    """Lists for :func:`update_together_`: at most :data:`TOGETHER` parameters of the same dtypes each, in order."""
     kinds: dict[tuple[Any, ...], list[Parameter]] = {}
     for each in parameters:
         kinds.setdefault((each.gradient.dtype, None if each.copy is None else each.copy.dtype), []).append(each)
@@ -152,14 +152,14 @@ def arguments(parameters: Sequence[Parameter], rate: Tensor, momentum: float, we
 
 
 def update_together_(parameters: Sequence[Parameter], rate: Tensor, momentum: float, weight_decay: float) -> None:
-    """One update of several parameters in place, in one launch, with the bits of :func:`update_`.
+    """Update several parameters in place, in one launch, bitwise identical to :func:`update_`.
 
     Args:
         parameters: one of :func:`alike`'s lists.
         rate, momentum, weight_decay: as for :func:`update_`.
 
     Raises:
-        ValueError: strides that differ.
+        ValueError: the strides differ.
     """
     for each in parameters:
         _check(each)
@@ -169,15 +169,15 @@ def update_together_(parameters: Sequence[Parameter], rate: Tensor, momentum: fl
 
 
 def update_(parameter: Parameter, rate: Tensor, momentum: float, weight_decay: float) -> None:
-    """One update of a parameter in place.
+    """Update one parameter in place.
 
     Args:
-        parameter: what is read and written.
-        rate: the learning rate, one float32 on the device: a captured graph reads it at each replay.
-        momentum, weight_decay: as the paper has them; the decay is multiplied by the rate.
+        parameter: the tensors to read and write.
+        rate: the learning rate, one float32 on the device; a captured graph reads it at each replay.
+        momentum, weight_decay: as in the paper; the decay is multiplied by the rate.
 
     Raises:
-        ValueError: strides that differ.
+        ValueError: the strides differ.
     """
     _check(parameter)
     weight, gradient, velocity, copy = parameter

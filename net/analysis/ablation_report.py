@@ -1,7 +1,7 @@
 """Table and figure of ``python -m net.ablations``, generated only from its results.
 
-The command writes them beside its results. ``python -m bench.report`` lays the same table and figure out among all
-others: in ``reports/accuracy.md``, and on the page whose tables sort by a click.
+The command writes them next to its results. ``python -m bench.report`` includes the same table and figure in
+``reports/accuracy.md`` and in ``reports/index.html``.
 """
 
 import functools
@@ -35,7 +35,7 @@ HEADER = (
     *("part", "seeds", "top-1 error %", "95 % interval", "change, points", "95 % interval of the change"),
     *("verdict", "paper", "program of 2012"),
 )
-#: Columns that hold no figures.
+#: Columns without numbers.
 WORDS = ("part", "verdict", "paper", "program of 2012")
 
 
@@ -80,7 +80,7 @@ class Change:
             return "fewer than three seeds"
         low, high = self.interval
         if low <= 0 <= high:
-            return "inside the interval"
+            return "no clear difference"
         return "worse" if low > 0 else "better"
 
 
@@ -161,7 +161,7 @@ def _line(rows: list[dict[str, Any]], ablation: Ablation, images: int) -> list[s
 
 
 def _judged(settings: dict[str, Any]) -> int:
-    """The number of images that errors are of: those held out of the training images, or the validation images."""
+    """The number of images that errors refer to: the held-out set if there is one, else the validation images."""
     return int(settings.get("hold_out") or settings["val_images"])
 
 
@@ -173,7 +173,7 @@ def report(path: Path) -> Report:
     """
     settings, rows = read_results(path)
     images, held_out = _judged(settings), settings.get("hold_out", 0)
-    judged = f"{images:,} held out of the training images" if held_out else f"{images:,} validation images"
+    judged = f"{images:,} held-out images" if held_out else f"{images:,} validation images"
     lines = [["the whole network", *_error(rows, BASELINE, images), *[""] * 5]]
     lines += [line for ablation in ABLATIONS if (line := _line(rows, ablation, images)) is not None]
     architecture = "".join(f" {key}={value}" for key, value in settings.get("architecture", {}).items())
@@ -184,13 +184,13 @@ def report(path: Path) -> Report:
         f"Network {settings['network']}{architecture}{size}, recipe {settings['recipe']}, {epochs(settings)} "
         f"in batches of {settings['batch_size']}, on {settings['data']}: "
         f"{settings['train_images'] - held_out:,} training images and {judged}. "
-        "Errors are those of the central crop after the last update.",
-        "The interval of an error is Student's t of its log odds over the seeds. A change compares trainings of the "
-        "same seed (weights, order, crops); its interval is Student's t of these paired differences, cut off where the "
-        "error would leave 0 to 100 %. Both cover the seeds, not the choice of validation images, and one interval in "
-        "twenty misses the truth. Fewer than three seeds give none. Inside the interval: it holds zero, and this data "
-        "shows no difference.",
-        "The columns of the paper and of its 2012 program are changes of top-1 / top-5 error on ILSVRC.",
+        "Errors are for the central crop after the last step.",
+        "The interval of an error is Student's t of its log odds over the seeds. A change compares runs with the same "
+        "seed (weights, order, crops); its interval is Student's t of these paired differences, clipped where the "
+        "error would leave 0 to 100 %. Both intervals cover the choice of seed but not the choice of validation "
+        "images, and one interval in twenty misses the true value. With fewer than three seeds there is no interval. "
+        "No clear difference: the interval contains zero.",
+        "The columns of the paper and of its 2012 program are changes in top-1 / top-5 error on ILSVRC.",
         *(
             f"{device}, torch {torch}, commit {commit or 'unknown'}, {date}: `{path.name}`"
             for device, torch, commit, date in machines

@@ -24,14 +24,14 @@ AnyImage = str | os.PathLike[str] | Image.Image | Any
 
 
 class Classifier:
-    """A trained network with what its images and its answers mean.
+    """A trained network with its preprocessing and its class names.
 
     Attributes:
         model: the :class:`net.model.alexnet.AlexNet`, in evaluation mode on :attr:`device`; its input is what
             :meth:`preprocess` returns.
-        classes: the names of the classes; their numbers where the file names none.
-        mean: the mean image of its training, float32 ``[stored, stored, 3]``, which is subtracted.
-        precision: that :meth:`predict` computes in: what it was trained in, where the device has it.
+        classes: the class names; their indices if the file has no names.
+        mean: the training's mean image, float32 ``[stored, stored, 3]``, which is subtracted.
+        precision: that :meth:`predict` computes in: the training's, if the device supports it.
 
     Args:
         path, device: see :func:`net.load`.
@@ -51,17 +51,17 @@ class Classifier:
     def preprocess(self, images: Sequence[AnyImage]) -> Tensor:
         """The network's input.
 
-        Each image's shorter side is scaled to the size of the images it was trained on, the central square and of that
-        the centre of the network's size is cut out, and the mean image is subtracted (section 2).
+        Each image's shorter side is scaled to the size of the training images. Then the central square is cropped, from
+        it the centre at the network's input size, and the mean image is subtracted (section 2).
 
         Args:
-            images: files, opened Pillow images, or arrays or tensors uint8 ``[H, W, 3]`` in RGB, mixed as you like.
+            images: files, opened Pillow images, or uint8 ``[H, W, 3]`` RGB arrays or tensors, in any mix.
 
         Returns:
             float32 ``[N, 3, image_size, image_size]`` on :attr:`device`.
 
         Raises:
-            DataError: a file that cannot be read as an image. TypeError, ValueError: something else than an image.
+            DataError: a file cannot be read as an image. TypeError, ValueError: an item is not an image.
         """
         if isinstance(images, (str, os.PathLike, Image.Image)):
             raise TypeError("images must be a sequence; for one image give a list of one")
@@ -78,16 +78,15 @@ class Classifier:
         """The most probable classes of each image, with their probabilities, the most probable first.
 
         Args:
-            images: as in :meth:`preprocess`.
-            top: how many; all where there are fewer.
-            batch_size: images that are computed together.
+            images: as in :meth:`preprocess`, or none.
+            top: number of classes; all if there are fewer.
+            batch_size: images per batch.
 
         Returns:
-            A list for each image; of no images none.
+            One list per image; an empty list for no images.
 
         Raises:
-            DataError, TypeError, ValueError: as in :meth:`preprocess`, but no images are allowed; ``top`` or
-                ``batch_size`` under 1.
+            DataError, TypeError, ValueError: as in :meth:`preprocess`; ``top`` or ``batch_size`` is under 1.
         """
         for name, value in (("top", top), ("batch_size", batch_size)):
             if value < 1:

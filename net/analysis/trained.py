@@ -1,4 +1,4 @@
-"""A trained network as its run left it, for the commands that use one."""
+"""A trained network as saved by its run, for the commands that use one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,20 +19,20 @@ from ..model.alexnet import AlexNet
 from ..model.config import AlexNetConfig
 from ..model.forms import untuned, use
 
-#: What can be said to somebody whose file holds no mean image.
+#: The advice for a file without a mean image.
 MEAN_RGB_HINT = "--mean-rgb R G B gives a colour; Caffe's ImageNet models were trained with 123 117 104"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A network ready to be asked.
+    """A network ready for inference.
 
-    ``model`` is in evaluation mode. ``classes`` is None where the file does not name them, ``data_path`` where it was
-    trained on the embedded digits or does not say on what, and ``mean``, the mean image of its training images, float32
-    ``[size, size, 3]``, where the file holds weights alone. ``mean_rgb`` is then the colour that is subtracted instead,
-    in gray levels 0..255, where it is known.
-    ``precision`` is what it was trained in, None where the file does not say. ``recipe`` holds those flags of its run
-    that decide what it learned, as weights to share keep them; it is empty where the file has none.
+    ``model`` is in evaluation mode. ``classes`` is None if the file does not name them. ``data_path`` is None if the
+    network was trained on the embedded digits or the file does not say on what. ``mean`` is the training images' mean,
+    float32 ``[size, size, 3]``; it is None if the file holds only weights, and then ``mean_rgb`` is the colour to
+    subtract instead, in gray levels 0..255, if known. ``precision`` is that of the training, None if the file does not
+    say. ``recipe`` holds the run's flags that decide what the network learned, as stored in weights to share; it is
+    empty if the file has none.
     """
 
     path: Path
@@ -46,7 +46,7 @@ class Trained:
 
     @property
     def name(self) -> str:
-        """What it is called in answers: the name that it ships by, or its path."""
+        """Its name in output: that of pretrained weights, or the path."""
         return self.path.stem if pretrained.is_shipped(self.path) else str(self.path)
 
     @property
@@ -55,7 +55,7 @@ class Trained:
         return self.model.config
 
     def mean_image(self) -> Tensor | None:
-        """What is subtracted of stored images: ``mean``, or ``mean_rgb`` for images packed as for a run; None where
+        """What is subtracted from stored images: ``mean``, or ``mean_rgb`` for images packed as for a run; None if
         neither is known."""
         if self.mean is None and self.mean_rgb is not None:
             return self.colour_image(packed_size(self.network.image_size))
@@ -71,13 +71,13 @@ def open_trained(argument: str, device: torch.device, mean_rgb: tuple[float, ...
     """The network in a run folder (its newest intact checkpoint), a checkpoint, or a weights file.
 
     Args:
-        argument: its path, or the name of weights that ship with the package; see :func:`net.pretrained.find`.
-        device: where it goes.
-        mean_rgb: the colour to subtract, of a file that holds no mean image.
+        argument: its path, or the name of pretrained weights; see :func:`net.pretrained.find`.
+        device: of the network.
+        mean_rgb: the colour to subtract, for a file without a mean image.
 
     Raises:
-        DataError: there is none that can be used. UsageError: an ONNX file, and onnx is not installed; or a path that
-            is also the name of weights that ship.
+        DataError: there is no usable network. UsageError: an ONNX file, and onnx is not installed; or a path that is
+            also the name of pretrained weights.
     """
     path, state = weights.read_state(pretrained.find(argument), TRAINED)
     tensors, metadata, mean = state["model"], state["metadata"], state.get("mean_image")
@@ -95,7 +95,7 @@ def open_trained(argument: str, device: torch.device, mean_rgb: tuple[float, ...
         recipe = typed("recipe", metadata.get("recipe", {}), dict[str, Any])
     except (UsageError, KeyError, TypeError) as error:
         raise DataError(f"{path}: its network metadata is invalid: {reason(error)}") from None
-    # Without memory: what the file says of its network may be larger than what it holds.
+    # On the meta device: the network that the file describes may be larger than its content.
     with torch.device("meta"):
         model = AlexNet(network)
     try:
@@ -119,10 +119,10 @@ def open_trained(argument: str, device: torch.device, mean_rgb: tuple[float, ...
 
 
 def check_mean_rgb(mean_rgb: tuple[float, ...] | None, networks: Sequence[Trained]) -> None:
-    """Refuse a colour that would not be used.
+    """Reject a colour that would not be used.
 
     Raises:
-        UsageError: each of the networks has a mean image of its own.
+        UsageError: every network has its own mean image.
     """
     if mean_rgb is not None and all(item.mean is not None for item in networks):
         raise UsageError(f"--mean-rgb: {networks[0].path} holds the mean image of its training, which is subtracted")

@@ -164,7 +164,7 @@ def _defaults(config: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
 def given(config: type[Any], program: str, description: str, arguments: Sequence[str] | None) -> dict[str, Any]:
     """Parse the command line (``sys.argv`` if ``arguments`` is None) and check the types.
 
-    With ``--help`` it prints the flags, with the defaults that hold beside the other flags given, and exits.
+    With ``--help`` it prints the flags, with the defaults that apply given the other flags, and exits.
 
     Raises:
         UsageError: an invalid value, such as an empty path, which would mean the current folder.
@@ -213,7 +213,7 @@ def subcommand(
 
 
 def spin_briefly() -> None:
-    """Have OpenMP threads sleep soon at a barrier; call it before torch is imported.
+    """Make OpenMP threads sleep soon at a barrier; call it before torch is imported.
 
     GNU OpenMP threads spin for about a millisecond first. When another program uses one of the cores, threads spin
     while the one they wait for has no core to run on, and training of a small network slows down by far more than the

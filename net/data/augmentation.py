@@ -1,7 +1,7 @@
 """From stored pixels to the network's input (sections 2 and 4.1): crops, reflections, colour noise, mean subtraction.
 
-How an image is varied is drawn on the host from (seed, epoch, image number) alone, so that any number of processes, on
-any device, sees the same images. The pixels are then computed on the device, a batch at a time.
+An image's variation is drawn on the host from (seed, epoch, image number) alone, so that any number of processes on any
+device sees the same images. The pixels are then computed on the device, one batch at a time.
 """
 
 import importlib.util
@@ -26,7 +26,7 @@ else:
 
 @dataclass(frozen=True)
 class Variations:
-    """How each image of a batch is varied: crop position in pixels, reflection, and the three colour factors."""
+    """The variation of each image in a batch: crop position in pixels, reflection, and the three colour factors."""
 
     top: NDArray[np.int64]
     left: NDArray[np.int64]
@@ -40,8 +40,8 @@ class VariationTable:
     Args:
         count: images in the data set.
         margin: pixels by which a stored image is larger than the network's input.
-        recipe: which variations there are.
-        seed: of the draws.
+        recipe: selects the variations.
+        seed: of the random draws.
     """
 
     def __init__(self, count: int, margin: int, recipe: RecipeConfig, seed: int) -> None:
@@ -73,7 +73,7 @@ def _windows(images: Tensor, size: int) -> Tensor:
 
 
 class TrainingInput:
-    """The paper's training images from stored ones.
+    """Computes the paper's training images from stored ones.
 
     Args:
         mean: mean image, float32 ``[H, W, 3]``.
@@ -96,23 +96,23 @@ class TrainingInput:
         upright = torch.from_numpy(mean)
         #: The mean image and its reflection.
         self.means = torch.stack([upright, upright.flip(1)]).to(device)
-        # As printed, for pixels in [0, 1]: an eigenvalue / 255^2 there is an eigenvalue / 255 in gray levels.
+        # As printed, for pixels in [0, 1]: eigenvalue / 255^2 in those units is eigenvalue / 255 in gray levels.
         scale = np.sqrt(colour.values) if recipe.colour_scale == "stddev" else colour.values / 255
         self.noise = recipe.colour_noise > 0
         self.basis = (colour.vectors * scale).astype(np.float32)
         self.divisor = 1 + recipe.colour_noise if recipe.colour_rescale else 1.0
-        #: Whether the Triton kernel does it, in one pass.
+        #: Whether the Triton kernel does all this in one pass.
         self.kernel = device.type == "cuda" and one_pass is not None
-        #: Of the result; float32 without the kernel.
+        #: Dtype of the result; float32 without the kernel.
         self.dtype = torch.float32
-        #: Pixels, or blocks of pixels as the network reads them; pixels without the kernel.
+        #: Pixels, or blocks of pixels if the network reads blocks; pixels without the kernel.
         self.layout = BlockLayout(1, size, 0)
 
     def _in_one_pass(self, images: Tensor, variations: Variations, out: Tensor | None) -> Tensor:
         drawn = np.empty((len(images), 6), np.float32)
         drawn[:, 0], drawn[:, 1], drawn[:, 2] = variations.top, variations.left, variations.reflect
         drawn[:, 3:] = variations.colour @ self.basis.T
-        # One transfer, from pinned memory, so that the program waits for nothing.
+        # One transfer, from pinned memory, so that the host does not wait.
         sent = torch.from_numpy(drawn)
         if self.device.type == "cuda":
             sent = sent.pin_memory().to(self.device, non_blocking=True)
@@ -124,12 +124,12 @@ class TrainingInput:
         )  # fmt: skip
 
     def __call__(self, images: Tensor, variations: Variations, out: Tensor | None = None) -> Tensor:
-        """Crop, reflect, subtract the mean at the crop's place, add the colour noise.
+        """Crop, reflect, subtract the mean at the crop's position, add the colour noise.
 
         Args:
             images: uint8 ``[N, H, W, 3]`` on the device.
             variations: of these images.
-            out: where the result goes, on a GPU; a new tensor otherwise.
+            out: the tensor for the result, on a GPU; a new tensor by default.
 
         Returns:
             ``[N, 3, size, size]`` in :attr:`dtype` and channels_last memory format; or blocks of pixels as channels,
@@ -143,7 +143,7 @@ class TrainingInput:
         number = torch.arange(count, device=self.device)
         pixels = _windows(images, size)[number, top, left].view(count, size, size, 3)
         pixels = torch.where(reflect[:, None, None, None], pixels.flip(2), pixels)
-        # The same place of the reflected mean image is as far from the right border.
+        # In the reflected mean image, the same position is as far from the right border.
         place = torch.where(reflect, self.margin - left, left)
         result = _windows(self.means, size)[reflect.long(), top, place].view(count, size, size, 3)
         torch.sub(pixels, result, out=result)
@@ -161,7 +161,7 @@ Crops = Callable[[Tensor, Tensor, int], Tensor]
 
 
 def centre_crop(images: Tensor, mean: Tensor, size: int) -> Tensor:
-    """The central crop less the mean image there: float32 ``[N, 1, 3, size, size]``.
+    """The central crop minus the mean image there: float32 ``[N, 1, 3, size, size]``.
 
     Args:
         images: uint8 ``[N, H, W, 3]``.
@@ -182,7 +182,7 @@ def ten_crops(images: Tensor, mean: Tensor, size: int) -> Tensor:
         size: rows and columns of the network's input.
 
     Returns:
-        float32 ``[N, 10, 3, size, size]``, each crop less the mean image at its place.
+        float32 ``[N, 10, 3, size, size]``, each crop minus the mean image at its position.
     """
     bottom, right = images.shape[1] - size, images.shape[2] - size
     crops = []

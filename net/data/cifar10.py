@@ -1,4 +1,4 @@
-"""CIFAR-10 from its published archives or from the folders they unpack to, in the python or the binary version."""
+"""CIFAR-10 from its published archives or from the unpacked folders, in the Python or the binary version."""
 
 import os
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def _split(read: Callable[[str], bytes], names: tuple[str, ...], path: Path) -> 
 
 
 def _holds_batches(path: Path) -> bool:
-    """Whether a ``.tar`` that is called CIFAR-10 holds batches, and not an image folder that somebody made of them."""
+    """Whether a ``.tar`` named CIFAR-10 holds batches, not an image folder made from them."""
     try:
         files, _ = members(path)
     except DataError:
@@ -31,7 +31,7 @@ def _holds_batches(path: Path) -> bool:
 
 
 def find(path: Path) -> Path | None:
-    """The archive, or the folder with the batches, that ``path`` is or holds; None if it is no CIFAR-10."""
+    """The archive, or the folder with the batches, that ``path`` is or contains; None if it is not CIFAR-10."""
     if path.is_file():
         if not path.name.startswith("cifar-10") or not path.name.endswith((".tar.gz", ".tgz", ".tar")):
             return None
@@ -52,7 +52,7 @@ def load(path: Path) -> ImageData:
         path: what :func:`find` returned.
 
     Raises:
-        DataError: a batch is missing or is not what the published files hold.
+        DataError: a batch is missing or differs in form from the published files.
     """
     packed = path.is_file()
     names = [*_TRAIN, _TEST]

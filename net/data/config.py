@@ -1,4 +1,4 @@
-"""The data sets that come with the package, by name, and what ``python -m net.data.shapes`` is asked to do."""
+"""The names of the built-in data sets, and the flags of ``python -m net.data.shapes``."""
 
 from dataclasses import dataclass
 
@@ -6,8 +6,8 @@ from ..common.fields import MOST_ROWS, MOST_WORKERS, at_least, at_most, flag, fl
 
 #: The ``--data-path`` of random images, optionally with a count: ``synthetic:2048``.
 SYNTHETIC = "synthetic"
-#: The classes of the synthetic shapes (net.data.shapes), in the order of their folders: three words each, and each word
-#: is needed to tell them apart.
+#: The classes of the synthetic shapes (net.data.shapes), in the order of their folders. Each has three words, and each
+#: word is needed to distinguish them.
 SHAPES = tuple(
     f"{colour}_{texture}_{shape}"
     for colour in ("blue", "green", "red")
@@ -15,13 +15,13 @@ SHAPES = tuple(
     for shape in ("disc", "triangle")
 )
 
-#: With this quality JPEG images of ImageNet take a tenth of what their pixels take, as measured on one of each class.
+#: At this quality, JPEG images of ImageNet take a tenth of the space of their pixels, measured on one image per class.
 JPEG_QUALITY = 80
 
 
 @dataclass(frozen=True)
 class ShapesConfig:
-    """What ``python -m net.data.shapes`` is asked to do."""
+    """The flags of ``python -m net.data.shapes``."""
 
     folder: str = flag("", "folder to render into; new or empty", positional=True)
     train: int = flag(400, "training images of each class")

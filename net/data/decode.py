@@ -1,4 +1,4 @@
-"""One image file to one square of RGB pixels, as section 2 of the paper prepares it."""
+"""From an image file to a square of RGB pixels, prepared as in section 2 of the paper."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from PIL import Image
 
 from ..doors.image import UnreadableImageError, opened_image, turned
 
-#: The formats in which what Pillow reads as 32-bit integers has 16 bits.
+#: Formats whose 16-bit pixels Pillow reads as 32-bit integers.
 _SIXTEEN_BITS = ("PNG", "PPM", "JPEG2000")
 _BITS_PER_SAMPLE = 258
 
 
 def _rgb(image: Image.Image, bits: int) -> Image.Image:
-    """RGB in 8 bits from any mode; transparent pixels show a white background."""
+    """Convert any mode to 8-bit RGB; transparent pixels become white."""
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):
@@ -35,7 +35,7 @@ def _rgb(image: Image.Image, bits: int) -> Image.Image:
 
 
 def _bits(image: Image.Image) -> int:
-    """Bits of a gray level of what Pillow reads as 16-bit pixels; scanners write 12 into a TIFF."""
+    """Bits per gray level of pixels that Pillow reads as 16-bit; scanners write 12-bit TIFFs."""
     tags = getattr(image, "tag_v2", {})
     return 12 if tags.get(_BITS_PER_SAMPLE) == (12,) else 16
 
@@ -53,23 +53,23 @@ def square(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 def upright(image: Image.Image) -> NDArray[np.uint8]:
-    """An opened image's pixels, uint8 ``[H, W, 3]`` in RGB, its orientation tag obeyed.
+    """An opened image's pixels, uint8 ``[H, W, 3]`` in RGB, rotated according to its orientation tag.
 
     Raises:
-        UnreadableImageError: pixels without an agreed range.
+        UnreadableImageError: the range of the pixels is undefined.
     """
     return np.array(_rgb(turned(image), _bits(image)))
 
 
 def read_pixels(source: Path | str | bytes, size: int) -> NDArray[np.uint8]:
-    """The pixels of an image, uint8 ``[H, W, 3]`` in RGB, its orientation tag obeyed.
+    """The pixels of an image, uint8 ``[H, W, 3]`` in RGB, rotated according to its orientation tag.
 
     Args:
-        source: the file, or what is in it.
-        size: a JPEG image is decoded at a fraction of its size if it stays this large.
+        source: the file, or its content.
+        size: a JPEG image may be decoded at a fraction of its size, but no smaller than this.
 
     Raises:
-        UnreadableImageError: the file is damaged, empty or no image.
+        UnreadableImageError: the file is damaged, empty or not an image.
     """
     with opened_image(source, size) as image:
         return np.array(_rgb(image, _bits(image)))
@@ -78,9 +78,9 @@ def read_pixels(source: Path | str | bytes, size: int) -> NDArray[np.uint8]:
 def decode(source: Path | str | bytes, size: int) -> NDArray[np.uint8]:
     """Scale the shorter side to ``size`` and cut out the central ``size`` x ``size``: uint8 ``[size, size, 3]``.
 
-    Orientation tags are obeyed. The scaling is antialiased and bicubic; PyTorch's runs in a third of Pillow's time.
+    Orientation tags are applied. The scaling is antialiased and bicubic; PyTorch's takes a third of Pillow's time.
 
     Raises:
-        UnreadableImageError: the file is damaged, empty or no image.
+        UnreadableImageError: the file is damaged, empty or not an image.
     """
     return square(read_pixels(source, size), size)

@@ -18,7 +18,7 @@ def _resized(gray: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uin
 
 
 def load() -> ImageData:
-    """The digits enlarged to 32x32 RGB: 1,442 for training and 355 for validation, each class in the same share."""
+    """The digits enlarged to 32x32 RGB: 1,442 for training and 355 for validation, stratified by class."""
     with np.load(Path(__file__).with_name("digits.npz")) as archive:
         small, labels = archive["images"], archive["labels"].astype(np.int64)
     gray = np.minimum(small.astype(np.uint16) * 16, 255).astype(np.uint8)

@@ -16,8 +16,8 @@ from ..doors.store import SPLITS
 class Listing:
     """The files of an image folder, relative to ``root``, with their labels, in the order they are packed.
 
-    ``members`` says of each file where it lies in the archive ``root``, and is None for a folder. ``notes`` are lines
-    for the user: what was chosen, and what is missing although training can do without.
+    ``members`` gives each file's location in the archive ``root``; it is None for a folder. ``notes`` are lines for the
+    user: what was chosen, and what is missing but not required for training.
     """
 
     root: Path
@@ -29,9 +29,9 @@ class Listing:
 
     @property
     def digest(self) -> str:
-        """A checksum of every file's name and label; of a file in an archive also of its size and, in a zip, its CRC.
+        """A checksum of every file's name and label; for files in an archive also of the size and, in a zip, the CRC.
 
-        An archive and the folder it was made of have different ones.
+        An archive and the folder it was made from have different checksums.
         """
         result = hashlib.sha256("\0".join(self.classes).encode())
         for split in SPLITS:
@@ -44,25 +44,25 @@ class Listing:
 
 
 _TRAIN = "train"
-#: What the folder of the validation images may be called; "test" where there is no other.
+#: Allowed names of the validation folder; "test" only if there is no other.
 _VALIDATION = ("val", "validation", "valid")
 _TEST = "test"
-#: What lies beside images in a flat folder and is none.
+#: Files in a flat image folder that are not images.
 _NO_IMAGES = {".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".html", ".db", ".ini", ".zip", ".tar", ".gz"}
-#: What Finder puts into an archive beside the files.
+#: What Finder adds to archives.
 _MACOS = "__MACOSX"
-#: Classes named in a note; of the others their number is said.
+#: Number of classes named in a note; the others are only counted.
 _NAMED = 5
 
 
 class _Folder:
-    """An image folder on the disk."""
+    """An image folder on disk."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def has(self, name: str) -> bool:
-        """Whether it has the folder ``name``."""
+        """Whether it contains the folder ``name``."""
         return (self.root / name).is_dir()
 
     def classes(self, name: str) -> dict[str, list[str]]:
@@ -74,7 +74,7 @@ class _Folder:
         }
 
     def files(self, name: str, without: Path) -> list[str]:
-        """The files in the folder ``name`` and below, relative to the root; the file ``without`` is left out."""
+        """The files in the folder ``name`` and below, relative to the root, except the file ``without``."""
         found = _files_below(self.root / name, self.root)
         if without.exists():
             left_out = _identity(without.stat())
@@ -83,10 +83,10 @@ class _Folder:
 
 
 class _Archive:
-    """An archive of an image folder, at its top or in other folders.
+    """An archive of an image folder, which may be at the top level or nested.
 
     Raises:
-        DataError: it holds several image folders, or none.
+        DataError: it contains several image folders, or none.
     """
 
     def __init__(self, root: Path) -> None:
@@ -134,12 +134,12 @@ class _Archive:
         return found
 
     def files(self, name: str, without: Path) -> list[str]:
-        """As for a folder; the file ``without`` is none of the archive's."""
+        """As for a folder; the file ``without`` is never in the archive."""
         return ["/".join(parts) for parts in self._members if parts[0] == name]
 
 
 def _validation(tree: _Folder | _Archive) -> tuple[str | None, list[str]]:
-    """The folder of the validation images, None where there is none, and what is to be said of it.
+    """The folder of the validation images (None if there is none), and notes about it.
 
     Raises:
         DataError: there are several.
@@ -169,8 +169,8 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
 def _files_below(folder: Path, root: Path) -> list[str]:
     """Every visible file in ``folder`` and the folders in it, relative to ``root``, sorted.
 
-    A folder that links lead to a second time is passed over: links may go round in a circle, or two ways to each of
-    many folders.
+    A folder reached a second time through links is skipped: links may be circular, or lead to each of many folders in
+    two ways.
     """
     found: list[str] = []
     beginning, cut = os.path.relpath(folder, root), len(str(folder))
@@ -193,7 +193,7 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 
 def _identity_of(path: Path) -> tuple[int, int] | None:
-    """None for a link to nowhere, which is said of the image when it is read."""
+    """None for a broken link, which is reported when the image is read."""
     try:
         return _identity(path.stat())
     except OSError:
@@ -233,16 +233,16 @@ def _labelled(
 def scan(root: Path, label_file: Path | None = None) -> Listing:
     """List ``train/CLASS/*`` and ``val/CLASS/*``, or ``val/*`` with a label file. Hidden files are left out.
 
-    The folder ``val`` may be called ``validation`` or ``valid``, or ``test`` where there is none of these.
+    The folder ``val`` may be named ``validation`` or ``valid``, or ``test`` if none of these exists.
 
     Args:
-        root: the image folder, or a ``.tar`` or ``.zip`` archive that holds one, at its top or in other folders.
-        label_file: labels of a flat validation folder, see :func:`net.doors.labels.read`. Classes are named as the
+        root: the image folder, or a ``.tar`` or ``.zip`` archive that contains one, at the top level or nested.
+        label_file: labels of a flat validation folder, see :func:`net.doors.labels.read`. Classes are named like the
             folders in ``train``.
 
     Raises:
-        DataError: a folder that is missing or empty, a class that only val has, a label file that does not fit, or an
-            archive that cannot be used.
+        DataError: a folder is missing or empty, a class exists only in val, the label file does not match, or the
+            archive cannot be used.
     """
     tree: _Folder | _Archive
     if root.is_dir():

@@ -1,4 +1,4 @@
-"""What every data source gives: labelled images of one size, and the statistics of the training pixels."""
+"""What every data source provides: labelled images of one size, and the statistics of the training pixels."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,21 +46,21 @@ class ColourComponents:
 
 
 def hold_out(labels: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Part the images of a split in two, each class in the same share as far as whole images go.
+    """Split the images of a split in two, stratified by class as far as whole images allow.
 
     Args:
         labels: of the split, int64 ``[images]``.
         count: images in the second part.
 
     Returns:
-        Their numbers, int64, increasing: those that stay, and the ``count`` that are held out.
+        Image numbers, int64, increasing: those that stay, and the ``count`` that are held out.
     """
     if not count:
         return np.arange(len(labels)), np.empty(0, np.int64)
     shuffled = seeds.held_out().permutation(len(labels))
     own = labels[shuffled]
     by_class, sizes = np.argsort(own, kind="stable"), np.bincount(own)
-    # An image's place among those of its class, from 0 to 1: a limit takes the same share of every class.
+    # An image's position among those of its class, from 0 to 1: a threshold takes the same share of every class.
     rank = np.arange(len(own)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     places = np.empty(len(own))
     places[by_class] = (rank + 0.5) / np.repeat(sizes, sizes)
@@ -69,7 +69,7 @@ def hold_out(labels: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], 
 
 
 def short_name(path: str | None, classes: tuple[str, ...]) -> str:
-    """What a data set is called in figures: the last part of its path; rendered images are called synthetic."""
+    """A data set's name in figures: the last part of its path; rendered images are called synthetic."""
     if path is None:
         return "embedded digits"
     if classes == SHAPES:
@@ -82,8 +82,8 @@ class ImageData:
     """A data set.
 
     ``path`` is the ``--data-path`` that opens it again, None for the embedded digits. ``mean`` is the training images'
-    mean, float32 ``[size, size, 3]`` in gray levels 0..255. ``decoder`` is what decodes images as they are read, with
-    its version and the quality they were encoded with, None where they are pixels.
+    mean, float32 ``[size, size, 3]`` in gray levels 0..255. ``decoder`` names what decodes images when they are read,
+    with its version and the quality they were encoded with; None if they are stored as pixels.
     """
 
     path: str | None
@@ -96,7 +96,7 @@ class ImageData:
 
     @property
     def name(self) -> str:
-        """What it is called in messages; rendered images are called synthetic."""
+        """Its name in messages; rendered images are called synthetic."""
         if self.path is None:
             return "the embedded digits"
         path = printable(self.path)
@@ -104,12 +104,12 @@ class ImageData:
 
     @property
     def short_name(self) -> str:
-        """What it is called in figures; see :func:`short_name`."""
+        """Its name in figures; see :func:`short_name`."""
         return short_name(self.path, self.classes)
 
     @property
     def synthetic(self) -> bool:
-        """Whether the images were made up by this program."""
+        """Whether this program generated the images."""
         return self.path is not None and (self.path.partition(":")[0] == SYNTHETIC or self.classes == SHAPES)
 
     @property
@@ -118,7 +118,7 @@ class ImageData:
         return int(self.mean.shape[0])
 
 
-#: Bytes of images that are summed at a time: as many as the caches hold in float32.
+#: Bytes of images summed at a time: as many as fit into the caches in float32.
 _SUMMED_BYTES = 2**18
 
 
@@ -128,14 +128,14 @@ class PixelStatistics:
     def __init__(self, size: int) -> None:
         self.count = 0
         self.total = np.zeros((size, size, 3), np.int64)
-        #: Sum over all pixels of the outer product of their colour with itself.
+        #: Sum over all pixels of the outer product of the colour with itself.
         self.gram = np.zeros((3, 3), np.int64)
 
     def add(self, images: NDArray[np.uint8]) -> None:
-        """Take in uint8 ``[count, size, size, 3]``."""
+        """Add images, uint8 ``[count, size, size, 3]``."""
         for part in torch.from_numpy(images).split(max(1, _SUMMED_BYTES // self.total.size)):
-            # One product for each row of pixels: a sum of up to 258 products of bytes is exact in float32. Planes of
-            # one colour are multiplied twice as fast as pixels.
+            # One product per row of pixels, since a sum of up to 258 products of bytes is exact in float32. Planes of
+            # one colour multiply twice as fast as pixels.
             rows = part.permute(3, 0, 1, 2).contiguous().float().flatten(1, 2).transpose(0, 1)
             gram = torch.bmm(rows, rows.transpose(1, 2)).sum(0, dtype=torch.float64)
             self.gram += gram.numpy().astype(np.int64)
@@ -143,7 +143,7 @@ class PixelStatistics:
         self.total += images.sum(0, dtype=np.uint32)
 
     def merge(self, other: "PixelStatistics") -> None:
-        """Take in what ``other`` has summed."""
+        """Add the sums of ``other``."""
         self.count += other.count
         self.total += other.total
         self.gram += other.gram

@@ -1,4 +1,4 @@
-"""Images that stay JPEG in memory or in a store, and are decoded as they are asked for."""
+"""Images that stay JPEG in memory or in a store, and are decoded on access."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from ..doors.store import PackedFiles
 
 
 class JpegImages:
-    """Stands for a uint8 array ``[count, size, size, 3]``; what is read of it is decoded, by whichever thread reads.
+    """Acts like a uint8 array ``[count, size, size, 3]``, decoding images on access in the reading thread.
 
     Args:
         files: the JPEG files.
@@ -36,7 +36,7 @@ class JpegImages:
     def take(
         self, samples: Sequence[int] | NDArray[np.int64], axis: int, out: NDArray[np.uint8], mode: str
     ) -> NDArray[np.uint8]:
-        """Decode the images ``samples`` into ``out``; as ``numpy.ndarray.take`` with these arguments.
+        """Decode the images ``samples`` into ``out``, like ``numpy.ndarray.take`` with these arguments.
 
         Raises:
             DataError: an image is damaged.

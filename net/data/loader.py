@@ -1,4 +1,4 @@
-"""Batches of images from memory, a mapped file or JPEG, read ahead by threads into buffers that are used again."""
+"""Batches of images from memory, a mapped file or JPEG, prefetched by threads into reusable buffers."""
 
 import itertools
 import queue
@@ -20,9 +20,9 @@ from ..doors.files import free_host_memory
 from .images import Split
 from .jpeg import JpegImages
 
-#: Batches read ahead, the one in use included.
+#: Batches prefetched, including the one in use.
 BUFFERS = 4
-#: Batches sent to a GPU ahead, the next one included.
+#: Batches sent to a GPU in advance, including the next one.
 TRAVELLING = 2
 #: Images copied at a time when all of them are read into memory.
 _COPIED = 1024
@@ -32,7 +32,7 @@ Cache = Literal["device", "host", "none"]
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch on the device, valid until the next one is asked for.
+    """A batch on the device, valid until the next one is requested.
 
     ``images`` is uint8 ``[count, size, size, 3]``, ``labels`` int64 ``[count]``; ``samples`` are the images' numbers
     in their split, on the host; ``epoch`` counts from 0.
@@ -45,7 +45,7 @@ class Batch:
 
 
 class _Buffer:
-    """Room for a batch on the host, and the event after which it may be overwritten."""
+    """A host buffer for a batch, and the event after which it may be overwritten."""
 
     def __init__(self, batch_size: int, image_shape: tuple[int, ...], device: torch.device) -> None:
         pinned = device.type == "cuda"
@@ -57,25 +57,25 @@ class _Buffer:
 
 
 class Loader:
-    """Batches of a split, in a new order every epoch or once through in order.
+    """Batches of a split, in a new order every epoch or in one pass in order.
 
-    The order is one permutation for each (seed, epoch), the same for any number of ranks; the global batch ``b`` is its
-    entries ``b * batch_size`` to ``(b + 1) * batch_size``, and every rank reads its own slice of it.
+    The order is one permutation per (seed, epoch), the same for any number of ranks. The global batch ``b`` is its
+    entries ``b * batch_size`` to ``(b + 1) * batch_size``, and every rank reads its own slice of them.
 
     Args:
         split: the images.
-        batch_size: images in a batch of all ranks together.
-        device: where batches go.
-        shuffle: a new order every epoch, without end; what does not fill a batch is left for another epoch. Otherwise
-            one pass in order, with a smaller last batch.
+        batch_size: images in a global batch.
+        device: of the batches.
+        shuffle: a new order every epoch, endlessly, dropping each epoch's incomplete batch. Otherwise one pass in
+            order, with a smaller last batch.
         seed: of the order.
         cache: keep the images in the device's or the host's memory.
         threads: threads that read one batch together.
-        rank, replicas: this process and how many share each batch; ``replicas`` divides ``batch_size``.
-        only: int64 numbers of the images that are read; all of the split's by default.
+        rank, replicas: this process, and the number of processes that share each batch, which divides ``batch_size``.
+        only: int64 numbers of the images to read; all of the split by default.
 
     Raises:
-        ValueError: fewer images than a batch needs, or ``replicas`` that do not divide it.
+        ValueError: fewer images than a batch needs, or ``replicas`` does not divide it.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Loader:
         return len(self.samples)
 
     def _copy(self, target: Tensor) -> None:
-        """All images into memory, part by part."""
+        """Read all images into memory, part by part."""
         count, split = len(self.split), self.split
         with Progress("images read into memory", count) as progress, ThreadPoolExecutor(self.threads) as pool:
             for first in range(0, count, _COPIED):
@@ -134,7 +134,7 @@ class Loader:
         out: NDArray[np.uint8],
         pool: ThreadPoolExecutor | None,
     ) -> None:
-        """``images[samples]`` into ``out``, by as many threads as there are."""
+        """Write ``images[samples]`` to ``out``, using all threads."""
         # mode="clip" lets numpy write into `out` directly; the samples are in range.
         if pool is None:
             images.take(samples, 0, out, "clip")
@@ -145,7 +145,7 @@ class Loader:
             job.result()
 
     def state_dict(self) -> dict[str, int]:
-        """The position: batches that were handed out, not those read ahead."""
+        """The position: the batches handed out, not those prefetched."""
         return {"epoch": self.epoch, "batch": self.batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -153,7 +153,7 @@ class Loader:
         self.epoch, self.batch = state["epoch"], state["batch"]
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """The numbers of the images in the order of ``epoch``."""
+        """The image numbers in the order of ``epoch``."""
         if not self.shuffle:
             return self.samples
         return seeds.order(self.seed, epoch).permutation(self.samples)
@@ -173,7 +173,7 @@ class Loader:
             epoch, batch = epoch + 1, 0
 
     def __iter__(self) -> Generator[Batch]:
-        """Batches from the position on: without end when shuffling, else to the end of the pass.
+        """Batches from the position on: endless when shuffling, else to the end of the pass.
 
         Closing the iterator stops the threads behind it.
         """
@@ -221,7 +221,7 @@ class Loader:
                     self._read(buffer, pool)
                     full.put(buffer)
                 full.put(None)
-            except BaseException as error:  # handed to the thread that asks for batches
+            except BaseException as error:  # re-raised in the thread that requests batches
                 full.put(error)
             finally:
                 if pool is not None:
@@ -242,12 +242,12 @@ class Loader:
 def _sent(
     full: "queue.SimpleQueue[_Buffer | BaseException | None]", device: torch.device
 ) -> Iterator[tuple[_Buffer, Tensor, Tensor]]:
-    """The buffers that come, with their images and labels on the device.
+    """The incoming buffers, with their images and labels on the device.
 
-    To a GPU they travel on a stream of their own, and the next batch is on its way while one is in use.
+    Copies to a GPU run on a separate stream, and the next batch is copied while one is in use.
     """
     if device.type != "cuda":
-        # To an Apple GPU a copy is waited for: nothing says when another kind is done and the buffer may be filled.
+        # Copies to an Apple GPU are synchronous: nothing tells when an asynchronous one is done and the buffer is free.
         while (buffer := full.get()) is not None:
             if isinstance(buffer, BaseException):
                 raise buffer
@@ -260,7 +260,7 @@ def _sent(
     while not ended or travelling:
         while not ended and len(travelling) < TRAVELLING:
             try:
-                # The first is waited for; others go along where they are ready.
+                # Wait for the first; take others only if they are ready.
                 buffer = full.get(block=not travelling)
             except queue.Empty:
                 break
@@ -288,12 +288,12 @@ def _sent(
 
 
 def cache_that_fits(split: Split, wanted: Cache, device: torch.device) -> Cache:
-    """``wanted``, or ``"none"`` after saying why, when the images take more than 80 % of the memory that is free."""
+    """``wanted``, or ``"none"`` with a message if the images take more than 80 % of the free memory."""
     if wanted == "none":
         return wanted
     if device.type == "cpu":
         wanted = "host"
-    # Apple's GPUs share the host's.
+    # Apple's GPUs share the host's memory.
     cuda = device.type == "cuda" and wanted == "device"
     free = torch.cuda.mem_get_info(device)[0] if cuda else free_host_memory()
     if split.images.nbytes <= 0.8 * free:

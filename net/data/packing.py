@@ -1,4 +1,4 @@
-"""What a worker process does to pack images: decode a chunk of files, and write pixels or encode JPEG."""
+"""The work of a packing process: decode a chunk of files, then write pixels or encode JPEG."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ from .store import checksum
 
 @dataclass(frozen=True)
 class Packing:
-    """How images are packed: rows and columns, and the quality of JPEG; None is pixels."""
+    """How images are packed: rows and columns, and the JPEG quality; None for pixels."""
 
     size: int
     quality: int | None = None
@@ -36,16 +36,16 @@ class Packing:
 
     @property
     def key(self) -> str:
-        """What an interrupted run and the one that goes on must have in common."""
+        """What an interrupted run and the run that continues it must have in common."""
         return str(self.size) if self.quality is None else f"{self.size} {self.quality} {decoder()}"
 
 
 @dataclass(frozen=True)
 class Task:
-    """Consecutive images of a split, one checksum long, and where they go.
+    """Consecutive images of a split that share one checksum, and their destination.
 
-    ``members`` says where in the archive ``root`` the files lie; it is empty for a folder. Pixels are written into the
-    file ``path`` from ``offset`` on; JPEG files, whose place depends on those before them, are handed back.
+    ``members`` gives the files' locations in the archive ``root``; it is empty for a folder. Pixels are written into
+    the file ``path`` starting at ``offset``. JPEG files are returned, because their offsets depend on earlier ones.
     """
 
     split: str
@@ -60,8 +60,8 @@ class Task:
 
 @dataclass
 class Done:
-    """What a worker says of a task: the reason for each file left out (empty for the others), sums, checksum, and how
-    many images were smaller than they are packed. ``encoded`` are JPEG files, empty for what was left out."""
+    """A task's result: the reason for each skipped file (empty for the others), sums, checksum, and the number of
+    images that were enlarged. ``encoded`` are JPEG files, empty for skipped ones."""
 
     split: str
     chunk: int
@@ -73,7 +73,7 @@ class Done:
 
 
 def _decoded(task: Task) -> tuple[NDArray[np.uint8], list[str], int]:
-    """A task's images, zeros for a file left out; the reasons; and how many images were enlarged."""
+    """A task's images, with zeros for skipped files; the reasons; and the number of enlarged images."""
     size = task.packing.size
     images = np.zeros((len(task.files), size, size, 3), np.uint8)
     reasons, enlarged = [], 0
@@ -92,7 +92,7 @@ def _decoded(task: Task) -> tuple[NDArray[np.uint8], list[str], int]:
 
 
 def write_at(path: Path, offset: int, content: bytes | memoryview) -> None:
-    """Write into a file from a place on.
+    """Write to a file at an offset.
 
     Raises:
         OSError: with the file's name.
@@ -102,13 +102,13 @@ def write_at(path: Path, offset: int, content: bytes | memoryview) -> None:
             file.seek(offset)
             file.write(content)
     except OSError as error:
-        # A disk that is full does not say of what file.
+        # The error for a full disk does not name the file.
         error.filename = str(path)
         raise
 
 
 def pack(task: Task) -> Done:
-    """Decode a task's files, and write the pixels to their place or encode them."""
+    """Decode a task's files, and write the pixels to their offset or encode them."""
     images, reasons, enlarged = _decoded(task)
     encoded: list[bytes] = []
     if task.packing.quality is None:
@@ -126,6 +126,6 @@ def pack(task: Task) -> Done:
 
 
 def start_worker() -> None:
-    """What a worker process does first."""
+    """Initialize a worker process."""
     torch.set_num_threads(1)
     keep_freed_memory()

@@ -1,4 +1,4 @@
-"""Pack an image folder into a store: decode in several processes, stream to disk, go on after an interruption."""
+"""Pack an image folder into a store: decode in several processes, stream to disk, resume after an interruption."""
 
 import contextlib
 import hashlib
@@ -32,19 +32,19 @@ from .packing import Done, Packing, Task, pack, start_worker, write_at
 from .store import checksum, images_file, is_store, kind_of, largest_jpeg, open_store, small_files
 
 PROGRESS = "progress.npz"
-#: The arrays of the progress that each split has.
+#: The progress arrays of each split.
 _ARRAYS = ("done", "valid", "checksums", "lengths")
-#: Seconds between snapshots of the progress: as much work an interruption can cost.
+#: Seconds between snapshots of the progress, which is the most work that an interruption can lose.
 SNAPSHOT_EVERY = 10.0
-#: Images encoded before the others, to say how large a store of JPEG will be.
+#: Images encoded first, to estimate the size of a JPEG store.
 _SAMPLED = 64
 
 
 @dataclass
 class _State:
-    """What is done, of every split; kept in ``PROGRESS`` while the store is not finished.
+    """The finished work of every split, stored in ``PROGRESS`` until the store is complete.
 
-    ``lengths`` are those of JPEG files, and empty for pixels.
+    ``lengths`` are those of JPEG files; empty for pixels.
     """
 
     done: dict[str, NDArray[np.bool_]]
@@ -80,7 +80,7 @@ class _State:
 
     def save(self, folder: Path, key: str, kind: str) -> None:
         for split in SPLITS:
-            # What was written must be on the disk before the snapshot says that it is.
+            # Data must be on disk before the snapshot says so.
             with open(folder / images_file(split, kind), "r+b") as file:
                 os.fsync(file.fileno())
         arrays: dict[str, Any] = {
@@ -99,7 +99,7 @@ class _State:
 
     @classmethod
     def load(cls, folder: Path, key: str, listing: Listing, packing: Packing) -> "_State | None":
-        """The snapshot of an interrupted run over the same files; None when there is none."""
+        """The snapshot of an interrupted run over the same files; None if there is none."""
         fresh = cls.start(listing, packing)
         parts = {f"{name}_{split}": getattr(fresh, name)[split] for name in _ARRAYS for split in SPLITS}
         expected: dict[str, tuple[type[np.generic], tuple[int, ...] | None]] = {
@@ -137,7 +137,7 @@ def _header(path: Path, shape: tuple[int, ...]) -> int:
 
 
 def _lay_out(listing: Listing, state: _State, target: Path, packing: Packing) -> dict[str, int]:
-    """Make the files of the images as long as they are now to be; returns where in each the images begin."""
+    """Resize the image files to their required length; returns the offset of the images in each."""
     offsets = {}
     for split in SPLITS:
         path, shape = target / images_file(split, packing.kind), (packing.size, packing.size, 3)
@@ -148,7 +148,7 @@ def _lay_out(listing: Listing, state: _State, target: Path, packing: Packing) ->
             if path.stat().st_size < length:
                 os.truncate(path, length)
         else:
-            # What was written after the last snapshot is written again.
+            # Data written after the last snapshot is written again.
             path.touch()
             offsets[split] = 0
             os.truncate(path, int(state.lengths[split].sum()))
@@ -156,7 +156,7 @@ def _lay_out(listing: Listing, state: _State, target: Path, packing: Packing) ->
 
 
 def needed_bytes(listing: Listing, packing: Packing) -> int:
-    """The size of the finished store; of one with JPEG as a few images spread over the splits let expect it."""
+    """The size of the finished store; for JPEG, estimated from a few images spread over the splits."""
     count = sum(len(listing.files[split]) for split in SPLITS)
     each = packing.size**2 * 3
     if packing.quality is not None:
@@ -199,9 +199,9 @@ def _tasks(listing: Listing, state: _State, target: Path, offsets: dict[str, int
 
 
 def _without_gaps(valid: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which image takes each place of the finished store, and the places whose own was left out.
+    """Which image takes each slot of the finished store, and the slots whose own image was skipped.
 
-    The last images move into the gaps, so that few move.
+    The last images fill the gaps, so that few images move.
     """
     count = int(valid.sum())
     order, gaps = np.arange(count), np.flatnonzero(~valid[:count])
@@ -210,7 +210,7 @@ def _without_gaps(valid: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[
 
 
 def _finish(listing: Listing, state: _State, target: Path, offsets: dict[str, int], packing: Packing) -> dict[str, int]:
-    """Close the gaps that skipped files left, write the small files and at last ``meta.json``."""
+    """Close the gaps that skipped files left, write the small files and finally ``meta.json``."""
     counts, size = {}, packing.size
     for split in SPLITS:
         path = target / images_file(split, packing.kind)
@@ -219,8 +219,8 @@ def _finish(listing: Listing, state: _State, target: Path, offsets: dict[str, in
         arrays: dict[str, NDArray[Any]] = {"labels": np.array(listing.labels[split], np.int64)[order]}
         images: NDArray[np.uint8] | PackedFiles
         if packing.quality is None:
-            # The moved images stay where they were, too, until meta.json is written: doing this twice, after an
-            # interruption, gives the same.
+            # The moved images also stay in their old place until meta.json is written, so repeating this after an
+            # interruption gives the same result.
             mapped = np.memmap(path, np.uint8, "r+", offsets[split], (len(state.valid[split]), size, size, 3))
             for gap in gaps:
                 mapped[gap] = mapped[order[gap]]
@@ -243,7 +243,7 @@ def _finish(listing: Listing, state: _State, target: Path, offsets: dict[str, in
         np.save(file, state.statistics.mean())
     with atomic_write(target / "skipped.txt") as file:
         for name, reason in sorted(state.skipped):
-            # A name may hold a line end, which would forge a line; what is no UTF-8 stays the bytes it is.
+            # A newline in a name would forge a line. Bytes that are not UTF-8 stay as they are.
             line = f"{_on_one_line(name)}\t{_on_one_line(reason)}\n"
             file.write(line.encode(errors="surrogateescape"))
     colour = state.statistics.colour()
@@ -320,19 +320,19 @@ def prepare(
     val_labels: Path | None = None,
     workers: int | None = None,
 ) -> None:
-    """Pack the images of ``source`` into the store ``target``, or go on where an interrupted run stopped.
+    """Pack the images of ``source`` into the store ``target``, or continue where an interrupted run stopped.
 
     Args:
         source: an image folder or an archive of one, see :func:`net.data.folder.scan`.
-        target: folder of the store; new, empty, or left by an interrupted run.
+        target: the store's folder; new, empty, or left by an interrupted run.
         size: rows and columns of a packed image.
-        quality: 1 to 100: keep JPEG images of this quality; None keeps pixels.
-        any_kind: a finished store will do, whether it keeps JPEG or pixels.
+        quality: 1 to 100: store JPEG images of this quality; None stores pixels.
+        any_kind: accept a finished store of either kind, JPEG or pixels.
         val_labels: label file of a flat validation folder.
-        workers: processes; None is one for each core.
+        workers: processes; None for one per core.
 
     Raises:
-        DataError: a folder that cannot be used, too little disk space, or no readable image.
+        DataError: the folder cannot be used, the disk space is insufficient, or no image is readable.
     """
     if size < 1:
         raise DataError(f"--size must be at least 1; got {size}")
@@ -353,7 +353,7 @@ def prepare(
 
 
 def _pack_all(listing: Listing, target: Path, packing: Packing, needed: int, workers: int) -> None:
-    """Do the work of :func:`prepare`."""
+    """The body of :func:`prepare`."""
     total = sum(len(files) for files in listing.files.values())
     key = f"{listing.digest} {packing.key}"
     state = _State.load(target, key, listing, packing)
@@ -375,7 +375,7 @@ def _pack_all(listing: Listing, target: Path, packing: Packing, needed: int, wor
     began = time.monotonic()
     tasks = _tasks(listing, state, target, offsets, packing)
     written = {split: int(state.lengths[split].sum()) for split in SPLITS}
-    # In the order in which they were handed out, which is that of JPEG images in their file.
+    # In submission order, which is the order of JPEG images in their file.
     running: deque[tuple[Future[Done], Task]] = deque()
 
     def take_first() -> None:
@@ -388,7 +388,7 @@ def _pack_all(listing: Listing, target: Path, packing: Packing, needed: int, wor
                 written[task.split] += len(content)
             state.take(done, task.files)
         except BaseException:
-            # Nothing has a place after what is missing.
+            # Without this result, no later one has an offset.
             running.clear()
             raise
 
@@ -398,12 +398,12 @@ def _pack_all(listing: Listing, target: Path, packing: Packing, needed: int, wor
 
     with Progress("images", total, before) as progress, contextlib.ExitStack() as stack:
         pool = stack.enter_context(processes.pool(workers, pack.__module__, start_worker))
-        # Signals interrupt the main thread only: what is taken in this one is taken whole.
+        # Signals interrupt only the main thread, so a separate thread records each result without interruption.
         taker = stack.enter_context(ThreadPoolExecutor(1))
         saved = time.monotonic()
         try:
             while True:
-                # A few tasks wait for every worker, so that memory stays bounded and nobody idles.
+                # A few tasks are queued per worker, so that memory stays bounded and no worker idles.
                 while len(running) < 3 * workers and (task := next(tasks, None)) is not None:
                     running.append((pool.submit(pack, task), task))
                 if not running:

@@ -1,4 +1,4 @@
-"""Worker processes that end in order: on Ctrl-C, and when the process that hands out the work is killed."""
+"""Worker processes that exit cleanly on Ctrl-C, and when their parent process is killed."""
 
 import contextlib
 import multiprocessing
@@ -20,10 +20,10 @@ def available_cores() -> int:
 
 
 def context(*modules: str) -> "ForkServerContext | SpawnContext":
-    """Where processes come from that ignore Ctrl-C, which reaches a whole group: who hands out the work stops it.
+    """A multiprocessing context for workers that ignore Ctrl-C, which reaches the whole group; the parent stops them.
 
     Args:
-        modules: imported once for all of them. Where there is no fork, as on Windows, each imports what it needs.
+        modules: imported once for all workers. Without fork, as on Windows, each worker imports what it needs.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -37,10 +37,10 @@ def context(*modules: str) -> "ForkServerContext | SpawnContext":
 
 
 def pool(workers: int, module: str, start: Callable[[], None] | None = None) -> ProcessPoolExecutor:
-    """Processes that are handed one task after the other, from :func:`context`.
+    """A pool of processes from :func:`context` that take one task after another.
 
     Args:
-        workers: processes.
+        workers: number of processes.
         module: imported once for all of them.
         start: called in each before its first task.
     """
@@ -54,7 +54,7 @@ def _start(also: Callable[[], None] | None) -> None:
 
 
 def end_with_parent() -> None:
-    """Have this process end when the one that hands out the work is killed; it would work for nobody."""
+    """Make this process exit when its parent is killed."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -1,4 +1,4 @@
-"""Synthetic images: coloured, textured shapes on textured backgrounds, drawn from numbers alone."""
+"""Synthetic images: coloured, textured shapes on textured backgrounds, drawn from seeds alone."""
 
 import io
 from collections.abc import Iterator
@@ -18,19 +18,19 @@ from ..doors.store import SPLITS
 from . import processes
 from .config import SHAPES, ShapesConfig
 
-#: Red, green and blue's share of the luminance (ITU-R BT.601), by which a gray picture is made.
+#: The weights of red, green and blue in the luminance (ITU-R BT.601).
 LUMINANCE = np.array([0.299, 0.587, 0.114])
-#: Hue of each colour, as a fraction of the circle, and how far it may be off.
+#: Hue of each colour, as a fraction of the circle, and its maximum deviation.
 _HUES = {"red": 0.0, "green": 0.33, "blue": 0.62}
 _HUE_SPREAD = 0.035
-#: Images that a worker draws for one answer.
+#: Images that a worker draws per task.
 _CHUNK = 100
 
 Values = NDArray[np.floating[Any]]
 
 
 def _colour(hue: float, saturation: float, luminance: float) -> Values:
-    """RGB in [0, 1] of a hue at exactly this luminance, whatever the hue: made darker, or mixed with white."""
+    """RGB in [0, 1] of a hue at exactly this luminance, by darkening it or mixing it with white."""
     pure: Values = np.clip(np.abs((hue * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1, 0, 1)
     colour = saturation * pure + (1 - saturation) * (LUMINANCE @ pure)
     own = float(LUMINANCE @ colour)
@@ -40,7 +40,7 @@ def _colour(hue: float, saturation: float, luminance: float) -> Values:
 
 
 def _noise(generator: np.random.Generator, size: int) -> Values:
-    """Smooth noise of four scales in [0, 1], ``[size, size]``."""
+    """Smooth noise at four scales, in [0, 1]: ``[size, size]``."""
     total = np.zeros((size, size), np.float32)
     for cells in (3, 6, 12, 24):
         grid = Image.fromarray(generator.standard_normal((cells, cells), np.float32) / np.float32(np.sqrt(cells)))
@@ -50,7 +50,7 @@ def _noise(generator: np.random.Generator, size: int) -> Values:
 
 
 def _turned(angle: float, down: Values, across: Values) -> tuple[Values, Values]:
-    """The coordinates in a frame turned by ``angle``."""
+    """The coordinates in a frame rotated by ``angle``."""
     sine, cosine = np.float32(np.sin(angle)), np.float32(np.cos(angle))
     return cosine * down + sine * across, cosine * across - sine * down
 
@@ -58,13 +58,13 @@ def _turned(angle: float, down: Values, across: Values) -> tuple[Values, Values]
 def render(label: int, size: int, seed: tuple[int, ...]) -> NDArray[np.uint8]:
     """An image of class ``SHAPES[label]``: uint8 ``[size, size, 3]``.
 
-    A dark and a light shade of the class's hue make the texture. They, the place, the size and the angles are drawn
-    from the same distribution for every class, so that nothing but the three words of its name tells it apart.
+    The texture mixes a dark and a light shade of the class's hue. The shades, position, size and angles have the same
+    distribution for every class, so that only the three words of its name distinguish it.
 
     Args:
-        label: position in :data:`net.data.config.SHAPES`.
+        label: index into :data:`net.data.config.SHAPES`.
         size: rows and columns.
-        seed: numbers that the image is drawn from, together with ``label``.
+        seed: numbers that seed the image, together with ``label``.
     """
     colour, texture, shape = SHAPES[label].split("_")
     generator = seeds.shape(*seed, label)
@@ -118,7 +118,7 @@ def write(task: _Task) -> int:
     for number in task.numbers:
         picture = io.BytesIO()
         image = Image.fromarray(render(task.label, task.size, (*task.seed, number)))
-        # Colours at full resolution: they are what tells classes apart.
+        # Colours at full resolution, since they distinguish classes.
         image.save(picture, "JPEG", quality=92, subsampling=0)
         (task.folder / f"{number:05d}.jpg").write_bytes(picture.getvalue())
     return len(task.numbers)

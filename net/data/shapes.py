@@ -20,7 +20,7 @@ DESCRIPTION = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Render as the command line says; returns the exit status."""
+    """Run the command; returns the exit status."""
     config = cli.resolve(cli.given(ShapesConfig, "net.data.shapes", DESCRIPTION, arguments), ShapesConfig)
     folder = Path(config.folder).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     cli.end_in_order()
     began = time.monotonic()
-    # Rendered under another name, so that a folder is whole or not there.
+    # Render under another name, so that the folder is either complete or absent.
     partial = folder.with_name(f"{folder.name}.{os.getpid()}{PARTIAL}")
     partial.mkdir(parents=True)
     try:

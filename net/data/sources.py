@@ -1,4 +1,4 @@
-"""Which data a path means."""
+"""Opens the data set that a path refers to."""
 
 import os
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from .images import ImageData
 from .prepare import prepare
 from .store import is_store, open_store
 
-#: Images are packed a little larger than the network's input, for the crops: 256 for 224 (section 4.1).
+#: Images are packed slightly larger than the network's input, for the crops: 256 for 224 (section 4.1).
 PACKED_RATIO = 256 / 224
 
 
@@ -32,21 +32,21 @@ def open_data(
     workers: int | None = None,
     note: bool = True,
 ) -> ImageData:
-    """Open the data set that ``path`` names, and pack an image folder, or an archive of one, first.
+    """Open the data set at ``path``; an image folder, or an archive of one, is packed first.
 
     Args:
         path: None for the embedded digits; an image folder or an archive of one, a packed store, CIFAR-10, or
             ``synthetic[:COUNT]``.
-        image_size: rows and columns of the network's input; decides the size of images that are packed or made up.
-        classes: classes of random images.
-        store: where an image folder is packed; None is ``PATH.packed``.
+        image_size: rows and columns of the network's input; determines the size of packed or generated images.
+        classes: number of classes of random images.
+        store: where to pack an image folder; None for ``PATH.packed``.
         val_labels: label file of a flat validation folder.
-        workers: processes that pack.
+        workers: number of packing processes.
         note: whether to print a note if another decoder packed the images.
 
     Raises:
-        DataError: nothing there, or something that is none of these. UsageError: ``store`` or ``val_labels`` where
-            nothing is packed.
+        DataError: there is nothing at ``path``, or something else. UsageError: ``store`` or ``val_labels`` was given,
+            but nothing is packed.
     """
     load: Callable[[], ImageData]
     place = Path(path or "")

@@ -1,24 +1,23 @@
 """The packed store: a folder with every image of a data set at one size, ready to be read in any order.
 
 =========================  ===========================================================================================
-``meta.json``              format, image size, counts, class names, colour components, checksums, where it came from
+``meta.json``              format, image size, counts, class names, colour components, checksums, origin
 ``train_images.npy``       uint8 ``[count, size, size, 3]``, RGB; also ``val_images.npy``
 ``train_labels.npy``       int64 ``[count]``; also ``val_labels.npy``
-``train_checksums.npy``    uint64, one for each ``CHUNK`` images; also ``val_checksums.npy``
+``train_checksums.npy``    uint64, one per ``CHUNK`` images; also ``val_checksums.npy``
 ``mean_image.npy``         float32 ``[size, size, 3]``, the training images' mean in gray levels 0..255
-``skipped.txt``            files that were left out, each with the reason
+``skipped.txt``            skipped files, each with the reason
 =========================  ===========================================================================================
 
-A store of JPEG images has these in place of ``train_images.npy`` and ``val_images.npy``, and ``meta.json`` says with
-what quality they were encoded and by what library. The images' numbers, the mean and the colour components are those of
-the same images as pixels.
+A store of JPEG images has these files instead of ``train_images.npy`` and ``val_images.npy``; ``meta.json`` records the
+encoder's quality and library. Image numbers, mean and colour components are those of a pixel store of the same images.
 
 =========================  ===========================================================================================
 ``train_images.jpegs``     JPEG files one after the other, ``size`` x ``size`` in 4:4:4; also ``val_images.jpegs``
 ``train_index.npy``        int64 ``[count, 2]``: where each begins, and its length; also ``val_index.npy``
 =========================  ===========================================================================================
 
-``meta.json`` is written last: a folder without it is not finished.
+``meta.json`` is written last, so a folder without it is incomplete.
 """
 
 import hashlib
@@ -38,13 +37,13 @@ from ..doors.store import CHUNK, FORMATS, META, SPLITS, PackedFiles, mapped_imag
 from .images import ColourComponents, ImageData, Split
 from .jpeg import JpegImages
 
-#: A store up to this size is checked whole when it is opened; of a larger one a few chunks are.
+#: A store up to this size is checked completely when opened; only a few chunks of a larger one are.
 CHECKED_WHOLE = 256 * 2**20
 _SAMPLED_CHUNKS = 16
 
 
 def checksum(images: Iterable[NDArray[np.uint8] | bytes]) -> int:
-    """The first 64 bits of the SHA-256 of the bytes of images, which are contiguous."""
+    """The first 64 bits of the SHA-256 of contiguous images."""
     digest = hashlib.sha256()
     for image in images:
         digest.update(image if isinstance(image, bytes) else image.data)
@@ -57,7 +56,7 @@ def images_file(split: str, kind: str) -> str:
 
 
 def small_files(kind: str) -> tuple[str, ...]:
-    """The files whose checksums stand in ``meta.json``."""
+    """The files whose checksums are in ``meta.json``."""
     parts = ("labels", "checksums", *(("index",) if kind == "jpeg" else ()))
     return ("mean_image.npy", *(f"{split}_{part}.npy" for split in SPLITS for part in parts))
 
@@ -68,7 +67,7 @@ def kind_of(meta: dict[str, Any]) -> str:
 
 
 def largest_jpeg(size: int) -> int:
-    """More bytes than a JPEG image of noise in the highest quality has."""
+    """An upper bound in bytes: larger than a JPEG image of noise at the highest quality."""
     return 12 * size * size + 2**16
 
 
@@ -83,11 +82,11 @@ def open_store(path: Path, *, whole: bool = False, note: bool = True) -> ImageDa
     Args:
         path: the folder.
         note: whether to print it.
-        whole: compare every chunk of images with its checksum. Without it a small store is compared whole, and of a
-            large one a few chunks spread over each split.
+        whole: compare every chunk of images with its checksum. Otherwise a small store is compared completely, and a
+            large one in a few chunks spread over each split.
 
     Raises:
-        DataError: something is missing or not as ``meta.json`` says, or no JPEG can be decoded here.
+        DataError: something is missing or does not match ``meta.json``, or JPEG cannot be decoded here.
     """
     meta = read_meta(path)
     size, classes, kind = meta["image_size"], tuple(meta["classes"]), kind_of(meta)

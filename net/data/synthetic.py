@@ -1,4 +1,4 @@
-"""Random images of any size, to measure speed without a data set. Nothing can be learned from them."""
+"""Random images of any size, to measure speed without a data set; they contain nothing to learn."""
 
 import numpy as np
 
@@ -18,7 +18,7 @@ def parse(path: str) -> int | None:
     if not path.startswith(SYNTHETIC + ":"):
         return None
     count = path.removeprefix(SYNTHETIC + ":")
-    # ASCII, because there are other digits that are none to int(), and no more of them than it converts.
+    # ASCII, because int() rejects some other digits; and no more digits than int() converts.
     if not (count.isascii() and count.isdigit() and len(count) < 16) or int(count) < 1:
         raise UsageError(f"--data-path {path}: after '{SYNTHETIC}:' comes a positive number of images")
     return int(count)

@@ -1,4 +1,4 @@
-"""The published CIFAR-10, packed or unpacked: archives read to their end, so that the checksum there is compared."""
+"""The published CIFAR-10, packed or unpacked. Archives are read to the end, where the checksum is compared."""
 
 import gzip
 import io
@@ -27,18 +27,18 @@ _MEMBERS = 1000
 
 
 class _Dtype:
-    """Stands for ``numpy.dtype("u1")``, the only one that the published files have."""
+    """Stand-in for ``numpy.dtype("u1")``, the only dtype in the published files."""
 
     def __init__(self, code: str | bytes, *_: object) -> None:
         if code not in ("u1", b"u1"):
             raise ValueError(f"its data are {code!r} and not bytes")
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and the like, which bytes do not have."""
+        """Byte order and the like, which do not apply to bytes."""
 
 
 class _Array:
-    """Stands for a ``numpy.ndarray`` of bytes, which takes no memory but its content's."""
+    """Stand-in for a ``numpy.ndarray`` of bytes, which takes no memory beyond its content."""
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, columns_first, content = state
@@ -52,7 +52,7 @@ def _array(*_: object) -> _Array:
 
 
 def _from_buffer(content: object, dtype: object, shape: object, order: str) -> _Array:
-    """As pickle's protocol 5 has it, which is Python 3.14's default."""
+    """The form in pickle protocol 5, Python 3.14's default."""
     array = _Array()
     array.__setstate__((1, shape, dtype, order != "C", content))
     return array
@@ -64,7 +64,7 @@ def _encoded(text: str, encoding: str) -> bytes:
     return text.encode(encoding)
 
 
-#: What the published files, and files written like them today, ask for, and what they get instead.
+#: The globals that the published files, and files written like them today, reference, and their replacements.
 _FUNCTIONS: dict[str, Any] = {
     "numpy.core.multiarray _reconstruct": _array,
     "numpy._core.multiarray _reconstruct": _array,
@@ -78,7 +78,7 @@ _ALLOWED = re.compile("|".join(map(re.escape, _FUNCTIONS)))
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads what the published files hold, and refuses everything else."""
+    """Reads the published format, and rejects everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if f"{module} {name}" not in _FUNCTIONS:
@@ -87,7 +87,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that ends in an error before more than ``limit`` bytes were read from it."""
+    """A stream that raises an error before more than ``limit`` bytes are read."""
 
     def __init__(self, stream: BinaryIO | gzip.GzipFile, limit: int) -> None:
         self.stream, self.left = stream, limit
@@ -133,12 +133,12 @@ def read_members(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
                     if len(found[name]) != member.size:
                         raise ValueError(f"{name} is cut short")
             while stream.read(2**20):
-                # What gzip knows of its content it compares at the end, which tar's end is not.
+                # gzip compares its checksum at its end, which comes after tar's end.
                 pass
     except (DataError, MemoryError):
         raise
     except Exception as error:
-        # zlib.error, struct.error, EOFError, tarfile.TarError and others, by where the damage is.
+        # zlib.error, struct.error, EOFError, tarfile.TarError and others, depending on the damage.
         raise DataError(f"{path} is not a whole tar archive: {reason(error)}") from None
     return found
 
@@ -147,7 +147,7 @@ def read_batch(folder: Path, name: str) -> bytes:
     """A batch of an unpacked archive.
 
     Raises:
-        DataError: it is missing, or no such file.
+        DataError: it is missing, or not a batch.
     """
     try:
         return read(folder / name, "CIFAR-10", _BATCH_LIMIT)
@@ -193,7 +193,7 @@ def batch(path: Path, name: str, content: bytes) -> tuple[NDArray[np.uint8], NDA
     except MemoryError:
         raise
     except Exception as error:
-        # A damaged pickle calls numpy with whatever it holds.
+        # A damaged pickle calls numpy with arbitrary values.
         raise DataError(f"{path}: {name} is not a batch of CIFAR-10: {reason(error)}") from None
     # Planes of red, green and blue, each row by row.
     images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)

@@ -211,7 +211,7 @@ def _bytes(value: Any, name: str) -> None:
 
 
 def check_mean_image(value: Any, name: str) -> None:
-    """Refuse with ValueError what is no float32 ``[size, size, 3]`` of gray levels 0..255."""
+    """Raise ValueError unless it is float32 ``[size, size, 3]`` of gray levels 0..255."""
     if not isinstance(value, Tensor) or value.dtype != torch.float32:
         raise ValueError(f"{name} is not a float32 tensor")
     rows, columns, colours = value.shape if value.dim() == 3 else (0, 0, 0)

@@ -1,4 +1,4 @@
-"""Image files: raster formats only, and nothing of their metadata but the orientation."""
+"""Image files: raster formats only; of the metadata, only the orientation is used."""
 
 import contextlib
 import functools
@@ -15,8 +15,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from ..common.errors import DataError
 from .files import opened, reason
 
-#: What is decoded here, in this process. Pillow knows others: for EPS it starts Ghostscript, for which a file need only
-#: begin as one, whatever it is called.
+#: The formats that are decoded, all in this process. Pillow knows others: for EPS it starts Ghostscript, for any file
+#: that begins like one, regardless of its name.
 _RASTER: tuple[str, ...] = (
     "AVIF",
     "BMP",
@@ -35,7 +35,7 @@ _RASTER: tuple[str, ...] = (
     "TGA",
 )
 _RASTER += ("TIFF", "WEBP")
-#: A camera's raw scan takes less.
+#: More than a camera's raw image takes.
 _LIMIT = 2**30
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -50,28 +50,28 @@ _TURNS = {
 
 
 class UnreadableImageError(DataError):
-    """A file that holds no image that can be used; the text says why."""
+    """A file without a usable image; the message says why."""
 
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """Those of the formats that this Pillow was built with."""
+    """The formats that this Pillow was built with."""
     Image.init()
     return tuple(name for name in _RASTER if name in Image.OPEN)
 
 
 @contextlib.contextmanager
 def opened_image(source: Path | str | bytes, size: int) -> Iterator[Image.Image]:
-    """Open an image and turn it as its orientation says; a JPEG much larger than ``size`` is decoded at a fraction.
+    """Open an image and rotate it according to its orientation; decode a JPEG much larger than ``size`` at a fraction.
 
-    Memory that is not enough is no fault of the file, and passes.
+    A MemoryError is passed on, since the file is not at fault.
 
     Args:
-        source: the file, or what is in it.
-        size: rows and columns that are wanted.
+        source: the file, or its content.
+        size: rows and columns needed.
 
     Raises:
-        UnreadableImageError: the file is damaged, empty or no image; also for what is raised inside the block.
+        UnreadableImageError: the file is damaged, empty or not an image; also replaces errors raised inside the block.
     """
     try:
         with warnings.catch_warnings():
@@ -88,18 +88,18 @@ def opened_image(source: Path | str | bytes, size: int) -> Iterator[Image.Image]
     except UnidentifiedImageError:
         raise UnreadableImageError("no image in a raster format that is known here") from None
     except Exception as error:
-        # On damaged files Pillow's decoders raise nearly everything: struct.error, RuntimeError, AttributeError, ...
+        # On damaged files, Pillow's decoders raise almost anything: struct.error, RuntimeError, AttributeError, ...
         raise UnreadableImageError(reason(error)) from None
 
 
 def turned(image: Image.Image) -> Image.Image:
-    """``image`` turned as its metadata say; as it is stored where they cannot be read."""
+    """``image`` rotated according to its metadata; unchanged if they cannot be read."""
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except MemoryError:
         raise
     except Exception:
-        # Whatever a damaged tag makes Pillow raise, the pixels are whole.
+        # Whatever error a damaged tag causes in Pillow, the pixels are intact.
         return image
     turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
     if turn is None:
@@ -111,7 +111,7 @@ def turned(image: Image.Image) -> Image.Image:
 
 @functools.cache
 def decoder() -> str:
-    """The library that decodes JPEG here and its version; the pixels may depend on both.
+    """The JPEG decoder in use and its version; pixel values may depend on both.
 
     Raises:
         DataError: Pillow was built without one.
@@ -127,12 +127,12 @@ def decode_jpeg(content: bytes, pixels: NDArray[np.uint8]) -> None:
     """Decode a JPEG image into uint8 ``[rows, columns, 3]`` in RGB, of exactly this size.
 
     Raises:
-        UnreadableImageError: it is damaged, or of another size or kind, which its header says before it is decoded.
+        UnreadableImageError: it is damaged or, according to its header, of another size or kind.
     """
     rows, columns, _ = pixels.shape
     try:
-        # Not by Image.open, which looks for other formats too and warns of large images, which not every thread can
-        # be kept from.
+        # Not through Image.open, which also tries other formats, and warns about large images; that warning cannot
+        # be disabled per thread.
         with JpegImageFile(io.BytesIO(content)) as image:
             if image.size != (columns, rows) or image.mode != "RGB":
                 width, height = image.size

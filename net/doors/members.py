@@ -1,6 +1,6 @@
-"""Archives of image files, ``.tar`` and ``.zip``: what they hold, and each file read in place.
+"""Archives of image files, ``.tar`` and ``.zip``: their content, with each file read in place.
 
-No name of a member is ever a path here; one that would lead out of a folder is refused all the same.
+Member names are never used as paths here; one that would lead out of a folder is rejected anyway.
 """
 
 import struct
@@ -15,10 +15,10 @@ from ..common.errors import DataError
 from .files import opened, reason
 from .image import UnreadableImageError
 
-#: Bytes of a file in an archive, unpacked; a camera's raw scan takes less.
+#: Maximum unpacked bytes of a file in an archive; a camera's raw image takes less.
 _LIMIT = 2**28
 _STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
-#: Of a zip's local header: its length without name and extra field, and where the lengths of those stand.
+#: A zip's local header: its length without name and extra field, and the offset of their lengths.
 _LOCAL_HEADER, _LENGTHS_AT = 30, 26
 _ENCRYPTED = 1
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"(\xb5/\xfd": "zstd"}
@@ -28,8 +28,8 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"(\xb
 class Member:
     """A file in an archive.
 
-    ``start`` is where its bytes begin, in a zip where its header does; ``stored`` how many they are, ``size`` how many
-    of them come out; ``method`` a zip's, -1 in a tar. ``refused`` says why it cannot be read; empty where it can.
+    ``start`` is the offset of its bytes (in a zip, of its header), ``stored`` their number, ``size`` the unpacked size.
+    ``method`` is a zip's compression method; -1 in a tar. ``refused`` says why it cannot be read; empty if it can.
     """
 
     start: int
@@ -41,7 +41,7 @@ class Member:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether ``path`` is a file that begins as a tar or a zip, or is called one."""
+    """Whether ``path`` is a file that begins like a tar or a zip, or is named like one."""
     if not path.is_file():
         return False
     with opened(path, "archive", limit=2**63) as file:
@@ -58,10 +58,10 @@ def _is_tar(head: bytes) -> bool:
 
 
 def members(path: Path) -> tuple[dict[str, Member], set[str]]:
-    """The files of an archive by their names, as they stand there but for a leading ``./``, and its folders' names.
+    """The files of an archive by their names, without a leading ``./``, and its folders' names.
 
     Raises:
-        DataError: it is compressed as a whole, damaged, or holds a name twice or one that leads out of a folder.
+        DataError: it is a compressed tar or damaged, or has a duplicate name or one that leads out of a folder.
     """
     files: dict[str, Member] = {}
     folders: set[str] = set()
@@ -82,7 +82,7 @@ def members(path: Path) -> tuple[dict[str, Member], set[str]]:
     except (DataError, MemoryError):
         raise
     except Exception as error:
-        # zipfile and tarfile raise struct.error, ValueError, OSError and others of their own, by where the damage is.
+        # zipfile and tarfile raise struct.error, ValueError, OSError and their own errors, depending on the damage.
         raise DataError(f"{path} is not a complete .tar or .zip archive: {reason(error)}") from None
     return files, folders
 
@@ -113,7 +113,7 @@ def _add_zip(file: BinaryIO, size: int, files: dict[str, Member], folders: set[s
             _add(files, name, Member(start, took, unpacked, item.compress_type, item.CRC, refused))
             stored += took
         if stored > size:
-            # Files that share their bytes: a small archive could then unpack to anything.
+            # With files that share their bytes, a small archive could unpack to any size.
             raise ValueError("its files take more bytes than it has")
 
 
@@ -121,7 +121,7 @@ def _add_tar(file: BinaryIO, size: int, files: dict[str, Member], folders: set[s
     with tarfile.open(fileobj=file, mode="r:") as archive:
         taken = 0
         while (item := archive.next()) is not None:
-            # tarfile keeps what it has read, a kilobyte for each file.
+            # tarfile keeps every entry it has read, a kilobyte per file.
             archive.members.clear()  # type: ignore[attr-defined]
             name = _name(item.name)
             if item.isdir():
@@ -142,11 +142,11 @@ def _add_tar(file: BinaryIO, size: int, files: dict[str, Member], folders: set[s
             _add(files, name, member)
             taken += 0 if member.refused else member.size
         if taken > size:
-            # Links to one file: a small archive could then hold any number of images.
+            # With links to one file, a small archive could contain any number of images.
             raise ValueError(
                 "its files and the hard links to them take more bytes than it has; repack it without links"
             )
-        # tarfile takes the end of the file, and a header that is damaged, for the end of the archive.
+        # tarfile treats the end of the file, and a damaged header, as the end of the archive.
         file.seek(archive.offset)
         rest = file.read(2 * tarfile.BLOCKSIZE)
         if len(rest) < tarfile.BLOCKSIZE:
@@ -165,11 +165,11 @@ def read_member(file: BinaryIO, member: Member) -> bytes:
     """The content of a member.
 
     Args:
-        file: the archive, opened.
-        member: what :func:`members` says of it.
+        file: the opened archive.
+        member: its entry from :func:`members`.
 
     Raises:
-        UnreadableImageError: it is none that can be read, too large, or not what the archive says.
+        UnreadableImageError: it cannot be read, is too large, or does not match its entry.
     """
     if member.refused:
         raise UnreadableImageError(member.refused)
@@ -188,7 +188,7 @@ def read_member(file: BinaryIO, member: Member) -> bytes:
         raise UnreadableImageError("the archive is cut short there")
     if member.method == _DEFLATED:
         try:
-            # One byte more than there should be is enough to tell.
+            # One byte more than expected is enough to detect it.
             content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, member.size + 1)
         except zlib.error as error:
             raise UnreadableImageError(f"cannot be unpacked: {reason(error)}") from None

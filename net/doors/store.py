@@ -1,6 +1,6 @@
-"""The packed store, opened: what ``meta.json`` says, and arrays that are what it says.
+"""Reading a packed store: ``meta.json``, and arrays that are checked against it.
 
-The layout is in :mod:`net.data.store`, which puts the parts together.
+The layout is in :mod:`net.data.store`, which assembles the parts.
 """
 
 import hashlib
@@ -23,20 +23,20 @@ from ..common.errors import DataError, MissingError, UsageError
 from ..common.fields import typed
 from .files import opened, read, read_text, reason
 
-#: The number of each kind of store in ``meta.json``.
+#: The format number of each kind of store in ``meta.json``.
 FORMATS = {"pixels": 1, "jpeg": 2}
 META = "meta.json"
 #: Images that share a checksum.
 CHUNK = 64
 SPLITS = ("train", "val")
-#: Bytes of ``meta.json``; the names of 21,000 classes take one.
+#: Maximum bytes of ``meta.json``; the names of 21,000 classes take one million.
 _META_LIMIT = 16 * 2**20
-#: Rows of a packed image; more than any photograph has.
+#: Maximum rows of a packed image, more than any photograph has.
 _SIZE_LIMIT = 2**16
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """What ``meta.json`` of the store says.
+    """The content of the store's ``meta.json``.
 
     Raises:
         DataError: it is missing, damaged, or of another format.
@@ -78,10 +78,10 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def _check_header(file: BinaryIO, dtype: type[np.generic], shape: tuple[int, ...]) -> int:
-    """Read the header of a ``.npy`` file, and compare it; returns the bytes of the array that follows.
+    """Read the header of a ``.npy`` file and compare it; returns the size in bytes of the array that follows.
 
     Raises:
-        ValueError: it is damaged or says something else.
+        ValueError: it is damaged or differs.
     """
     version = npy.read_magic(file)
     read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
@@ -94,12 +94,12 @@ def _check_header(file: BinaryIO, dtype: type[np.generic], shape: tuple[int, ...
 
 
 def read_array(path: Path, dtype: type[np.generic], shape: tuple[int, ...], sha256: object) -> NDArray[Any]:
-    """A small array that ``meta.json`` has the checksum of.
+    """A small array whose checksum is in ``meta.json``.
 
     Args:
         path: the ``.npy`` file.
         dtype, shape: what it must hold.
-        sha256: what its checksum must be.
+        sha256: its expected checksum.
 
     Raises:
         DataError: it is missing, damaged, or holds something else.
@@ -133,7 +133,7 @@ def mapped_images(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
             file.seek(0)
             needed = _check_header(file, np.uint8, shape)
             offset = file.tell()
-            # An interruption may have left more, behind the images.
+            # An interruption may have left more data after the images.
             if size - offset < needed:
                 raise ValueError(f"it is cut short: {size - offset:,} of {needed:,} bytes of images")
             return np.memmap(file, np.uint8, "r", offset, shape)
@@ -146,15 +146,15 @@ def mapped_images(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
 
 class PackedFiles:
-    """Files one after the other in a file, read by any number of threads at once.
+    """Files concatenated in one file, read by any number of threads at once.
 
     Args:
         path: the file.
-        index: int64 ``[count, 2]``: where each begins, and its length in bytes.
-        largest: bytes that each may have.
+        index: int64 ``[count, 2]``: each file's offset and length in bytes.
+        largest: maximum bytes of each.
 
     Raises:
-        DataError: the file is missing, or not one that the index can be about.
+        DataError: the file is missing, or does not match the index.
     """
 
     def __init__(self, path: Path, index: NDArray[np.int64], largest: int) -> None:
@@ -167,7 +167,7 @@ class PackedFiles:
         except MissingError:
             raise DataError(f"{path} is missing; prepare the images again") from None
         starts, lengths = index.T
-        # In this order nothing overflows.
+        # Checked in this order, nothing overflows.
         wrong = (starts < 0) | (starts > size) | (lengths < 1) | (lengths > size - starts.clip(0, size))
         wrong |= lengths > largest
         if wrong.any():
@@ -176,7 +176,7 @@ class PackedFiles:
                 f"{path} has {size:,} bytes, and image {number} should be the {lengths[number]:,} from "
                 f"{starts[number]:,} on, at most {largest:,} of them; prepare the images again"
             )
-        # An interruption may have left more, after the images. Were they fewer, some would share their bytes.
+        # An interruption may have left more data after the images. If there were less, some would share bytes.
         if sum(map(int, lengths)) > size:
             raise DataError(f"{path} has {size:,} bytes, fewer than its images take; prepare the images again")
         self._lock = threading.Lock()
@@ -188,14 +188,14 @@ class PackedFiles:
         """The content of a file.
 
         Raises:
-            DataError: the file that holds it has been cut short since it was opened, or cannot be read.
+            DataError: the containing file has been truncated since it was opened, or cannot be read.
         """
         start, length = map(int, self.index[number])
         try:
             if hasattr(os, "pread"):
                 content = os.pread(self._file.fileno(), length, start)
             else:
-                # Windows knows no reading that leaves the position alone.
+                # Windows has no read that leaves the file position unchanged.
                 with self._lock:
                     self._file.seek(start)
                     content = self._file.read(length)

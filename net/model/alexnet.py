@@ -173,12 +173,12 @@ class Stage(nn.Module):
         self.across_towers = "lrn" in operations and config.lrn_across_towers
         #: Number of towers that one operator computes together; 1 computes each tensor by itself.
         self.towers = 1
-        #: Whether it writes them into one tensor, for a layer that reads all of them.
+        #: Whether it writes them to one tensor, for a layer that reads all towers.
         self.joined = False
 
     @property
     def one_operator(self) -> bool:
-        """Whether one operator computes the stage, without other towers: :attr:`towers` may be more than 1."""
+        """Whether one operator computes the whole stage of a tower, so that :attr:`towers` may exceed 1."""
         return self.activation == "relu" and not self.across_towers and self.operations in (
             ("activation",), ("activation", "lrn"), ("activation", "pool"), ("activation", "lrn", "pool")
         )  # fmt: skip

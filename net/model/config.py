@@ -408,9 +408,9 @@ VARIANTS: dict[str, AlexNetConfig] = {
         hidden=(DenseConfig("fc6", 256, weight_std=0.05, bias=0.0), DenseConfig("fc7", 256, weight_std=0.05, bias=0.0)),
         output_weight_std=0.05,
     ),
-    # The paper's sequence of layers and its two towers for 32x32 photographs, of which it reads crops of the paper's
-    # share, 28/32 = 224/256. Widths and dropout are those of a network that a CPU trains within an hour. conv1's
-    # weights start small because its inputs are gray levels: from 0.01, a learning rate of 0.01 learned nothing.
+    # The paper's sequence of layers and its two towers for 32x32 photographs, read as crops of the paper's proportion,
+    # 28/32 = 224/256. Width and dropout are chosen so that a CPU trains the network within an hour. conv1's weights
+    # start small because its inputs are gray levels: starting from 0.01, a learning rate of 0.01 learned nothing.
     "alexnet32": AlexNetConfig(
         variant="alexnet32",
         image_size=28,

@@ -74,7 +74,7 @@ def use(model: AlexNet, chosen: Forms) -> None:
             module = model.get_submodule(stage)
             assert isinstance(module, Stage)
             module.joined = reads[number] == "all"
-            # Towers that are one tensor before and after take one launch without an operator of their own.
+            # Towers that are one tensor before and after the stage need one launch and no special operator.
             several = convolution is not None and module.one_operator and not (joint and module.joined)
             module.towers = towers if several else 1
             module.lrn["groups"] = towers if joint and not several and not module.across_towers else 1

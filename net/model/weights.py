@@ -24,7 +24,7 @@ _WRAPPERS = {"module", "model", "net", "network", "backbone", "alexnet", "_orig_
 #: Normalization of torchvision's models: RGB pixels in [0, 1].
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _HEAD = "fc8.weight"
-#: What the mean image is called among a file's tensors.
+#: The name of the mean image among a file's tensors.
 MEAN = "mean_image"
 #: "conv1.weight" (this project), "conv1_w_0" (ONNX from Caffe2), "conv1_w", "conv1_weight", "conv1.0" (Caffe's blobs).
 _NAMED = re.compile(r"^((?:conv|fc)\d+)[._](weight|bias|w|b|0|1)(?:_0)?$")
@@ -157,8 +157,8 @@ def _from_torchvision(path: Path, tensors: dict[str, Tensor]) -> tuple[dict[str,
 def from_normalized(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert weights for torchvision's normalized pixels to mean-subtracted pixels in 0..255 units.
 
-    The source network reads pixels in [0, 1] less ``IMAGENET_MEAN``, divided by ``IMAGENET_STD``; the result reads
-    pixels in 0..255 less 255 times that mean. The logits are the same.
+    The source network reads pixels in [0, 1] minus ``IMAGENET_MEAN``, divided by ``IMAGENET_STD``; the result reads
+    pixels in 0..255 minus 255 times that mean. The logits are the same.
 
     Args:
         tensors: a state dict with ``conv1.weight``, ``[N, 3, rows, columns]`` in RGB.

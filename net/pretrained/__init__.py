@@ -1,6 +1,6 @@
-"""Weights that ship with the package, by name: half-precision ``NAME.safetensors`` beside this file.
+"""Pretrained weights by name: half-precision ``NAME.safetensors`` files next to this file.
 
-They are written by ``python -m net.export RUN NAME.safetensors --format safetensors``.
+``python -m net.export RUN NAME.safetensors --format safetensors`` writes them.
 """
 
 import os
@@ -12,16 +12,16 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def names() -> tuple[str, ...]:
-    """What ships, in alphabetical order."""
+    """The names of the pretrained weights, in alphabetical order."""
     return tuple(sorted(path.stem for path in FOLDER.glob("*.safetensors")))
 
 
 def find(network: str | os.PathLike[str], called: str = "") -> Path:
-    """The file or folder of a network: a path, or the name of weights that ship with the package.
+    """The file or folder of a network: a path, or the name of pretrained weights.
 
     Args:
-        network: what a user gave.
-        called: the flag that it was given with, for messages.
+        network: the user's input.
+        called: its flag, for messages.
 
     Raises:
         UsageError: it is both. DataError: it is neither.
@@ -30,18 +30,18 @@ def find(network: str | os.PathLike[str], called: str = "") -> Path:
     if os.fspath(network) not in shipped:
         if not path.exists():
             raise DataError(
-                f"{called}{os.fspath(network)} does not exist, and is none of the weights that ship with this package: "
+                f"{called}{os.fspath(network)} does not exist, and is not the name of pretrained weights: "
                 f"{', '.join(shipped)}"
             )
         return path
     if os.path.lexists(path):
         raise UsageError(
-            f"{called}{path} may be the {path} that is here or the weights of this name that ship with this package: "
+            f"{called}{path} is ambiguous: the existing path {path}, or the pretrained weights of this name; "
             f"give ./{path} for the first, or rename it"
         )
     return FOLDER / f"{path}.safetensors"
 
 
 def is_shipped(path: Path) -> bool:
-    """Whether ``path``, as :func:`find` gives it, ships with the package."""
+    """Whether ``path``, as returned by :func:`find`, is part of the package."""
     return path.parent == FOLDER

@@ -153,7 +153,7 @@ class TrainConfig(RecipeConfig):
     )
     init_from: str | None = _model(
         None,
-        "start from these weights (run folder, checkpoint, state dict, .safetensors, .onnx, a name that ships)",
+        "start from these weights (run folder, checkpoint, state dict, .safetensors, .onnx, pretrained name)",
         metavar="PATH",
     )
     new_head: bool = _model(False, "with --init-from: reinitialise the last layer, for other classes (transfer)")

@@ -29,8 +29,8 @@ def figure(rows: Sequence[dict[str, Any]], title: str, judged_by: str) -> Figure
 
     Args:
         rows: of ``metrics.jsonl``, of kind ``train`` and ``eval``.
-        title: of both.
-        judged_by: what the rows of kind ``eval`` are of.
+        title: of both plots.
+        judged_by: the images that the rows of kind ``eval`` refer to.
     """
     train = [row for row in rows if row["kind"] == "train"]
     evaluated = [row for row in rows if row["kind"] == "eval"]
@@ -65,7 +65,7 @@ def draw(folder: Path, config: TrainConfig, data: str) -> Path:
     Args:
         folder: the run folder.
         config: the run's flags.
-        data: what its data set is called.
+        data: the name of its data set.
     """
     title = f"{config.network} on {data}"
     judged_by = "held-out images" if config.hold_out else "validation"

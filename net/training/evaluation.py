@@ -65,7 +65,7 @@ def evaluate(
         precision, memory_format: of the forward passes.
         stop: called before each batch; True aborts.
         progress: called after each batch with its number of images.
-        total: sums over processes that each see a part of the images.
+        total: sums over processes that each see part of the images.
 
     Returns:
         The errors of each network and, if there are several, of their averaged softmax outputs (the paper's

@@ -96,8 +96,8 @@ def folder_of(path: Path) -> Path:
 
 
 def results_folder(path: Path) -> Path:
-    """Where commands write what they make of the network in ``path``: its run folder, or, for weights that ship with
-    the package, the current one."""
+    """The folder for output about the network in ``path``: its run folder or, for pretrained weights, the current
+    folder."""
     return Path() if pretrained.is_shipped(path) else folder_of(path)
 
 

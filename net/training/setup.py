@@ -61,7 +61,7 @@ def open_run_data(config: TrainConfig, resumed: bool = False) -> tuple[ImageData
 
     Args:
         config: the flags.
-        resumed: the run goes on; what decoded its images before is then compared by :func:`.state.restore`.
+        resumed: whether the run continues; :func:`.state.restore` then compares the image decoder with the earlier one.
 
     Raises:
         UsageError: no data set is given. DataError: the images do not fit the network.
@@ -103,8 +103,8 @@ def start_from(model: AlexNet, config: TrainConfig) -> None:
 
 
 def compile_wanted(config: TrainConfig, plan: AlexNetConfig, steps: int, device: torch.device) -> bool:
-    """Whether to compile: as ``--compile`` says, by default if the run may take long enough. A resumed run decides
-    alike.
+    """Whether to compile: as ``--compile`` says, by default if the run may take long enough. A resumed run makes the
+    same decision.
 
     On CUDA the default compiles every run of several processes except those with a budget of a few minutes; the update
     of a single process is captured uncompiled. On an Apple GPU the default never compiles.

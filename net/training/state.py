@@ -70,7 +70,7 @@ def take(trainer: "Trainer") -> dict[str, Any]:
 
 
 def restore(trainer: "Trainer", path: Path, state: dict[str, Any]) -> None:
-    """Restore a trainer from ``state``, which :func:`take` made.
+    """Restore a trainer from ``state``, which :func:`take` created.
 
     Raises:
         DataError: the checkpoint ``path`` is of another architecture.

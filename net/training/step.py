@@ -1,11 +1,11 @@
 """A training step: forward pass, loss, backward pass and optimizer update; on a GPU as one CUDA graph.
 
-An update of the paper's network is some 170 kernels, and launching them from Python takes longer than a GPU needs to
-run them. The first updates run eagerly; then one is captured, and every later update replays it in a single launch.
+A training step of the paper's network is some 170 kernels, and launching them from Python takes longer than running
+them on a GPU. The first steps run eagerly; then one is captured, and every later step replays it in a single launch.
 
-In bfloat16 the optimizer writes a rounded copy of each weight, and of the dense layers' biases, together with the
-parameter, and the network reads the copies: none of them is cast in the forward pass, and no gradient in the backward
-pass. The module's parameters stay float32.
+In bfloat16, the optimizer writes a rounded copy of each weight and each dense bias along with the parameter, and the
+network reads the copies. So the forward pass does not cast them, and the backward pass casts no gradient. The module's
+parameters stay float32.
 """
 
 import importlib.util
@@ -61,7 +61,7 @@ class TrainingStep:
         if copies:
             assert forward is model
             assert optimizer.capturable
-            # What autocast would cast: a convolution's bias is added in float32 by the stage after it.
+            # What autocast would cast: the stage after a convolution adds its bias in float32.
             biases = {module.bias for module in model.modules() if isinstance(module, Dense)}
             for name, parameter in model.named_parameters():
                 if parameter.dim() > 1 or parameter in biases:
@@ -133,7 +133,7 @@ class TrainingStep:
         return loss.detach(), correct
 
     def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Mean loss, number of correct images, and the logits' gradient if it has been computed already."""
+        """Mean loss, number of correct images, and the logits' gradient if already computed."""
         if self.loss_kernel and loss_kernel.suits(logits):
             try:
                 return loss_kernel.cross_entropy(logits.detach(), labels)

@@ -69,7 +69,7 @@ def test_the_rate_of_preparing_is_of_photographs() -> None:
     (record,) = re.findall(r"`(data/[\w.-]+-cpu-[\w.-]+\.jsonl)`", PAGE.replace("`reports/", "`"))
     rows = [json.loads(line) for line in (REPORTS / record).read_text().splitlines()]
     (rate,) = [row["images_per_s"] for row in rows if row["case"] == "prepare photographs, pixels"]
-    assert f"once; {rate:.0f} images/s a core, measured" in PAGE
+    assert f"once; {rate:.0f} images/s per core, measured" in PAGE
 
 
 def test_what_alexnet32_shows_is_the_record_s() -> None:

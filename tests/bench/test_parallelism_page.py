@@ -68,11 +68,11 @@ def test_tables_say_the_cores_and_compare_with_one_process_on_all_of_them() -> N
     assert list(zip(texts(lines, "world size"), texts(lines, "cores per process"), strict=True)) == [
         ("1", "1"), ("1", "2"), ("2", "1"),
     ]  # fmt: skip
-    assert texts(lines, "speed-up") == ["0.50", "1.00", "0.75"]
+    assert texts(lines, "speedup") == ["0.50", "1.00", "0.75"]
     assert (lines[2]["exposed ms"].text, lines[2]["overlapped ms"].text) == ("3.000", "4.000")
     # What older records do not say is not guessed, from the number of threads for one.
     old = tables_of([update("none", 120.0, threads=2), update("data", 80.0, threads=2)])
-    assert not {"speed-up", "cores per process"} & set(old["Update of digits, 64x3x32x32"][0])
+    assert not {"speedup", "cores per process"} & set(old["Update of digits, 64x3x32x32"][0])
 
 
 def test_the_newest_row_of_a_strategy_counts_and_a_failed_one_says_why() -> None:
@@ -140,7 +140,7 @@ def test_losses_are_told_as_they_are() -> None:
     single = tables["Losses, float32, digits, 32x3x32x32"][1]
     # Of the first epoch, two updates.
     assert (double["difference"].text, single["difference"].text) == ("8.9e-16", "5.0e-01")
-    assert (single["loss of the last epoch"].text, single["top-1 error %"].text) == ("0.5000", "12.50 (25 of 200)")
+    assert (single["loss in the last epoch"].text, single["top-1 error %"].text) == ("0.5000", "12.50 (25 of 200)")
 
     def about(rows: list[Row]) -> list[str]:
         return [figure.about for figure in parallelism.page(rows).figures]

@@ -44,7 +44,7 @@ def test_flags_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_parts_and_columns_are_there() -> None:
-    table = TEXT[TEXT.index("| part |") : TEXT.index("Where the gate fails")]
+    table = TEXT[TEXT.index("| part |") : TEXT.index("If the gate fails")]
     named = [name for line in table.split("\n|") for name in re.findall(r"`(\w+)`", line.partition("|")[0])]
     assert named == list(device_suite.PARTS)
     recorded = set().union(*records.read())

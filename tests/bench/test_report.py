@@ -320,10 +320,10 @@ def test_what_was_found_is_computed_from_the_records(tmp_path: Path) -> None:
     assert "conv1 (38 %), fc6 (12 %)" in time  # (1500 + 300) / 48
     assert "24,000 images/s, 90 %" in time
     # 30 + 20 against 120 + 80 and 290 + 160; beside busy processes 450 to 100.
-    for words in ("50.0 ms", "4.00 times", "9.00 times", "100 ms", "4.50 times as fast as PyTorch called eagerly"):
+    for words in ("50.0 ms", "4.00 times", "9.00 times", "100 ms", "4.50 times as fast as eager PyTorch"):
         assert words in stages
     assert "33 images/s" in network
-    assert "batches of 64 runs at 107 images/s; PyTorch compiled, the fastest rival measured, reaches 91" in network
+    assert "batches of 64 runs at 107 images/s; compiled PyTorch, the fastest rival measured, reaches 91" in network
     bars = {group.title: [round(bar.ratio, 2) for bar in group.bars] for group in findings.groups(rows)}
     assert list(bars.values()) == [[3.12, 2.08, 1.0], [2.0, 1.37, 1.0], [9.0, 2.25, 1.0], [4.5, 1.0]]
     # What no check has confirmed is not quoted, and what is not in the records is left out.
@@ -338,8 +338,8 @@ def test_the_first_screen_shows_the_headline(tmp_path: Path) -> None:
     write(tmp_path, "a.jsonl", [*everything(), *others, training])
     (table,) = Report(records.read(tmp_path)).headline
     rows = {row[0].text: [cell.text for cell in row[2:5]] for row in table.rows}
-    assert rows["update of the paper's network, 128 images, bfloat16"] == ["4.8 ms", "7.2 ms", "1.5"]
-    assert rows["digits, a whole run, top-1 on validation images"] == ["98.3 % in 33 s", "-", "-"]
+    assert rows["training step of the paper's network, 128 images, bfloat16"] == ["4.8 ms", "7.2 ms", "1.5"]
+    assert rows["digits, full training run, top-1 on validation images"] == ["98.3 % in 33 s", "-", "-"]
     assert {"figures": "Not measured.", "found": "Nothing is measured yet."}.items() <= Report([]).parts().items()
 
 

@@ -116,7 +116,7 @@ def test_training_starts_from_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_name_that_is_a_path_too_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").mkdir()
-    says = "digits may be the digits that is here or the weights of this name that ship with this package"
+    says = "digits is ambiguous: the existing path digits, or the pretrained weights of this name"
     with pytest.raises(UsageError, match=says):
         net.load("digits")
     one_line(run_here("net.predict", "digits", "a.png"), 2, says)
@@ -130,7 +130,7 @@ def test_a_name_that_is_a_path_too_is_refused(tmp_path: Path, monkeypatch: pytes
 
 def test_a_name_that_is_nothing_lists_those_that_there_are() -> None:
     for command in (["net.predict", "nobody", "a.png"], ["net.evaluate", "nobody"], ["net.hashing", "nobody"]):
-        one_line(run_here(*command), 1, "nobody does not exist, and is none of the weights that ship", "digits")
+        one_line(run_here(*command), 1, "nobody does not exist, and is not the name of pretrained weights", "digits")
 
 
 def test_weights_to_share_are_those_of_the_run(shapes_run: Path, tmp_path: Path) -> None:
