@@ -61,12 +61,15 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 #: Seconds for a slow test: some compile for minutes, and machines are shared. pyproject.toml has the others' limit.
 SLOW_LIMIT = 1800
+#: Files with a test that takes up to a minute. They run first, so that no process is left alone with one at the end.
+LONG = ("test_emulator.py", "test_aot.py")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_LIMIT))
+    items.sort(key=lambda item: item.path.name not in LONG)
     if WHERE == "gpu" and not config.getoption("benchmark_only", False):
         chosen = [item for item in items if item.get_closest_marker("gpu")]
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
