@@ -119,6 +119,26 @@ def test_transfer_is_the_record_s() -> None:
         assert f"| {images} epochs | {scratch:.2f} | {transfer:.2f} |" in PAGE
 
 
+def test_figure_1_is_the_record_s() -> None:
+    runs = [
+        json.loads(line)
+        for line in (REPORTS / "data/trainings/2026-11-27-figure-1/runs.jsonl").read_text().splitlines()
+    ]
+    fastest = {
+        (activation, seed): min(
+            run["epochs_to_target"]
+            for run in runs
+            if (run["activation"], run["seed"]) == (activation, seed) and run["epochs_to_target"] is not None
+        )
+        for activation in ("relu", "tanh")
+        for seed in (0, 1)
+    }
+    for activation, name in (("relu", "ReLU"), ("tanh", "tanh")):
+        assert "{} after {:.2f} and {:.2f} epochs".format(name, *(fastest[activation, seed] for seed in (0, 1))) in TEXT
+    ratios = [fastest["tanh", seed] / fastest["relu", seed] for seed in (0, 1)]
+    assert "a factor of {:.1f} and {:.1f} on 5,000 of the images".format(*ratios) in TEXT
+
+
 def test_the_network_s_size() -> None:
     layers = VARIANTS["paper"].layers()
     neurons = sum(math.prod(layer.output_shape) for layer in layers if layer.kind != "stage")
