@@ -276,10 +276,12 @@ def relu_chunks(
         TypeError, ValueError: an argument is not allowed; the message names it.
     """
     name = "relu_chunks"
+    if isinstance(inputs, Tensor):
+        raise TypeError(f"{name}: inputs must be a sequence of tensors; got Tensor")
     inputs = tuple(inputs)
     if not isinstance(chunks, int) or chunks < 1 or len(inputs) not in (1, chunks):
         raise ValueError(
-            f"{name}: chunks must be a positive integer, and inputs one tensor or one for each chunk; "
+            f"{name}: chunks must be a positive integer, and inputs one tensor or one per chunk; "
             f"got chunks={chunks!r} and {len(inputs)} inputs"
         )
     for input in inputs:

@@ -1,4 +1,4 @@
-"""Triton's interpreter without what it computes again at every operation, which is a third of its time."""
+"""Speeds Triton's interpreter up by a third: what it computes anew for every operation is cached or skipped."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ import pytest
 
 
 def hasten(patch: pytest.MonkeyPatch) -> None:
-    """Values and errors stay what they are."""
+    """Patch the interpreter; results and errors do not change."""
     from triton.language.semantic import TritonSemantic
     from triton.runtime import interpreter
 
-    # Each device function would patch Triton's language anew, as its caller has done.
+    # Each device function would patch Triton's language again, although its caller has already done so.
     patched = interpreter.InterpretedFunction.__call__
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -19,7 +19,7 @@ def hasten(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(interpreter.InterpretedFunction, "__call__", call)
 
-    # Operands of one shape are compared dimension by dimension.
+    # Operands of the same shape would be compared dimension by dimension.
     broadcast = TritonSemantic.broadcast_impl_value
 
     def compatible(self: Any, left: Any, right: Any) -> tuple[Any, Any]:
@@ -31,7 +31,7 @@ def hasten(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(TritonSemantic, "broadcast_impl_value", compatible)
 
-    # A table of all dtypes is made to look one of them up.
+    # Each lookup of a dtype would build a table of all of them.
     look_up, known = interpreter._get_np_dtype, {}
 
     def dtype(type: Any) -> Any:

@@ -37,7 +37,7 @@ def stage_jobs(run: Run) -> Iterator[Job]:
         if not {"lrn", "pool"} & set(stage.operations):
             continue
         channels, *size = shapes[name]
-        # As the convolution leaves the towers: side by side in one tensor, or each in one of its own.
+        # The convolution leaves the towers in one joint tensor or in separate ones.
         tensors = 1 if before.together else model.config.towers
         shape = (run.scale.images, channels // tensors, *size)
 

@@ -22,7 +22,7 @@ def load() -> ImageData:
     with np.load(Path(__file__).with_name("digits.npz")) as archive:
         small, labels = archive["images"], archive["labels"].astype(np.int64)
     gray = np.minimum(small.astype(np.uint16) * 16, 255).astype(np.uint8)
-    # All at once, first one below the other, then side by side: columns are interpolated before rows.
+    # Resize all digits at once: stacked vertically to interpolate columns, then horizontally to interpolate rows.
     count, rows, columns = gray.shape
     wide = _resized(gray.reshape(count * rows, columns), count * rows, SIZE).reshape(count, rows, SIZE)
     large = _resized(wide.transpose(1, 0, 2).reshape(rows, count * SIZE), SIZE, count * SIZE)

@@ -58,7 +58,7 @@ def use(model: AlexNet, chosen: Forms) -> None:
     streams = None
     if chosen.towers == "at once" and towers > 1:
         streams = tuple(torch.cuda.Stream() for _ in range(towers - 1))
-    # What is read by the layer after each stage.
+    # What the layer after each stage reads.
     following = [name for name, _ in model.trunk[1:]] + [dense.name for dense in model.config.hidden[:1]]
     reads = [None if name is None else model.get_submodule(name).reads for name in following] + ["all"]
     # Whether the towers are one tensor at this point.

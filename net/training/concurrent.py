@@ -85,7 +85,7 @@ def side_by_side(
     """
     from .signals import StopSignal
 
-    # Preload what a run would import at its end, which takes a second.
+    # Preload the module that a run would otherwise import at its end, which takes a second.
     start = processes.context("net.training.trainer", "net.training.curve")
     threads = max(1, processes.available_cores() // workers)
     waiting = iter(enumerate(trainings))

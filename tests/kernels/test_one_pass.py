@@ -315,7 +315,7 @@ def test_one_pass_chunks(
 ) -> None:
     """Outputs and gradients of two chunks are those of each by itself, in float64."""
     random = torch.Generator().manual_seed(0)
-    # Bias and ReLU alone: pixels for two programs of several tiles.
+    # Bias and ReLU alone: enough pixels for two programs of several tiles.
     size = 9 if lrn is None and pool is None else 3
     given = [torch.randn(2, 16 // inputs, size, size, generator=random).to(DEVICE, dtype) for _ in range(inputs)]
     given = [each.contiguous(memory_format=torch.channels_last).requires_grad_() for each in given]
@@ -324,7 +324,7 @@ def test_one_pass_chunks(
         assert kernels.dispatch.runs_chunks_kernel(given, None)
         outputs = kernels.relu_chunks(given, bias, 2, lrn, pool, joined=joined)
     assert len(outputs) == (1 if joined else 2)
-    # Not dense, as from a layer that reads features.
+    # Not in channels_last memory format, as from a dense layer.
     weights = [torch.randn(output.shape, generator=random).to(DEVICE, dtype) for output in outputs]
     found = [*outputs, *torch.autograd.grad(outputs, (*given, bias), weights)]
 
@@ -372,8 +372,10 @@ def test_one_pass_chunks_refuse() -> None:
     input, bias = torch.randn(2, 6, 5, 5, device=DEVICE), torch.zeros(6, device=DEVICE)
     with pytest.raises(ValueError, match="chunks=4 does not divide the input's 6 channels"):
         kernels.relu_chunks([input], bias, 4)
-    with pytest.raises(ValueError, match=r"one tensor or one for each chunk; got chunks=3 and 2 inputs"):
+    with pytest.raises(ValueError, match=r"one tensor or one per chunk; got chunks=3 and 2 inputs"):
         kernels.relu_chunks([input, input], bias, 3)
+    with pytest.raises(TypeError, match=r"inputs must be a sequence of tensors; got Tensor"):
+        kernels.relu_chunks(input, bias, 2)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"got chunks=0 and 0 inputs"):
         kernels.relu_chunks([], bias, 0)
     with pytest.raises(ValueError, match=r"one shape, dtype and device; got \(2, 6, 5, 5\) torch\.float32"):

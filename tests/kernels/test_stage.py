@@ -471,7 +471,7 @@ def test_bfloat16_runs_where_pytorch_s_own_does_not() -> None:
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_eager_calls_of_the_compiled_implementation(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without Inductor, which compiles the same formula between convolutions above, in several shapes."""
+    """Without Inductor unless slow tests run; above, it compiles the same formula between convolutions."""
     compiled: list[object] = []
 
     def compile(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:

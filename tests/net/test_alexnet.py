@@ -379,7 +379,7 @@ def test_an_empty_batch_gives_no_logits() -> None:
 )
 def test_compiles_without_a_break(backend: str) -> None:
     torch.manual_seed(0)
-    # What conv2 and conv4 are followed by and read is what conv1 is followed by and conv5 reads.
+    # They add no case: conv1 has the same stage as conv2, and conv5 reads the same as conv4.
     without = ("conv2", "conv4") if backend == "eager" else ()
     model = alexnet("digits", dropout=0.0, without=without)
     images = torch.randn(4, 3, 32, 32) * 60

@@ -99,7 +99,7 @@ def test_other_input_is_refused_by_its_shape() -> None:
 
 def digits_step(fused: bool | str | None, precision: str, copies: bool) -> tuple[TrainingStep, Callable[[], float]]:
     torch.manual_seed(0)
-    # The optimizer's kernel runs in the interpreter, a program for some thousand weights.
+    # The optimizer's kernel runs in the interpreter, so there are few weights.
     model = alexnet("digits", hidden=(), without=("conv3", "conv4")).train()
     config = TrainConfig()
     optimizer = PaperSGD(parameter_groups(model, config), fused=fused)  # type: ignore[arg-type]

@@ -164,7 +164,7 @@ def children(session: int) -> list[str]:
 def test_goes_on_after_being_killed(
     folder: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """SIGKILL in the middle, of the parent alone, whose workers notice, and of all; the result is the same store."""
+    """SIGKILL to the parent alone, after which its workers exit, and to all; the resumed store is the same."""
     target = tmp_path / "store"
     command = slow_command(folder, target, 0.0)
     progress = target / module.PROGRESS

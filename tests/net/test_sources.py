@@ -44,7 +44,7 @@ def test_digits_are_enlarged_and_not_changed() -> None:
     whole = np.concatenate([data.train.images, data.val.images]).mean((1, 2, 3))
     assert sorted(np.round(whole)) == pytest.approx(sorted(np.round(np.minimum(small * 16.0, 255).mean((1, 2)))), abs=2)
     assert sorted(np.concatenate([data.train.labels, data.val.labels])) == sorted(labels)
-    # All are enlarged at once, to the pixels that each has by itself: the first, and the first of those for validation.
+    # Enlarged together, the digits have the pixels that each has by itself: the first of each split.
     fifth = min(np.flatnonzero(labels == label)[4] for label in range(10))
     for split, number in ((data.train, 0), (data.val, fifth)):
         gray = Image.fromarray(np.minimum(small[number] * 16.0, 255).astype(np.uint8))
