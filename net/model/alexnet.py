@@ -264,7 +264,7 @@ class AlexNet(nn.Module):
             self.add_module(dense.name, Dense(layers[dense.name], config.reads(dense, False), config.towers))
         self.add_module(config.output_name, Dense(layers[config.output_name], "all", 1))
         self.dropout = nn.Dropout(config.dropout)
-        # On the meta device there are no values, and initialising them would import torch._dynamo.
+        # On the meta device there are no values, and initialising them would import the front end of torch.compile.
         if not self.get_parameter(f"{config.output_name}.weight").is_meta:
             self.reset_parameters()
 

@@ -63,8 +63,8 @@ class PaperSGD(torch.optim.Optimizer):
         #: Whether parameters share a launch, until that fails.
         self._together = True
 
-    # PyTorch decorates these methods. The decorator imports torch._dynamo on the first call, which takes as long as
-    # importing torch.
+    # PyTorch decorates these methods. On the first call the decorator imports the front end of torch.compile, which
+    # takes as long as importing torch.
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
     state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
     load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
