@@ -5,13 +5,14 @@ and sums the bias gradient in the same pass. PyTorch's own operators move ``4 n`
 gradient in a kernel that takes longer than all the rest (on an H100, ``reports/LOG.md``).
 """
 
-import contextlib
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .launching import launch
 
 #: Pixels and channels of a tile, and tiles per program of the backward pass.
 PIXELS, CHANNELS, TILES = 32, 64, 4
@@ -92,10 +93,6 @@ def pixel_stride(tensor: Tensor) -> int | None:
     return tensor.shape[1] if first is None else first
 
 
-def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
 def forward(input: Tensor, bias: Tensor, output: Tensor) -> None:
     """Writes ``relu(input + bias)`` to ``output``.
 
@@ -111,8 +108,7 @@ def forward(input: Tensor, bias: Tensor, output: Tensor) -> None:
     pixels = input.numel() // channels
     grid = (triton.cdiv(pixels, PIXELS), triton.cdiv(channels, CHANNELS))
     sizes = pixels, channels, stride, output_stride
-    with _on(input.device):
-        forward_kernel[grid](input, bias, output, *sizes, PIXELS, CHANNELS, **OPTIONS)
+    launch(forward_kernel, grid, input.device, input, bias, output, *sizes, PIXELS, CHANNELS, **OPTIONS)
 
 
 def gradients(output_gradient: Tensor, output: Tensor, result: Tensor, sums: Tensor) -> None:
@@ -135,8 +131,8 @@ def gradients(output_gradient: Tensor, output: Tensor, result: Tensor, sums: Ten
     pixels = output.numel() // channels
     grid = (rows(output), triton.cdiv(channels, CHANNELS))
     sizes = pixels, channels, stride, output_stride, result_stride, sums.stride(0)
-    with _on(output.device):
-        backward_kernel[grid](output_gradient, output, result, sums, *sizes, PIXELS, CHANNELS, TILES, **OPTIONS)
+    tensors = output_gradient, output, result, sums
+    launch(backward_kernel, grid, output.device, *tensors, *sizes, PIXELS, CHANNELS, TILES, **OPTIONS)
 
 
 def rows(output: Tensor) -> int:

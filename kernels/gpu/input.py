@@ -5,12 +5,12 @@ or as blocks of pixels that become channels, which the first convolution reads o
 (:func:`net.model.blocks.blocks`). The mean image stays in the caches.
 """
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .launching import launch
 
 CHANNELS = 3
 #: Elements per program, all in one row of blocks.
@@ -105,25 +105,26 @@ def training_input(
         shape = (count, channels, blocks, blocks)
         out = torch.empty(shape, dtype=dtype, device=images.device, memory_format=torch.channels_last)
     grid = (count * blocks, triton.cdiv(blocks * channels, ELEMENTS))
-    gpu = images.device.type == "cuda"
-    with torch.cuda.device(images.device) if gpu else contextlib.nullcontext():
-        input_kernel[grid](
-            images,
-            mean,
-            places,
-            mean if noise is None else noise,
-            out,
-            places.stride(0),
-            height,
-            width,
-            size,
-            blocks,
-            padding,
-            divisor,
-            BLOCK=block,
-            NOISE=noise is not None,
-            DIVIDE=divisor != 1,
-            ELEMENTS=ELEMENTS,
-            **OPTIONS,
-        )
+    launch(
+        input_kernel,
+        grid,
+        images.device,
+        images,
+        mean,
+        places,
+        mean if noise is None else noise,
+        out,
+        places.stride(0),
+        height,
+        width,
+        size,
+        blocks,
+        padding,
+        divisor,
+        BLOCK=block,
+        NOISE=noise is not None,
+        DIVIDE=divisor != 1,
+        ELEMENTS=ELEMENTS,
+        **OPTIONS,
+    )
     return out

@@ -26,7 +26,6 @@ kept in registers.
 Supported: float32, float16 and bfloat16. float64, a beta of 0 and a negative alpha or k run :mod:`kernels.reference`.
 """
 
-import contextlib
 import math
 from typing import Any, NamedTuple
 
@@ -39,6 +38,7 @@ from . import config
 from .backward import backward_kernel
 from .config import Config, Sizes, Strides
 from .forward import forward_kernel
+from .launching import launch
 
 
 class Launch(NamedTuple):
@@ -65,8 +65,7 @@ class Launch(NamedTuple):
         """Launch on ``device``'s current stream."""
         gpu = device.type == "cuda"
         capability = torch.cuda.get_device_capability(device)[0] if gpu and not config.AMD else None
-        with torch.cuda.device(device) if gpu else contextlib.nullcontext():
-            self.kernel[self.grid](**self.arguments, C=self.config, **self.options(capability))
+        launch(self.kernel, self.grid, device, **self.arguments, C=self.config, **self.options(capability))
 
 
 def _maps(tensor: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 """A batch's mean cross-entropy, its gradient and the number of correct images, in one pass over the logits."""
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .launching import launch
 
 #: Most classes: a program holds an image's logits in registers.
 CLASSES = 8192
@@ -53,10 +53,19 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tenso
     images, classes = logits.shape
     gradient = torch.empty(images, classes, dtype=logits.dtype, device=logits.device)
     results = torch.empty(2, images, dtype=torch.float32, device=logits.device)
-    block = triton.next_power_of_2(classes)
-    with torch.cuda.device(logits.device) if logits.device.type == "cuda" else contextlib.nullcontext():
-        loss_kernel[(images,)](
-            logits, labels.contiguous(), gradient, results, logits.stride(0), classes, images, BLOCK=block, **OPTIONS
-        )
+    launch(
+        loss_kernel,
+        (images,),
+        logits.device,
+        logits,
+        labels.contiguous(),
+        gradient,
+        results,
+        logits.stride(0),
+        classes,
+        images,
+        BLOCK=triton.next_power_of_2(classes),
+        **OPTIONS,
+    )
     loss, correct = results.sum(1)
     return loss, correct.long(), gradient

@@ -5,7 +5,6 @@ launch takes tuples of pointers as arguments, which a captured graph keeps, and 
 table has to be copied to the device.
 """
 
-import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .launching import launch
 
 #: Elements per program: with four warps, eight per thread.
 ELEMENTS = 1024
@@ -130,10 +131,6 @@ def _check(parameter: Parameter) -> None:
             raise ValueError(f"{name} must have the weight's strides {strides}; got {tensor.stride()}")
 
 
-def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
 def arguments(parameters: Sequence[Parameter], rate: Tensor, momentum: float, weight_decay: float) -> dict[str, Any]:
     """The arguments of :func:`joint_update_kernel` for parameters of the same dtypes."""
     weights, gradients, velocities, copies = zip(*parameters, strict=True)
@@ -164,8 +161,8 @@ def update_together_(parameters: Sequence[Parameter], rate: Tensor, momentum: fl
     for each in parameters:
         _check(each)
     programs = sum(triton.cdiv(each.weight.numel(), ELEMENTS) for each in parameters)
-    with _on(rate.device):
-        joint_update_kernel[(programs,)](**arguments(parameters, rate, momentum, weight_decay), **OPTIONS)
+    named = arguments(parameters, rate, momentum, weight_decay)
+    launch(joint_update_kernel, (programs,), rate.device, **named, **OPTIONS)
 
 
 def update_(parameter: Parameter, rate: Tensor, momentum: float, weight_decay: float) -> None:
@@ -182,17 +179,19 @@ def update_(parameter: Parameter, rate: Tensor, momentum: float, weight_decay: f
     _check(parameter)
     weight, gradient, velocity, copy = parameter
     count = weight.numel()
-    with _on(rate.device):
-        update_kernel[(triton.cdiv(count, ELEMENTS),)](
-            weight,
-            gradient,
-            velocity,
-            velocity if copy is None else copy,
-            rate,
-            momentum,
-            weight_decay,
-            count,
-            COPY=copy is not None,
-            ELEMENTS=ELEMENTS,
-            **OPTIONS,
-        )
+    launch(
+        update_kernel,
+        (triton.cdiv(count, ELEMENTS),),
+        rate.device,
+        weight,
+        gradient,
+        velocity,
+        velocity if copy is None else copy,
+        rate,
+        momentum,
+        weight_decay,
+        count,
+        COPY=copy is not None,
+        ELEMENTS=ELEMENTS,
+        **OPTIONS,
+    )

@@ -22,6 +22,7 @@ from ..model.alexnet import Dense
 from .recipe import PaperSGD
 
 if importlib.util.find_spec("triton") is not None:
+    from kernels.gpu import launching
     from kernels.gpu import loss as loss_kernel
 
 #: Warm-up updates before the capture: one-time initialisation must not be captured.
@@ -70,6 +71,8 @@ class TrainingStep:
         self._versions = [parameter._version for parameter, _ in self.copied.values()]
         #: Whether the loss is computed by this project's kernel: on a GPU, where one process holds the whole network.
         self.loss_kernel = optimizer.capturable and (forward is model or record)
+        #: Whether the first call compiles the kernels, several at once.
+        self.compiles = self.device.type == "cuda" and self.loss_kernel
         self.updates = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         #: Static inputs of the captured update; None before the capture.
@@ -91,6 +94,9 @@ class TrainingStep:
         """
         self.optimizer.send_rates()
         self._refresh()
+        if self.compiles:
+            self._compile(images, labels)
+            self.compiles = False
         if self.record and self.graph is None and self.updates >= UNRECORDED:
             self._record(images, labels)
         self.updates += 1
@@ -142,6 +148,16 @@ class TrainingStep:
                 self.loss_kernel = False
         loss = F.cross_entropy(logits.float(), labels)
         return loss, (logits.detach().argmax(1) == labels).sum(), None
+
+    def _compile(self, images: Tensor, labels: Tensor) -> None:
+        """Compile an update's Triton kernels, several at once.
+
+        PyTorch's operators run, on whatever the memory of the kernels' outputs holds. The kernels do not, so neither
+        parameters nor copies change.
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), launching.compile_only():
+            self._compute(images, labels)
 
     def _record(self, images: Tensor, labels: Tensor) -> None:
         """Capture an update, without running it; if that fails, later updates run eagerly."""

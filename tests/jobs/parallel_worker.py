@@ -26,7 +26,7 @@ from net.training.config import RecipeConfig, TrainConfig
 from net.training.recipe import PaperSGD, parameter_groups
 
 BATCH = 12
-STEPS = 6
+STEPS = 4
 #: Seeds of the images.
 SEEDS = (1, 2)
 #: Orders of a batch's images.

@@ -51,7 +51,7 @@ def found(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_equal_to_one_process_in_float64(found: dict[str, Any], strategy: str) -> None:
-    """Losses and weights over six updates, and logits in evaluation."""
+    """Losses and weights over four updates, and logits in evaluation."""
     worst = found[strategy]["float64"]
     assert max(worst.values()) < 1e-10, worst
 

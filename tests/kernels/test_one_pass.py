@@ -1,15 +1,19 @@
 """The kernels that are no operators, training input and update, against the formulas written out in float64."""
 
+import threading
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 triton = pytest.importorskip("triton")
 
 import kernels  # noqa: E402
+from kernels.gpu import launching, update  # noqa: E402
 from kernels.gpu import loss as loss_module  # noqa: E402
-from kernels.gpu import update  # noqa: E402
 from kernels.gpu.bias_relu import pixel_stride  # noqa: E402
 from kernels.gpu.input import training_input  # noqa: E402
 from kernels.gpu.update import Parameter, suits, update_  # noqa: E402
@@ -388,6 +392,43 @@ def test_one_pass_chunks_refuse() -> None:
         kernels.relu_chunks([input], None, 2)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="groups=2 does not divide the 3 channels"):
         kernels.relu_chunks([input], bias, 2, {**LRN, "groups": 2})
+
+
+def test_one_pass_compiled_only_nothing_is_written() -> None:
+    input, bias = (torch.randn(shape, device=DEVICE) for shape in ((2, 6, 5, 5), (6,)))
+    input = input.contiguous(memory_format=torch.channels_last).requires_grad_()
+    with kernels.implementation("triton"):
+        with launching.compile_only():
+            output = kernels.relu_max_pool2d(input, 2, bias=bias)
+            (gradient,) = torch.autograd.grad(output.sum(), input)
+        assert output.isnan().all(), "poisoned memory"
+        assert gradient.isnan().all()
+        assert kernels.relu_max_pool2d(input, 2, bias=bias).isfinite().all(), "launches run again"
+
+
+def test_one_pass_compiles_in_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another thread launches meanwhile runs."""
+    found: dict[str, object] = {}
+
+    def compiled(kernel: Any, *rest: object) -> None:
+        found["compiled"] = kernel, threading.current_thread() is not here
+        assert free.wait(60)
+
+    here, free = threading.current_thread(), threading.Event()
+    monkeypatch.setattr(launching, "_compile", compiled)
+    logits, labels = torch.randn(2, 3, device=DEVICE), torch.tensor([0, 2], device=DEVICE)
+
+    def beside() -> None:
+        found["loss"] = float(loss_module.cross_entropy(logits, labels)[0])
+        free.set()
+
+    with launching.compile_only():
+        loss_module.cross_entropy(logits, labels)
+        other = threading.Thread(target=beside)
+        other.start()
+        other.join(60)
+    assert found["compiled"] == (loss_module.loss_kernel, True)
+    assert found["loss"] == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-5)
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="a CUDA graph needs a GPU")

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
 
 import kernels
-from kernels.gpu import loss
+from kernels.gpu import launching, loss
 from net.common.device import choose as choose_device
 from net.common.device import resolve_precision
 from net.common.errors import UsageError
@@ -123,6 +124,36 @@ def test_an_update_with_copies_is_the_update_without() -> None:
             assert plain_update() == copied_update()
         for one, other in zip(plain.parameters, copied.parameters, strict=True):
             assert torch.equal(one, other)
+
+
+def test_kernels_are_compiled_before_the_first_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of them runs: parameters, copies and velocities keep their values, and the generator its state."""
+    compiled: list[str] = []
+    monkeypatch.setattr(launching, "_compile", lambda kernel, *_: compiled.append(kernel.fn.__name__))
+    step, update = digits_step("triton", "bf16", True)
+    step.model.register_forward_hook(lambda model, _, logits: logits * torch.rand(10))
+
+    def state() -> list[Tensor]:
+        return [each.clone() for pair in step.copied.values() for each in pair] + [torch.get_rng_state()]
+
+    step.optimizer.send_rates()
+    before = state()
+    with kernels.implementation("triton"):
+        step._compile(torch.randn(4, 3, 32, 32, generator=torch.Generator()), torch.zeros(4, dtype=torch.int64))
+    assert all(map(torch.equal, state(), before))
+    assert not any(found["velocity"].any() for found in step.optimizer.state.values())
+    # Three stages of two towers; weights, biases of convolutions, and fc8's bias, which has a copy.
+    kinds = {"forward_kernel": 6, "backward_kernel": 6, "loss_kernel": 1, "joint_update_kernel": 3}
+    assert {name: compiled.count(name) for name in compiled} == kinds
+
+    calls: list[object] = []
+    monkeypatch.setattr(step, "_compile", lambda *arguments: calls.append(arguments))
+    assert not step.compiles, "on a CPU"
+    step.compiles = True
+    with kernels.implementation("reference"):
+        assert update() > 0
+        assert update() > 0
+    assert len(calls) == 1
 
 
 def test_copies_follow_an_edit() -> None:

@@ -47,7 +47,10 @@ def learned(folder: Path) -> list[dict[str, object]]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The short run, uninterrupted."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    done = run_here("net.train", *SHORT, "--output-dir", folder)
+    with pytest.MonkeyPatch.context() as patch:
+        # A checkpoint at the end of each epoch, however long writing takes.
+        patch.setattr(trainer, "CHECKPOINT_SHARE", 0)
+        done = run_here("net.train", *SHORT, "--output-dir", folder)
     assert done.returncode == 0, done.stderr
     (folder / "stdout.txt").write_text(done.stdout)
     return folder

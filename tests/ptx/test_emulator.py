@@ -241,11 +241,20 @@ def test_what_a_gpu_would_not_do_is_refused(body: str, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["sm_90", pytest.param("sm_80", marks=pytest.mark.slow), pytest.param("sm_100", marks=pytest.mark.slow)]
+    ("target", "half_types"),
+    [
+        ("sm_90", "outside"),
+        pytest.param("sm_90", "whole", marks=pytest.mark.slow),
+        pytest.param("sm_80", "not work", marks=pytest.mark.slow),
+        pytest.param("sm_100", "not work", marks=pytest.mark.slow),
+    ],
 )
-def test_what_the_kernels_are_compiled_to_computes_the_same(target: str) -> None:
-    """The paper's chain in bfloat16 by vectors, and windows of a loop; all of these tests take a quarter of an hour."""
-    some = "(half_types_take and bfloat16 and not work) or (large_windows and 64)"
+def test_what_the_kernels_are_compiled_to_computes_the_same(target: str, half_types: str) -> None:
+    """The paper's chain in bfloat16 by vectors, and windows of a loop; all of these tests take a quarter of an hour.
+
+    Compiling the chain takes 20 s, so one is enough here: two towers, with windows that reach out of the image.
+    """
+    some = f"(half_types_take and bfloat16 and {half_types}) or (large_windows and 64)"
     tests = [
         sys.executable,
         "-m",
@@ -261,4 +270,4 @@ def test_what_the_kernels_are_compiled_to_computes_the_same(target: str) -> None
         tests, capture_output=True, text=True, cwd=ROOT, env=environment(KERNELS_TEST=f"ptx:{target}")
     )
     assert done.returncode == 0, done.stdout
-    assert "3 passed" in done.stdout
+    assert f"{3 if half_types == 'not work' else 2} passed" in done.stdout
