@@ -22,6 +22,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import torch  # noqa: E402 - after the lines above
 
+from net.data import processes  # noqa: E402
 from tests import interpreter  # noqa: E402
 from tests.commands import run_here  # noqa: E402
 
@@ -59,6 +60,8 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"kernels: {where[WHERE]} (environment variable KERNELS_TEST: gpu, ptx or nothing)"
 
 
+#: What the commands' worker processes import.
+WORKERS = ("net.training.trainer", "net.training.curve", "net.data.packing", "net.data.rendering")
 #: Seconds for a slow test: some compile for minutes, and machines are shared. pyproject.toml has the others' limit.
 SLOW_LIMIT = 1800
 #: Files with a test that takes up to a minute. They run first, so that no process is left alone with one at the end.
@@ -102,6 +105,19 @@ def hastened_interpreter() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:
             interpreter.hasten(patch)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def preloaded_workers() -> Iterator[None]:
+    """Have worker processes of every command forked with what they need imported.
+
+    The fork server imports what the first command in a process asks for. Users run one command in a process; here the
+    workers of all later ones would each import PyTorch.
+    """
+    context = processes.context
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "context", lambda *modules: context(*WORKERS))
         yield
 
 
