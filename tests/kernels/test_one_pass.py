@@ -304,14 +304,13 @@ LRN = {"size": 5, "alpha": 0.1, "beta": 0.75, "k": 2.0}
 POOL = {"kernel_size": 3, "stride": 2}
 
 
-@pytest.mark.parametrize(("inputs", "joined"), [(1, False), (2, True), (2, False), (1, True)])
 @pytest.mark.parametrize(
-    ("lrn", "pool", "dtype"),
+    ("lrn", "pool", "dtype", "inputs", "joined"),
     [
-        (None, None, torch.bfloat16),
-        (LRN, None, torch.float32),
-        (None, POOL, torch.float32),
-        (LRN, POOL, torch.bfloat16),
+        *((None, None, torch.bfloat16, inputs, joined) for inputs in (1, 2) for joined in (False, True)),
+        *((LRN, POOL, torch.bfloat16, inputs, joined) for inputs in (1, 2) for joined in (False, True)),
+        *((LRN, None, torch.float32, *layouts) for layouts in ((1, False), (2, True))),
+        *((None, POOL, torch.float32, *layouts) for layouts in ((1, False), (2, True))),
     ],
 )
 def test_one_pass_chunks(

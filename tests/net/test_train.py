@@ -379,7 +379,7 @@ def test_the_schedule_ends_the_training(tmp_path: Path) -> None:
     ids=str,
 )
 def test_other_ways_of_training(tmp_path: Path, flags: tuple[object, ...]) -> None:
-    done = run_here("net.train", "--max-steps", 3, *flags, "--output-dir", tmp_path / "run")
+    done = run_here("net.train", "--max-steps", 3, "-b", 8, *flags, "--output-dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert "trained 3 updates" in done.stdout
     assert run_here("net.evaluate", tmp_path / "run", "--no-ten-crops").returncode == 0
