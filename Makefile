@@ -1,6 +1,6 @@
 # Each target finds a Python that has what it needs, or makes .venv with pip first (a minute or two, once).
 #   make train    the network learns the embedded digits      ARGS="--epochs 5" passes flags on
-#   make test     the tests, one process per core, sixteen at most (JOBS=4: in four); make test-all adds the long ones
+#   make test     the tests, in one process more than there are cores (JOBS=4: in four); make test-all adds the long ones
 #   CONSTRAINTS=  installs the newest of everything instead of the versions of constraints.txt
 #   make bench    the benchmarks; make report turns their records into tables
 
@@ -18,8 +18,8 @@ has = $(1) -c 'import re, sys, tomllib, importlib.metadata as m, importlib.util 
 	sys.exit(not all(map(u.find_spec, "$(2)".split())) or numbers(m.version("torch")) < numbers(least))' 2>/dev/null
 RUN_MODULES := torch numpy pandas tabulate matplotlib PIL safetensors tqdm $(if $(filter Linux,$(shell uname -s)),triton)
 TEST_MODULES := $(RUN_MODULES) pytest pytest_benchmark pytest_timeout hypothesis xdist onnx onnxruntime
-# The number of test processes. Each takes ten seconds to import and collect everything.
-JOBS := logical
+# The number of test processes: one more than there are cores, since some tests wait.
+JOBS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 SHARED := -n $(JOBS) --maxprocesses 16 --dist worksteal
 LINT_MODULES := $(RUN_MODULES) ruff mypy pytest
 
