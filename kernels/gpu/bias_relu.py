@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launching import launch
+from .runtime import launch
 
 #: Pixels and channels of a tile, and tiles per program of the backward pass.
 PIXELS, CHANNELS, TILES = 32, 64, 4

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launching import launch
+from .runtime import launch
 
 CHANNELS = 3
 #: Elements per program, all in one row of blocks.

@@ -38,7 +38,7 @@ from . import config
 from .backward import backward_kernel
 from .config import Config, Sizes, Strides
 from .forward import forward_kernel
-from .launching import launch
+from .runtime import launch
 
 
 class Launch(NamedTuple):

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launching import launch
+from .runtime import launch
 
 #: Most classes: a program holds an image's logits in registers.
 CLASSES = 8192

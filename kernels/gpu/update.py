@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launching import launch
+from .runtime import launch
 
 #: Elements per program: with four warps, eight per thread.
 ELEMENTS = 1024

@@ -22,8 +22,8 @@ from ..model.alexnet import Dense
 from .recipe import PaperSGD
 
 if importlib.util.find_spec("triton") is not None:
-    from kernels.gpu import launching
     from kernels.gpu import loss as loss_kernel
+    from kernels.gpu import runtime
 
 #: Warm-up updates before the capture: one-time initialisation must not be captured.
 UNRECORDED = 3
@@ -156,7 +156,7 @@ class TrainingStep:
         parameters nor copies change.
         """
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), launching.compile_only():
+        with torch.random.fork_rng(devices), runtime.compile_only():
             self._compute(images, labels)
 
     def _record(self, images: Tensor, labels: Tensor) -> None:

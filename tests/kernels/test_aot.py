@@ -119,7 +119,7 @@ import os
 import torch
 from triton.runtime import driver
 from kernels import aot
-from kernels.gpu import launching
+from kernels.gpu import runtime
 
 class Device:
     get_current_target = staticmethod(lambda: aot._target("sm_90"))
@@ -128,10 +128,10 @@ class Device:
 
 driver.set_active(Device())
 made = list(aot.launches(aot.CASES[1], torch.bfloat16, torch.channels_last))
-with launching.compile_only():
+with runtime.compile_only():
     for _, launch, _ in made:
         arguments = {**launch.arguments, "C": launch.config, **launch.options(9)}
-        launching.launch(launch.kernel, launch.grid, torch.device("cpu"), **arguments)
+        runtime.launch(launch.kernel, launch.grid, torch.device("cpu"), **arguments)
 at_once = len(os.listdir(os.environ["TRITON_CACHE_DIR"]))
 launched = []
 for mode, launch, _ in made:

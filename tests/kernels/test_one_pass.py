@@ -12,8 +12,8 @@ from torch import Tensor
 triton = pytest.importorskip("triton")
 
 import kernels  # noqa: E402
-from kernels.gpu import launching, update  # noqa: E402
 from kernels.gpu import loss as loss_module  # noqa: E402
+from kernels.gpu import runtime, update  # noqa: E402
 from kernels.gpu.bias_relu import pixel_stride  # noqa: E402
 from kernels.gpu.input import training_input  # noqa: E402
 from kernels.gpu.update import Parameter, suits, update_  # noqa: E402
@@ -397,7 +397,7 @@ def test_one_pass_compiled_only_nothing_is_written() -> None:
     input, bias = (torch.randn(shape, device=DEVICE) for shape in ((2, 6, 5, 5), (6,)))
     input = input.contiguous(memory_format=torch.channels_last).requires_grad_()
     with kernels.implementation("triton"):
-        with launching.compile_only():
+        with runtime.compile_only():
             output = kernels.relu_max_pool2d(input, 2, bias=bias)
             (gradient,) = torch.autograd.grad(output.sum(), input)
         assert output.isnan().all(), "poisoned memory"
@@ -414,14 +414,14 @@ def test_one_pass_compiles_in_other_threads(monkeypatch: pytest.MonkeyPatch) -> 
         assert free.wait(60)
 
     here, free = threading.current_thread(), threading.Event()
-    monkeypatch.setattr(launching, "_compile", compiled)
+    monkeypatch.setattr(runtime, "_compile", compiled)
     logits, labels = torch.randn(2, 3, device=DEVICE), torch.tensor([0, 2], device=DEVICE)
 
     def beside() -> None:
         found["loss"] = float(loss_module.cross_entropy(logits, labels)[0])
         free.set()
 
-    with launching.compile_only():
+    with runtime.compile_only():
         loss_module.cross_entropy(logits, labels)
         other = threading.Thread(target=beside)
         other.start()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import kernels
-from kernels.gpu import launching, loss
+from kernels.gpu import loss, runtime
 from net.common.device import choose as choose_device
 from net.common.device import resolve_precision
 from net.common.errors import UsageError
@@ -129,7 +129,7 @@ def test_an_update_with_copies_is_the_update_without() -> None:
 def test_kernels_are_compiled_before_the_first_update(monkeypatch: pytest.MonkeyPatch) -> None:
     """None of them runs: parameters, copies and velocities keep their values, and the generator its state."""
     compiled: list[str] = []
-    monkeypatch.setattr(launching, "_compile", lambda kernel, *_: compiled.append(kernel.fn.__name__))
+    monkeypatch.setattr(runtime, "_compile", lambda kernel, *_: compiled.append(kernel.fn.__name__))
     step, update = digits_step("triton", "bf16", True)
     step.model.register_forward_hook(lambda model, _, logits: logits * torch.rand(10))
 

@@ -1,4 +1,4 @@
-"""Launching kernels, or only compiling them, several at once."""
+"""How kernels are launched, or only compiled, several at once."""
 
 import contextlib
 import os
