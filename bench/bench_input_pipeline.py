@@ -1,6 +1,7 @@
 """Throughput of the input pipeline: decoding for the packed store, reading from it, and the paper's augmentation."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from net.training.config import RecipeConfig
 from .subjects import stores
 
 BATCH, SIZE, CROP = 128, 256, 224
+#: Rounds of calls that take some tenths of a second.
+ROUNDS = 10
 Row = Callable[..., None]
 
 
@@ -32,6 +35,12 @@ def photograph(seed: int, width: int = 500, height: int = 375) -> Image.Image:
     smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)).astype(int)
     noisy = smooth + generator.integers(-12, 13, smooth.shape)
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+@cache
+def encoded(count: int) -> list[bytes]:
+    """JPEG files of a packed store."""
+    return [encode_jpeg(square(np.array(photograph(number)), SIZE), JPEG_QUALITY) for number in range(count)]
 
 
 @pytest.mark.parametrize(("kind", "quality"), [("pixels", None), ("JPEG", JPEG_QUALITY)])
@@ -47,7 +56,7 @@ def test_prepare(benchmark: BenchmarkFixture, row: Row, tmp_path: Path, kind: st
     torch.set_num_threads(1)
     try:
         task = Task("train", 0, tmp_path, files, [], Packing(SIZE, quality), target, 0)
-        benchmark.pedantic(pack, (task,), rounds=20, warmup_rounds=2)
+        benchmark.pedantic(pack, (task,), rounds=ROUNDS, warmup_rounds=1)
     finally:
         torch.set_num_threads(before)
     size = np.mean([(tmp_path / file).stat().st_size for file in files])
@@ -80,11 +89,11 @@ def test_loader(benchmark: BenchmarkFixture, row: Row, tmp_path: Path, threads: 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_jpeg_loader(benchmark: BenchmarkFixture, row: Row, tmp_path: Path, threads: int) -> None:
     """Batches in random order, decoded from a file of JPEG images that is in the page cache."""
-    count = 512
-    files = [encode_jpeg(square(np.array(photograph(number)), SIZE), JPEG_QUALITY) for number in range(count)]
+    files = encoded(512)
+    count = len(files)
     split = Split(stores.jpegs(tmp_path / "images.jpegs", files, SIZE), np.arange(count, dtype=np.int64))
     batches = iter(Loader(split, BATCH, torch.device("cpu"), shuffle=True, threads=threads))
-    benchmark.pedantic(lambda: [next(batches) for _ in range(4)], rounds=20, warmup_rounds=2)
+    benchmark.pedantic(lambda: [next(batches) for _ in range(4)], rounds=ROUNDS, warmup_rounds=1)
     batches.close()
     row(
         suite="input",

@@ -1,6 +1,5 @@
 """Every operator at the paper's shapes: each implementation, forward, backward and both, checked before it is timed."""
 
-import os
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -9,7 +8,7 @@ import pytest
 import torch
 
 from .cells import Operator, here, operators
-from .compile_ahead import checked, compile_ahead
+from .compile_ahead import checked
 from .measure.ceilings import Ceilings
 from .subjects.cases import BY_NAME, DTYPES, Case, describe, formats, kept, may_refuse, sampled
 
@@ -32,21 +31,16 @@ def times(
     return dict(zip((rival.implementation for rival in rivals), found, strict=True))
 
 
-@pytest.fixture(scope="session")
-def compiled_ahead(together: Together, device: torch.device, cold_compiler: None, say: Say) -> None:
-    """On a CPU, compile everything this run needs in one process per core: a variant takes half a minute, and one
-    process uses little more than one core."""
+def _marks(cell: Operator) -> list[pytest.MarkDecorator]:
+    if not cell.compiled:
+        return []
     # XLA takes a second, and has no cache that another process could read.
-    ours = [Operator(**cell) for cell in together(test_operator, {})]
-    cells = [cell for cell in ours if cell.compiled and cell.implementation != "xla"]
-    if device.type == "cuda" or not cells:
-        return
-    names = list(dict.fromkeys(f"{cell.case},{cell.implementation},{cell.dtype}" for cell in cells))
-    compile_ahead(names, min(len(names), os.cpu_count() or 1), say)
+    ahead = [pytest.mark.ahead("operator", cell.case, cell.implementation, cell.dtype)]
+    return [pytest.mark.long, *(ahead if cell.implementation != "xla" else [])]
 
 
 def _marked() -> list[object]:
-    return [pytest.param(*cell, marks=[pytest.mark.long] if cell.compiled else []) for cell in operators(SCALE)]
+    return [pytest.param(*cell, marks=_marks(cell)) for cell in operators(SCALE)]
 
 
 @pytest.mark.parametrize(("case", "dtype", "mode", "implementation"), _marked())

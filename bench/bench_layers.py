@@ -56,7 +56,7 @@ def test_whole_step(benchmark: BenchmarkFixture, row: Row, device: torch.device,
     count, dtype = SCALE.images, SCALE.dtype
     model = build(SCALE.network, device)
     update = update_step(model, model, *images_and_labels(SCALE.network, count, device), dtype)
-    benchmark.pedantic(update, rounds=10, warmup_rounds=2)
+    benchmark.pedantic(update, rounds=5, warmup_rounds=1)
     assert benchmark.stats is not None
     # Input preparation is not part of a training step.
     parts = [MEDIANS.get(cell) for cell in CELLS if cell[0] != "input preparation"]

@@ -14,6 +14,7 @@ from net import train
 from net.training import runs
 
 from .cells import here, inference, updates
+from .compile_ahead import Program
 from .measure.ceilings import Ceilings, lacking
 from .measure.memory import kept_bytes
 from .measure.timing import Call, synchronized
@@ -27,7 +28,7 @@ Say = Callable[[str], None]
 SCALE = here()
 #: On a CPU: minimum and maximum rounds of a task's networks, and the approximate seconds per network.
 ROUNDS = (3, 10)
-SECONDS = 5.0
+SECONDS = 4.0
 #: On a GPU: the number of steps timed back to back.
 SAMPLES = 30
 #: Seconds per step, and its other columns.
@@ -40,8 +41,11 @@ def marked() -> list[object]:
     def long(cell: Step) -> bool:
         return bool(cell.mode) or (cell.images > SCALE.images and not SCALE.cuda)
 
-    cells = [*updates(SCALE), *inference(SCALE)]
-    return [pytest.param(*cell, marks=[pytest.mark.long] if long(cell) else []) for cell in cells]
+    def marks(cell: Step) -> list[pytest.MarkDecorator]:
+        ahead = [pytest.mark.ahead("step", *cell)] if cell.mode else []
+        return [*ahead, *([pytest.mark.long] if long(cell) else [])]
+
+    return [pytest.param(*cell, marks=marks(cell)) for cell in (*updates(SCALE), *inference(SCALE))]
 
 
 class Rival(NamedTuple):
@@ -57,15 +61,12 @@ class Rival(NamedTuple):
 
 
 def ready(step: Step, device: torch.device) -> Rival:
-    """A network, built and called for the first time: compiled with a cold cache, and again with a warm one."""
-    times = []
+    """A network, built and called for the first time, which compiles it or reads it from Inductor's cache."""
     with kernels.implementation(step.implementation), many_variants():
-        for _ in range(2 if step.mode else 1):
-            call, model = prepared(step, device)
-            begin = synchronized()
-            call()
-            times.append(round(synchronized() - begin, 2))
-        columns = dict(zip(("first_call_s", "first_call_warm_s"), times, strict=False))
+        call, model = prepared(step, device)
+        begin = synchronized()
+        call()
+        columns = {"first_call_s": round(synchronized() - begin, 2)}
         if step.what == "update" and not step.mode:
             # The parameters exist anyway.
             images, labels = images_and_labels(step.network, step.images, device)
@@ -81,8 +82,7 @@ def in_turns(steps: tuple[Step, ...], device: torch.device, say: Say) -> dict[St
     rivals: dict[Step, Rival] = {}
     found: dict[Step, Times | Exception] = {}
     for step in steps:
-        compiles = ", which takes a minute or two to compile" if step.mode else ""
-        say(f"{what}: the first of {step.network}, {step.implementation}, {step.how}{compiles}")
+        say(f"{what}: the first of {step.network}, {step.implementation}, {step.how}")
         try:
             rivals[step] = ready(step, device)
         except Exception as error:  # Only its own benchmark fails; the others continue.
@@ -105,6 +105,13 @@ def in_turns(steps: tuple[Step, ...], device: torch.device, say: Say) -> dict[St
     return found | {step: (times[step], rival.columns) for step, rival in rivals.items()}
 
 
+def first_calls(columns: dict[str, Any], cold: float | None) -> dict[str, Any]:
+    """The columns of a network that was compiled ahead: ``cold`` is its first call then, if that succeeded; its first
+    call here had a warm cache."""
+    others = {name: value for name, value in columns.items() if name != "first_call_s"}
+    return others if cold is None else others | {"first_call_s": cold, "first_call_warm_s": columns["first_call_s"]}
+
+
 def on_a_gpu(step: Step, device: torch.device, say: Say) -> Times:
     """Measured as in the device suite: steps back to back, one network after another."""
     say(step.name)
@@ -119,6 +126,7 @@ def test_step(
     row: Row,
     device: torch.device,
     ceilings: Ceilings,
+    compiled_ahead: dict[Program, float],
     say: Say,
     what: str,
     network: str,
@@ -143,6 +151,8 @@ def test_step(
         if isinstance(found, Exception):
             raise found
         times, columns = found
+        if step.mode:
+            columns = first_calls(columns, compiled_ahead.get(("step", *step)))
     replay(times)
     row(**columns)
 

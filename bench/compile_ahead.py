@@ -1,20 +1,33 @@
-"""Compile operators before they are timed: ``python -m bench.compile_ahead CASE,IMPLEMENTATION,DTYPE...``.
+"""Compile programs before anything is timed: ``python -m bench.compile_ahead``, with a program per line on stdin.
 
-Other processes find the compiled code in Inductor's cache. A line on stdout names each finished variant. A variant that
-fails here will fail again when it is timed.
+A program is a JSON list: what kind it is, and the arguments of its function below. It is called once, so that other
+processes find the compiled code in Inductor's cache. A line of JSON on stdout answers each: the program, the seconds of
+its first call where a record has them, and the error of one that fails. It will fail again when it is timed.
 """
 
+import itertools
+import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import Any
 
 import torch
 
-from .cells import Scale, here, modes
+from .cells import RUNTIME_BATCHES, Scale, here, modes
 from .subjects.cases import BY_NAME, DTYPES, NEEDS_GPU, Case, Prepared, check, failure, prepare
+from .subjects.network import images_and_labels
+from .subjects.steps import Step
+from .subjects.user_program import SHAPES, Stage
+
+#: A kind, one of :data:`KINDS`, and its arguments.
+Program = tuple[str | int, ...]
+CPU = torch.device("cpu")
 
 
 @cache
@@ -30,29 +43,119 @@ def checked(case: Case, implementation: str, dtype: str, scale: Scale) -> tuple[
     return prepared, ""
 
 
-def compile_ahead(names: Sequence[str], count: int, say: Callable[[str], None]) -> None:
-    """Run this module for variants in ``count`` processes, and report progress through ``say``."""
-    say(f"compiling {len(names)} variants in {count} processes")
+def _operator(case: str, implementation: str, dtype: str) -> None:
+    checked(BY_NAME[case], implementation, dtype, here())
+
+
+def _stages(name: str, images: int) -> None:
+    """Those of a user's program."""
+    for shape in SHAPES:
+        stage = Stage(name, images, shape)
+        stage.backward(stage.forward())
+
+
+def _inference(implementation: str) -> None:
+    """For one image, and for any number."""
+    from . import bench_rivals
+
+    for count in RUNTIME_BATCHES[:2]:
+        bench_rivals.ready(implementation, images_and_labels(bench_rivals.NETWORK, count, CPU)[0])
+
+
+def _step(*step: Any) -> float:
+    from . import bench_steps
+
+    return bench_steps.ready(Step(*step), CPU).columns["first_call_s"]
+
+
+KINDS: dict[str, Callable[..., float | None]] = {
+    "operator": _operator,
+    "stages": _stages,
+    "inference": _inference,
+    "step": _step,
+}
+
+
+def share_keys() -> None:
+    """Have this process look up compiled code under the keys that programs without a test runner store it under.
+
+    A key holds the pickled memory formats of inputs. Pickle finds the module of ``torch.contiguous_format``, say,
+    by trying all that are loaded, in their order, and ends with the first that has a ``torch``. That should be one of
+    PyTorch's own, but a runner's plugins and conftest.py may have been there before.
+    """
+    for name in itertools.takewhile(lambda name: name.partition(".")[0] != "torch", list(sys.modules)):
+        if "torch" in vars(sys.modules[name]):
+            sys.modules[name] = sys.modules.pop(name)
+
+
+def compile_ahead(programs: Sequence[Program], count: int, say: Callable[[str], None]) -> dict[Program, float]:
+    """Compile programs in ``count`` processes, in the order given, and report progress through ``say``.
+
+    Returns:
+        The seconds of the first calls of those that a record has them of: with a cold cache, while the other processes
+        compile too.
+    """
+    share_keys()
+    say(f"compiling {len(programs)} programs in {count} processes")
     begin = time.perf_counter()
-    answers, answer = os.pipe()
-    shares = [[sys.executable, "-m", "bench.compile_ahead", *names[number::count]] for number in range(count)]
-    processes = [subprocess.Popen(share, stdout=answer, stderr=subprocess.DEVNULL) for share in shares]
-    os.close(answer)
-    try:
-        # The pipe closes when all processes have ended, whether or not they compiled everything.
-        with os.fdopen(answers) as lines:
-            for done, line in enumerate(lines, 1):
-                left = (time.perf_counter() - begin) / done * (len(names) - done)
-                say(f"compiled {done} of {len(names)}: {line.strip()}" + (f"; about {left:.0f} s left" if left else ""))
-        for process in processes:
-            process.wait()
-    finally:
-        for process in processes:
-            process.kill()
+    # The threads share it: each takes the next program.
+    waiting = iter(programs)
+    done: list[Program] = []
+    seconds: dict[Program, float] = {}
+    workers: list[subprocess.Popen[str]] = []
+    one_by_one = threading.Lock()
+
+    def work() -> None:
+        command = [sys.executable, "-m", "bench.compile_ahead"]
+        pipe = subprocess.PIPE
+        worker = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+        workers.append(worker)
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        for program in waiting:
+            try:
+                print(json.dumps(program), file=worker.stdin, flush=True)
+                answer = json.loads(worker.stdout.readline())
+            except (BrokenPipeError, ValueError):
+                # It has ended. The other processes go on.
+                break
+            with one_by_one:
+                done.append(program)
+                if answer["first_call_s"] is not None:
+                    seconds[program] = answer["first_call_s"]
+                said = f"compiled {len(done)} of {len(programs)}: {', '.join(map(str, program))}"
+                if answer["error"]:
+                    said += f": {answer['error']}"
+                if left := len(programs) - len(done):
+                    said += f"; about {(time.perf_counter() - begin) / len(done) * left:.0f} s left"
+                say(said)
+        worker.communicate()
+
+    with ThreadPoolExecutor(count) as threads:
+        try:
+            for each in [threads.submit(work) for _ in range(count)]:
+                each.result()
+        finally:
+            # If this is interrupted, the threads end with their processes.
+            for worker in workers:
+                worker.kill()
+    return seconds
+
+
+def main() -> None:
+    # Libraries may print to stdout; answers go to a copy of it.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        kind, *arguments = json.loads(line)
+        first, error = None, ""
+        try:
+            first = KINDS[kind](*arguments)
+        except Exception as raised:
+            error = failure(raised)
+        print(json.dumps({"first_call_s": first, "error": error}), file=answers, flush=True)
+        torch._dynamo.reset()
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        case, implementation, dtype = name.split(",")
-        checked(BY_NAME[case], implementation, dtype, here())
-        print(name, flush=True)
+    main()

@@ -42,11 +42,10 @@ EAGER = ("auto, eager", "aten, eager")
 #: Ends when its parent process ends, even if the parent is killed.
 LOOP = "import os, sys\nwhile os.getppid() == int(sys.argv[1]):\n    sum(range(100_000))"
 #: Rounds of each implementation: minimum, maximum, and the seconds after which no further round starts.
-ROUNDS, QUICK_ROUNDS = (3, 15, 10.0), (3, 9, 5.0)
+ROUNDS = (3, 9, 4.0)
 #: Time limits in seconds: of a process's first call, which may compile, and of later ones.
 FIRST_LIMIT, LIMIT = 300.0, 30.0
 Say = Callable[[str], None]
-Rounds = tuple[int, int, float]
 
 
 @contextlib.contextmanager
@@ -147,14 +146,14 @@ class _Cell:
         self.columns: dict[str, Any] = {}
         self.status = ""
 
-    def wants_more(self, rounds: Rounds) -> bool:
-        least, most, seconds = rounds
+    def wants_more(self) -> bool:
+        least, most, seconds = ROUNDS
         if self.status or len(self.times) >= most:
             return False
         return len(self.times) < least or sum(self.times) < seconds
 
 
-def measure(names: Sequence[str], images: int, rounds: Rounds, say: Say) -> Iterator[dict[str, Any]]:
+def measure(names: Sequence[str], images: int, say: Say) -> Iterator[dict[str, Any]]:
     """Rows of the suite ``contention``, those without busy processes first, each with its ``times`` in seconds.
 
     Implementations run interleaved. One that exceeds its time limit, or ends the process, has a ``status`` instead.
@@ -162,7 +161,6 @@ def measure(names: Sequence[str], images: int, rounds: Rounds, say: Say) -> Iter
     Args:
         names: of :data:`bench.subjects.user_program.IMPLEMENTATIONS`.
         images: the batch size.
-        rounds: minimum and maximum rounds, and seconds after which no more start.
         say: called with a line of progress.
     """
     with Program(images) as program:
@@ -186,15 +184,15 @@ def measure(names: Sequence[str], images: int, rounds: Rounds, say: Say) -> Iter
                     if not cell.status:
                         ask(name, "time", cell)
                 turn = 0
-                while any(cell.wants_more(rounds) for cell in cells.values()):
+                while any(cell.wants_more() for cell in cells.values()):
                     turn += 1
-                    say(f"{beside}: round {turn} of at most {rounds[1]}")
+                    say(f"{beside}: round {turn} of at most {ROUNDS[1]}")
                     for name, cell in cells.items():
-                        if cell.wants_more(rounds) and (answer := ask(name, "time", cell)):
+                        if cell.wants_more() and (answer := ask(name, "time", cell)):
                             cell.times.append(answer["seconds"])
                             cell.columns["threads"] = answer["threads"]
             for name, cell in cells.items():
-                if len(cell.times) >= rounds[0]:
+                if len(cell.times) >= ROUNDS[0]:
                     # It failed later, but there are enough times.
                     cell.status = ""
                 if not count and not cell.status:
@@ -226,7 +224,7 @@ def _row(name: str, images: int, count: int, cell: _Cell) -> dict[str, Any]:
 class ContentionConfig:
     """The flags of ``python -m bench.contention``."""
 
-    quick: bool = flag(False, "eager implementations only, and fewer rounds")
+    quick: bool = flag(False, "eager implementations only")
     images: int = flag(16, "batch size", metavar="N")
     record: bool = flag(False, "append the rows to reports/data")
 
@@ -270,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{time.perf_counter() - begin:5.1f} s  {what}", flush=True)
 
     say(f"starting a program with {config.images} images")
-    rows = list(measure(names, config.images, QUICK_ROUNDS if config.quick else ROUNDS, say))
+    rows = list(measure(names, config.images, say))
     print(f"forward and backward, float32, {config.images} images, {rows[0].get('threads', '-')} threads")
     print(table(rows))
     if config.record:

@@ -301,7 +301,7 @@ def plan(variants: Sequence[str], batch: int | None, updates: int, ranks: int, o
             jobs.append(Job("all-cores", ALL_CORES, 1, given))
         if not few:
             jobs += [Job(strategy, strategy, ranks, given) for strategy in usable(variant, ranks)[1:]]
-        jobs += [Job("alone", f"alone: {strategy}", 1, given) for strategy in usable(variant, ranks)]
+        jobs.append(Job("alone", "alone", 1, given))
     jobs.append(Job("link", "link", ranks, ("--ranks", ranks)))
     if VARIANT in variants and not few and BATCH % ranks == 0:
         for dtype in EPOCHS:
@@ -338,8 +338,9 @@ def run_job(options: argparse.Namespace) -> Any:
         found = link()
     elif kind == "alone":
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        given = (options.network[0], options.batch_size, options.ranks, "float32", "eager", device, options.updates)
-        found = alone(strategy, *given)
+        variant, ranks = options.network[0], options.ranks
+        given = (variant, options.batch_size, ranks, "float32", "eager", device, options.updates)
+        found = [alone(each, *given) for each in usable(variant, ranks)]
     elif strategy:
         found = learn(strategy, kind.removeprefix("losses "), join(strategy))
     else:

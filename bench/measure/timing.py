@@ -10,6 +10,8 @@ import torch
 #: Minimum total duration of a sample's calls, so that the timer's own microseconds do not matter.
 SAMPLE_SECONDS = 1e-3
 SAMPLES = 30
+#: On a CPU, sampling ends after this many seconds, once there are ENOUGH samples.
+CPU_SECONDS, ENOUGH = 2.0, 5
 #: Bytes moved between two uses of the same memory: more than any GPU's cache holds.
 COLD_BYTES = 2**28
 
@@ -84,7 +86,10 @@ def seconds(rivals: Sequence[Sequence[Call]], device: torch.device, samples: int
     if device.type == "cuda":
         return gpu_seconds(rivals, samples)
     results: list[list[float]] = [[] for _ in rivals]
+    first = time.perf_counter()
     for sample in range(samples + 2):
+        if sample >= ENOUGH + 2 and time.perf_counter() - first > CPU_SECONDS:
+            break
         for result, calls in zip(results, rivals, strict=True):
             begin = time.perf_counter()
             for call in calls:

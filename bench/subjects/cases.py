@@ -8,6 +8,7 @@ not call, and ``xla`` the whole stages written in JAX.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -90,6 +91,8 @@ CASES = (
 )
 BY_NAME = {case.name: case for case in CASES}
 NEEDS_GPU = "needs a GPU"
+#: Seed of the inputs that implementations are checked with.
+CHECKED = 1
 
 
 def implementations(case: Case, device: torch.device) -> tuple[str, ...]:
@@ -200,6 +203,22 @@ def prepare(case: Case, implementation: str) -> Prepared:
     return Prepared(case, implementation, run)
 
 
+@lru_cache(maxsize=1)
+def _in_float64(
+    case: Case, images: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The checked batch in float64, by PyTorch's operators: output, its gradient, and the gradients of the inputs. All
+    implementations of a case are compared with the same."""
+    tensors = inputs(case, images, dtype, "contiguous", device, seed=CHECKED)
+    input, bias = (None if tensor is None else tensor.detach().double().requires_grad_() for tensor in tensors)
+    assert input is not None
+    oracle = prepare(case, "aten")
+    output = oracle(input, bias)
+    generator = torch.Generator(device).manual_seed(2)
+    gradient = torch.randn(output.shape, generator=generator, dtype=torch.float64, device=device)
+    return output.detach(), gradient, oracle.gradients(output, input, bias, gradient)
+
+
 def check(
     prepared: Prepared, images: int, dtype: torch.dtype, device: torch.device, modes: Sequence[str] = MODES
 ) -> None:
@@ -213,19 +232,13 @@ def check(
             bfloat16 may differ by 1e-1, because PyTorch's own operators round before they compare.
     """
     case = prepared.case
-    input, bias = inputs(case, images, dtype, formats(prepared.implementation, device), device, seed=1)
-    doubles = [None if tensor is None else tensor.detach().double().requires_grad_() for tensor in (input, bias)]
-    oracle = prepare(case, "aten")
-    assert doubles[0] is not None
-    exact = oracle(doubles[0], doubles[1])
-    generator = torch.Generator(device).manual_seed(2)
-    gradient = torch.randn(exact.shape, generator=generator, dtype=torch.float64, device=device)
+    exact, gradient, theirs = _in_float64(case, images, dtype, device)
+    input, bias = inputs(case, images, dtype, formats(prepared.implementation, device), device, seed=CHECKED)
     output = prepared(input, bias)
     half = dtype != torch.float32
     outputs_allowed, gradients_allowed = (2e-2, 1e-1) if half else (1e-4, 1e-4)
     compared = [("output", output, exact, outputs_allowed)]
     ours = prepared.gradients(output, input, bias, gradient.to(output))
-    theirs = oracle.gradients(exact, doubles[0], doubles[1], gradient)
     for name, one, other in zip(("input gradient", "bias gradient"), ours, theirs, strict=False):
         compared.append((name, one, other, gradients_allowed))
     if "inference" in modes:

@@ -1,17 +1,20 @@
 """The benchmarks as pytest runs them: what is timed, in which order, and what becomes of what is not."""
 
+import inspect
 import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from bench import bench_steps, cells
-from bench.cells import Scale
-from bench.compile_ahead import compile_ahead
+from bench import bench_contention, bench_kernels, bench_rivals, bench_steps, cells
+from bench.cells import RUNTIME_BATCHES, Scale
+from bench.compile_ahead import KINDS, compile_ahead
+from bench.measure import timing
 from bench.measure.timing import Clock
 from bench.subjects.cases import NEEDS_GPU, may_refuse
 from bench.subjects.steps import Step
@@ -42,7 +45,19 @@ def test_only_others_may_refuse() -> None:
         assert not may_refuse(ours, "failed: RuntimeError: out of registers")
 
 
-@pytest.mark.parametrize(("seconds", "rounds"), [(0.1, 10), (1.0, 5), (9.0, 3)])
+@pytest.mark.parametrize(("each", "samples"), [(0.01, 10), (0.5, 5)])
+def test_slow_calls_are_sampled_fewer_times(monkeypatch: pytest.MonkeyPatch, each: float, samples: int) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def call() -> None:
+        clock[0] += each
+
+    found = timing.seconds([[call], [call, call]], torch.device("cpu"), 10)
+    assert found == [pytest.approx([each] * samples)] * 2
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.1, 10), (1.0, 4), (9.0, 3)])
 def test_steps_take_turns(monkeypatch: pytest.MonkeyPatch, seconds: float, rounds: int) -> None:
     """Networks that can be called share their time, and one that cannot fails alone."""
     called: list[str] = []
@@ -93,15 +108,71 @@ def test_one_list_says_what_is_measured() -> None:
 
 
 @pytest.mark.slow
-def test_variants_are_made_ahead() -> None:
+def test_programs_are_compiled_ahead() -> None:
     """By processes whose failure nobody else would notice; one that fails keeps nobody waiting."""
     said: list[str] = []
-    names = ["relu_max_pool5,reference,float32", "no such case,aten,float32"]
-    compile_ahead(names, 2, said.append)
-    assert said == [
-        "compiling 2 variants in 2 processes",
-        f"compiled 1 of 2: {names[0]}; about {said[1].split()[-3]} s left",
-    ]
+    programs = [("operator", "no such case", "aten", "float32"), ("operator", "relu_max_pool5", "reference", "float32")]
+    assert compile_ahead(
+        [*programs, ("step", "inference", "digits", "auto", "eager", "float32", 2)], 1, said.append
+    ) == {("step", "inference", "digits", "auto", "eager", "float32", 2): pytest.approx(1, abs=60)}
+    assert said[0] == "compiling 3 programs in 1 processes"
+    assert said[1].startswith("compiled 1 of 3: operator, no such case, aten, float32: failed: KeyError: ")
+    assert said[2].startswith("compiled 2 of 3: operator, relu_max_pool5, reference, float32; about ")
+    assert said[3] == "compiled 3 of 3: step, inference, digits, auto, eager, float32, 2"
+
+
+def test_processes_that_end_keep_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "false")
+    said: list[str] = []
+    assert compile_ahead([("stages", "inductor", 16)] * 3, 2, said.append) == {}
+    assert len(said) == 1
+
+
+def test_keys_of_compiled_code_do_not_depend_on_who_imported_torch_first() -> None:
+    """Beside a program that imports nothing before; pickle names the module where it finds ``torch``."""
+    find = "print(pickle.whichmodule(torch.contiguous_format, str(torch.contiguous_format)))"
+    first = "import pickle, sys, types; runner = sys.modules['runner'] = types.ModuleType('runner'); import torch"
+    before, after = run_python(
+        f"{first}; runner.torch = torch; import bench.compile_ahead as ahead; {find}; ahead.share_keys(); {find}"
+    )
+    assert before == "runner"
+    assert [after] == run_python(f"import pickle, torch; {find}")
+
+
+def run_python(code: str) -> list[str]:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, cwd=ROOT, check=True, capture_output=True, text=True, env=environment()
+    ).stdout.split()
+
+
+def test_a_first_call_after_compiling_ahead_is_a_warm_one() -> None:
+    columns = {"first_call_s": 3.0, "saved_mib": 1.0}
+    assert bench_steps.first_calls(columns, 60.0) == {"first_call_s": 60.0, "first_call_warm_s": 3.0, "saved_mib": 1.0}
+    # It is not known how much of it had been compiled.
+    assert bench_steps.first_calls(columns, None) == {"saved_mib": 1.0}
+
+
+def test_all_that_compiles_is_marked_to_be_compiled_ahead() -> None:
+    """With arguments that its function takes; and nothing that --quick measures is compiled."""
+    modules = (bench_contention._cells, bench_kernels._marked, bench_rivals._cells, bench_steps.marked)
+    found = set()
+    for cell in itertools.chain.from_iterable(listed() for listed in modules):
+        marks = {mark.name: mark for mark in cell.marks}
+        compiled = [value for value in cell.values if str(value).endswith("compiled") or value == "inductor"]
+        compiled += [
+            value
+            for value in cell.values
+            if len(cell.values) == 2 and cell.values[0] in RUNTIME_BATCHES and value in ("auto", "aten")
+        ]
+        assert bool(compiled) == ("ahead" in marks), cell
+        if "ahead" in marks:
+            assert "long" in marks
+            kind, *arguments = marks["ahead"].args
+            inspect.signature(KINDS[kind]).bind(*arguments)
+            found.add(marks["ahead"].args)
+    assert {kind for kind, *_ in found} == set(KINDS)
+    assert len(found) == 3 + 5 + 2 + 2
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -112,7 +183,7 @@ def test_updates_need_instructions_for_their_dtype(monkeypatch: pytest.MonkeyPat
     for measure in ("in_turns", "on_a_gpu"):
         monkeypatch.setattr(bench_steps, measure, lambda *arguments: pytest.fail("measured"))
     columns: dict[str, object] = {}
-    arguments = (columns.update, torch.device("cpu"), None, print, "update", "paper", "auto", "eager", dtype, 16)
+    arguments = (columns.update, torch.device("cpu"), None, {}, print, "update", "paper", "auto", "eager", dtype, 16)
     refused = pytest.skip.Exception if dtype == "bfloat16" else pytest.fail.Exception
     with pytest.raises(refused):
         bench_steps.test_step(lambda *_: [], print, *arguments)

@@ -158,13 +158,14 @@ class Fake:
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[Fake]:
     monkeypatch.setattr(contention, "Program", Fake)
     monkeypatch.setattr(contention, "BUSY", (0, 1))
+    monkeypatch.setattr(contention, "ROUNDS", (2, 6, 3.5))
     monkeypatch.setattr(Fake, "fails", None)
     return Fake
 
 
 def test_implementations_take_turns_and_are_bounded(fake: type[Fake]) -> None:
     said: list[str] = []
-    rows = list(measure(EAGER, 16, (2, 6, 3.5), said.append))
+    rows = list(measure(EAGER, 16, said.append))
     assert [(row["implementation"], row["busy_processes"]) for row in rows] == [
         (name, count) for count in (0, 1) for name in EAGER
     ]
@@ -186,18 +187,18 @@ def test_an_implementation_that_hangs_costs_the_others_nothing(
     fake: type[Fake], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fake, "fails", ("aten, eager", 3))
-    rows = list(measure(EAGER, 16, (2, 6, 3.5), print))
+    rows = list(measure(EAGER, 16, print))
     statuses = [row.get("status") for row in rows]
     assert statuses == [None, "stopped after 30 s", None, None]
     # Once there is enough, it has been measured.
     monkeypatch.setattr(fake, "fails", ("aten, eager", 5))
-    rows = list(measure(EAGER, 16, (2, 6, 3.5), print))
+    rows = list(measure(EAGER, 16, print))
     assert [row.get("status") for row in rows] == [None] * 4
     assert len(rows[1]["times"]) == 2
 
 
 def test_the_table_says_how_many_times_faster(fake: type[Fake]) -> None:
-    rows = list(measure(EAGER, 16, (2, 6, 3.5), print))
+    rows = list(measure(EAGER, 16, print))
     (line,) = [line for line in contention.table(rows).splitlines() if line.startswith("auto, eager")]
     assert "20.00" in line
     assert json.dumps(rows)

@@ -152,21 +152,20 @@ def test_what_is_measured_where(monkeypatch: pytest.MonkeyPatch) -> None:
         return [job.job for job in parallelism.plan(variants, None, 1, ranks)]
 
     losses = [f"losses {dtype}: {name}" for dtype in ROUNDING for name in ("none", REORDERED, *STRATEGIES)]
-    alone = [f"alone: {strategy}" for strategy in ("none", *STRATEGIES)]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for cores, ranks, each in ((2, 2, 1), (8, 2, 4), (8, 4, 2), (2, 4, 1)):
         monkeypatch.setattr(parallelism, "available_cores", lambda cores=cores: cores)
         assert cores_per_process("none", ranks) == cores_per_process("data", ranks) == each
         assert cores_per_process(ALL_CORES, ranks) == cores
-    assert names(["paper"]) == ["none", ALL_CORES, *STRATEGIES, *alone, "link"]
-    assert names(["digits"]) == ["none", ALL_CORES, *STRATEGIES, *alone, "link", *losses]
+    assert names(["paper"]) == ["none", ALL_CORES, *STRATEGIES, "alone", "link"]
+    assert names(["digits"]) == ["none", ALL_CORES, *STRATEGIES, "alone", "link", *losses]
     monkeypatch.setattr(parallelism, "available_cores", lambda: 1)
-    assert names(["paper"]) == ["none", *STRATEGIES, *alone, "link"]
+    assert names(["paper"]) == ["none", *STRATEGIES, "alone", "link"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert names(["paper", "digits"]) == ["none", *alone, "none", *alone, "link"]
+    assert names(["paper", "digits"]) == ["none", "alone", "none", "alone", "link"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert names(["digits"]) == ["none", *STRATEGIES, *alone, "link", *losses]
+    assert names(["digits"]) == ["none", *STRATEGIES, "alone", "link", *losses]
 
 
 def test_only_what_was_asked_for_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
