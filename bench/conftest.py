@@ -133,7 +133,7 @@ def compiled_ahead(
     """
     items = [item for item in request.session.items if not item.get_closest_marker("skip")]
     marks = [mark for item in items for mark in item.iter_markers("ahead")]
-    # In the order of the run: building a network sets what the code is stored under, and operators come before.
+    # In the order of the run: building a network changes settings that are part of the cache's keys.
     programs: list[Program] = list(dict.fromkeys(mark.args for mark in marks))
     if device.type == "cuda" or not programs:
         return {}
