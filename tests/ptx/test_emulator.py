@@ -255,6 +255,9 @@ def test_what_the_kernels_are_compiled_to_computes_the_same(target: str, half_ty
     Compiling the chain takes 20 s, so one is enough here: two towers, with windows that reach out of the image.
     """
     some = f"(half_types_take and bfloat16 and {half_types}) or (large_windows and 64)"
+    if half_types == "not work":
+        # Dilated windows: only here is a row beyond the last image's last noticed if its values are not used.
+        some += " or (largest_may and float32)"
     tests = [
         sys.executable,
         "-m",
@@ -270,4 +273,4 @@ def test_what_the_kernels_are_compiled_to_computes_the_same(target: str, half_ty
         tests, capture_output=True, text=True, cwd=ROOT, env=environment(KERNELS_TEST=f"ptx:{target}")
     )
     assert done.returncode == 0, done.stdout
-    assert f"{3 if half_types == 'not work' else 2} passed" in done.stdout
+    assert f"{5 if half_types == 'not work' else 2} passed" in done.stdout
