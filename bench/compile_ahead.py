@@ -1,8 +1,8 @@
 """Compile programs before anything is timed: ``python -m bench.compile_ahead``, with a program per line on stdin.
 
-A program is a JSON list: what kind it is, and the arguments of its function below. It is called once, so that other
-processes find the compiled code in Inductor's cache. A line of JSON on stdout answers each: the program, the seconds of
-its first call where a record has them, and the error of one that fails. It will fail again when it is timed.
+A program is a JSON list: its kind, and the arguments of that kind's function below. It is called once, so that other
+processes find the compiled code in Inductor's cache. A JSON string on stdout answers each: its error, empty if there is
+none. A program that fails will fail again when it is timed.
 """
 
 import itertools
@@ -62,13 +62,13 @@ def _inference(implementation: str) -> None:
         bench_rivals.ready(implementation, images_and_labels(bench_rivals.NETWORK, count, CPU)[0])
 
 
-def _step(*step: Any) -> float:
+def _step(*step: Any) -> None:
     from . import bench_steps
 
-    return bench_steps.ready(Step(*step), CPU).columns["first_call_s"]
+    bench_steps.ready(Step(*step), CPU)
 
 
-KINDS: dict[str, Callable[..., float | None]] = {
+KINDS: dict[str, Callable[..., None]] = {
     "operator": _operator,
     "stages": _stages,
     "inference": _inference,
@@ -88,20 +88,14 @@ def share_keys() -> None:
             sys.modules[name] = sys.modules.pop(name)
 
 
-def compile_ahead(programs: Sequence[Program], count: int, say: Callable[[str], None]) -> dict[Program, float]:
-    """Compile programs in ``count`` processes, in the order given, and report progress through ``say``.
-
-    Returns:
-        The seconds of the first calls of those that a record has them of: with a cold cache, while the other processes
-        compile too.
-    """
+def compile_ahead(programs: Sequence[Program], count: int, say: Callable[[str], None]) -> None:
+    """Compile programs in ``count`` processes, in the order given, and report progress through ``say``."""
     share_keys()
     say(f"compiling {len(programs)} programs in {count} processes")
     begin = time.perf_counter()
     # The threads share it: each takes the next program.
     waiting = iter(programs)
     done: list[Program] = []
-    seconds: dict[Program, float] = {}
     workers: list[subprocess.Popen[str]] = []
     one_by_one = threading.Lock()
 
@@ -115,17 +109,15 @@ def compile_ahead(programs: Sequence[Program], count: int, say: Callable[[str], 
         for program in waiting:
             try:
                 print(json.dumps(program), file=worker.stdin, flush=True)
-                answer = json.loads(worker.stdout.readline())
+                error = json.loads(worker.stdout.readline())
             except (BrokenPipeError, ValueError):
                 # It has ended. The other processes go on.
                 break
             with one_by_one:
                 done.append(program)
-                if answer["first_call_s"] is not None:
-                    seconds[program] = answer["first_call_s"]
                 said = f"compiled {len(done)} of {len(programs)}: {', '.join(map(str, program))}"
-                if answer["error"]:
-                    said += f": {answer['error']}"
+                if error:
+                    said += f": {error}"
                 if left := len(programs) - len(done):
                     said += f"; about {(time.perf_counter() - begin) / len(done) * left:.0f} s left"
                 say(said)
@@ -139,7 +131,6 @@ def compile_ahead(programs: Sequence[Program], count: int, say: Callable[[str], 
             # If this is interrupted, the threads end with their processes.
             for worker in workers:
                 worker.kill()
-    return seconds
 
 
 def main() -> None:
@@ -148,12 +139,12 @@ def main() -> None:
     os.dup2(2, 1)
     for line in sys.stdin:
         kind, *arguments = json.loads(line)
-        first, error = None, ""
+        error = ""
         try:
-            first = KINDS[kind](*arguments)
+            KINDS[kind](*arguments)
         except Exception as raised:
             error = failure(raised)
-        print(json.dumps({"first_call_s": first, "error": error}), file=answers, flush=True)
+        print(json.dumps(error), file=answers, flush=True)
         torch._dynamo.reset()
 
 

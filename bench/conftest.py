@@ -20,7 +20,7 @@ from net.common.device import keep_freed_memory  # noqa: E402
 from net.common.progress import duration  # noqa: E402
 from net.data.processes import available_cores  # noqa: E402
 
-from .compile_ahead import Program, compile_ahead  # noqa: E402
+from .compile_ahead import compile_ahead  # noqa: E402
 from .measure import ceilings as ceilings_module  # noqa: E402
 from .measure.ceilings import Ceilings  # noqa: E402
 from .measure.records import time_columns, write  # noqa: E402
@@ -123,21 +123,14 @@ def say(request: pytest.FixtureRequest) -> Say:
 
 
 @pytest.fixture(scope="session")
-def compiled_ahead(
-    request: pytest.FixtureRequest, device: torch.device, cold_compiler: None, say: Say
-) -> dict[Program, float]:
-    """On a CPU, compile the programs of the run's ``ahead`` marks, in one process per core.
-
-    Returns:
-        As :func:`bench.compile_ahead.compile_ahead`.
-    """
+def compiled_ahead(request: pytest.FixtureRequest, device: torch.device, cold_compiler: None, say: Say) -> None:
+    """On a CPU, compile the programs of the run's ``ahead`` marks, in one process per core."""
     items = [item for item in request.session.items if not item.get_closest_marker("skip")]
     marks = [mark for item in items for mark in item.iter_markers("ahead")]
     # In the order of the run: building a network changes settings that are part of the cache's keys.
-    programs: list[Program] = list(dict.fromkeys(mark.args for mark in marks))
-    if device.type == "cuda" or not programs:
-        return {}
-    return compile_ahead(programs, min(len(programs), available_cores()), say)
+    programs = list(dict.fromkeys(mark.args for mark in marks))
+    if device.type != "cuda" and programs:
+        compile_ahead(programs, min(len(programs), available_cores()), say)
 
 
 @pytest.fixture(scope="session")

@@ -110,10 +110,10 @@ def hastened_interpreter() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def preloaded_workers() -> Iterator[None]:
-    """Have worker processes of every command forked with what they need imported.
+    """Import what any command's workers need before they are forked.
 
-    The fork server imports what the first command in a process asks for. Users run one command in a process; here the
-    workers of all later ones would each import PyTorch.
+    The fork server imports only what its first command asks for. Users run one command per process; here, the workers
+    of all later commands would each import PyTorch.
     """
     context = processes.context
     with pytest.MonkeyPatch.context() as patch:

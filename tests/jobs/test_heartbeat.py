@@ -20,7 +20,7 @@ UNANSWERED = "did not answer for 0.05 s (--timeout)"
 @pytest.fixture
 def pair() -> Iterator[tuple[Heartbeat, Heartbeat]]:
     """Two ranks, both in this process, that have just joined."""
-    # The default server, libuv's, makes the ninth store of a process wait for five seconds.
+    # With the default server, libuv's, connecting to the ninth store of a process takes five seconds.
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False, use_libuv=False)
     ours, theirs = (Heartbeat(store, rank, 2, TIMEOUT, PROGRESS_TIMEOUT) for rank in range(2))
     for each, host in ((ours, "alpha"), (theirs, "beta")):

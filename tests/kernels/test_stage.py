@@ -444,7 +444,7 @@ def test_between_convolutions_inductor_makes_loops_over_channels(dtype: torch.dt
     the stage took twice its time. A group's border in the middle of a loop stopped it from being vectorized."""
     images = inputs((1, 16, 35, 35), dtype, torch.channels_last)[0]
     weight = inputs((96, 16, 3, 3), dtype, torch.channels_last)[0]
-    # Computed out here: Inductor would give each a kernel of its own, which takes the C++ compiler five seconds.
+    # Computed outside of the graph: Inductor would generate a kernel for each, which takes five seconds to compile.
     weight = (weight.detach() / 12).requires_grad_()
     bias = inputs((1, 96, 1, 1), dtype)[1]
     ones = bias.new_ones(2, 96, 3, 3).contiguous(memory_format=torch.channels_last)

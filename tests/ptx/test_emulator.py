@@ -250,13 +250,13 @@ def test_what_a_gpu_would_not_do_is_refused(body: str, said: str) -> None:
     ],
 )
 def test_what_the_kernels_are_compiled_to_computes_the_same(target: str, half_types: str) -> None:
-    """The paper's chain in bfloat16 by vectors, and windows of a loop; all of these tests take a quarter of an hour.
+    """The paper's chain in bfloat16 by vectors, and windows in a loop. All tests of the file take a quarter of an hour.
 
-    Compiling the chain takes 20 s, so one is enough here: two towers, with windows that reach out of the image.
+    Compiling a chain takes 20 s, so ``make test`` has only one: two towers, with windows that reach out of the image.
     """
     some = f"(half_types_take and bfloat16 and {half_types}) or (large_windows and 64)"
     if half_types == "not work":
-        # Dilated windows: only here is a row beyond the last image's last noticed if its values are not used.
+        # Dilated windows: only the emulator notices a load beyond the last image whose values are not used.
         some += " or (largest_may and float32)"
     tests = [
         sys.executable,
