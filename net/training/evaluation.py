@@ -35,11 +35,13 @@ def probabilities(model: nn.Module, crops: Tensor, precision: str, memory_format
     Returns:
         float32 ``[N, classes]``.
     """
-    count, views = crops.shape[:2]
-    images = crops.flatten(0, 1).contiguous(memory_format=memory_format)
-    with autocast(precision, images.device):
-        logits = model(images)
-    return F.softmax(logits.float(), 1).view(count, views, -1).mean(1)
+    outputs = []
+    # One crop after the other: together, ten of 128 images of 224x224 take 7 GB of activations.
+    for images in crops.unbind(1):
+        with autocast(precision, images.device):
+            logits = model(images.contiguous(memory_format=memory_format))
+        outputs.append(F.softmax(logits.float(), 1))
+    return torch.stack(outputs).mean(0)
 
 
 def evaluate(
