@@ -163,13 +163,13 @@ class TrainingStep:
         """Capture an update, without running it; if that fails, later updates run eagerly."""
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()
-        self.images, self._labels = images.clone(memory_format=torch.preserve_format), labels.clone()
-        graph = torch.cuda.CUDAGraph()
         try:
+            graph = torch.cuda.CUDAGraph()
+            self.images, self._labels = images.clone(memory_format=torch.preserve_format), labels.clone()
             # The loader's threads keep running and call CUDA too.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._results = self._compute(self.images, self._labels)
-        except (RuntimeError, torch.OutOfMemoryError) as error:
+        except Exception as error:  # Compilers and drivers raise anything.
             # After a failed capture the generator still considers itself captured.
             generator = torch.cuda.default_generators[self.device.index]
             generator.graphsafe_set_state(generator.clone_state())
