@@ -211,13 +211,16 @@ def test_one_process_on_a_gpu_records(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not record_wanted(TrainConfig(), CPU)
     assert not record_wanted(TrainConfig(parallel="data"), GPU)
     assert not record_wanted(TrainConfig(cuda_graph=False), GPU)
+    with monkeypatch.context() as patch:
+        patch.setattr("net.training.setup.importlib.util.find_spec", lambda name: None)
+        assert not record_wanted(TrainConfig(), GPU)
     # A captured update is compiled only with --compile; others are compiled where it pays off.
     assert not compile_wanted(TrainConfig(), plan, 10**6, GPU)
     assert compile_wanted(TrainConfig(compile=True), plan, 10**6, GPU)
     assert compile_wanted(TrainConfig(cuda_graph=False), plan, 10**6, GPU)
     assert compile_wanted(TrainConfig(parallel="data"), plan, 10**6, GPU)
     for config, device in ((TrainConfig(cuda_graph=True), CPU), (TrainConfig(cuda_graph=True, parallel="tower"), GPU)):
-        with pytest.raises(UsageError, match="--cuda-graph needs a CUDA GPU and --parallel none"):
+        with pytest.raises(UsageError, match="--cuda-graph needs a CUDA GPU, Triton and --parallel none"):
             record_wanted(config, device)
 
 
