@@ -12,7 +12,7 @@ from torch import Tensor
 import kernels
 from kernels.gpu import loss, runtime
 from net.common.device import choose as choose_device
-from net.common.device import resolve_precision
+from net.common.device import resolve_precision, set_precision
 from net.common.errors import UsageError
 from net.model.alexnet import alexnet
 from net.model.blocks import block_count, block_weight, blocks
@@ -232,8 +232,16 @@ def test_precision_is_the_device_s_unless_it_is_asked_for(monkeypatch: pytest.Mo
     assert resolve_precision("auto", GPU) == "bf16"
     assert resolve_precision("auto", GPU, trained="tf32") == "tf32"
     assert resolve_precision("bf16", CPU) == "bf16"
+    for precision in ("tf32", "bf16"):
+        set_precision(precision, GPU)
+    assert resolve_precision("bf16", GPU) == "bf16"
     capability = (7, 5)
     assert resolve_precision("auto", GPU, trained="bf16") == "fp32"
+    # Explicit, or that of a run resumed on an older GPU.
+    for precision, device in (("bf16", GPU), ("tf32", GPU), ("tf32", CPU)):
+        with pytest.raises(UsageError, match=f"--precision {precision} needs an NVIDIA GPU of compute capability 8.0"):
+            set_precision(precision, device)
+    set_precision("bf16", CPU)
 
 
 def test_a_gpu_is_current_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
