@@ -1,27 +1,36 @@
 """Forms do not change results; updates with bfloat16 copies of the weights."""
 
+import itertools
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from tqdm import tqdm
+from triton.runtime.errors import OutOfResources
 
 import kernels
 from kernels.gpu import loss, runtime
 from net.common.device import choose as choose_device
 from net.common.device import resolve_precision, set_precision
 from net.common.errors import UsageError
-from net.model.alexnet import alexnet
+from net.data.augmentation import TrainingInput, Variations
+from net.model.alexnet import Convolution, Exchange, alexnet
 from net.model.blocks import block_count, block_weight, blocks
 from net.model.config import network
 from net.model.forms import Forms, forms, untuned, use
+from net.parallel.process_group import World
 from net.training import checkpoint
 from net.training.config import TrainConfig
 from net.training.recipe import PaperSGD, Schedule, parameter_groups
+from net.training.state import take
 from net.training.step import TrainingStep
+from net.training.trainer import Trainer
 from tests.commands import one_line, run_here
 
 CPU = torch.device("cpu")
@@ -301,6 +310,68 @@ def test_a_resumed_run_keeps_its_forms_and_bits(
     assert used == [Forms(shared="together")] * 2
     assert final(folder) == final(whole)
     assert "forms" not in resumed.stdout
+
+
+def trained(monkeypatch: pytest.MonkeyPatch, folder: Path, first: str, from_call: int) -> Trainer:
+    """Two updates of a run in which convolutions of blocks fail from a call on.
+
+    As on a GPU, the input comes in the layout that the network reads.
+    """
+    calls = 0
+    forward, make = Convolution.forward, TrainingInput.__init__
+
+    def failing(self: Convolution, towers: list[Tensor], exchange: Exchange) -> list[Tensor]:
+        nonlocal calls
+        if self.blocks:
+            assert towers[0].shape[1] == 48
+            calls += 1
+            if calls >= from_call:
+                raise OutOfResources(300_000, 232_448, "shared memory")
+        return forward(self, towers, exchange)
+
+    def on_a_gpu(self: TrainingInput, *arguments: Any) -> None:
+        make(self, *arguments)
+        self.kernel = True
+
+    def in_one_pass(self: TrainingInput, images: Tensor, variations: Variations, out: Tensor | None) -> Tensor:
+        self.kernel = False
+        pixels = self(images, variations)
+        self.kernel = True
+        return pixels if self.layout.block == 1 else blocks(pixels, *self.layout)
+
+    monkeypatch.setattr(Convolution, "forward", failing)
+    monkeypatch.setattr(TrainingInput, "__init__", on_a_gpu)
+    monkeypatch.setattr(TrainingInput, "_in_one_pass", in_one_pass)
+    architecture = {"hidden": [], "without": ["conv3", "conv4", "conv5"]}
+    config = TrainConfig(
+        data_path="synthetic:4", batch_size=2, image_size=67, architecture=architecture, forms={"first": first}
+    )
+    trainer = Trainer(config, folder, None, CPU, World())
+    trainer.bar = tqdm(disable=True)
+    folder.mkdir()
+    for batch in itertools.islice(trainer.train_loader, 2):
+        trainer._update(batch)
+    return trainer
+
+
+def test_a_form_that_fails_in_the_first_update_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the plain ones, with the bits of a run that had them from the start."""
+    failed, plain = (trained(monkeypatch, tmp_path / first, first, 1) for first in ("blocks", "pixels"))
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if "fail here" in line]
+    assert note.startswith("note: the forms first blocks, shared apart, towers in turn fail here (out of resource")
+    assert note.endswith("; using first pixels, shared apart, towers in turn")
+    assert failed.interval.losses == plain.interval.losses
+    assert all(map(torch.equal, failed.model.parameters(), plain.model.parameters()))
+    # What resuming uses.
+    assert 'forms = { first = "pixels"' in (tmp_path / "blocks" / "config.toml").read_text()
+    assert take(failed)["forms"] == asdict(Forms())
+
+
+def test_a_later_failure_ends_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(OutOfResources):
+        trained(monkeypatch, tmp_path / "run", "blocks", 2)
 
 
 def test_a_run_resumed_with_other_forms_says_so(run_with_forms: Path, tmp_path: Path) -> None:
