@@ -51,11 +51,13 @@ def set_precision(precision: str, device: torch.device) -> None:
     """Enable TF32 for ``tf32`` and disable it for every other precision.
 
     Raises:
-        UsageError: tf32 on a device without it.
+        UsageError: tf32 on a device without it, or bf16 on a GPU without it.
     """
     tf32 = precision == "tf32"
-    if tf32 and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
-        raise UsageError("--precision tf32 needs an NVIDIA GPU of compute capability 8.0 or more; use fp32 or bf16")
+    if (tf32 or (precision == "bf16" and device.type == "cuda")) and not _ampere(device):
+        raise UsageError(
+            f"--precision {precision} needs an NVIDIA GPU of compute capability 8.0 or more; use --precision fp32"
+        )
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
 
@@ -70,8 +72,12 @@ def resolve_precision(wanted: str, device: torch.device, trained: str | None = N
     """
     if wanted != "auto":
         return wanted
-    able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return (trained or "bf16") if able else "fp32"
+    return (trained or "bf16") if _ampere(device) else "fp32"
+
+
+def _ampere(device: torch.device) -> bool:
+    """Whether ``device`` is a GPU with TF32 and bfloat16 units."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def repeat_bits() -> None:

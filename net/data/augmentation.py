@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..common import seeds
+from ..common.printing import first_line
 from ..model.blocks import BlockLayout
 from ..training.config import RecipeConfig
 from .images import ColourComponents
@@ -101,12 +102,18 @@ class TrainingInput:
         self.noise = recipe.colour_noise > 0
         self.basis = (colour.vectors * scale).astype(np.float32)
         self.divisor = 1 + recipe.colour_noise if recipe.colour_rescale else 1.0
-        #: Whether the Triton kernel does all this in one pass.
+        #: Whether the Triton kernel does all this in one pass; PyTorch's operators do after it failed.
         self.kernel = device.type == "cuda" and one_pass is not None
         #: Dtype of the result; float32 without the kernel.
         self.dtype = torch.float32
         #: Pixels, or blocks of pixels if the network reads blocks; pixels without the kernel.
         self.layout = BlockLayout(1, size, 0)
+
+    def write_for(self, layout: BlockLayout, precision: str) -> None:
+        """Have the kernel write what a network in channels_last memory format reads."""
+        if self.kernel:
+            self.layout = layout
+            self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
 
     def _in_one_pass(self, images: Tensor, variations: Variations, out: Tensor | None) -> Tensor:
         drawn = np.empty((len(images), 6), np.float32)
@@ -136,7 +143,11 @@ class TrainingInput:
             as :attr:`layout` says.
         """
         if self.kernel:
-            return self._in_one_pass(images, variations, out)
+            try:
+                return self._in_one_pass(images, variations, out)
+            except Exception as error:  # Compilers and drivers raise anything.
+                print(f"note: images are cropped and varied by PyTorch's operators: {first_line(error)}")
+                self.kernel = False
         count, size = len(images), self.size
         top, left = self._sent(variations.top), self._sent(variations.left)
         reflect = self._sent(variations.reflect)

@@ -180,7 +180,9 @@ class TrainConfig(RecipeConfig):
         None, "replay updates as a CUDA graph; by default when one process trains on a GPU"
     )
     tune: Literal["auto", "off", "again"] = _speed(
-        "auto", "measure the network's forms on a GPU: before long runs, once per machine (auto), now (again), never"
+        "auto",
+        "measure the network's forms on a GPU: before long runs, once per machine (auto), now (again), or never (off, "
+        "which still uses what was measured earlier)",
     )
     forms: dict[str, Any] = _speed(  # noqa: RUF009 - a default factory
         {}, "forms to use, such as first=blocks shared=together; by default the fastest measured", key_values=True

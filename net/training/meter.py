@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.device import sum_dtype
 from ..parallel.process_group import World
 
 
@@ -31,21 +32,32 @@ class Interval:
         self.correct += correct
         self.images += images
 
-    def join(self, world: World) -> Tensor:
-        """Reduce over the ranks; afterwards rank 0 holds the totals and the others zeros.
+    def read(self, world: World, failed: Tensor) -> tuple[list[float], int, bool]:
+        """Reduce over the ranks and copy to the host, which waits for the device once.
+
+        Afterwards rank 0 holds the totals and the others zeros.
+
+        Args:
+            world: the ranks.
+            failed: whether a check failed on this rank; a boolean scalar on the device.
 
         Returns:
-            The losses of the global batches, on every rank.
+            On every rank: the losses of the global batches, the number of correctly classified images, and whether a
+            check failed on any rank.
         """
-        if not self.losses:
-            return torch.zeros(1)
-        losses = world.sum(torch.stack(self.losses))
+        dtype = sum_dtype(self.correct.device)
+        counts = torch.stack([self.correct, torch.full_like(self.correct, self.images), failed.long()]).to(dtype)
+        losses = torch.stack(self.losses).to(dtype) if self.losses else counts[:0]
+        total = world.sum(torch.cat([losses, counts]))
+        # Rounded, so that reading twice does not change the result.
+        losses = total[:-3].float()
+        total[:-3] = losses
+        *values, correct, images, failures = total.tolist()
         if world.size > 1:
-            counts = world.sum(torch.stack([self.correct, self.correct.new_tensor(self.images)]))
             self.losses = list(losses if world.first else torch.zeros_like(losses))
-            self.correct.copy_(counts[0] if world.first else torch.zeros_like(counts[0]))
-            self.images = int(counts[1]) if world.first else 0
-        return losses
+            self.correct.fill_(int(correct) if world.first else 0)
+            self.images = int(images) if world.first else 0
+        return values, int(correct), failures > 0
 
     def clear(self) -> None:
         self.losses.clear()
@@ -62,7 +74,7 @@ class Interval:
         }
 
     def load_state_dict(self, state: dict[str, Any], first: bool) -> None:
-        """Restore rank 0's state on rank 0, and zeros on the others, as after :meth:`join`."""
+        """Restore rank 0's state on rank 0, and zeros on the others, as after :meth:`read`."""
         self.losses = [loss.to(self.correct.device) for loss in state["losses"]]
         self.correct.copy_(state["correct"])
         self.images, self.seconds = state["images"], state["seconds"]

@@ -133,6 +133,8 @@ def write_config(folder: Path, config: TrainConfig) -> None:
 def settings(config: TrainConfig) -> dict[str, Any]:
     """The flags that have a value, except those of a single invocation; paths are made absolute.
 
+    ``tune`` is one of them: the forms that it led to are kept.
+
     Raises:
         UsageError: a path that is not valid UTF-8, which TOML requires.
     """
@@ -151,7 +153,7 @@ def settings(config: TrainConfig) -> dict[str, Any]:
     return {
         name: value
         for name, value in values.items()
-        if value is not None and name not in ("config", "resume", "output_dir")
+        if value is not None and name not in ("config", "resume", "output_dir", "tune")
     }
 
 

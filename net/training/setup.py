@@ -1,6 +1,7 @@
 """Setting up a training run: architecture, data, forms, and whether to compile or capture."""
 
 import hashlib
+import importlib.util
 import math
 from dataclasses import replace
 
@@ -133,14 +134,16 @@ def record_wanted(config: TrainConfig, device: torch.device) -> bool:
     Raises:
         UsageError: ``--cuda-graph`` was given where it is not supported.
     """
-    able = device.type == "cuda" and config.parallel == "none"
+    able = device.type == "cuda" and config.parallel == "none" and importlib.util.find_spec("triton") is not None
     if config.cuda_graph and not able:
-        raise UsageError("--cuda-graph needs a CUDA GPU and --parallel none; omit it, or use --no-cuda-graph")
+        raise UsageError("--cuda-graph needs a CUDA GPU, Triton and --parallel none; omit it, or use --no-cuda-graph")
     return able if config.cuda_graph is None else config.cuda_graph
 
 
 def forms_wanted(config: TrainConfig, model: AlexNet, training_images: int, device: torch.device) -> Forms:
     """The forms to use: those of ``--forms`` or of the resumed run, else the fastest measured on this GPU.
+
+    A note says so if ``--tune again`` cannot measure.
 
     Args:
         config: the flags, with the precision resolved.
@@ -149,6 +152,16 @@ def forms_wanted(config: TrainConfig, model: AlexNet, training_images: int, devi
         device: where the network runs.
     """
     available = list(forms(model, device))
+    tunable = config.channels_last and record_wanted(config, device) and not config.compile
+    if config.tune == "again" and (config.forms or not tunable):
+        print(
+            "note: --tune again measures nothing: "
+            + (
+                "the forms are those of --forms or of the resumed run"
+                if config.forms
+                else "it needs one process on a CUDA GPU, without --compile, --no-cuda-graph and --no-channels-last"
+            )
+        )
     if config.forms:
         chosen = from_table(Forms, config.forms, "--forms")
         if chosen not in available:
@@ -158,7 +171,7 @@ def forms_wanted(config: TrainConfig, model: AlexNet, training_images: int, devi
             )
     elif device.type != "cuda" or not config.channels_last:
         chosen = Forms()
-    elif config.parallel == "none" and record_wanted(config, device) and not config.compile:
+    elif tunable:
         images = config.epochs * training_images
         if config.max_steps is not None:
             images = min(images, config.max_steps * config.batch_size)

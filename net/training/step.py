@@ -71,7 +71,7 @@ class TrainingStep:
         self._versions = [parameter._version for parameter, _ in self.copied.values()]
         #: Whether the loss is computed by this project's kernel: on a GPU, where one process holds the whole network.
         self.loss_kernel = optimizer.capturable and (forward is model or record)
-        #: Whether the first call compiles the kernels, several at once.
+        #: Whether the first update compiles the kernels, several at once.
         self.compiles = self.device.type == "cuda" and self.loss_kernel
         self.updates = 0
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -94,12 +94,10 @@ class TrainingStep:
         """
         self.optimizer.send_rates()
         self._refresh()
-        if self.compiles:
+        if self.compiles and not self.updates:
             self._compile(images, labels)
-            self.compiles = False
         if self.record and self.graph is None and self.updates >= UNRECORDED:
             self._record(images, labels)
-        self.updates += 1
         if self.graph is None or self.images is None or images.shape != self.images.shape:
             results = self._compute(images, labels)
         else:
@@ -112,6 +110,8 @@ class TrainingStep:
             loss, correct = self._results
             # The next replay overwrites them.
             results = loss.clone(), correct.clone()
+        # Only now: a first update that failed may be repeated with other forms.
+        self.updates += 1
         if self.device.type == "cuda":
             self._wait()
         return results
@@ -163,13 +163,13 @@ class TrainingStep:
         """Capture an update, without running it; if that fails, later updates run eagerly."""
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()
-        self.images, self._labels = images.clone(memory_format=torch.preserve_format), labels.clone()
-        graph = torch.cuda.CUDAGraph()
         try:
+            graph = torch.cuda.CUDAGraph()
+            self.images, self._labels = images.clone(memory_format=torch.preserve_format), labels.clone()
             # The loader's threads keep running and call CUDA too.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._results = self._compute(self.images, self._labels)
-        except (RuntimeError, torch.OutOfMemoryError) as error:
+        except Exception as error:  # Compilers and drivers raise anything.
             # After a failed capture the generator still considers itself captured.
             generator = torch.cuda.default_generators[self.device.index]
             generator.graphsafe_set_state(generator.clone_state())

@@ -1,7 +1,9 @@
 """The training loop of ``python -m net.train``: build, resume, train, evaluate, save, report."""
 
+import math
 import shlex
 import signal
+import statistics
 import sys
 import time
 from dataclasses import asdict, replace
@@ -9,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from ..common import extras, seeds
 from ..common.device import (
-    describe,
     keep_freed_memory,
     peak_memory_mib,
     repeat_bits,
@@ -22,24 +22,23 @@ from ..common.device import (
     set_precision,
 )
 from ..common.errors import DataError, UsageError
+from ..common.printing import first_line
 from ..common.progress import duration
 from ..data.augmentation import TrainingInput, VariationTable, centre_crop
 from ..data.images import hold_out
 from ..data.loader import Batch, Loader, cache_that_fits
-from ..data.sources import packed_size
-from ..model import weights
 from ..model.alexnet import AlexNet
-from ..model.forms import use
+from ..model.forms import Forms, use
 from ..parallel.process_group import World
 from ..parallel.strategies import parallelize
-from . import checkpoint, runs
+from . import checkpoint, runs, summary
 from .config import TrainConfig
 from .evaluation import Errors, accuracies, evaluate
 from .meter import Interval
 from .recipe import PaperSGD, Schedule, parameter_groups
 from .setup import compile_wanted, forms_wanted, identity, open_run_data, record_wanted, start_from
 from .signals import REPEATED_SIGNAL, StopSignal
-from .state import metadata, restore, take, whole_parameters
+from .state import restore, take, whole_parameters
 from .step import TrainingStep
 
 #: Checkpoints at the ends of epochs take at most one part in this many of the time.
@@ -129,9 +128,8 @@ class Trainer:
         )
         self.mean = torch.from_numpy(self.data.mean).to(self.device)
         self.input = TrainingInput(self.data.mean, self.data.colour, self.plan.image_size, config, self.device)
-        if self.input.kernel and config.channels_last:
-            self.input.layout = self.model.input_layout
-            self.input.dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        if config.channels_last:
+            self.input.write_for(self.model.input_layout, config.precision)
         self.variations = VariationTable(len(self.data.train), self.input.margin, config, config.seed)
         self.steps_per_epoch = self.train_loader.batches
         self.total_steps = config.epochs * self.steps_per_epoch
@@ -164,7 +162,7 @@ class Trainer:
         if self.world.first:
             self.metrics = runs.Metrics(self.folder, self.step, self.evaluated_step)
             self.tensorboard = None if self.writer is None else self.writer(str(self.folder))
-        self._announce()
+        summary.announce(self)
         self.model.train()
         batches = iter(self.train_loader)
         terminal = sys.stderr.isatty() and self.world.first
@@ -218,7 +216,7 @@ class Trainer:
             return 128 + self.signal
         parameters = whole_parameters(self)
         if self.world.first:
-            self._finish(parameters)
+            summary.finish(self, parameters)
         return 0
 
     def _agreed(self) -> bool:
@@ -241,25 +239,41 @@ class Trainer:
         return self.elapsed
 
     def _update(self, batch: Batch) -> None:
-        """One forward pass, backward pass and update."""
-        out = self.update.images if self.config.channels_last else None
-        images = self.input(batch.images, self.variations.rows(batch.epoch, batch.samples), out)
-        loss, correct = self.update(images.contiguous(memory_format=self.memory_format), batch.labels)
+        """One forward pass, backward pass and update; if the process's first one fails, again with the plain forms."""
+        while True:
+            try:
+                out = self.update.images if self.config.channels_last else None
+                images = self.input(batch.images, self.variations.rows(batch.epoch, batch.samples), out)
+                loss, correct = self.update(images.contiguous(memory_format=self.memory_format), batch.labels)
+                break
+            except Exception as error:  # Compilers and drivers raise anything.
+                if self.update.updates or self.forms == Forms() or self.config.parallel != "none":
+                    raise
+                self._say(f"note: the forms {self.forms} fail here ({first_line(error)}); using {Forms()}")
+            # After the exception, which keeps tensors alive.
+            self.forms = Forms()
+            use(self.model, self.forms)
+            self.input.write_for(self.model.input_layout, self.config.precision)
+            self.config = replace(self.config, forms=asdict(self.forms))
+            runs.write_config(self.folder, self.config)
         self.interval.add(loss, correct, len(batch.labels))
         self.step += 1
 
-    def _check_finite(self) -> None:
-        """Stop if a loss since the last log line, or a weight, is infinite or NaN."""
-        losses = self.interval.join(self.world)
+    def _read(self) -> tuple[list[float], int]:
+        """The losses since the last log line, and the correctly classified images; a wait for the device.
+
+        Raises:
+            DivergedError: one of the losses, or a weight, is infinite or NaN.
+        """
         finite = torch.stack([torch.isfinite(parameter).all() for parameter in self.model.parameters()]).all()
-        bad = (~torch.isfinite(losses)).nonzero()
-        if len(bad):
-            first = self.step - len(losses) + int(bad[0]) + 1
-            where = f"the loss of update {first} is {float(losses[bad[0]]):f}"
-        elif self.world.sum((~finite).float()):
+        losses, correct, failed = self.interval.read(self.world, ~finite)
+        bad = [number for number, loss in enumerate(losses) if not math.isfinite(loss)]
+        if bad:
+            where = f"the loss of update {self.step - len(losses) + bad[0] + 1} is {losses[bad[0]]:f}"
+        elif failed:
             where = f"after update {self.step} a weight is infinite or NaN"
         else:
-            return
+            return losses, correct
         kept = checkpoint.checkpoints(self.checkpoints)
         last = f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
         raise DivergedError(f"{where}; {last}. A lower --lr may help")
@@ -268,18 +282,18 @@ class Trainer:
         """Write a log line and a row of metrics for the updates since the last one."""
         interval = self.interval
         start = time.monotonic()
-        self._check_finite()
+        losses, correct = self._read()
         if not self.world.first:
             interval.clear()
             return
-        loss = float(torch.stack(interval.losses).mean())
-        # On a GPU the updates were only queued; float() waits for them.
+        loss = statistics.fmean(losses)
+        # On a GPU the updates were only queued; reading waits for them.
         interval.seconds += time.monotonic() - start
         elapsed = self._now()
         left = (self.total_steps - self.step) * elapsed / self.step
         if self.config.time_budget:
             left = min(left, self.config.time_budget - elapsed)
-        error = 100 - 100 * int(interval.correct) / interval.images
+        error = 100 - 100 * correct / interval.images
         row: dict[str, Any] = {
             "step": self.step,
             "epoch": round(self.step / self.steps_per_epoch, 4),
@@ -353,34 +367,6 @@ class Trainer:
 
     # Logging and saving
 
-    def _announce(self) -> None:
-        plan, config, data = self.plan, self.config, self.data
-        print(
-            f"{plan.variant}: {plan.parameters:,} parameters, {plan.multiply_adds / 1e6:,.1f} million multiply-adds "
-            f"per image; {len(self.train_loader):,} training and {len(self.eval_loader):,} {self.judged_by} images, "
-            f"{len(data.classes)} classes" + (", synthetic" if data.synthetic else "")
-        )
-        if data.size > 1.5 * plan.image_size:
-            print(
-                f"note: a crop covers {100 * (plan.image_size / data.size) ** 2:.0f} % of a stored image "
-                f"({data.size}x{data.size}); of images prepared with --size {packed_size(plan.image_size)} it would "
-                "cover 77 %, as in the paper"
-            )
-        limits = f"{config.epochs} epochs of {self.steps_per_epoch:,} updates"
-        if config.max_steps is not None:
-            limits += f", at most {config.max_steps:,} updates"
-        if config.time_budget:
-            limits += f", at most {duration(config.time_budget)} of training"
-        mode = "compiled (the first update takes a minute or more)" if self.compiled else "eager"
-        mode += ", captured as a CUDA graph" if self.update.record else ""
-        if config.parallel != "none":
-            held = sum(parameter.numel() for parameter in self.model.parameters())
-            print(
-                f"--parallel {config.parallel}: {self.world.describe()}; each holds {held:,} parameters and sees "
-                f"{config.batch_size // self.part.training.replicas} of {config.batch_size} images"
-            )
-        print(f"{describe(self.device)}, {config.precision}, {mode}; {limits}; run folder {self.folder}", flush=True)
-
     def _say(self, line: str) -> None:
         """Print a line above the progress bar."""
         self.bar.write(line, file=sys.stdout)
@@ -397,7 +383,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Write a checkpoint, unless losses or weights are not finite."""
-        self._check_finite()
+        self._read()
         self._now()
         start = time.monotonic()
         state = take(self)
@@ -415,31 +401,6 @@ class Trainer:
         self.world.wait_for_first()
         self.saved_at = time.monotonic()
         self.save_seconds = self.saved_at - start
-
-    def _finish(self, parameters: dict[str, Tensor]) -> None:
-        """Write weights and curve, and print a summary."""
-        # Imported here because matplotlib takes a second, and longer the first time.
-        from . import curve
-
-        weights.save(self.folder / "model.safetensors", parameters, metadata(self))
-        curve.draw(self.folder, self.config, self.data.short_name)
-        assert self.errors is not None
-        why = " (the schedule ended)" if self.schedule.finished else " (the time budget is used up)"
-        if self.step >= self.total_steps:
-            why = ""
-        print(
-            f"\ntrained {self.step:,} updates in {duration(self.elapsed)}{why}: {accuracies(self.errors)} of "
-            f"{self.errors.images:,} {self.judged_by} images; "
-            f"{self.step * self.config.batch_size / self.elapsed:,.0f} images/s including evaluations"
-        )
-        for name, value in (
-            ("checkpoint", checkpoint.path_of(self.checkpoints, self.step)),
-            ("weights", self.folder / "model.safetensors"),
-            ("metrics", f"{self.folder / 'metrics.csv'} and metrics.jsonl"),
-            ("curve", self.folder / "curve.png"),
-            ("next", f"python -m net.evaluate {shlex.quote(str(self.folder))}"),
-        ):
-            print(f"  {name:<11} {value}")
 
 
 def _summary_writer() -> Any:

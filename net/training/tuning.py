@@ -1,20 +1,26 @@
 """Autotuning: the fastest forms of a network on this GPU, measured once and cached."""
 
+import contextlib
 import hashlib
 import json
+import math
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 import kernels
 
-from ..common.fields import from_table
+from ..common.device import autocast
+from ..common.errors import DataError, MissingError, UsageError
+from ..common.fields import from_table, shown
 from ..common.files import atomic_write
 from ..common.printing import first_line
 from ..common.progress import duration
@@ -26,16 +32,46 @@ from .config import RecipeConfig
 from .recipe import PaperSGD, Schedule, parameter_groups
 from .step import UNRECORDED, TrainingStep
 
-#: Maximum size of the cache file in bytes; an entry takes about a thousand.
-_CACHE_LIMIT = 2**24
+#: Maximum size of a cache file in bytes; it takes about a thousand.
+_CACHE_LIMIT = 2**16
 #: Seconds that measuring takes on an H100; a run must be this many times longer to be worth it.
 SECONDS, WORTH = 10.0, 10
+#: Seconds after which no further form is measured.
+LIMIT = 60.0
 #: Rough throughput of a GPU in such networks; used only to decide whether to measure.
 GPU_FLOP_PER_S = 200e12
 #: Minimum relative gain for which another form replaces the current one.
 GAIN = 0.02
 #: Updates per sample, and number of samples.
 UPDATES, SAMPLES = 10, 5
+#: Largest difference between two forms' gradients, relative to their norm. A rounding can change which element of a
+#: pooling window is the maximum, which moves a gradient; bfloat16 differs from float32 by 0.2 in conv1's.
+TOLERANCE = {"fp32": 0.02, "tf32": 0.5, "bf16": 0.5}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What measuring found, as cached.
+
+    Attributes:
+        chosen: the fastest forms.
+        milliseconds: per update, by form; None for one that is not usable.
+        seconds: taken in all.
+
+    Raises:
+        UsageError: a time is not a positive number, or that of the chosen forms is missing.
+    """
+
+    chosen: Forms
+    milliseconds: dict[str, Any]
+    seconds: float
+
+    def __post_init__(self) -> None:
+        for form, taken in self.milliseconds.items():
+            if taken is not None and not (isinstance(taken, float) and 0 < taken < math.inf):
+                raise UsageError(f"milliseconds: {form} must be a positive number; got {shown(taken)}")
+        if self.milliseconds.get(str(self.chosen)) is None:
+            raise UsageError(f"milliseconds: {self.chosen} is missing")
 
 
 def slot_by_slot(available: Iterable[Forms], start: Forms, seconds: Callable[[Forms], float]) -> Forms:
@@ -58,14 +94,17 @@ def slot_by_slot(available: Iterable[Forms], start: Forms, seconds: Callable[[Fo
     return best
 
 
-def cache_file() -> Path:
-    """The cache file: ``$XDG_CACHE_HOME/alexnet-fused/forms.json``; ``~/.cache`` by default."""
+def cache_file(name: str) -> Path:
+    """The cache file of a key: ``$XDG_CACHE_HOME/alexnet-fused/forms-KEY.json``; ``~/.cache`` by default."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "alexnet-fused" / "forms.json"
+    return Path(base) / "alexnet-fused" / f"forms-{name}.json"
 
 
 def key(plan: AlexNetConfig, batch: int, precision: str, device: torch.device) -> str:
-    """Cache key: a hash of GPU, versions, code, network, batch size and precision."""
+    """Cache key: a hash of GPU, driver, versions, code, network, batch size and precision.
+
+    The number of classes is left out: the last layer has one form, so net.tune need not know the data.
+    """
     import triton
 
     code = hashlib.sha256()
@@ -75,10 +114,14 @@ def key(plan: AlexNetConfig, batch: int, precision: str, device: torch.device) -
     for path in (*sources, *sorted(Path(kernels.__file__).parent.rglob("*.py"))):
         code.update(path.read_bytes())
     properties = torch.cuda.get_device_properties(device)
+    driver = b""
+    with contextlib.suppress(DataError):
+        driver = read(Path("/proc/driver/nvidia/version"), "driver version", 2**12)
     parts: Mapping[str, Any] = {
         "gpu": [properties.name, properties.major, properties.minor, properties.multi_processor_count],
         "versions": [torch.__version__, triton.__version__, torch.version.cuda, torch.backends.cudnn.version()],
-        "network": plan.to_dict(),
+        "driver": driver.decode(errors="replace"),
+        "network": {name: value for name, value in plan.to_dict().items() if name != "classes"},
         "batch": batch,
         "precision": precision,
         "code": code.hexdigest(),
@@ -86,41 +129,80 @@ def key(plan: AlexNetConfig, batch: int, precision: str, device: torch.device) -
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def remembered(name: str) -> dict[str, Any] | None:
-    """The cached entry of a key; None if there is none or the file cannot be read."""
+def remembered(name: str) -> Measured | None:
+    """The cached result of a key; None if there is none or, with a note, if its file is broken."""
+    path = cache_file(name)
     try:
-        entry = json.loads(read(cache_file(), "forms", _CACHE_LIMIT))[name]
-        from_table(Forms, entry["chosen"], "chosen")
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return from_table(Measured, json.loads(read(path, "measured forms", _CACHE_LIMIT)), "measured forms")
+    except MissingError:
         return None
-    return dict(entry)
+    except (ValueError, RecursionError, OverflowError) as error:
+        print(f"note: ignoring {path}: {first_line(error)}")
+        return None
 
 
-def remember(name: str, entry: dict[str, Any]) -> None:
-    """Cache an entry; if the file cannot be written, the next run measures again."""
-    path = cache_file()
+def remember(name: str, found: Measured) -> None:
+    """Cache a result; if the file cannot be written, a note says that the next run measures again."""
+    path = cache_file(name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            entries = json.loads(read(path, "forms", _CACHE_LIMIT))
-            assert isinstance(entries, dict)
-        except (ValueError, RecursionError, AssertionError):
-            entries = {}
         with atomic_write(path) as file:
-            file.write(json.dumps({**entries, name: entry}, indent=1).encode())
+            file.write(json.dumps(asdict(found), indent=1).encode())
     except OSError as error:
         print(f"note: the chosen forms cannot be cached in {path} ({error.strerror}); the next run measures again")
 
 
-def milliseconds(plan: AlexNetConfig, batch: int, precision: str, device: torch.device, form: Forms) -> float:
-    """Median time of a captured update, with random weights and images.
+def check(model: AlexNet, form: Forms, images: Tensor, labels: Tensor, precision: str) -> None:
+    """Compare a form with the plain one: logits and gradients of a batch, without dropout.
+
+    Args:
+        model: a network in training mode; afterwards it uses ``form``.
+        form: the form to check.
+        images: pixels, ``[N, 3, image_size, image_size]``.
+        labels: int64 ``[N]``.
+        precision: of the forward pass.
 
     Raises:
-        RuntimeError: the form is not supported here, or its update cannot be captured.
+        ArithmeticError: they differ by more than :data:`TOLERANCE`.
+    """
+    from kernels.gpu import runtime
+
+    names, parameters = zip(*model.named_parameters(), strict=True)
+
+    def results() -> list[Tensor]:
+        with autocast(precision, images.device):
+            logits: Tensor = model(images)
+        gradients = torch.autograd.grad(F.cross_entropy(logits.float(), labels), parameters)
+        return [logits.detach().float(), *gradients]
+
+    model.eval()
+    found = []
+    for each in (Forms(), form):
+        use(model, each)
+        # Compiles the kernels, several at once.
+        with runtime.compile_only():
+            results()
+        found.append(results())
+    model.train()
+    for name, plain, other in zip(("logits", *names), *found, strict=True):
+        error, norm = float((other - plain).norm()), float(plain.norm())
+        if not error <= TOLERANCE[precision] * norm:
+            what = name if name == "logits" else f"gradient of {name}"
+            raise ArithmeticError(f"wrong results: {what} off by {error:.2g}, with a norm of {norm:.2g}")
+
+
+def milliseconds(plan: AlexNetConfig, batch: int, precision: str, device: torch.device, form: Forms) -> float:
+    """Median time of a captured update, with random weights and images, after a check of its results.
+
+    Raises:
+        ArithmeticError: the form computes something else. RuntimeError: its update cannot be captured. Any other
+            exception: it is not supported here.
     """
     with torch.random.fork_rng([device]), torch.device(device):
         model = AlexNet(plan).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        use(model, form)
+        labels = torch.randint(0, plan.classes, (batch,))
+        pixels = torch.randn(batch, plan.image_channels, plan.image_size, plan.image_size) * 60
+        check(model, form, pixels.contiguous(memory_format=torch.channels_last), labels, precision)
         recipe = RecipeConfig()
         optimizer = PaperSGD(parameter_groups(model, recipe))
         Schedule(recipe).apply(optimizer)
@@ -129,7 +211,6 @@ def milliseconds(plan: AlexNetConfig, batch: int, precision: str, device: torch.
         block, count, _ = model.input_layout
         images = torch.randn(batch, plan.image_channels * block**2, count, count) * 60
         images = images.to(torch.bfloat16 if half else torch.float32, memory_format=torch.channels_last)
-        labels = torch.randint(0, plan.classes, (batch,))
         for _ in range(UNRECORDED + 3):
             step(images if step.images is None else step.images, labels)
         if step.graph is None or step.images is None:
@@ -146,21 +227,25 @@ def milliseconds(plan: AlexNetConfig, batch: int, precision: str, device: torch.
     return float(statistics.median(times))
 
 
-def measure(plan: AlexNetConfig, batch: int, precision: str, device: torch.device) -> dict[str, Any]:
-    """Measure the forms of a network on a GPU: a dictionary of ``chosen``, ``milliseconds`` of each, and ``seconds``
-    taken in all."""
+def measure(plan: AlexNetConfig, batch: int, precision: str, device: torch.device) -> Measured | None:
+    """Measure the forms of a network on a GPU for at most :data:`LIMIT`; None if none of them is usable."""
     with torch.device("meta"):
         model = AlexNet(plan)
     times: dict[str, float | None] = {}
+    skipped = 0
     begin = time.monotonic()
 
     def seconds(form: Forms) -> float:
+        nonlocal skipped
+        if time.monotonic() - begin > LIMIT:
+            skipped += 1
+            return math.inf
         try:
             taken = milliseconds(plan, batch, precision, device, form)
-        except (RuntimeError, torch.OutOfMemoryError) as error:
-            print(f"  {form}: not supported here: {first_line(error)}", flush=True)
+        except Exception as error:  # Compilers and drivers raise anything.
+            print(f"  {form}: not usable here: {first_line(error)}", flush=True)
             times[str(form)] = None
-            return float("inf")
+            return math.inf
         finally:
             torch.cuda.empty_cache()
         times[str(form)] = round(taken, 4)
@@ -168,8 +253,12 @@ def measure(plan: AlexNetConfig, batch: int, precision: str, device: torch.devic
         return taken
 
     chosen = slot_by_slot(forms(model, device), untuned(model, device), seconds)
+    if skipped:
+        print(f"  stopped after {LIMIT:g} s, before {skipped} more; using the fastest so far")
     torch.cuda.reset_peak_memory_stats(device)
-    return {"chosen": asdict(chosen), "milliseconds": times, "seconds": round(time.monotonic() - begin, 1)}
+    if times[str(chosen)] is None:
+        return None
+    return Measured(chosen, times, round(time.monotonic() - begin, 1))
 
 
 def worth_measuring(plan: AlexNetConfig, images: int, seconds: float | None) -> bool:
@@ -179,7 +268,7 @@ def worth_measuring(plan: AlexNetConfig, images: int, seconds: float | None) -> 
 
 
 def tuned(plan: AlexNetConfig, batch: int, precision: str, device: torch.device, how: str, worth: bool) -> Forms:
-    """The forms of a run on a GPU; prints which ones.
+    """The forms of a run on a GPU: cached, measured or default ones; prints which.
 
     Args:
         plan, batch, precision, device: the run.
@@ -187,21 +276,20 @@ def tuned(plan: AlexNetConfig, batch: int, precision: str, device: torch.device,
         worth: whether the run is long enough.
     """
     name = key(plan, batch, precision, device)
-    entry = None if how in ("again", "off") else remembered(name)
+    found = None if how == "again" else remembered(name)
     source = "cached"
-    if entry is None and (how == "again" or (how == "auto" and worth)):
-        print(f"measuring the network's forms on this GPU, once: about {duration(SECONDS)}", flush=True)
-        entry = measure(plan, batch, precision, device)
-        remember(name, entry)
-        source = f"measured in {duration(entry['seconds'])}"
-    if entry is None:
+    if found is None and (how == "again" or (how == "auto" and worth)):
+        print(f"measuring the network's forms on this GPU, once: about {SECONDS:g} s, at most {LIMIT:g}", flush=True)
+        if (found := measure(plan, batch, precision, device)) is not None:
+            remember(name, found)
+            source = f"measured in {duration(found.seconds)}"
+    if found is None:
         with torch.device("meta"):
             model = AlexNet(plan)
         chosen = untuned(model, device)
         print(f"forms: {chosen} (defaults; python -m net.tune measures them)")
         return chosen
-    chosen = from_table(Forms, entry["chosen"], "chosen")
-    taken = entry["milliseconds"].get(str(chosen))
-    rate = f", {taken:.3f} ms per update without data loading, {batch / taken * 1e3:,.0f} images/s" if taken else ""
-    print(f"forms on {torch.cuda.get_device_name(device)} ({source}): {chosen}{rate}")
-    return chosen
+    taken = found.milliseconds[str(found.chosen)]
+    rate = f"{taken:.3f} ms per update without data loading, {batch / taken * 1e3:,.0f} images/s"
+    print(f"forms on {torch.cuda.get_device_name(device)} ({source}): {found.chosen}, {rate}")
+    return found.chosen

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from triton.runtime.errors import OutOfResources
 
+from kernels.gpu import input as input_kernel
 from net.data.augmentation import TrainingInput, Variations, VariationTable, centre_crop, ten_crops
 from net.data.images import ColourComponents
 from net.training.config import RecipeConfig
@@ -76,6 +78,29 @@ def test_is_the_paper_written_out(
     for number in range(6):
         expected = written_out(images[number], mean, colour, recipe, varied, number)
         np.testing.assert_allclose(result[number].numpy(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_without_its_kernel_the_operators_do_it(
+    images: np.ndarray,
+    mean: np.ndarray,
+    colour: ColourComponents,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """If it fails, however: the same images, and one line."""
+
+    def failing(*arguments: object, **named: object) -> None:
+        raise OutOfResources(300_000, 232_448, "shared memory")
+
+    make = TrainingInput(mean, colour, SIZE, RecipeConfig(), CPU)
+    varied = VariationTable(6, make.margin, RecipeConfig(), seed=0).rows(0, np.arange(6))
+    expected = make(torch.from_numpy(images), varied)
+    make.kernel = True
+    monkeypatch.setattr(input_kernel, "training_input", failing)
+    for _ in range(2):
+        assert torch.equal(make(torch.from_numpy(images), varied), expected)
+    (note,) = capsys.readouterr().out.splitlines()
+    assert note.startswith("note: images are cropped and varied by PyTorch's operators: out of resource")
 
 
 def test_images_of_the_network_s_size_are_only_shifted(images: np.ndarray, mean: np.ndarray) -> None:

@@ -1,29 +1,36 @@
-"""Forms do not change results; autotuning; updates with bfloat16 copies of the weights."""
+"""Forms do not change results; updates with bfloat16 copies of the weights."""
 
-import json
+import itertools
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from tqdm import tqdm
+from triton.runtime.errors import OutOfResources
 
 import kernels
 from kernels.gpu import loss, runtime
 from net.common.device import choose as choose_device
-from net.common.device import resolve_precision
+from net.common.device import resolve_precision, set_precision
 from net.common.errors import UsageError
-from net.model.alexnet import alexnet
+from net.data.augmentation import TrainingInput, Variations
+from net.model.alexnet import Convolution, Exchange, alexnet
 from net.model.blocks import block_count, block_weight, blocks
 from net.model.config import network
 from net.model.forms import Forms, forms, untuned, use
-from net.training import checkpoint, tuning
+from net.parallel.process_group import World
+from net.training import checkpoint
 from net.training.config import TrainConfig
 from net.training.recipe import PaperSGD, Schedule, parameter_groups
+from net.training.state import take
 from net.training.step import TrainingStep
+from net.training.trainer import Trainer
 from tests.commands import one_line, run_here
 
 CPU = torch.device("cpu")
@@ -198,90 +205,6 @@ def test_frozen_layers_stay() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-# Autotuning, with given times
-
-
-def test_chooses_slot_by_slot_and_asks_once() -> None:
-    paper = alexnet("paper", image_size=67, hidden=())
-    available = list(forms(paper, torch.device("cuda")))
-    asked: list[Forms] = []
-
-    def seconds(form: Forms) -> float:
-        asked.append(form)
-        return {"pixels": 3.0, "blocks": 1.0}[form.first] + {"apart": 0.0, "together": -0.1}[form.shared]
-
-    assert tuning.slot_by_slot(available, Forms(), seconds) == Forms("blocks", "together")
-    assert len(asked) == len(set(asked))
-
-
-def test_a_gain_that_is_noise_changes_nothing() -> None:
-    available = [Forms(), Forms("blocks")]
-    for times, expected in (((1.0, 0.99), Forms()), ((1.0, 0.97), Forms("blocks")), ((1.0, 1.0), Forms())):
-        told = dict(zip(available, times, strict=True))
-        assert tuning.slot_by_slot(available, Forms(), told.__getitem__) == expected
-
-
-def test_a_form_that_fails_is_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def milliseconds(*arguments: object) -> float:
-        form = arguments[-1]
-        assert isinstance(form, Forms)
-        if form.shared == "together":
-            raise RuntimeError("no engine\nand more")
-        return 1.0 if form.towers == "at once" else 2.0
-
-    monkeypatch.setattr(tuning, "milliseconds", milliseconds)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
-    entry = tuning.measure(network("paper"), 8, "bf16", torch.device("cuda"))
-    assert entry["chosen"] == {"first": "blocks", "shared": "apart", "towers": "at once"}
-    assert None in entry["milliseconds"].values()
-    assert "not supported here: no engine" in capsys.readouterr().out
-
-
-@pytest.fixture
-def cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setattr(tuning, "key", lambda *_: "this machine")
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-
-
-@pytest.mark.usefixtures("cache")
-def test_a_choice_is_measured_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    measured: list[object] = []
-    entry = {
-        "chosen": {"first": "blocks", "shared": "apart", "towers": "in turn"},
-        "milliseconds": {str(Forms("blocks")): 2.0},
-        "seconds": 3.0,
-    }
-    monkeypatch.setattr(tuning, "measure", lambda *arguments: measured.append(arguments) or entry)
-
-    def tuned(how: str, worth: bool = True) -> Forms:
-        return tuning.tuned(network("paper"), 128, "bf16", torch.device("cuda"), how, worth)
-
-    assert tuned("off") == tuned("auto", worth=False) == Forms("blocks", "together")
-    assert not measured
-    assert tuned("auto") == Forms("blocks")
-    assert "measured in 0:00:03" in (said := capsys.readouterr().out)
-    assert "64,000 images/s" in said
-    assert tuned("auto", worth=False) == Forms("blocks")
-    assert len(measured) == 1
-    assert tuned("again") == Forms("blocks")
-    assert len(measured) == 2
-    # A truncated or foreign file holds no choice.
-    for content in ("{", "[]", json.dumps({"this machine": {"chosen": {"first": "bricks"}}})):
-        tuning.cache_file().write_text(content)
-        assert tuning.remembered("this machine") is None
-        assert tuned("auto") == Forms("blocks")
-        assert tuning.remembered("this machine") == entry
-
-
-def test_short_runs_measure_nothing() -> None:
-    plan = network("paper")
-    assert not tuning.worth_measuring(plan, 200 * 128, None)
-    assert tuning.worth_measuring(plan, 90 * 1_200_000, None)
-    assert not tuning.worth_measuring(plan, 90 * 1_200_000, 60.0)
-
-
 # Flags
 
 
@@ -297,13 +220,16 @@ def test_one_process_on_a_gpu_records(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not record_wanted(TrainConfig(), CPU)
     assert not record_wanted(TrainConfig(parallel="data"), GPU)
     assert not record_wanted(TrainConfig(cuda_graph=False), GPU)
+    with monkeypatch.context() as patch:
+        patch.setattr("net.training.setup.importlib.util.find_spec", lambda name: None)
+        assert not record_wanted(TrainConfig(), GPU)
     # A captured update is compiled only with --compile; others are compiled where it pays off.
     assert not compile_wanted(TrainConfig(), plan, 10**6, GPU)
     assert compile_wanted(TrainConfig(compile=True), plan, 10**6, GPU)
     assert compile_wanted(TrainConfig(cuda_graph=False), plan, 10**6, GPU)
     assert compile_wanted(TrainConfig(parallel="data"), plan, 10**6, GPU)
     for config, device in ((TrainConfig(cuda_graph=True), CPU), (TrainConfig(cuda_graph=True, parallel="tower"), GPU)):
-        with pytest.raises(UsageError, match="--cuda-graph needs a CUDA GPU and --parallel none"):
+        with pytest.raises(UsageError, match="--cuda-graph needs a CUDA GPU, Triton and --parallel none"):
             record_wanted(config, device)
 
 
@@ -315,8 +241,16 @@ def test_precision_is_the_device_s_unless_it_is_asked_for(monkeypatch: pytest.Mo
     assert resolve_precision("auto", GPU) == "bf16"
     assert resolve_precision("auto", GPU, trained="tf32") == "tf32"
     assert resolve_precision("bf16", CPU) == "bf16"
+    for precision in ("tf32", "bf16"):
+        set_precision(precision, GPU)
+    assert resolve_precision("bf16", GPU) == "bf16"
     capability = (7, 5)
     assert resolve_precision("auto", GPU, trained="bf16") == "fp32"
+    # Explicit, or that of a run resumed on an older GPU.
+    for precision, device in (("bf16", GPU), ("tf32", GPU), ("tf32", CPU)):
+        with pytest.raises(UsageError, match=f"--precision {precision} needs an NVIDIA GPU of compute capability 8.0"):
+            set_precision(precision, device)
+    set_precision("bf16", CPU)
 
 
 def test_a_gpu_is_current_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,6 +312,68 @@ def test_a_resumed_run_keeps_its_forms_and_bits(
     assert "forms" not in resumed.stdout
 
 
+def trained(monkeypatch: pytest.MonkeyPatch, folder: Path, first: str, from_call: int) -> Trainer:
+    """Two updates of a run in which convolutions of blocks fail from a call on.
+
+    As on a GPU, the input comes in the layout that the network reads.
+    """
+    calls = 0
+    forward, make = Convolution.forward, TrainingInput.__init__
+
+    def failing(self: Convolution, towers: list[Tensor], exchange: Exchange) -> list[Tensor]:
+        nonlocal calls
+        if self.blocks:
+            assert towers[0].shape[1] == 48
+            calls += 1
+            if calls >= from_call:
+                raise OutOfResources(300_000, 232_448, "shared memory")
+        return forward(self, towers, exchange)
+
+    def on_a_gpu(self: TrainingInput, *arguments: Any) -> None:
+        make(self, *arguments)
+        self.kernel = True
+
+    def in_one_pass(self: TrainingInput, images: Tensor, variations: Variations, out: Tensor | None) -> Tensor:
+        self.kernel = False
+        pixels = self(images, variations)
+        self.kernel = True
+        return pixels if self.layout.block == 1 else blocks(pixels, *self.layout)
+
+    monkeypatch.setattr(Convolution, "forward", failing)
+    monkeypatch.setattr(TrainingInput, "__init__", on_a_gpu)
+    monkeypatch.setattr(TrainingInput, "_in_one_pass", in_one_pass)
+    architecture = {"hidden": [], "without": ["conv3", "conv4", "conv5"]}
+    config = TrainConfig(
+        data_path="synthetic:4", batch_size=2, image_size=67, architecture=architecture, forms={"first": first}
+    )
+    trainer = Trainer(config, folder, None, CPU, World())
+    trainer.bar = tqdm(disable=True)
+    folder.mkdir()
+    for batch in itertools.islice(trainer.train_loader, 2):
+        trainer._update(batch)
+    return trainer
+
+
+def test_a_form_that_fails_in_the_first_update_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the plain ones, with the bits of a run that had them from the start."""
+    failed, plain = (trained(monkeypatch, tmp_path / first, first, 1) for first in ("blocks", "pixels"))
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if "fail here" in line]
+    assert note.startswith("note: the forms first blocks, shared apart, towers in turn fail here (out of resource")
+    assert note.endswith("; using first pixels, shared apart, towers in turn")
+    assert failed.interval.losses == plain.interval.losses
+    assert all(map(torch.equal, failed.model.parameters(), plain.model.parameters()))
+    # What resuming uses.
+    assert 'forms = { first = "pixels"' in (tmp_path / "blocks" / "config.toml").read_text()
+    assert take(failed)["forms"] == asdict(Forms())
+
+
+def test_a_later_failure_ends_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(OutOfResources):
+        trained(monkeypatch, tmp_path / "run", "blocks", 2)
+
+
 def test_a_run_resumed_with_other_forms_says_so(run_with_forms: Path, tmp_path: Path) -> None:
     """Chosen with a flag, or because another machine's form is not available here."""
     for number, flag in enumerate(("shared=apart", "towers=at once")):
@@ -394,21 +390,3 @@ def test_a_run_resumed_with_other_forms_says_so(run_with_forms: Path, tmp_path: 
                 "note: --forms first pixels, shared apart, towers at once: not available on CPU with "
             )
         assert not notes
-
-
-def test_a_choice_is_of_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cache's key changes with everything that a measurement depends on."""
-    properties = {"name": "a GPU", "major": 9, "minor": 0, "multi_processor_count": 132}
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(**properties))
-
-    def key(variant: str = "paper", batch: int = 128, precision: str = "bf16") -> str:
-        return tuning.key(network(variant), batch, precision, GPU)
-
-    keys = [key(), key("half"), key(batch=64), key(precision="fp32")]
-    for name, value in (("name", "another"), ("multi_processor_count", 114)):
-        properties[name] = value
-        keys.append(key())
-    monkeypatch.setattr(torch, "__version__", "1.0")
-    keys.append(key())
-    assert len(set(keys)) == len(keys)
-    assert key() == keys[-1]

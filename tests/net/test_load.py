@@ -11,7 +11,10 @@ import torch
 from PIL import Image
 
 import net
+from net.analysis import classifier as classifier_module
+from net.common import device
 from net.common.errors import DataError, UsageError
+from net.training import evaluation
 from tests.commands import ROOT, run_here
 
 
@@ -35,6 +38,37 @@ def test_answers_are_the_command_s(shapes_run: Path, files: list[Path]) -> None:
             assert [value for _, value in answer] == pytest.approx(expected, rel=1e-4)
     assert [len(answer) for answer in classifier.predict(files, top=2)] == [2] * len(files)
     assert repr(classifier).startswith(f"Classifier('{shapes_run}")
+
+
+def test_every_door_computes_in_the_precision_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device that has it: here every device does."""
+    run, image = tmp_path / "run", tmp_path / "grey.png"
+    Image.new("RGB", (20, 20), (128, 128, 128)).save(image)
+    flags = ("--preset", "imagenet", "--network", "digits", "--data-path", "synthetic:16", "--image-size", 20, "-b", 8)
+    done = run_here("net.train", *flags, "--max-steps", 1, "--precision", "bf16", "--output-dir", run)
+    assert done.returncode == 0, done.stderr
+
+    def resolve(wanted: str, device: torch.device, trained: str | None = None) -> str | None:
+        assert wanted == "auto"
+        return trained
+
+    used: list[str] = []
+
+    def probabilities(model: torch.nn.Module, crops: torch.Tensor, precision: str, *rest: object) -> torch.Tensor:
+        used.append(precision)
+        return evaluation_probabilities(model, crops, precision, *rest)  # type: ignore[arg-type]
+
+    evaluation_probabilities = evaluation.probabilities
+    monkeypatch.setattr(device, "resolve_precision", resolve)
+    monkeypatch.setattr(classifier_module, "resolve_precision", resolve)
+    for module in (evaluation, classifier_module):
+        monkeypatch.setattr(module, "probabilities", probabilities)
+    for command in (("net.evaluate", run), ("net.predict", run, image)):
+        done = run_here(*command)
+        assert done.returncode == 0, done.stderr
+    net.load(run).predict([image])
+    assert len(used) >= 3
+    assert set(used) == {"bf16"}
 
 
 def test_images_may_come_in_any_form(shapes_run: Path, files: list[Path]) -> None:

@@ -10,10 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from tqdm import tqdm
 
 from net.common.files import locked
 from net.data.packing import Packing
@@ -22,6 +27,7 @@ from net.model.config import network
 from net.parallel.process_group import Votes, World
 from net.training import checkpoint, curve, runs, setup, trainer
 from net.training.config import TrainConfig
+from net.training.meter import Interval
 from net.training.setup import compile_wanted
 from net.training.signals import StopSignal
 from tests.commands import ROOT, environment, one_line, run, run_here, start, wait_for
@@ -243,6 +249,65 @@ def test_not_a_number_stops_with_the_update_s_number(whole: Path, tmp_path: Path
     done = run_here("net.train", "--resume", folder, "--epochs", 9, "--max-steps", 99, "--lr", "1e9")
     one_line(done, 1, "of update ", "is nan", f"the last good checkpoint is {folder}/checkpoints/step_00000028.pt")
     assert {path: path.read_bytes() for path in checkpoint.checkpoints(folder / "checkpoints")} == kept
+
+
+class Waits(TorchDispatchMode):
+    """Counts operators that a GPU's host would wait for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        waits = ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero")
+        self.count += func._schema.name.startswith(waits)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_log_line_waits_for_the_device_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trainer.Trainer(
+        TrainConfig(network="digits", image_size=20, batch_size=8), tmp_path, None, torch.device("cpu"), World()
+    )
+    rows: list[dict[str, Any]] = []
+    run.metrics, run.tensorboard = SimpleNamespace(write=rows.append), None  # type: ignore[assignment]
+    run.bar, run.clock = tqdm(disable=True), time.monotonic()
+    run.step = 2
+    for loss, correct in ((2.5, 3), (1.5, 4)):
+        run.interval.add(torch.tensor(loss), torch.tensor(correct), 8)
+    copies: list[Tensor] = []
+    tolist = Tensor.tolist
+    monkeypatch.setattr(Tensor, "tolist", lambda self: copies.append(self) or tolist(self))
+    with Waits() as waits:
+        run._log()
+    assert (len(copies), waits.count) == (1, 0)
+    assert (rows[0]["loss"], rows[0]["top1_error_percent"]) == (2.0, 56.25)
+    with Waits() as waits:
+        assert bool(torch.ones(1).sum() > 0)
+    assert waits.count == 1, "is counted at all"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_interval_of_two_ranks(rank: int) -> None:
+    """Read twice, as for a checkpoint and a line of the log: rank 0 keeps the totals, the other one zeros."""
+
+    class Two(World):
+        size = 2
+
+        def sum(self, tensor: Tensor) -> Tensor:
+            return tensor + other
+
+    world = Two()
+    world.rank = rank
+    interval = Interval(torch.device("cpu"), 0.5)
+    for loss in (3.0, 5.0):
+        interval.add(torch.tensor(loss), torch.tensor(2), 4)
+    other = torch.tensor([0.1, 0.2, 1, 8, 1], dtype=torch.float64)
+    losses, correct, failed = interval.read(world, torch.tensor(False))
+    assert losses == pytest.approx([1.6, 2.7])
+    assert (correct, failed) == (5, True)
+    mine = torch.tensor([*losses, 5, 16, 0], dtype=torch.float64) * (rank == 0)
+    other = torch.tensor([*losses, 5, 16, 0], dtype=torch.float64) - mine
+    assert (interval.images, int(interval.correct)) == (int(mine[3]), int(mine[2]))
+    assert torch.equal(torch.stack(interval.losses).double(), mine[:2])
+    assert interval.read(world, torch.tensor(False)) == (losses, 5, False)
 
 
 def test_a_full_disk_ends_with_one_line_and_leaves_the_checkpoints(whole: Path, tmp_path: Path) -> None:
