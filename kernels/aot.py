@@ -26,6 +26,7 @@ from torch import Tensor
 from . import private
 from .arguments import Normalization, Pooling
 from .gpu import bias_relu, config, loss, ops, update
+from .gpu import input as input_
 from .gpu.forward import forward_kernel
 from .gpu.launch import Launch, backward_launch, forward_launch
 
@@ -56,7 +57,7 @@ CASES = (
     Case("relu and normalization", (BATCH, 96, 55, 55), PAPER_NORMALIZATION, None),
 )
 
-OTHERS = ("update", "loss", "bias and ReLU", "bias and ReLU, backward")
+OTHERS = ("input, pixels", "input, blocks", "update", "loss", "bias and ReLU", "bias and ReLU, backward")
 #: Elements of the paper's weights, conv1 to fc8.
 PAPER_WEIGHTS = (34848, 307200, 884736, 663552, 442368, 37748736, 16777216, 4096000)
 
@@ -312,7 +313,20 @@ def others(dtype: torch.dtype) -> dict[str, Call]:
     weights = [meta(count, like=torch.float32) for count in PAPER_WEIGHTS]
     parameters = [update.Parameter(each, each.to(dtype), each, each.to(dtype) if half else None) for each in weights]
     rate = meta(like=torch.float32)
+    images = torch.empty((BATCH, 256, 256, 3), dtype=torch.uint8, device="meta")
+    mean, drawn = meta(256, 256, 3, like=torch.float32), meta(BATCH, 6, like=torch.float32)
+
+    def cropped(**layout: int) -> Tensor:
+        return input_.training_input(images, mean, drawn[:, :3], drawn[:, 3:], 1.0, 224, dtype=dtype, **layout)
+
     launched: dict[str, tuple[Callable[[], object], int, int]] = {
+        "input, pixels": (cropped, input_.ELEMENTS, BATCH * 3 * 224**2 * (1 + size)),
+        # Of 4 x 4 pixels: the crop, and four rows and columns of zeros.
+        "input, blocks": (
+            lambda: cropped(block=4, blocks=57),
+            input_.ELEMENTS,
+            BATCH * 3 * (224**2 + 228**2 * size),
+        ),
         "update": (
             lambda: update.update_together_(parameters, rate, 0.9, 5e-4),
             update.ELEMENTS,
