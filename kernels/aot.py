@@ -307,9 +307,10 @@ def others(dtype: torch.dtype) -> dict[str, Call]:
         tensor = torch.empty(shape, dtype=like, device="meta")
         return tensor.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else tensor
 
-    # A tower of conv4: its output is a separate tensor, its input shares a tensor with another tower's.
-    maps, bias = meta(BATCH, 192, 13, 13), meta(192, like=torch.float32)
-    beside, sums = meta(BATCH, 384, 13, 13)[:, :192], meta(bias_relu.rows(maps), 384, like=torch.float32)[:, :192]
+    # After conv3, whose output is one tensor; conv4 reads two.
+    joint, bias = meta(BATCH, 384, 13, 13), meta(384, like=torch.float32)
+    maps, apart = joint.chunk(2, 1), [meta(BATCH, 192, 13, 13) for _ in range(2)]
+    sums = meta(bias_relu.rows(joint), 384, like=torch.float32)
     weights = [meta(count, like=torch.float32) for count in PAPER_WEIGHTS]
     parameters = [update.Parameter(each, each.to(dtype), each, each.to(dtype) if half else None) for each in weights]
     rate = meta(like=torch.float32)
@@ -338,14 +339,14 @@ def others(dtype: torch.dtype) -> dict[str, Call]:
             2 * BATCH * 1000 * size,
         ),
         "bias and ReLU": (
-            lambda: bias_relu.forward(maps, bias, beside),
+            lambda: bias_relu.forward(maps, bias, apart),
             bias_relu.PIXELS * bias_relu.CHANNELS,
-            2 * maps.numel() * size,
+            2 * joint.numel() * size,
         ),
         "bias and ReLU, backward": (
-            lambda: bias_relu.gradients(maps, maps, beside, sums),
+            lambda: bias_relu.gradients(apart, apart, maps, sums),
             bias_relu.PIXELS * bias_relu.CHANNELS,
-            3 * maps.numel() * size,
+            3 * joint.numel() * size,
         ),
     }
     found = {}
