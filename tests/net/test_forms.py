@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -396,19 +397,42 @@ def test_a_run_resumed_with_other_forms_says_so(run_with_forms: Path, tmp_path: 
         assert not notes
 
 
-def test_a_choice_is_of_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("place", "name", "value"),
+    [
+        ("gpu", "name", "another"),
+        ("gpu", "major", 10),
+        ("gpu", "minor", 3),
+        ("gpu", "multi_processor_count", 114),
+        ("run", "variant", "half"),
+        ("run", "batch", 64),
+        ("run", "precision", "fp32"),
+        ("torch", "__version__", "1.0"),
+        ("triton", "__version__", "1.0"),
+        ("torch.version", "cuda", "1.0"),
+        ("torch.backends.cudnn", "version", lambda: 1),
+        ("code", "kernels/gpu/update.py", b"# changed"),
+        ("code", "net/training/step.py", b"# changed"),
+    ],
+)
+def test_a_choice_is_of_one_machine(place: str, name: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache's key changes with everything that a measurement depends on."""
+    pytest.importorskip("triton")
     properties = {"name": "a GPU", "major": 9, "minor": 0, "multi_processor_count": 132}
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(**properties))
 
     def key(variant: str = "paper", batch: int = 128, precision: str = "bf16") -> str:
         return tuning.key(network(variant), batch, precision, GPU)
 
-    keys = [key(), key("half"), key(batch=64), key(precision="fp32")]
-    for name, value in (("name", "another"), ("multi_processor_count", 114)):
+    before = key()
+    assert key() == before
+    if place == "gpu":
         properties[name] = value
-        keys.append(key())
-    monkeypatch.setattr(torch, "__version__", "1.0")
-    keys.append(key())
-    assert len(set(keys)) == len(keys)
-    assert key() == keys[-1]
+    elif place == "code":
+        read = Path.read_bytes
+        monkeypatch.setattr(
+            Path, "read_bytes", lambda path: read(path) + (value if path.as_posix().endswith(name) else b"")
+        )
+    elif place != "run":
+        monkeypatch.setattr(f"{place}.{name}", value)
+    assert key(**{name: value} if place == "run" else {}) != before
