@@ -214,7 +214,7 @@ def _one(variant: str, chosen: "Forms", batch: int) -> Launches:
         finally:
             other = "elementwise"
 
-    step._loss = loss  # type: ignore[method-assign]
+    step._loss = loss  # type: ignore[assignment,method-assign]
     images = torch.zeros(batch, plan.image_channels, plan.image_size, plan.image_size, dtype=torch.bfloat16)
     if model.input_layout.block > 1:
         images = blocks(images, *model.input_layout)

@@ -317,7 +317,7 @@ def others(dtype: torch.dtype) -> dict[str, Call]:
     images = torch.empty((BATCH, 256, 256, 3), dtype=torch.uint8, device="meta")
     mean, drawn = meta(256, 256, 3, like=torch.float32), meta(BATCH, 6, like=torch.float32)
 
-    def cropped(**layout: int) -> Tensor:
+    def cropped(**layout: Any) -> Tensor:
         return input_.training_input(images, mean, drawn[:, :3], drawn[:, 3:], 1.0, 224, dtype=dtype, **layout)
 
     launched: dict[str, tuple[Callable[[], object], int, int]] = {

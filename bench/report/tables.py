@@ -167,8 +167,8 @@ COLUMNS = (
     *(
         Column(kind.replace("_relu", " and ReLU"), f"{kind}_launches", "{:,.0f}")
         for kind in (
-            *("convolutions", "products", "stages", "bias_relu", "elementwise", "loss", "update"),
             *("pointwise", "all"),
+            *("convolutions", "products", "stages", "bias_relu", "elementwise", "loss", "update"),
         )
     ),
     *(

@@ -17,6 +17,7 @@ from kernels.gpu import loss as loss_module  # noqa: E402
 from kernels.gpu import runtime, update  # noqa: E402
 from kernels.gpu.bias_relu import pixel_stride  # noqa: E402
 from kernels.gpu.input import training_input  # noqa: E402
+from kernels.gpu.launch import Launch  # noqa: E402
 from kernels.gpu.update import Parameter, suits, update_  # noqa: E402
 from net.common.device import repeat_bits  # noqa: E402
 from net.model.alexnet import alexnet  # noqa: E402
@@ -29,13 +30,22 @@ from tests.net.test_recipe import RATES, paper_rule  # noqa: E402
 from tests.tolerances import TOLERANCES  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-INTERPRETED = DEVICE.type == "cpu"
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(INTERPRETED and not triton.knobs.runtime.interpret, reason="the emulator runs the stages only"),
-]
+ON_CPU = DEVICE.type == "cpu"
+EMULATED = ON_CPU and not triton.knobs.runtime.interpret
+pytestmark = pytest.mark.gpu
 #: The interpreter cuts a float32 off where a GPU rounds it to bfloat16.
-BFLOAT16 = 2**-7 if INTERPRETED else 2**-8
+BFLOAT16 = 2**-7 if ON_CPU and not EMULATED else 2**-8
+
+
+@pytest.fixture(autouse=True)
+def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ``KERNELS_TEST=ptx`` kernels run as compiled code in an emulator."""
+    if EMULATED:
+        from tests.ptx import emulator
+
+        monkeypatch.setattr(Launch, "run", emulator.run)
+        monkeypatch.setattr(triton.JITFunction, "run", emulator.run_kernel)
+        monkeypatch.setattr(kernels.dispatch, "INTERPRETED", True)
 
 
 def formula(
@@ -497,7 +507,7 @@ def test_one_pass_recorded_updates_have_the_bits_of_others(precision: str) -> No
             assert all(map(torch.equal, other, results[0])), form
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="a GPU can run it")
+@pytest.mark.skipif(not ON_CPU, reason="a GPU can run it")
 def test_one_pass_bias_and_relu_refuses_what_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the other operators do: an explicit choice is never replaced without a word."""
     monkeypatch.setattr(kernels.dispatch, "INTERPRETED", False)
