@@ -39,9 +39,18 @@ LIBRARY = {
 }
 #: On a GPU dropout is one kernel; here it is counted as the multiplication by its mask.
 PARTS_OF_DROPOUT = ("aten::bernoulli_", "aten::div_")
-CLASSES = ("convolutions", "products", "stages", "update", "elementwise")
+#: Operators that compute nothing.
+COPIES = ("aten::_to_copy", "aten::cat", "aten::clone", "aten::constant_pad_nd", "aten::copy_")
+#: The class of a Triton kernel; all others are stages.
+TRITON = {
+    "bias_relu_kernel": "bias_relu",
+    "bias_relu_backward_kernel": "bias_relu",
+    "joint_update_kernel": "update",
+    "loss_kernel": "loss",
+}
+CLASSES = ("convolutions", "products", "stages", "bias_relu", "elementwise", "loss", "update")
 #: The classes whose bytes are counted; the optimizer's are known: 20 per parameter with a copy.
-MOVED = ("stages", "elementwise")
+MOVED = ("stages", "bias_relu", "elementwise")
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,26 @@ class LaunchesConfig:
 
 
 @dataclass(frozen=True)
+class Copy:
+    """A copy, cast, transposition, concatenation or padding.
+
+    Attributes:
+        operator: one of :data:`COPIES`, without the namespace.
+        shape: of the result.
+        bytes: of the result.
+        of: ``activations`` or, if its size does not depend on the batch's, ``weights``: weights or their gradients.
+    """
+
+    operator: str
+    shape: tuple[int, ...]
+    bytes: int
+    of: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.operator} {'x'.join(map(str, self.shape))} ({self.bytes / 1e3:,.0f} kB)"
+
+
+@dataclass(frozen=True)
 class Launches:
     """The launches of a training step.
 
@@ -64,13 +93,23 @@ class Launches:
         counts: by class, one of :data:`CLASSES`.
         elementwise: the operators of that class, and how often each is launched.
         bytes: read and written, by class, one of :data:`MOVED`.
-        copies: bytes of the largest copy, cast or transposition of a weight or its gradient.
+        copies: those in the class ``elementwise``, in the order in which they run.
     """
 
     counts: dict[str, int]
     elementwise: dict[str, int]
-    bytes: dict[str, float]
-    copies: int
+    bytes: dict[str, int]
+    copies: list[Copy]
+
+    @property
+    def pointwise(self) -> int:
+        """Launches forward and backward that are no convolution, product or stage with normalization or pooling."""
+        return self.counts["bias_relu"] + self.counts["elementwise"]
+
+    def copied(self) -> dict[str, list[Copy]]:
+        """The copies of ``weights`` and of ``activations``, the largest first."""
+        ordered = sorted(self.copies, key=lambda each: -each.bytes)
+        return {of: [each for each in ordered if each.of == of] for of in ("weights", "activations")}
 
 
 @contextmanager
@@ -110,24 +149,22 @@ def _one(variant: str, chosen: "Forms", batch: int) -> Launches:
     from net.training.step import TrainingStep
 
     counts, elementwise, moved = Counter[str](), Counter[str](), Counter[str]()
-    largest = 0
+    copies: list[Copy] = []
+    # Of operators that are neither convolution nor product.
+    other = "elementwise"
 
     def size(tensors: Sequence[torch.Tensor]) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def triton(name: str, tensors: Sequence[torch.Tensor]) -> None:
-        kind = {"joint_update_kernel": "update", "loss_kernel": "elementwise"}.get(name, "stages")
+        kind = TRITON.get(name, "stages")
         counts[kind] += 1
-        if kind in MOVED:
-            moved[kind] += size(tensors)
-        if kind == "elementwise":
-            elementwise[name] += 1
+        moved[kind] += size(tensors)
 
     mode: Any = private.found("torch.utils._python_dispatch:TorchDispatchMode")
 
     class Counted(mode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            nonlocal largest
             result = func(*args, **(kwargs or {}))
             name = func._schema.name
             inputs = [each for each in private.tree_leaves(args) if isinstance(each, torch.Tensor)]
@@ -151,11 +188,12 @@ def _one(variant: str, chosen: "Forms", batch: int) -> Launches:
                 gradients = len(outputs) if name.endswith("backward") else 1
                 counts[LIBRARY[name]] += gradients
                 return result
-            counts["elementwise"] += 1
-            elementwise[name.removeprefix("aten::")] += 1
-            moved["elementwise"] += size([*inputs, *outputs])
-            if any(each.numel() in weights for each in outputs):
-                largest = max(largest, size(outputs))
+            counts[other] += 1
+            moved[other] += size([*inputs, *outputs])
+            if other == "elementwise":
+                elementwise[name.removeprefix("aten::")] += 1
+                if name in COPIES:
+                    copies.append(Copy(name.removeprefix("aten::"), tuple(outputs[0].shape), size(outputs)))
             return result
 
     plan = network(variant)
@@ -164,10 +202,19 @@ def _one(variant: str, chosen: "Forms", batch: int) -> Launches:
     # The values do not matter.
     model = model.to_empty(device="cpu").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     use(model, chosen)
-    # Of both towers, and of one.
-    weights = {p.numel() // parts for p in model.parameters() if p.dim() > 1 for parts in (1, plan.towers)}
     optimizer = PaperSGD(parameter_groups(model, RecipeConfig()), 0.01, 0.9, 5e-4, fused="triton")
     step = TrainingStep(model, model, optimizer, "bf16", copies=True)
+    compute_loss = step._loss
+
+    def loss(*arguments: Any) -> Any:
+        nonlocal other
+        other = "loss"
+        try:
+            return compute_loss(*arguments)
+        finally:
+            other = "elementwise"
+
+    step._loss = loss  # type: ignore[assignment,method-assign]
     images = torch.zeros(batch, plan.image_channels, plan.image_size, plan.image_size, dtype=torch.bfloat16)
     if model.input_layout.block > 1:
         images = blocks(images, *model.input_layout)
@@ -176,12 +223,11 @@ def _one(variant: str, chosen: "Forms", batch: int) -> Launches:
     with _triton_counted(triton), kernels.implementation("triton"):
         # The first step allocates the velocities.
         step(images, labels)
-        for counter in (counts, elementwise, moved):
-            counter.clear()
-        largest = 0
+        for found in (counts, elementwise, moved, copies):
+            found.clear()
         with Counted():
             step(images, labels)
-    return Launches(dict(counts), dict(elementwise), dict(moved), largest)
+    return Launches(dict(counts), dict(elementwise), {kind: moved[kind] for kind in MOVED}, copies)
 
 
 def launches(variant: str, chosen: "Forms", batch: int) -> Launches:
@@ -196,12 +242,21 @@ def launches(variant: str, chosen: "Forms", batch: int) -> Launches:
         raise RuntimeError("this runs in Triton's interpreter; set TRITON_INTERPRET=1 before importing kernels")
     few, more = (_one(variant, chosen, count) for count in COUNTED)
     assert few.counts == more.counts, "launches must not depend on the batch"
-    slope = 1 / (COUNTED[1] - COUNTED[0])
-    moved = {
-        kind: few.bytes[kind] + (batch - COUNTED[0]) * slope * (more.bytes[kind] - few.bytes[kind])
-        for kind in few.bytes
-    }
-    return Launches(few.counts, few.elementwise, moved, few.copies)
+
+    def scaled(one: float, other: float) -> int:
+        return round(one + (batch - COUNTED[0]) * (other - one) / (COUNTED[1] - COUNTED[0]))
+
+    moved = {kind: scaled(few.bytes[kind], more.bytes[kind]) for kind in few.bytes}
+    copies = [
+        Copy(
+            one.operator,
+            tuple(map(scaled, one.shape, other.shape)),
+            scaled(one.bytes, other.bytes),
+            "weights" if one.bytes == other.bytes else "activations",
+        )
+        for one, other in zip(few.copies, more.copies, strict=True)
+    ]
+    return Launches(few.counts, few.elementwise, moved, copies)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -217,15 +272,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with torch.device("meta"):
         model = AlexNet(network(config.network))
     print(f"update of {config.network}, {config.batch_size} images, bf16; kernel launches by class, and MB moved")
-    titles = [f"{kind:>14}" for kind in CLASSES] + [f"{'all':>6}"] + [f"{f'{kind} MB':>16}" for kind in MOVED]
+    titles = [f"{kind:>14}" for kind in (*CLASSES, "pointwise", "all")] + [f"{f'{kind} MB':>16}" for kind in MOVED]
     print(f"{'forms':<42}{''.join(titles)}")
     rows = []
     for chosen in forms(model, torch.device("cpu")):
         found = launches(config.network, chosen, config.batch_size)
-        name, total = f"{chosen.first}, {chosen.shared}", sum(found.counts.values())
-        row = "".join(f"{found.counts.get(kind, 0):>14}" for kind in CLASSES)
-        moved = {kind: found.bytes.get(kind, 0) / 1e6 for kind in MOVED}
-        print(f"{name:<42}{row}{total:>6}" + "".join(f"{moved[kind]:>16,.0f}" for kind in MOVED))
+        name = f"{chosen.first}, {chosen.shared}"
+        counted = {kind: found.counts.get(kind, 0) for kind in CLASSES}
+        counted |= {"pointwise": found.pointwise, "all": sum(counted.values())}
+        moved = {kind: round(found.bytes[kind] / 1e6, 1) for kind in MOVED}
+        print(
+            f"{name:<42}"
+            + "".join(f"{count:>14}" for count in counted.values())
+            + "".join(f"{megabytes:>16,.0f}" for megabytes in moved.values())
+        )
         rows.append(
             {
                 "suite": "launches",
@@ -236,13 +296,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "implementation": name,
                 "shape": f"{config.batch_size} images",
                 "dtype": "bfloat16",
-                **{f"{kind}_launches": found.counts.get(kind, 0) for kind in CLASSES},
-                "all_launches": total,
-                **{f"{kind}_mb": round(moved[kind], 1) for kind in MOVED},
+                **{f"{kind}_launches": count for kind, count in counted.items()},
+                **{f"{kind}_mb": megabytes for kind, megabytes in moved.items()},
+                **{f"copied_{of}": ", ".join(map(str, copies)) for of, copies in found.copied().items()},
             }
         )
     kinds = ", ".join(f"{n} {name}" for name, n in sorted(found.elementwise.items()))
     print(f"elementwise of {name}: {kinds}")
+    for of, copies in found.copied().items():
+        print(f"copies of {of}: {', '.join(map(str, copies)) or 'none'}")
     if config.record:
         from .measure.records import write
 

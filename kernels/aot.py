@@ -26,6 +26,7 @@ from torch import Tensor
 from . import private
 from .arguments import Normalization, Pooling
 from .gpu import bias_relu, config, loss, ops, update
+from .gpu import input as input_
 from .gpu.forward import forward_kernel
 from .gpu.launch import Launch, backward_launch, forward_launch
 
@@ -56,7 +57,7 @@ CASES = (
     Case("relu and normalization", (BATCH, 96, 55, 55), PAPER_NORMALIZATION, None),
 )
 
-OTHERS = ("update", "loss", "bias and ReLU", "bias and ReLU, backward")
+OTHERS = ("input, pixels", "input, blocks", "update", "loss", "bias and ReLU", "bias and ReLU, backward")
 #: Elements of the paper's weights, conv1 to fc8.
 PAPER_WEIGHTS = (34848, 307200, 884736, 663552, 442368, 37748736, 16777216, 4096000)
 
@@ -306,13 +307,27 @@ def others(dtype: torch.dtype) -> dict[str, Call]:
         tensor = torch.empty(shape, dtype=like, device="meta")
         return tensor.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else tensor
 
-    # A tower of conv4: its output is a separate tensor, its input shares a tensor with another tower's.
-    maps, bias = meta(BATCH, 192, 13, 13), meta(192, like=torch.float32)
-    beside, sums = meta(BATCH, 384, 13, 13)[:, :192], meta(bias_relu.rows(maps), 384, like=torch.float32)[:, :192]
+    # After conv3, whose output is one tensor; conv4 reads two.
+    joint, bias = meta(BATCH, 384, 13, 13), meta(384, like=torch.float32)
+    maps, apart = joint.chunk(2, 1), [meta(BATCH, 192, 13, 13) for _ in range(2)]
+    sums = meta(bias_relu.rows(joint), 384, like=torch.float32)
     weights = [meta(count, like=torch.float32) for count in PAPER_WEIGHTS]
     parameters = [update.Parameter(each, each.to(dtype), each, each.to(dtype) if half else None) for each in weights]
     rate = meta(like=torch.float32)
+    images = torch.empty((BATCH, 256, 256, 3), dtype=torch.uint8, device="meta")
+    mean, drawn = meta(256, 256, 3, like=torch.float32), meta(BATCH, 6, like=torch.float32)
+
+    def cropped(**layout: Any) -> Tensor:
+        return input_.training_input(images, mean, drawn[:, :3], drawn[:, 3:], 1.0, 224, dtype=dtype, **layout)
+
     launched: dict[str, tuple[Callable[[], object], int, int]] = {
+        "input, pixels": (cropped, input_.ELEMENTS, BATCH * 3 * 224**2 * (1 + size)),
+        # Of 4 x 4 pixels: the crop, and four rows and columns of zeros.
+        "input, blocks": (
+            lambda: cropped(block=4, blocks=57),
+            input_.ELEMENTS,
+            BATCH * 3 * (224**2 + 228**2 * size),
+        ),
         "update": (
             lambda: update.update_together_(parameters, rate, 0.9, 5e-4),
             update.ELEMENTS,
@@ -324,14 +339,14 @@ def others(dtype: torch.dtype) -> dict[str, Call]:
             2 * BATCH * 1000 * size,
         ),
         "bias and ReLU": (
-            lambda: bias_relu.forward(maps, bias, beside),
+            lambda: bias_relu.forward(maps, bias, apart),
             bias_relu.PIXELS * bias_relu.CHANNELS,
-            2 * maps.numel() * size,
+            2 * joint.numel() * size,
         ),
         "bias and ReLU, backward": (
-            lambda: bias_relu.gradients(maps, maps, beside, sums),
+            lambda: bias_relu.gradients(apart, apart, maps, sums),
             bias_relu.PIXELS * bias_relu.CHANNELS,
-            3 * maps.numel() * size,
+            3 * joint.numel() * size,
         ),
     }
     found = {}

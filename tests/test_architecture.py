@@ -189,6 +189,57 @@ def test_openings_are_found_at_all(tmp_path: Path) -> None:
     assert opens(tmp_path / "a.py") == ["open", "path.read_text", "np.load", "Image.open"]
 
 
+#: Where code may differ by device, and as exceptions other files, with their reasons.
+BY_DEVICE = ("net/common/device.py", "net/data/", "net/training/step.py")
+BRANCHES = {
+    "net/ablations.py": "processes beside each other on a CPU",
+    "net/doors/checkpoint.py": "a checkpoint's tensors must be on the CPU",
+    "net/model/forms.py": "forms that only a GPU has, and their streams",
+    "net/training/setup.py": "what is compiled, captured and tuned",
+    "net/training/trainer.py": "a run's config names a GPU's forms",
+    "net/training/tuning.py": "times a GPU's forms",
+    "net/tune.py": "needs a GPU",
+}
+
+
+def device_branches(path: Path) -> list[str]:
+    """Uses of a GPU's interfaces in a file, and comparisons of a device's type."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Compare):
+            sides = (node.left, *node.comparators)
+            if any(isinstance(side, ast.Attribute) and side.attr == "type" for side in sides):
+                found.append(ast.unparse(node))
+        elif isinstance(node, ast.Attribute):
+            name = ast.unparse(node)
+            if node.attr in ("is_cuda", "is_cpu", "is_mps") or re.match(r"torch\.(cuda|mps|backends)\.", name):
+                found.append(name)
+    return found
+
+
+def test_code_that_differs_by_device_has_its_places() -> None:
+    found = {str(path.relative_to(ROOT)): device_branches(path) for path in sources("net")}
+    assert all(any(found[path] for path in found if path.startswith(place)) for place in BY_DEVICE)
+    elsewhere = {path for path, branches in found.items() if branches and not path.startswith(BY_DEVICE)}
+    assert elsewhere == set(BRANCHES), "put what differs by device into a function of net/common/device.py"
+
+
+def test_device_branches_are_found_at_all(tmp_path: Path) -> None:
+    lines = (
+        "x = y.device.type != 'cpu'",
+        "torch.cuda.synchronize()",
+        "if x.is_cuda: pass",
+        "type(x) == y",
+        "x.type(y)",
+    )
+    (tmp_path / "a.py").write_text("\n".join(lines))
+    assert sorted(device_branches(tmp_path / "a.py")) == [
+        "torch.cuda.synchronize",
+        "x.is_cuda",
+        "y.device.type != 'cpu'",
+    ]
+
+
 #: The only hosts that the repository may mention.
 HOSTS = re.compile(r"https?://(?!(www\.)?(github\.com|arxiv\.org|pytorch\.org|example\.(com|org)|[a-z.]*w3\.org)\b)")
 #: The documented cache of measured forms, unless XDG_CACHE_HOME is set.

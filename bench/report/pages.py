@@ -99,15 +99,12 @@ def _profile(rows: Sequence[Row]) -> list[Table]:
 def _launches(rows: Sequence[Row]) -> list[Table]:
     """The fewest launches first."""
     counted = [column for column in BY_KEY.values() if column.key.endswith("_launches")]
-    moved = [BY_KEY[f"{kind}_mb"] for kind in ("elementwise", "stages")]
-    columns = [
-        BY_KEY["case"],
-        Column("forms", "implementation"),
-        *counted,
-        *moved,
-        *(BY_KEY[key] for key in ("shape", "dtype", "revision")),
-    ]
-    return detail("", sorted(rows, key=lambda row: (str(row["case"]), row["all_launches"])), columns)
+    moved = [BY_KEY[f"{kind}_mb"] for kind in ("elementwise", "bias_relu", "stages")]
+    copies = [BY_KEY[f"copied_{of}"] for of in ("weights", "activations")]
+    forms = [BY_KEY["case"], Column("forms", "implementation")]
+    facts = [BY_KEY[key] for key in ("shape", "dtype", "revision")]
+    rows = sorted(rows, key=lambda row: (str(row["case"]), row["all_launches"]))
+    return detail("", rows, [*forms, *counted, *moved, *facts]) + detail("Copies", rows, [*forms, *copies, *facts])
 
 
 def _memory(rows: Sequence[Row]) -> list[Table]:
@@ -198,8 +195,9 @@ PAGES = {
         "Kernel launches of a training step",
         "the kernel launches of a training step on a GPU in each form, estimated without a GPU",
         "The kernel launches and memory traffic of a single process's captured training step on a GPU in each form, "
-        "from `python -m bench.launches`. `stages` are this project's kernels after a convolution; `elementwise` "
-        "is everything without a column of its own, including the loss. This is an estimate made on a CPU: it omits "
+        "from `python -m bench.launches`. `stages` are this project's kernels after a convolution, with normalization "
+        "or pooling; `bias and ReLU` are those without. `elementwise` is everything without a column of its own, "
+        "`pointwise` the sum of these two. This is an estimate made on a CPU: it omits "
         "the kernels that cuDNN and cuBLAS launch inside an operator, some 60 on an H100, and their memory traffic.",
         ("launches",),
         _launches,

@@ -165,10 +165,18 @@ COLUMNS = (
     Column("sum of layers", "sum_of_layers_us", "time", NONE_HERE),
     Column("% explained", "percent_explained", "{:.1f}", NONE_HERE),
     *(
-        Column(kind, f"{kind}_launches", "{:,.0f}")
-        for kind in ("convolutions", "products", "stages", "update", "elementwise", "all")
+        Column(kind.replace("_relu", " and ReLU"), f"{kind}_launches", "{:,.0f}")
+        for kind in (
+            *("pointwise", "all"),
+            *("convolutions", "products", "stages", "bias_relu", "elementwise", "loss", "update"),
+        )
     ),
-    *(Column(f"{kind} MB", f"{kind}_mb", "{:,.0f}") for kind in ("stages", "elementwise")),
+    *(
+        Column(f"{kind.replace('_relu', ' and ReLU')} MB", f"{kind}_mb", "{:,.0f}")
+        for kind in ("stages", "bias_relu", "elementwise")
+    ),
+    Column("of weights and their gradients", "copied_weights"),
+    Column("of activations and their gradients", "copied_activations"),
     Column("commit", "revision"),
 )
 BY_KEY = {column.key: column for column in COLUMNS}

@@ -2,9 +2,11 @@
 
 Forward reads and writes ``n`` elements. Backward reads the output and its gradient, writes the input gradient (``3 n``)
 and sums the bias gradient in the same pass. PyTorch's own operators move ``4 n`` and ``4 n``, and sum a bfloat16
-gradient in a kernel that takes longer than all the rest (on an H100, ``reports/LOG.md``).
+gradient in a kernel that takes longer than all the rest (on an H100, ``reports/LOG.md``). One launch takes the tensors
+of several towers, as tuples of pointers; a program selects its own.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,56 +23,65 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
 @triton.jit
-def forward_kernel(
-    input, bias, output, pixels, channels, stride, output_stride, PIXELS: tl.constexpr, CHANNELS: tl.constexpr
+def bias_relu_kernel(
+    inputs, bias, outputs, pixels, channels, stride, output_stride, PIXELS: tl.constexpr, CHANNELS: tl.constexpr
 ):
-    """``max(input + bias, 0)`` of a tile; NaN propagates."""
+    """``max(input + bias, 0)`` of a tile of one of the tensors; NaN propagates."""
+    number = tl.program_id(2)
+    input, output = inputs[0], outputs[0]
+    for each in tl.static_range(1, len(inputs)):
+        input = tl.where(number >= each, inputs[each], input)
+        output = tl.where(number >= each, outputs[each], output)
     pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)[:, None]
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     inside = (pixel < pixels) & (channel < channels)
     value = tl.load(input + pixel * stride + channel, mask=inside).to(tl.float32)
-    value += tl.load(bias + channel, mask=channel < channels).to(tl.float32)
+    value += tl.load(bias + number * channels + channel, mask=channel < channels).to(tl.float32)
     value = tl.where(value < 0, 0.0, value)
     tl.store(output + pixel * output_stride + channel, value.to(output.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def backward_kernel(
-    gradient,
-    output,
-    result,
+def bias_relu_backward_kernel(
+    gradients,
+    outputs,
+    results,
     sums,
     pixels,
     channels,
     stride,
     output_stride,
     result_stride,
-    sums_stride,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
     TILES: tl.constexpr,
 ):
     """The gradient where the output is nonzero, and its sum over the program's pixels; NaN passes the gradient."""
+    number = tl.program_id(2)
+    gradient, output, result = gradients[0], outputs[0], results[0]
+    for each in tl.static_range(1, len(gradients)):
+        gradient = tl.where(number >= each, gradients[each], gradient)
+        output = tl.where(number >= each, outputs[each], output)
+        result = tl.where(number >= each, results[each], result)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     total = tl.zeros([PIXELS, CHANNELS], tl.float32)
     first = tl.program_id(0).to(tl.int64) * (TILES * PIXELS)
-    # Advancing pointers takes fewer registers than 64-bit offsets for each stride.
+    # Offsets from here fit into 32 bits.
     gradient += first * stride
     output += first * output_stride
     result += first * result_stride
     left = tl.minimum(pixels - first, TILES * PIXELS).to(tl.int32)
-    pixel = tl.arange(0, PIXELS)[:, None]
     for tile in range(TILES):
-        inside = (pixel < left - tile * PIXELS) & (channel < channels)
+        pixel = tile * PIXELS + tl.arange(0, PIXELS)[:, None]
+        inside = (pixel < left) & (channel < channels)
         value = tl.load(gradient + pixel * stride + channel, mask=inside, other=0.0).to(tl.float32)
         kept = tl.load(output + pixel * output_stride + channel, mask=inside, other=0.0).to(tl.float32)
         value = tl.where(kept <= 0, 0.0, value)
         tl.store(result + pixel * result_stride + channel, value.to(result.dtype.element_ty), mask=inside)
         total += value
-        gradient += PIXELS * stride
-        output += PIXELS * output_stride
-        result += PIXELS * result_stride
-    tl.store(sums + tl.program_id(0) * sums_stride + channel, tl.sum(total, 0)[None, :], mask=channel < channels)
+    # A row of sums holds the channels of all tensors.
+    place = (tl.program_id(0) * len(gradients) + number) * channels + channel
+    tl.store(sums + place, tl.sum(total, 0)[None, :], mask=channel < channels)
 
 
 def pixel_stride(tensor: Tensor) -> int | None:
@@ -93,46 +104,46 @@ def pixel_stride(tensor: Tensor) -> int | None:
     return tensor.shape[1] if first is None else first
 
 
-def forward(input: Tensor, bias: Tensor, output: Tensor) -> None:
-    """Writes ``relu(input + bias)`` to ``output``.
-
-    Args:
-        input: ``[N, C, H, W]`` for which :func:`pixel_stride` is not None; any dtype but float64.
-        bias: ``[C]``, contiguous.
-        output: of ``input``'s shape and dtype, for which :func:`pixel_stride` is not None.
-    """
-    stride, output_stride = pixel_stride(input), pixel_stride(output)
+def _strides(tensors: Sequence[Tensor]) -> int:
+    """The one :func:`pixel_stride` of all tensors."""
+    (stride,) = {pixel_stride(tensor) for tensor in tensors}
     assert stride is not None
-    assert output_stride is not None
-    channels = input.shape[1]
-    pixels = input.numel() // channels
-    grid = (triton.cdiv(pixels, PIXELS), triton.cdiv(channels, CHANNELS))
-    sizes = pixels, channels, stride, output_stride
-    launch(forward_kernel, grid, input.device, input, bias, output, *sizes, PIXELS, CHANNELS, **OPTIONS)
+    return stride
 
 
-def gradients(output_gradient: Tensor, output: Tensor, result: Tensor, sums: Tensor) -> None:
-    """Writes the input gradient to ``result``, and partial sums of the bias gradient to the rows of ``sums``.
+def forward(inputs: Sequence[Tensor], bias: Tensor, outputs: Sequence[Tensor]) -> None:
+    """Writes ``relu(input + bias)`` of each input to its output, in one launch.
 
     Args:
-        output_gradient: of ``output``'s shape; copied where :func:`pixel_stride` is None.
-        output: the result of :func:`forward`.
-        result: of ``output``'s shape and dtype, for which :func:`pixel_stride` is not None.
-        sums: float32 ``[rows(output), C]``, contiguous but for its rows.
+        inputs: ``[N, C, H, W]`` each, with the same :func:`pixel_stride`; any dtype but float64.
+        bias: ``[len(inputs) * C]``, contiguous.
+        outputs: of the inputs' shape and dtype, with the same :func:`pixel_stride`.
     """
-    stride = pixel_stride(output_gradient)
-    if stride is None:
-        output_gradient = output_gradient.contiguous(memory_format=torch.channels_last)
-        stride = output.shape[1]
-    output_stride, result_stride = pixel_stride(output), pixel_stride(result)
-    assert output_stride is not None
-    assert result_stride is not None
-    channels = output.shape[1]
-    pixels = output.numel() // channels
-    grid = (rows(output), triton.cdiv(channels, CHANNELS))
-    sizes = pixels, channels, stride, output_stride, result_stride, sums.stride(0)
-    tensors = output_gradient, output, result, sums
-    launch(backward_kernel, grid, output.device, *tensors, *sizes, PIXELS, CHANNELS, TILES, **OPTIONS)
+    channels = inputs[0].shape[1]
+    pixels = inputs[0].numel() // channels
+    grid = (triton.cdiv(pixels, PIXELS), triton.cdiv(channels, CHANNELS), len(inputs))
+    tensors = tuple(inputs), bias, tuple(outputs)
+    sizes = pixels, channels, _strides(inputs), _strides(outputs)
+    launch(bias_relu_kernel, grid, bias.device, *tensors, *sizes, PIXELS, CHANNELS, **OPTIONS)
+
+
+def gradients(
+    output_gradients: Sequence[Tensor], outputs: Sequence[Tensor], results: Sequence[Tensor], sums: Tensor
+) -> None:
+    """Writes the input gradients, and partial sums of the bias gradient to the rows of ``sums``, in one launch.
+
+    Args:
+        output_gradients: of the outputs' shape, with the same :func:`pixel_stride`.
+        outputs: the results of :func:`forward`.
+        results: of the outputs' shape and dtype, with the same :func:`pixel_stride`.
+        sums: float32 ``[rows(outputs[0]), len(outputs) * C]``, contiguous.
+    """
+    channels = outputs[0].shape[1]
+    pixels = outputs[0].numel() // channels
+    grid = (rows(outputs[0]), triton.cdiv(channels, CHANNELS), len(outputs))
+    tensors = tuple(output_gradients), tuple(outputs), tuple(results), sums
+    sizes = pixels, channels, _strides(output_gradients), _strides(outputs), _strides(results)
+    launch(bias_relu_backward_kernel, grid, sums.device, *tensors, *sizes, PIXELS, CHANNELS, TILES, **OPTIONS)
 
 
 def rows(output: Tensor) -> int:
@@ -146,7 +157,7 @@ class BiasReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, bias: Tensor) -> Tensor:
         output = torch.empty(input.shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
-        forward(input, bias.contiguous(), output)
+        forward([input], bias.contiguous(), [output])
         ctx.save_for_backward(output)
         ctx.bias_dtype = bias.dtype
         return output
@@ -160,5 +171,7 @@ class BiasReLU(torch.autograd.Function):
             return gradient, gradient.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_dtype)
         result = torch.empty_like(output)
         sums = output.new_empty((rows(output), output.shape[1]), dtype=torch.float32)
-        gradients(output_gradient, output, result, sums)
+        if pixel_stride(output_gradient) is None:
+            output_gradient = output_gradient.contiguous(memory_format=torch.channels_last)
+        gradients([output_gradient], [output], [result], sums)
         return result, sums.sum(0).to(ctx.bias_dtype)

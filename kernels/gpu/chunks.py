@@ -56,11 +56,11 @@ class Chunks(torch.autograd.Function):
             offsets = [_empty(shape, parts[0], pooling.offset_dtype) for _ in range(wanted)]
         else:
             offsets = [bias.new_empty(0, dtype=torch.uint8)] * count
-        each = zip(parts, bias.chunk(count), _chunks(outputs, count), _chunks(offsets, count), strict=True)
-        for part, part_bias, output, offset in each:
-            if normalization is None and pooling is None:
-                bias_relu.forward(part, part_bias, output)
-            else:
+        if normalization is None and pooling is None:
+            bias_relu.forward(parts, bias.contiguous(), _chunks(outputs, count))
+        else:
+            each = zip(parts, bias.chunk(count), _chunks(outputs, count), _chunks(offsets, count), strict=True)
+            for part, part_bias, output, offset in each:
                 launch = forward_launch(part, part_bias, True, normalization, pooling, save, output, offset)
                 launch.run(part.device)
         kept = outputs if normalization is None else inputs
@@ -96,8 +96,7 @@ class Chunks(torch.autograd.Function):
         results = _chunks(gradients, count)
         if normalization is None and pooling is None:
             sums = bias.new_empty((bias_relu.rows(results[0]), bias.shape[0]), dtype=torch.float32)
-            for part, result, part_sums in zip(parts, results, sums.chunk(count, 1), strict=True):
-                bias_relu.gradients(part[0], part[3], result, part_sums)
+            bias_relu.gradients(_chunks(dense, count), kept, results, sums)
             total = sums.sum(0)
         else:
             launches = [

@@ -3,11 +3,15 @@
 import contextlib
 import ctypes
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from .errors import UsageError
+
+#: Streams of a GPU other than the current one.
+Streams = tuple[torch.cuda.Stream, ...]
 
 
 def choose(name: str | None) -> torch.device:
@@ -31,6 +35,26 @@ def choose(name: str | None) -> torch.device:
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
     return device
+
+
+def is_gpu(device: torch.device) -> bool:
+    """Whether it is a GPU that Triton kernels and NCCL run on; an Apple GPU is not."""
+    return device.type == "cuda"
+
+
+def fuses_updates(device: torch.device) -> bool:
+    """Whether PyTorch has fused optimizers for it."""
+    return device.type in ("cpu", "cuda")
+
+
+def joins_processes(device: torch.device) -> bool:
+    """Whether processes on such devices can exchange tensors."""
+    return device.type != "mps"
+
+
+def gpu_count() -> int:
+    """The number of GPUs of this machine, as :func:`is_gpu` has it."""
+    return torch.cuda.device_count()
 
 
 def keep_freed_memory() -> None:
@@ -132,6 +156,25 @@ def set_random_state(device: torch.device, state: Mapping[str, torch.Tensor | No
         torch.cuda.set_rng_state(own, device)
     elif own is not None and device.type == "mps":
         torch.mps.set_rng_state(own)
+
+
+def at_once(calls: Sequence[Callable[[], Tensor]], streams: Streams) -> list[Tensor]:
+    """Run the first of ``calls`` on the current stream and each of the others on a stream of its own.
+
+    Autograd runs their backward passes on the same streams. All streams wait for the current one before they start, and
+    it waits for all of them afterwards, so that no memory is reused too early by another stream.
+    """
+    current = torch.cuda.current_stream()
+    for stream in streams:
+        stream.wait_stream(current)
+    results = []
+    for call, stream in zip(calls, (current, *streams), strict=True):
+        with torch.cuda.stream(stream):
+            results.append(call())
+    for stream, result in zip(streams, results[1:], strict=True):
+        current.wait_stream(stream)
+        result.record_stream(current)
+    return results
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:

@@ -10,7 +10,7 @@ layout (``conv2.weight`` is ``[256, 48, 5, 5]``).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import kernels
 
+from ..common.device import Streams, at_once
 from .blocks import BlockLayout, block_count, block_weight, blocks
 from .config import AlexNetConfig, Layer, network
 
@@ -90,7 +91,7 @@ class Convolution(_TowerLayer):
         #: Whether towers with the same input are one convolution with a single output tensor.
         self.together = False
         #: Streams of the second and further towers; None runs the towers sequentially.
-        self.streams: tuple[torch.cuda.Stream, ...] | None = None
+        self.streams: Streams | None = None
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // layer.groups, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.empty(out_channels))
 
@@ -117,25 +118,6 @@ class Convolution(_TowerLayer):
         slices = zip(inputs, parts(weight, self.towers), strict=True)
         calls = [partial(F.conv2d, input, part, None, stride, padding) for input, part in slices]
         return [call() for call in calls] if self.streams is None else at_once(calls, self.streams)
-
-
-def at_once(calls: Sequence[Callable[[], Tensor]], streams: tuple[torch.cuda.Stream, ...]) -> list[Tensor]:
-    """Run the first of ``calls`` on the current stream and each of the others on a stream of its own.
-
-    Autograd runs their backward passes on the same streams. All streams wait for the current one before they start, and
-    it waits for all of them afterwards, so that no memory is reused too early by another stream.
-    """
-    current = torch.cuda.current_stream()
-    for stream in streams:
-        stream.wait_stream(current)
-    results = []
-    for call, stream in zip(calls, (current, *streams), strict=True):
-        with torch.cuda.stream(stream):
-            results.append(call())
-    for stream, result in zip(streams, results[1:], strict=True):
-        current.wait_stream(stream)
-        result.record_stream(current)
-    return results
 
 
 class Dense(_TowerLayer):

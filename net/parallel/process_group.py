@@ -19,7 +19,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from kernels import private
 
-from ..common.device import choose
+from ..common.device import choose, gpu_count, is_gpu, joins_processes
 from ..common.errors import DataError, RankError, UsageError
 from ..training.config import TrainConfig
 from .heartbeat import DIED, ENDED, FAILED, LEFT, SILENT, Heartbeat, place
@@ -345,7 +345,7 @@ def _backend(device: torch.device, shared: bool) -> str:
     Raises:
         UsageError: this PyTorch has no NCCL.
     """
-    if device.type != "cuda" or shared:
+    if shared or not is_gpu(device):
         return "gloo"
     if not dist.is_nccl_available():
         raise UsageError(
@@ -370,10 +370,10 @@ def join(launch: Launch, config: TrainConfig) -> tuple[World, torch.device]:
     Raises:
         UsageError: no such device, or no NCCL. RankError: the rendezvous failed.
     """
-    name, shared = _device_name(config.device, launch, torch.cuda.device_count())
+    name, shared = _device_name(config.device, launch, gpu_count())
     device = choose(name)
-    if device.type == "mps" and config.parallel != "none":
-        raise UsageError(f"--device mps runs in one process; it needs --parallel none, not {config.parallel}")
+    if config.parallel != "none" and not joins_processes(device):
+        raise UsageError(f"--device {device} runs in one process; it needs --parallel none, not {config.parallel}")
     if config.parallel == "none":
         return World(), device
     return Processes(launch, _backend(device, shared), config), device

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
+from ..common.device import fuses_updates, is_gpu
 from ..common.printing import first_line
 from .config import RecipeConfig
 
@@ -108,7 +109,7 @@ class PaperSGD(torch.optim.Optimizer):
         """Whether a group is updated by the Triton kernel."""
         if group["fused"] is None:
             return update is not None and all(
-                parameter.device.type == "cuda" and update.suits(parameter) for parameter in group["params"]
+                is_gpu(parameter.device) and update.suits(parameter) for parameter in group["params"]
             )
         return bool(group["fused"] == "triton")
 
@@ -157,7 +158,7 @@ class PaperSGD(torch.optim.Optimizer):
         lr, momentum, weight_decay = group["lr"], group["momentum"], group["weight_decay"]
         fused = group["fused"]
         if fused is None:
-            fused = parameters[0].device.type in ("cpu", "cuda")
+            fused = fuses_updates(parameters[0].device)
         if fused and lr > 0:
             buffers = self._states(parameters, "momentum_buffer", lr)
             sgd(

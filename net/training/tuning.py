@@ -109,8 +109,8 @@ def key(plan: AlexNetConfig, batch: int, precision: str, device: torch.device) -
 
     code = hashlib.sha256()
     folder = Path(__file__).parents[1]
-    names = ("model/alexnet.py", "model/blocks.py", "model/forms.py", "training/recipe.py", "training/step.py")
-    sources = [folder / name for name in names]
+    names = ("common/device", "model/alexnet", "model/blocks", "model/forms", "training/recipe", "training/step")
+    sources = [folder / f"{name}.py" for name in names]
     for path in (*sources, *sorted(Path(kernels.__file__).parent.rglob("*.py"))):
         code.update(path.read_bytes())
     properties = torch.cuda.get_device_properties(device)

@@ -1,7 +1,8 @@
 """The kernels that are no operators, training input and update, against the formulas written out in float64."""
 
 import threading
-from typing import Any
+from copy import deepcopy
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from kernels.gpu import loss as loss_module  # noqa: E402
 from kernels.gpu import runtime, update  # noqa: E402
 from kernels.gpu.bias_relu import pixel_stride  # noqa: E402
 from kernels.gpu.input import training_input  # noqa: E402
+from kernels.gpu.launch import Launch  # noqa: E402
 from kernels.gpu.update import Parameter, suits, update_  # noqa: E402
 from net.common.device import repeat_bits  # noqa: E402
 from net.model.alexnet import alexnet  # noqa: E402
@@ -28,13 +30,22 @@ from tests.net.test_recipe import RATES, paper_rule  # noqa: E402
 from tests.tolerances import TOLERANCES  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-INTERPRETED = DEVICE.type == "cpu"
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(INTERPRETED and not triton.knobs.runtime.interpret, reason="the emulator runs the stages only"),
-]
+ON_CPU = DEVICE.type == "cpu"
+EMULATED = ON_CPU and not triton.knobs.runtime.interpret
+pytestmark = pytest.mark.gpu
 #: The interpreter cuts a float32 off where a GPU rounds it to bfloat16.
-BFLOAT16 = 2**-7 if INTERPRETED else 2**-8
+BFLOAT16 = 2**-7 if ON_CPU and not EMULATED else 2**-8
+
+
+@pytest.fixture(autouse=True)
+def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ``KERNELS_TEST=ptx`` kernels run as compiled code in an emulator."""
+    if EMULATED:
+        from tests.ptx import emulator
+
+        monkeypatch.setattr(Launch, "run", emulator.run)
+        monkeypatch.setattr(triton.JITFunction, "run", emulator.run_kernel)
+        monkeypatch.setattr(kernels.dispatch, "INTERPRETED", True)
 
 
 def formula(
@@ -94,19 +105,60 @@ def test_one_pass_update(gradient_dtype: torch.dtype, rates: list[float]) -> Non
         copies[parameters[-1]] = torch.full_like(weight, torch.nan, dtype=torch.bfloat16)
         drawn = torch.from_numpy(generator.normal(size=(len(rates), *start.shape))).to(DEVICE, gradient_dtype)
         gradients.append(drawn)
-    optimizer = PaperSGD(parameters, lr=rates[0], momentum=0.9, weight_decay=0.05, fused="triton")
+    rivals = [torch.nn.Parameter(parameter.detach().clone()) for parameter in parameters]
+    settings = {"lr": rates[0], "momentum": 0.9, "weight_decay": 0.05}
+    optimizer, rival = PaperSGD(parameters, **settings, fused="triton"), PaperSGD(rivals, **settings, fused=True)
     for step, rate in enumerate(rates):
-        optimizer.param_groups[0]["lr"] = rate
+        optimizer.param_groups[0]["lr"] = rival.param_groups[0]["lr"] = rate
         optimizer.send_rates()
         drawn = [gradient[step] for gradient in gradients]
         optimizer.update(dict(zip(parameters, drawn, strict=True)), copies)
-    for parameter, start, drawn in zip(parameters, starts, gradients, strict=True):
+        rival.update(dict(zip(rivals, [gradient.float() for gradient in drawn], strict=True)))
+    ours, theirs = [], []
+    for parameter, other, start, drawn in zip(parameters, rivals, starts, gradients, strict=True):
         exact = paper_rule(start.astype(np.float64), list(drawn.double().cpu().numpy()), rates, 0.9, 0.05)
         # A few roundings of float32 an update, of weight, velocity and rate.
         np.testing.assert_allclose(parameter.detach().double().cpu(), exact, rtol=1e-5, atol=1e-6)
-        copy = copies[parameter]
-        assert copy.stride() == parameter.stride()
-        np.testing.assert_allclose(copy.float().cpu(), parameter.detach().cpu(), rtol=BFLOAT16, atol=0)
+        ours.append((parameter.detach().double().cpu().numpy() - exact).ravel())
+        theirs.append((other.detach().double().cpu().numpy() - exact).ravel())
+        rounded = copies[parameter]
+        assert rounded.stride() == parameter.stride()
+        np.testing.assert_allclose(rounded.float().cpu(), parameter.detach().cpu(), rtol=BFLOAT16, atol=0)
+    error, of_fused = (float(np.linalg.norm(np.concatenate(errors))) for errors in (ours, theirs))
+    assert 0 < error <= 1.25 * of_fused
+
+
+@pytest.mark.parametrize("resumed_as", ["triton", True, False], ids=str)
+@pytest.mark.parametrize("saved_as", ["triton", True, False], ids=str)
+def test_one_pass_update_goes_on_from_any_form(
+    saved_as: bool | Literal["triton"], resumed_as: bool | Literal["triton"]
+) -> None:
+    """A state saved with a momentum buffer or a velocity, while the rate falls; with the same form to the bit."""
+    rates = [0.1, 0.1, 0.01, 0.001, 0.001]
+    start, *gradients = torch.randn(1 + len(rates), 37, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+
+    def run(parameter: torch.nn.Parameter, form: bool | Literal["triton"], steps: range, state: Any) -> Any:
+        optimizer = PaperSGD([parameter], lr=0.1, weight_decay=0.05)
+        if state is not None:
+            optimizer.load_state_dict(state)
+        optimizer.param_groups[0]["fused"] = form
+        for step in steps:
+            optimizer.param_groups[0]["lr"] = rates[step]
+            parameter.grad = gradients[step].clone()
+            optimizer.step()
+        return deepcopy(optimizer.state_dict())
+
+    straight, parted = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    run(straight, saved_as, range(5), None)
+    saved = run(parted, saved_as, range(3), None)
+    assert ("momentum_buffer" if saved_as is True else "velocity") in saved["state"][0]
+    run(parted, resumed_as, range(3, 5), saved)
+    if saved_as == resumed_as:
+        assert torch.equal(parted, straight)
+    exact = paper_rule(
+        start.double().cpu().numpy(), [each.double().cpu().numpy() for each in gradients], rates, 0.9, 0.05
+    )
+    np.testing.assert_allclose(parted.detach().double().cpu(), exact, rtol=1e-5, atol=1e-6)
 
 
 def test_one_pass_update_of_an_unaligned_view() -> None:
@@ -455,7 +507,7 @@ def test_one_pass_recorded_updates_have_the_bits_of_others(precision: str) -> No
             assert all(map(torch.equal, other, results[0])), form
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="a GPU can run it")
+@pytest.mark.skipif(not ON_CPU, reason="a GPU can run it")
 def test_one_pass_bias_and_relu_refuses_what_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the other operators do: an explicit choice is never replaced without a word."""
     monkeypatch.setattr(kernels.dispatch, "INTERPRETED", False)

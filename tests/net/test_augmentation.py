@@ -63,14 +63,20 @@ def written_out(
     ],
     ids=["paper", "as printed", "original code", "no colour", "no reflection", "no crop"],
 )
+@pytest.mark.parametrize("kernel", [False, True], ids=["operators", "one pass"])
 def test_is_the_paper_written_out(
-    recipe: RecipeConfig, images: np.ndarray, mean: np.ndarray, colour: ColourComponents
+    recipe: RecipeConfig, images: np.ndarray, mean: np.ndarray, colour: ColourComponents, kernel: bool
 ) -> None:
     make = TrainingInput(mean, colour, SIZE, recipe, CPU)
     varied = VariationTable(100, make.margin, recipe, seed=0).rows(0, np.arange(40, 46))
     if not recipe.crop:
         assert (varied.top == (H - SIZE) // 2).all()
         assert (varied.left == (H - SIZE) // 2).all()
+    if kernel:
+        pytest.importorskip("triton")
+        operators = make(torch.from_numpy(images), varied)
+        make.kernel = True
+        assert torch.equal(make(torch.from_numpy(images), varied), operators)
     result = make(torch.from_numpy(images), varied)
     assert result.shape == (6, 3, SIZE, SIZE)
     assert result.dtype == torch.float32

@@ -283,19 +283,15 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     return properties
 
 
-def test_a_choice_is_of_one_machine(monkeypatch: pytest.MonkeyPatch, gpu: dict[str, object]) -> None:
-    """The cache's key changes with everything that a measurement depends on, and not with the number of classes."""
+@pytest.mark.usefixtures("gpu")
+def test_a_choice_is_of_one_network_and_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache's key does not change with the number of classes."""
 
     def key(variant: str = "paper", batch: int = 128, precision: str = "bf16", **fields: object) -> str:
         return tuning.key(network(variant, **fields), batch, precision, GPU)
 
     keys = [key(), key("half"), key(batch=64), key(precision="fp32"), key(lrn=False), key(image_size=160)]
     assert key(classes=10) == key()
-    for name, value in (("name", "another"), ("multi_processor_count", 114)):
-        gpu[name] = value
-        keys.append(key())
-    monkeypatch.setattr(torch, "__version__", "1.0")
-    keys.append(key())
     for version in (b"NVIDIA UNIX x86_64 Kernel Module 550.54", b"NVIDIA UNIX x86_64 Kernel Module 570.86"):
         monkeypatch.setattr(tuning, "read", lambda *_, version=version: version)
         keys.append(key())
@@ -347,3 +343,41 @@ def test_tune_again_is_never_ignored_without_a_word(
             assert reason in notes[0]
         else:
             assert not notes
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "value"),
+    [
+        ("gpu", "name", "another"),
+        ("gpu", "major", 10),
+        ("gpu", "minor", 3),
+        ("gpu", "multi_processor_count", 114),
+        ("torch", "__version__", "1.0"),
+        ("triton", "__version__", "1.0"),
+        ("torch.version", "cuda", "1.0"),
+        ("torch.backends.cudnn", "version", lambda: 1),
+        ("code", "kernels/gpu/update.py", b"# changed"),
+        ("code", "net/training/step.py", b"# changed"),
+        ("code", "net/common/device.py", b"# changed"),
+    ],
+)
+def test_a_choice_is_of_one_machine(
+    place: str, name: str, value: Any, monkeypatch: pytest.MonkeyPatch, gpu: dict[str, object]
+) -> None:
+    """The cache's key changes with everything that a measurement depends on."""
+
+    def key() -> str:
+        return tuning.key(network("paper"), 128, "bf16", GPU)
+
+    before = key()
+    assert key() == before
+    if place == "gpu":
+        gpu[name] = value
+    elif place == "code":
+        read = Path.read_bytes
+        monkeypatch.setattr(
+            Path, "read_bytes", lambda path: read(path) + (value if path.as_posix().endswith(name) else b"")
+        )
+    else:
+        monkeypatch.setattr(f"{place}.{name}", value)
+    assert key() != before

@@ -11,9 +11,11 @@ It ends with an error where a kernel
 
 Asynchronous copies arrive as late as they may, when they are waited for. Approximate functions are off by as much as a
 GPU's may be, with denormals flushed where the code says so; a result that is not a number is the one NaN that NVIDIA's
-arithmetic has. Programs must be of one warp. What instructions do is in NVIDIA's "Parallel Thread Execution ISA".
+arithmetic has. A program's warps run like programs of their own, so a kernel in which they share memory is compiled for
+one warp. What instructions do is in NVIDIA's "Parallel Thread Execution ISA".
 """
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -187,13 +189,26 @@ class Machine:
     """Some programs of a launch, the rows of arrays whose columns are lanes."""
 
     def __init__(
-        self, code: Code, parameters: Sequence[int | float], programs: Array, grid: int, memory: Memory, shared: int
+        self,
+        code: Code,
+        parameters: Sequence[int | float],
+        programs: Array,
+        grid: Sequence[int],
+        memory: Memory,
+        shared: int,
+        warps: int,
     ) -> None:
-        self.code, self.parameters, self.programs, self.grid = code, parameters, programs, grid
+        self.code, self.parameters = code, parameters
         self.memory, self.shared = memory, Shared(len(programs), shared)
         self.shape = (len(programs), WARP)
         self.registers: dict[str, Array] = {}
         self.rows, self.lanes = np.indices(self.shape)
+        #: What special registers hold. A row is a warp of a program.
+        self.special: dict[str, Any] = {"tid.x": programs[:, None] % warps * WARP + self.lanes, "ntid.x": warps * WARP}
+        numbers = programs[:, None] // warps
+        for axis, count in zip("xyz", grid, strict=True):
+            self.special |= {f"ctaid.{axis}": numbers % count, f"nctaid.{axis}": count}
+            numbers = numbers // count
 
     def run(self) -> None:
         """All lanes to their ends; those that are furthest behind go on first, which brings them together again."""
@@ -257,9 +272,8 @@ class Machine:
             if value.dtype.itemsize != dtype.itemsize:
                 raise EmulationError(f"{operand} is not of {8 * dtype.itemsize} bits")
             return value if dtype == np.bool_ else value.view(dtype)
-        if match := re.fullmatch(r"%(ctaid|tid|ntid|nctaid)\.x", operand):
-            special = {"ctaid": self.programs[:, None], "tid": self.lanes, "ntid": WARP, "nctaid": self.grid}
-            return np.broadcast_to(np.asarray(special[match[1]]), self.shape).astype(np.uint32).view(dtype)
+        if operand.startswith("%") and (value := self.special.get(operand[1:])) is not None:
+            return np.broadcast_to(np.asarray(value), self.shape).astype(np.uint32).view(dtype)
         if operand.startswith(("0f", "0F", "0d", "0D")):
             bits = int(operand[2:], 16)
             return np.full(self.shape, bits, BITS[len(operand) // 2 - 1]).view(dtype)
@@ -296,7 +310,9 @@ class Machine:
     def _step(self, instruction: Instruction, mask: Array) -> None:
         mask = self._guarded(instruction, mask)
         name, parts, operands = instruction.name, instruction.parts, instruction.operands
-        if name in _SIMPLE:
+        if name == "div" and "rn" in parts:
+            self._simple(parts, operands, mask, np.divide)
+        elif name in _SIMPLE:
             self._simple(parts, operands, mask, _STRICT[name] if "NaN" in parts else _SIMPLE[name])
         elif name in _APPROXIMATE:
             self._approximate(_APPROXIMATE[name], parts, operands, mask)
@@ -444,6 +460,14 @@ class Machine:
         index = self.lanes ^ index if parts[1] == "bfly" else index
         self._write(result, np.take_along_axis(self._read(source, "b32"), index & 31, 1), mask)
 
+    def _redux_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
+        result, source, members = operands
+        if parts != ("sync", "min", "s32") or (self._read(members, "s32")[mask] != -1).any():
+            raise EmulationError("unknown instruction")
+        self._together(mask)
+        least = self._read(source, "s32").min(1, keepdims=True)
+        self._write(result, np.broadcast_to(least, self.shape), mask)
+
     def _mov_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
         result, source = operands
         width = parts[-1]
@@ -477,7 +501,11 @@ class Machine:
             halves = [_rounded_to_bfloat16(value) if target[0] == "b" else self._half(value) for value in values]
             self._write(result, np.ascontiguousarray(np.stack(halves, -1)).view(np.uint32)[..., 0], mask)
             return
-        values = self._read(sources[0], source)
+        if source in ("s32", "u32") and sources[0].startswith("%rd"):
+            # The register may be wider than what is converted.
+            values = self._read(sources[0], "b64").astype(np.uint32).view(_TYPES[source])
+        else:
+            values = self._read(sources[0], source)
         if target == "bf16":
             self._write(result, _rounded_to_bfloat16(values), mask)
         elif target == "f16":
@@ -599,8 +627,9 @@ def execute(
     parameters: Sequence[int | float],
     tensors: Mapping[str, Tensor],
     written: Sequence[str],
-    grid: int,
+    grid: int | tuple[int, ...],
     shared: int,
+    warps: int = 1,
 ) -> None:
     """Run all programs of a launch.
 
@@ -609,26 +638,53 @@ def execute(
         parameters: of the kernel in their order, addresses of tensors among them.
         tensors: whose storages may be read.
         written: names of those that may be written to.
-        grid: number of programs.
+        grid: number of programs, or along each axis.
         shared: bytes of shared memory of each.
+        warps: of each.
 
     Raises:
         EmulationError: see above.
     """
+    if shared and warps > 1:
+        raise EmulationError("a program's warps share memory")
     code, memory = parse(ptx), Memory(tensors, written)
-    for first in range(0, grid, ROWS):
-        programs = np.arange(first, min(first + ROWS, grid))
-        Machine(code, parameters, programs, grid, memory, shared).run()
+    axes = ((grid,) if isinstance(grid, int) else grid) + (1, 1)
+    count = math.prod(axes) * warps
+    for first in range(0, count, ROWS):
+        rows = np.arange(first, min(first + ROWS, count))
+        Machine(code, parameters, rows, axes[:3], memory, shared, warps).run()
 
 
-def _parameters(launch: Launch, signature: Mapping[str, Any]) -> list[Any]:
+def _parameters(arguments: Mapping[str, Any], signature: Mapping[str, Any]) -> list[Any]:
     """The run-time arguments in the compiled kernel's order: tuples flat, and without what it was compiled for."""
     found = []
-    for name in launch.kernel.arg_names[:-1]:
-        values, kinds = launch.arguments[name], signature[name]
+    for name, kinds in signature.items():
+        if kinds == "constexpr":
+            continue
+        values = arguments[name]
         pairs = zip(values, kinds, strict=True) if isinstance(values, tuple) else [(values, kinds)]
         found += [value for value, kind in pairs if kind != "constexpr"]
     return found
+
+
+def _execute(
+    compiled: Any,
+    arguments: Mapping[str, Any],
+    signature: Mapping[str, Any],
+    written: Sequence[str],
+    grid: tuple[int, ...],
+    warps: int,
+) -> None:
+    tensors = {}
+    for name, value in arguments.items():
+        for number, each in enumerate(value if isinstance(value, tuple) else (value,)):
+            if isinstance(each, Tensor):
+                tensors[name if each is value else f"{name} {number}"] = each
+    parameters = _parameters(arguments, signature)
+    addresses = [value.data_ptr() if isinstance(value, Tensor) else value for value in parameters]
+    names = [name for name in tensors if name.split()[0] in written]
+    # The last two are of Triton's own memory, which these kernels have none of.
+    execute(compiled.asm["ptx"], [*addresses, 0, 0], tensors, names, grid, compiled.metadata.shared, warps)
 
 
 def run(launch: Launch, device: torch.device) -> None:
@@ -636,9 +692,29 @@ def run(launch: Launch, device: torch.device) -> None:
     source = aot.source(launch)
     target = aot._target(TARGET)
     compiled = triton.compile(source, target=target, options=launch.options(target.arch // 10))
-    tensors = {name: value for name, value in launch.arguments.items() if isinstance(value, Tensor)}
-    parameters = _parameters(launch, source.signature)
-    addresses = [value.data_ptr() if isinstance(value, Tensor) else value for value in parameters]
     written = ("output", "offsets") if launch.kernel is forward_kernel else ("gradient", "sums")
-    # The last two are of Triton's own memory, which these kernels have none of.
-    execute(compiled.asm["ptx"], [*addresses, 0, 0], tensors, written, launch.grid[0], compiled.metadata.shared)
+    _execute(compiled, launch.arguments, source.signature, written, launch.grid, 1)
+
+
+#: What kernels other than the stages write to, by name.
+WRITTEN = {
+    "bias_relu_kernel": ("outputs",),
+    "bias_relu_backward_kernel": ("results", "sums"),
+    "input_kernel": ("output",),
+    "joint_update_kernel": ("weights", "velocities", "copies"),
+    "loss_kernel": ("gradient", "results"),
+    "update_kernel": ("weight", "velocity", "copy"),
+}
+
+
+def run_kernel(kernel: Any, *values: Any, grid: tuple[int, ...], warmup: bool, **named: Any) -> None:
+    """``triton.JITFunction.run`` for tensors on a CPU: compiles for :data:`TARGET` and executes that."""
+    arguments = dict(zip(kernel.arg_names, values, strict=False)) | named
+    options = {name: arguments.pop(name) for name in named if name not in kernel.arg_names}
+    source, target = aot.specialized(kernel, arguments), aot._target(TARGET)
+    compiled = triton.compile(source, target=target, options=options)
+    if compiled.metadata.shared:
+        options["num_warps"] = 1
+        compiled = triton.compile(source, target=target, options=options)
+    warps = options["num_warps"]
+    _execute(compiled, arguments, source.signature, WRITTEN[kernel.fn.__name__], grid, warps)

@@ -1,5 +1,6 @@
 """The emulator that runs compiled kernels on a CPU: what it computes, and what it refuses."""
 
+import re
 import subprocess
 import sys
 
@@ -26,11 +27,13 @@ BEGINNING = """
 COPY = "ld.global.b32 %r5, [%rd4]; st.global.b32 [%rd5], %r5;"
 
 
-def launch(body: str, input: Tensor, output: Tensor, grid: int = 1, shared: int = 512) -> None:
+def launch(
+    body: str, input: Tensor, output: Tensor, grid: int | tuple[int, ...] = 1, shared: int = 512, warps: int = 1
+) -> None:
     parameters = ".param .u64 kernel_param_0,\n.param .u64 kernel_param_1"
     text = f".visible .entry kernel(\n{parameters}\n)\n{{\n{BEGINNING}{body}\nret;\n}}\n"
     tensors = {"input": input, "output": output}
-    execute(text, [input.data_ptr(), output.data_ptr()], tensors, ("output",), grid, shared)
+    execute(text, [input.data_ptr(), output.data_ptr()], tensors, ("output",), grid, shared, warps)
 
 
 def result(body: str, input: Tensor, type: torch.dtype = torch.float32) -> Tensor:
@@ -57,9 +60,27 @@ def test_programs_go_their_own_ways() -> None:
     assert output.tolist() == [0] * 32 + [10] * 32 + [20] * 32
 
 
+def test_programs_have_axes_and_warps() -> None:
+    body = """
+        mov.u32 %r6, %ctaid.y; mov.u32 %r7, %nctaid.x; mad.lo.s32 %r8, %r6, %r7, %r2;
+        mov.u32 %r9, %ntid.x; mad.lo.s32 %r10, %r8, %r9, %r1;
+        mul.wide.u32 %rd6, %r10, 4; add.s64 %rd7, %rd2, %rd6;
+        mad.lo.s32 %r11, %r6, 1000, %r1; mad.lo.s32 %r12, %r2, 100, %r11;
+        st.global.b32 [%rd7], %r12;
+    """
+    output = torch.full((2 * 3 * 64,), -1, dtype=torch.int32)
+    launch(body, torch.zeros(1), output, (2, 3), 0, 2)
+    axes = (1000 * torch.arange(3)[:, None, None], 100 * torch.arange(2)[:, None], torch.arange(64))
+    assert torch.equal(output.view(3, 2, 64), sum(axes).int())  # type: ignore[union-attr]
+    with pytest.raises(EmulationError, match="a program's warps share memory"):
+        launch(body, torch.zeros(1), output, (2, 3), 512, 2)
+
+
 @pytest.mark.parametrize(
     ("body", "theirs"),
     [
+        ("div.rn.f32 %r9, 0f40400000, %r5;", lambda x: (3 / x.double()).float()),
+        ("cvt.s64.s32 %rd9, %r5; cvt.s64.s32 %rd8, %rd9; cvt.u32.u64 %r9, %rd8;", lambda x: x),
         ("fma.rn.f32 %r9, %r5, %r5, 0fBF800000;", lambda x: (x.double() * x.double() - 1).float()),
         ("rsqrt.approx.ftz.f32 %r9, %r5;", lambda x: torch.rsqrt(x.double()).float()),
         ("sqrt.approx.ftz.f32 %r9, %r5;", lambda x: torch.sqrt(x.double()).float()),
@@ -148,6 +169,10 @@ def test_not_a_number_is_nvidia_s() -> None:
         (
             "mul.wide.s32 %rd9, %r5, -3; shr.s64 %rd9, %rd9, 1; cvt.u32.u64 %r9, %rd9;",
             lambda x: (x.long() * -3 >> 1).int(),
+        ),
+        (
+            "mov.b32 %r6, -1; redux.sync.min.s32 %r9, %r5, %r6;",
+            lambda x: x.reshape(-1, 32).min(1, keepdim=True).values.expand(-1, 32).reshape(-1),
         ),
         ("min.u32 %r9, %r5, 9;", lambda x: torch.where((x >= 0) & (x < 9), x, 9)),
     ],
@@ -258,19 +283,34 @@ def test_what_the_kernels_are_compiled_to_computes_the_same(target: str, half_ty
     if half_types == "not work":
         # Dilated windows: only the emulator notices a load beyond the last image whose values are not used.
         some += " or (largest_may and float32)"
-    tests = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "tests/kernels/test_triton_stage.py",
-        "-k",
-        some,
-    ]
+    passed = run_compiled("tests/kernels/test_triton_stage.py", some, target)
+    assert passed == (5 if half_types == "not work" else 2)
+
+
+def run_compiled(file: str, some: str, target: str) -> int:
+    """The number of tests of a file that pass where kernels run as code compiled for a target."""
+    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file, "-k", some]
     done = subprocess.run(
         tests, capture_output=True, text=True, cwd=ROOT, env=environment(KERNELS_TEST=f"ptx:{target}")
     )
     assert done.returncode == 0, done.stdout
-    assert f"{5 if half_types == 'not work' else 2} passed" in done.stdout
+    found = re.search(r"(\d+) passed", done.stdout)
+    assert found is not None, done.stdout
+    return int(found[1])
+
+
+@pytest.mark.parametrize(
+    ("target", "some", "least"),
+    [
+        ("sm_90", "one_pass_bias_and_relu and one-torch and float32", 1),
+        *(
+            pytest.param(
+                target, "one_pass and not chunks and not compile and not in_one_launch", 57, marks=pytest.mark.slow
+            )
+            for target in ("sm_80", "sm_90", "sm_100")
+        ),
+    ],
+)
+def test_what_a_step_s_other_kernels_are_compiled_to_computes_the_same(target: str, some: str, least: int) -> None:
+    """Input, bias and ReLU as they are launched; loss, update and bias and ReLU's backward compiled for one warp."""
+    assert run_compiled("tests/kernels/test_one_pass.py", some, target) >= least
