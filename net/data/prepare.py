@@ -23,12 +23,13 @@ from ..common.files import PARTIAL, atomic_write, locked
 from ..common.printing import printable
 from ..common.progress import Progress, duration
 from ..doors.files import read
-from ..doors.image import decoder
+from ..doors.image import UnreadableImageError, decoder
+from ..doors.members import Member
 from ..doors.store import CHUNK, FORMATS, META, SPLITS, PackedFiles, read_arrays, read_meta
 from . import processes
 from .folder import Listing, scan
 from .images import ImageData, PixelStatistics
-from .packing import Done, Packing, Task, pack, start_worker, write_at
+from .packing import Done, Packing, Task, pack, pixels_of, start_worker, write_at
 from .store import checksum, images_file, is_store, kind_of, largest_jpeg, open_store, small_files
 
 PROGRESS = "progress.npz"
@@ -36,7 +37,7 @@ PROGRESS = "progress.npz"
 _ARRAYS = ("done", "valid", "checksums", "lengths")
 #: Seconds between snapshots of the progress, which is the most work that an interruption can lose.
 SNAPSHOT_EVERY = 10.0
-#: Images encoded first, to estimate the size of a JPEG store.
+#: Images looked at first, for their size and that of a JPEG store.
 _SAMPLED = 64
 
 
@@ -155,14 +156,33 @@ def _lay_out(listing: Listing, state: _State, target: Path, packing: Packing) ->
     return offsets
 
 
+def _sample(listing: Listing) -> tuple[list[str], list[Member]]:
+    """A few files spread over the splits, with their locations in an archive."""
+    files = listing.files["train"] + listing.files["val"]
+    chosen = [files[number] for number in np.linspace(0, len(files) - 1, min(len(files), _SAMPLED)).astype(int)]
+    return chosen, [] if listing.members is None else [listing.members[file] for file in chosen]
+
+
+def all_have_size(listing: Listing, size: int) -> bool:
+    """Whether a folder's images are ``size`` x ``size``, judged by a few spread over it."""
+    files, members = _sample(listing)
+    found = False
+    # A larger JPEG image may be decoded at a fraction of its size, but never at less than size + 1.
+    for pixels in pixels_of(listing.root, files, members, size + 1):
+        if not isinstance(pixels, UnreadableImageError):
+            if pixels.shape != (size, size, 3):
+                return False
+            found = True
+    return found
+
+
 def needed_bytes(listing: Listing, packing: Packing) -> int:
     """The size of the finished store; for JPEG, estimated from a few images spread over the splits."""
     count = sum(len(listing.files[split]) for split in SPLITS)
     each = packing.size**2 * 3
     if packing.quality is not None:
-        sampled = np.linspace(0, count - 1, min(count, _SAMPLED)).astype(int)
-        files = [(listing.files["train"] + listing.files["val"])[number] for number in sampled]
-        done = pack(_task(listing, "val", 0, files, packing, Path(), 0))
+        files, members = _sample(listing)
+        done = pack(Task("val", 0, listing.root, files, members, packing, Path(), 0))
         lengths = [len(content) for content in done.encoded if content]
         each = round(np.mean(lengths)) + 16 if lengths else 0
     return count * (each + 8) + packing.size**2 * 12 + 2**20
@@ -284,11 +304,14 @@ def _existing(target: Path, listing: Listing, packing: Packing, any_kind: bool) 
         meta = read_meta(target)
         if meta["source"]["sha256"] != listing.digest:
             raise DataError(
-                f"{target} was packed from other files than {listing.root} holds now; remove it or give another folder"
+                f"{target} was packed from other files than {listing.root} holds now; give another folder to pack into "
+                "(net.train --store), or remove this one"
             )
         there = Packing(meta["image_size"], meta["jpeg"]["quality"] if kind_of(meta) == "jpeg" else None)
         if there != packing and not (any_kind and there.size == packing.size):
-            raise DataError(f"{target} holds {there}, not {packing}; remove it or give another folder")
+            raise DataError(
+                f"{target} holds {there}, not {packing}; give another folder to pack into (net.train --store)"
+            )
         return True
     if target.is_dir():
         other = "pixels" if packing.kind == "jpeg" else "jpeg"
@@ -310,8 +333,17 @@ def _existing(target: Path, listing: Listing, packing: Packing, any_kind: bool) 
     return False
 
 
+def listed(source: Path, val_labels: Path | None = None) -> Listing:
+    """:func:`net.data.folder.scan`, which may take minutes; prints this and the notes."""
+    print(f"listing the files in {source}", flush=True)
+    listing = scan(source, val_labels)
+    for note in listing.notes:
+        print(f"note: {note}")
+    return listing
+
+
 def prepare(
-    source: Path,
+    source: Path | Listing,
     target: Path,
     *,
     size: int = 256,
@@ -323,7 +355,7 @@ def prepare(
     """Pack the images of ``source`` into the store ``target``, or continue where an interrupted run stopped.
 
     Args:
-        source: an image folder or an archive of one, see :func:`net.data.folder.scan`.
+        source: an image folder or an archive of one, see :func:`net.data.folder.scan`; or what :func:`listed` returned.
         target: the store's folder; new, empty, or left by an interrupted run.
         size: rows and columns of a packed image.
         quality: 1 to 100: store JPEG images of this quality; None stores pixels.
@@ -337,10 +369,7 @@ def prepare(
     if size < 1:
         raise DataError(f"--size must be at least 1; got {size}")
     packing = Packing(size, quality)
-    print(f"listing the files in {source}", flush=True)
-    listing = scan(source, val_labels)
-    for note in listing.notes:
-        print(f"note: {note}")
+    listing = source if isinstance(source, Listing) else listed(source, val_labels)
     if not _existing(target, listing, packing, any_kind):
         needed = needed_bytes(listing, packing)
         _check_space(target, needed, packing)

@@ -222,11 +222,11 @@ def test_the_room_is_estimated(folder: Path, store: Path) -> None:
 
 
 def test_another_kind_of_store_is_refused_or_taken(folder: Path, pixels: Path, store: Path) -> None:
-    with pytest.raises(DataError, match="24x24 as pixels, not images of 24x24 in JPEG of quality 90; remove it"):
+    with pytest.raises(DataError, match="24x24 as pixels, not images of 24x24 in JPEG of quality 90; give another"):
         prepare(folder, pixels, size=SIZE, quality=QUALITY)
-    with pytest.raises(DataError, match="in JPEG of quality 90, not images of 24x24 in JPEG of quality 80; remove it"):
+    with pytest.raises(DataError, match="in JPEG of quality 90, not images of 24x24 in JPEG of quality 80; give"):
         prepare(folder, store, size=SIZE, quality=80)
-    with pytest.raises(DataError, match="in JPEG of quality 90, not images of 16x16 as pixels; remove it"):
+    with pytest.raises(DataError, match="in JPEG of quality 90, not images of 16x16 as pixels; give another"):
         prepare(folder, store, size=16, any_kind=True)
     # As net.train does with the folder of a store.
     prepare(folder, store, size=SIZE, any_kind=True)
@@ -462,12 +462,19 @@ def test_a_training_resumed_with_another_decoder_says_so(
     assert line.endswith("so resuming is not bit-exact")
 
 
-def test_a_training_resumed_with_another_quality_says_so(
+def test_a_training_resumed_with_another_quality_or_size_says_so(
     trained: Path, pixels: Path, folder: Path, tmp_path: Path
 ) -> None:
     """And with pixels: their difference from JPEG is not of a few gray levels, and is not called that."""
     worse = packed_here(folder, tmp_path / "worse", Packing(SIZE, 20))
-    for number, (store, says) in enumerate(((worse, "quality 20: order"), (pixels, "are now stored as pixels: order"))):
+    smaller = packed_here(folder, tmp_path / "smaller", Packing(20, QUALITY))
+    for number, (store, says) in enumerate(
+        (
+            (worse, "quality 20: order"),
+            (pixels, "are now stored as pixels: order"),
+            (smaller, "this run's images were 24x24 and are now 20x20: "),
+        )
+    ):
         run = resumed_from(trained, tmp_path / f"run{number}", 4)
         done = run_here("net.train", "--resume", run, "--data-path", store)
         assert done.returncode == 0, done.stderr

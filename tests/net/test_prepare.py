@@ -283,7 +283,7 @@ def test_store_of_other_files_or_size_is_refused(folder: Path, store: Path, tmp_
     other = image_folder(tmp_path / "images", train=2, val=1)
     with pytest.raises(DataError, match="was packed from other files"):
         prepare(other, store, size=40)
-    with pytest.raises(DataError, match="holds images of 40x40 as pixels, not images of 48x48 as pixels"):
+    with pytest.raises(DataError, match="holds images of 40x40 as pixels, not images of 48x48 as pixels; give another"):
         prepare(folder, store, size=48)
 
 
