@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..common.device import keep_freed_memory
 from ..doors.files import opened
-from ..doors.image import UnreadableImageError, decoder, encode_jpeg
+from ..doors.image import UnreadableImageError, decoder, encode_jpeg, pillow
 from ..doors.members import Member, read_member
 from .decode import read_pixels, square
 from .images import PixelStatistics
@@ -38,7 +38,7 @@ class Packing:
     @property
     def key(self) -> str:
         """What an interrupted run and the run that continues it must have in common."""
-        return str(self.size) if self.quality is None else f"{self.size} {self.quality} {decoder()}"
+        return f"{self.size} {pillow()}" if self.quality is None else f"{self.size} {self.quality} {decoder()}"
 
 
 @dataclass(frozen=True)

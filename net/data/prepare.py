@@ -23,7 +23,7 @@ from ..common.files import PARTIAL, atomic_write, locked
 from ..common.printing import printable
 from ..common.progress import Progress, duration
 from ..doors.files import read
-from ..doors.image import UnreadableImageError, decoder
+from ..doors.image import UnreadableImageError, decoder, pillow
 from ..doors.members import Member
 from ..doors.store import CHUNK, FORMATS, META, SPLITS, PackedFiles, read_arrays, read_meta
 from . import processes
@@ -33,10 +33,14 @@ from .packing import Done, Packing, Task, pack, pixels_of, start_worker, write_a
 from .store import checksum, images_file, is_store, kind_of, largest_jpeg, open_store, small_files
 
 PROGRESS = "progress.npz"
+#: Takes the room of the last snapshot until that is written, so that a disk that fills meanwhile has it.
+RESERVE = "progress.reserve"
 #: The progress arrays of each split.
 _ARRAYS = ("done", "valid", "checksums", "lengths")
 #: Seconds between snapshots of the progress, which is the most work that an interruption can lose.
 SNAPSHOT_EVERY = 10.0
+#: Bytes of the reserve for the headers, and for the skipped files that come until the next snapshot.
+_SPARE = 2**20
 #: Images looked at first, for their size and that of a JPEG store.
 _SAMPLED = 64
 
@@ -79,11 +83,7 @@ class _State:
         if done.statistics is not None:
             self.statistics.merge(done.statistics)
 
-    def save(self, folder: Path, key: str, kind: str) -> None:
-        for split in SPLITS:
-            # Data must be on disk before the snapshot says so.
-            with open(folder / images_file(split, kind), "r+b") as file:
-                os.fsync(file.fileno())
+    def _arrays(self, key: str) -> dict[str, Any]:
         arrays: dict[str, Any] = {
             "key": np.frombuffer(key.encode(), np.uint8),
             "count": np.int64(self.statistics.count),
@@ -95,8 +95,20 @@ class _State:
         for name in _ARRAYS:
             for split in SPLITS:
                 arrays[f"{name}_{split}"] = getattr(self, name)[split]
+        return arrays
+
+    def save(self, folder: Path, key: str, kind: str) -> None:
+        for split in SPLITS:
+            # Data must be on disk before the snapshot says so.
+            with open(folder / images_file(split, kind), "r+b") as file:
+                os.fsync(file.fileno())
         with atomic_write(folder / PROGRESS) as file:
-            np.savez(file, **arrays)
+            np.savez(file, **self._arrays(key))
+
+    def reserve(self, folder: Path) -> None:
+        """Take the room that :meth:`save` will need."""
+        with atomic_write(folder / RESERVE) as file:
+            file.write(bytes(sum(array.nbytes for array in self._arrays("").values()) + _SPARE))
 
     @classmethod
     def load(cls, folder: Path, key: str, listing: Listing, packing: Packing) -> "_State | None":
@@ -322,7 +334,7 @@ def _existing(target: Path, listing: Listing, packing: Packing, any_kind: bool) 
                 f"{other}, with the other flags it was begun with; or remove it"
             )
         files = {images_file(split, packing.kind) for split in SPLITS}
-        ours = {PROGRESS, "skipped.txt", *files, *small_files(packing.kind)}
+        ours = {PROGRESS, RESERVE, "skipped.txt", *files, *small_files(packing.kind)}
         for path in target.iterdir():
             if path.name.endswith(PARTIAL):
                 continue
@@ -364,11 +376,16 @@ def prepare(
         workers: processes; None for one per core.
 
     Raises:
-        DataError: the folder cannot be used, the disk space is insufficient, or no image is readable.
+        DataError: the folder cannot be used, the disk space is insufficient, no image is readable, or this Pillow has
+            no JPEG.
+        OSError: the disk fills; the same call continues once there is room.
     """
     if size < 1:
         raise DataError(f"--size must be at least 1; got {size}")
     packing = Packing(size, quality)
+    if quality is not None:
+        # Raises before anything is written.
+        decoder()
     listing = source if isinstance(source, Listing) else listed(source, val_labels)
     if not _existing(target, listing, packing, any_kind):
         needed = needed_bytes(listing, packing)
@@ -388,7 +405,10 @@ def _pack_all(listing: Listing, target: Path, packing: Packing, needed: int, wor
     state = _State.load(target, key, listing, packing)
     if state is None:
         if (target / PROGRESS).exists():
-            print(f"{listing.root} or how it is to be packed has changed since the interrupted run: starting again")
+            print(
+                f"{listing.root}, how it is to be packed or the decoder (now {pillow()}) has changed since the "
+                "interrupted run: starting again"
+            )
         state = _State.start(listing, packing)
     offsets = _lay_out(listing, state, target, packing)
     before = sum(
@@ -402,6 +422,7 @@ def _pack_all(listing: Listing, target: Path, packing: Packing, needed: int, wor
         f"({about}{needed / 1e9:,.2f} GB)" + (f"; {before:,} are there already" if before else "")
     )
     began = time.monotonic()
+    state.reserve(target)
     tasks = _tasks(listing, state, target, offsets, packing)
     written = {split: int(state.lengths[split].sum()) for split in SPLITS}
     # In submission order, which is the order of JPEG images in their file.
@@ -443,13 +464,17 @@ def _pack_all(listing: Listing, target: Path, packing: Packing, needed: int, wor
                 progress.update(len(task.files))
                 if time.monotonic() - saved > SNAPSHOT_EVERY:
                     state.save(target, key, packing.kind)
+                    state.reserve(target)
                     saved = time.monotonic()
         except BrokenProcessPool:
             raise DataError("a process decoding images was killed, perhaps for memory: try fewer --workers") from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-            taker.submit(take_what_is_done).result()
-            state.save(target, key, packing.kind)
+            try:
+                taker.submit(take_what_is_done).result()
+            finally:
+                (target / RESERVE).unlink(missing_ok=True)
+                state.save(target, key, packing.kind)
     for split in SPLITS:
         if not state.valid[split].any():
             files = set(listing.files[split])

@@ -1,5 +1,7 @@
 """Stores of JPEG images: the same images as in a store of pixels, whole after interruptions, refused when damaged."""
 
+import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -194,15 +196,66 @@ def full_disk() -> Iterator[Callable[[int], None]]:
 
 
 def test_a_disk_that_fills(
-    folder: Path, store: Path, tmp_path: Path, full_disk: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    store: Path,
+    tmp_path: Path,
+    full_disk: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """What was written stays, and the next run goes on there."""
     target = tmp_path / "store"
+    # The reserve is a file, too, and must be smaller than the images here.
+    monkeypatch.setattr(module, "_SPARE", 2**12)
     full_disk(int(0.6 * (store / "train_images.jpegs").stat().st_size))
     with pytest.raises(OSError, match="too large") as failed:
         prepare(folder, target, size=SIZE, quality=QUALITY, workers=1)
     assert failed.value.filename == str(target / "train_images.jpegs")
     full_disk(10**9)
+    prepare(folder, target, size=SIZE, quality=QUALITY, workers=1)
+    assert "; 64 are there already" in capsys.readouterr().out
+    assert contents(target) == contents(store)
+
+
+@pytest.mark.parametrize("snapshot_every", [1e9, 0.0])
+def test_a_disk_without_room_for_the_progress(
+    folder: Path,
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    snapshot_every: float,
+) -> None:
+    """From the first images on, every write fails, that of the progress included: before a snapshot or in one."""
+    target, room = tmp_path / "store", [10**9]
+    write_at, atomic_write = module.write_at, module.atomic_write
+
+    def used() -> int:
+        return sum(file.stat().st_size for file in target.iterdir())
+
+    def check(path: Path, content: bytes) -> None:
+        if used() + len(content) > room[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    def one_write(path: Path, offset: int, content: bytes) -> None:
+        check(path, content)
+        write_at(path, offset, content)
+        room[0] = used()
+
+    @contextlib.contextmanager
+    def whole_file(path: Path) -> Iterator[io.BytesIO]:
+        content = io.BytesIO()
+        yield content
+        check(path, content.getvalue())
+        with atomic_write(path) as file:
+            file.write(content.getvalue())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "SNAPSHOT_EVERY", snapshot_every)
+        patch.setattr(module, "write_at", one_write)
+        patch.setattr(module, "atomic_write", whole_file)
+        with pytest.raises(OSError, match="No space left"):
+            prepare(folder, target, size=SIZE, quality=QUALITY, workers=1)
     prepare(folder, target, size=SIZE, quality=QUALITY, workers=1)
     assert "; 64 are there already" in capsys.readouterr().out
     assert contents(target) == contents(store)
@@ -383,8 +436,15 @@ def test_another_decoder_is_said(
     assert line.startswith(f"note: {store} was packed with {image.decoder()} and is decoded by Pillow 99, libjpeg-turb")
 
 
-def test_a_pillow_without_jpeg(pixels: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pillow_without_jpeg(
+    folder: Path, pixels: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(features, "check", lambda name: False)
+    monkeypatch.setattr(module, "decoder", image.decoder.__wrapped__)
+    with pytest.raises(DataError, match="this Pillow was built without JPEG support"):
+        prepare(folder, tmp_path / "new", size=SIZE, quality=QUALITY)
+    assert not (tmp_path / "new").exists()
+    assert image.pillow.__wrapped__() == f"Pillow {features.version('pil')} without JPEG"
     monkeypatch.setattr(store_module, "decoder", image.decoder.__wrapped__)
     with pytest.raises(DataError, match="this Pillow was built without JPEG support"):
         open_store(store)

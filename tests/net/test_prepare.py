@@ -17,6 +17,7 @@ from PIL import Image
 
 from net.common.errors import DataError
 from net.common.files import locked
+from net.data import packing as packing_module
 from net.data import prepare as module
 from net.data.decode import decode
 from net.data.folder import Listing, scan
@@ -120,6 +121,7 @@ def test_again_is_instant_and_says_so(folder: Path, store: Path, capsys: pytest.
 SLOWLY = """
 import sys, time
 from pathlib import Path
+from net.data import packing as packing_module
 from net.data import prepare as module
 
 take = module._State.take
@@ -277,6 +279,18 @@ def test_changed_files_start_again(tmp_path: Path, capsys: pytest.CaptureFixture
     prepare(root, tmp_path / "store", size=16, workers=1)
     assert "starting again" in capsys.readouterr().out
     assert len(open_store(tmp_path / "store").train) == 10
+
+
+def test_pixels_of_another_decoder_are_not_mixed_in(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing, packing = scan(folder), Packing(16)
+    state = module._State.start(listing, packing)
+    module._lay_out(listing, state, tmp_path, packing)
+    state.save(tmp_path, packing.key, "pixels")
+    assert module._State.load(tmp_path, packing.key, listing, packing) is not None
+    monkeypatch.setattr(packing_module, "pillow", lambda: "Pillow 99, libjpeg-turbo 9")
+    assert module._State.load(tmp_path, packing.key, listing, packing) is None
 
 
 def test_store_of_other_files_or_size_is_refused(folder: Path, store: Path, tmp_path: Path) -> None:
