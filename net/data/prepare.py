@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import shlex
-import shutil
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -23,13 +22,13 @@ from ..common.files import PARTIAL, atomic_write, locked
 from ..common.printing import printable
 from ..common.progress import Progress, duration
 from ..doors.files import read
-from ..doors.image import UnreadableImageError, decoder, pillow
-from ..doors.members import Member
+from ..doors.image import decoder, pillow
 from ..doors.store import CHUNK, FORMATS, META, SPLITS, PackedFiles, read_arrays, read_meta
 from . import processes
-from .folder import Listing, scan
+from .folder import Listing, listed
 from .images import ImageData, PixelStatistics
-from .packing import Done, Packing, Task, pack, pixels_of, start_worker, write_at
+from .packing import Done, Packing, Task, pack, start_worker, write_at
+from .sampling import check_space, needed_bytes
 from .store import checksum, images_file, is_store, kind_of, largest_jpeg, open_store, small_files
 
 PROGRESS = "progress.npz"
@@ -41,8 +40,6 @@ _ARRAYS = ("done", "valid", "checksums", "lengths")
 SNAPSHOT_EVERY = 10.0
 #: Bytes of the reserve for the headers, and for the skipped files that come until the next snapshot.
 _SPARE = 2**20
-#: Images looked at first, for their size and that of a JPEG store.
-_SAMPLED = 64
 
 
 @dataclass
@@ -166,52 +163,6 @@ def _lay_out(listing: Listing, state: _State, target: Path, packing: Packing) ->
             offsets[split] = 0
             os.truncate(path, int(state.lengths[split].sum()))
     return offsets
-
-
-def _sample(listing: Listing) -> tuple[list[str], list[Member]]:
-    """A few files spread over the splits, with their locations in an archive."""
-    files = listing.files["train"] + listing.files["val"]
-    chosen = [files[number] for number in np.linspace(0, len(files) - 1, min(len(files), _SAMPLED)).astype(int)]
-    return chosen, [] if listing.members is None else [listing.members[file] for file in chosen]
-
-
-def all_have_size(listing: Listing, size: int) -> bool:
-    """Whether a folder's images are ``size`` x ``size``, judged by a few spread over it."""
-    files, members = _sample(listing)
-    found = False
-    # A larger JPEG image may be decoded at a fraction of its size, but never at less than size + 1.
-    for pixels in pixels_of(listing.root, files, members, size + 1):
-        if not isinstance(pixels, UnreadableImageError):
-            if pixels.shape != (size, size, 3):
-                return False
-            found = True
-    return found
-
-
-def needed_bytes(listing: Listing, packing: Packing) -> int:
-    """The size of the finished store; for JPEG, estimated from a few images spread over the splits."""
-    count = sum(len(listing.files[split]) for split in SPLITS)
-    each = packing.size**2 * 3
-    if packing.quality is not None:
-        files, members = _sample(listing)
-        done = pack(Task("val", 0, listing.root, files, members, packing, Path(), 0))
-        lengths = [len(content) for content in done.encoded if content]
-        each = round(np.mean(lengths)) + 16 if lengths else 0
-    return count * (each + 8) + packing.size**2 * 12 + 2**20
-
-
-def _check_space(target: Path, needed: int, packing: Packing) -> None:
-    folder = target
-    while not folder.exists():
-        folder = folder.parent
-    have = sum(file.stat().st_blocks * 512 for file in target.glob("*_images.*")) if target.exists() else 0
-    free = shutil.disk_usage(folder).free
-    if needed - have > free:
-        about = "" if packing.quality is None else "about "
-        raise DataError(
-            f"the store needs {about}{needed / 1e9:,.1f} GB in {target} and the disk has {free / 1e9:,.1f} GB free; "
-            "give another folder or free some space"
-        )
 
 
 def _task(
@@ -345,15 +296,6 @@ def _existing(target: Path, listing: Listing, packing: Packing, any_kind: bool) 
     return False
 
 
-def listed(source: Path, val_labels: Path | None = None) -> Listing:
-    """:func:`net.data.folder.scan`, which may take minutes; prints this and the notes."""
-    print(f"listing the files in {source}", flush=True)
-    listing = scan(source, val_labels)
-    for note in listing.notes:
-        print(f"note: {note}")
-    return listing
-
-
 def prepare(
     source: Path | Listing,
     target: Path,
@@ -367,7 +309,8 @@ def prepare(
     """Pack the images of ``source`` into the store ``target``, or continue where an interrupted run stopped.
 
     Args:
-        source: an image folder or an archive of one, see :func:`net.data.folder.scan`; or what :func:`listed` returned.
+        source: an image folder or an archive of one, see :func:`net.data.folder.scan`; or what
+            :func:`net.data.folder.listed` returned.
         target: the store's folder; new, empty, or left by an interrupted run.
         size: rows and columns of a packed image.
         quality: 1 to 100: store JPEG images of this quality; None stores pixels.
@@ -389,7 +332,7 @@ def prepare(
     listing = source if isinstance(source, Listing) else listed(source, val_labels)
     if not _existing(target, listing, packing, any_kind):
         needed = needed_bytes(listing, packing)
-        _check_space(target, needed, packing)
+        check_space(target, needed, packing)
         with locked(target):
             # Another process may have finished it since.
             if not _existing(target, listing, packing, any_kind):

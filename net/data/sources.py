@@ -9,9 +9,10 @@ from ..common.errors import DataError, UsageError
 from ..doors.members import is_archive
 from ..doors.store import read_meta
 from . import cifar10, digits, synthetic
-from .folder import is_image_folder
+from .folder import is_image_folder, listed
 from .images import ImageData
-from .prepare import all_have_size, listed, prepare
+from .prepare import prepare
+from .sampling import all_have_size
 from .store import is_store, open_store
 
 #: Images are packed slightly larger than the network's input, for the crops: 256 for 224 (section 4.1).

@@ -27,6 +27,7 @@ from net.data.jpeg import JpegImages
 from net.data.loader import Loader
 from net.data.packing import Packing
 from net.data.prepare import prepare
+from net.data.sampling import needed_bytes
 from net.data.store import checksum, open_store
 from net.doors import image
 from net.doors.store import CHUNK
@@ -270,7 +271,7 @@ def test_a_disk_that_fills_with_pixels_is_named(folder: Path, tmp_path: Path, fu
 
 
 def test_the_room_is_estimated(folder: Path, store: Path) -> None:
-    expected = module.needed_bytes(scan(folder), Packing(SIZE, QUALITY)) - 2**20
+    expected = needed_bytes(scan(folder), Packing(SIZE, QUALITY)) - 2**20
     assert expected == pytest.approx(sum(map(len, contents(store).values())), rel=0.1)
 
 

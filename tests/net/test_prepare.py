@@ -24,6 +24,7 @@ from net.data.folder import Listing, scan
 from net.data.images import PixelStatistics
 from net.data.packing import Packing
 from net.data.prepare import prepare, verify
+from net.data.sampling import needed_bytes
 from net.data.store import open_store
 from tests.commands import one_line, run_here
 from tests.pictures import CLASSES, image_folder, picture
@@ -320,7 +321,7 @@ def test_too_small_a_disk_is_refused_first(folder: Path, tmp_path: Path, monkeyp
 def test_imagenet_takes_262_gigabytes() -> None:
     """1,281,167 training and 50,000 validation images of 256x256: 244 GiB."""
     files = {"train": [""] * 1_281_167, "val": [""] * 50_000}
-    needed = module.needed_bytes(Listing(Path(), (), files, {}), Packing(256))
+    needed = needed_bytes(Listing(Path(), (), files, {}), Packing(256))
     assert needed == pytest.approx(1_331_167 * 256 * 256 * 3, rel=1e-3)
     assert needed / 1e9 == pytest.approx(261.7, abs=0.2)
 

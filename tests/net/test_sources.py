@@ -16,7 +16,7 @@ from net.data import cifar10, digits, synthetic
 from net.data.folder import scan
 from net.data.images import hold_out
 from net.data.packing import Packing
-from net.data.prepare import all_have_size
+from net.data.sampling import all_have_size
 from net.data.sources import open_data, packed_size
 from net.data.store import open_store
 from tests.pictures import image_folder, picture
