@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -41,6 +42,16 @@ class Pooling(NamedTuple):
     padding: tuple[int, int]
     dilation: tuple[int, int]
     ceil_mode: bool
+
+    @classmethod
+    def of(cls, numbers: Sequence[int]) -> "Pooling":
+        """The inverse of :meth:`numbers`."""
+        pairs = [(numbers[index], numbers[index + 1]) for index in range(0, 8, 2)]
+        return cls(pairs[0], pairs[1], pairs[2], pairs[3], bool(numbers[8]))
+
+    def numbers(self) -> list[int]:
+        """As an operator's argument, which cannot be a tuple of tuples."""
+        return [number for pair in self[:4] for number in pair] + [int(self.ceil_mode)]
 
     def extent(self, axis: int) -> int:
         """Rows (axis 0) or columns from a window's first element to its last."""

@@ -9,6 +9,10 @@ normalization the output; and each pooling window's argmax index, a small intege
 saved and no indices are computed.
 """
 
+import hashlib
+import os
+import pkgutil
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -75,8 +79,21 @@ class _Stage(torch.autograd.Function):
         return gradient, bias_gradient, None, None, None, None
 
 
+def _examples(
+    info: Any, in_dims: tuple[int | None, ...], input: Tensor, bias: Tensor | None
+) -> list[tuple[Tensor, Tensor | None]]:
+    """The examples of a ``vmap`` in which each has its own bias, to run one by one."""
+    return [
+        (
+            input if in_dims[0] is None else input.select(in_dims[0], example),
+            bias if bias is None or in_dims[1] is None else bias.select(in_dims[1], example),
+        )
+        for example in range(info.batch_size)
+    ]
+
+
 class _EagerStage(_Stage):
-    """With forward mode and ``vmap``, which Dynamo does not trace."""
+    """With forward mode and ``vmap``, which Dynamo does not trace when it exports."""
 
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -95,15 +112,7 @@ class _EagerStage(_Stage):
         info: Any, in_dims: tuple[int | None, ...], input: Tensor, bias: Tensor | None, *parts: Any
     ) -> tuple[tuple[Tensor, Tensor], tuple[int, int | None]]:
         if in_dims[0] is None or in_dims[1] is not None:
-            # Each example has its own bias, so run them one by one.
-            results = [
-                _EagerStage.apply(
-                    input if in_dims[0] is None else input.select(in_dims[0], example),
-                    bias if bias is None or in_dims[1] is None else bias.select(in_dims[1], example),
-                    *parts,
-                )
-                for example in range(info.batch_size)
-            ]
+            results = [_EagerStage.apply(*pair, *parts) for pair in _examples(info, in_dims, input, bias)]
             outputs, offsets = zip(*results, strict=True)
             return (torch.stack(outputs), torch.stack(offsets)), (0, 0)
         examples = input.movedim(in_dims[0], 0)
@@ -112,6 +121,74 @@ class _EagerStage(_Stage):
         if offset.dim() == 1:
             return (output, offset), (0, None)
         return (output, offset.unflatten(0, examples.shape[:2])), (0, 0)
+
+
+def _code() -> str:
+    """A hash of the code that a compiled graph is made from.
+
+    Without the sources it is random, so that nothing is found in a cache.
+    """
+    digest = hashlib.sha256()
+    for module in ("arguments", "autograd", "dispatch", "reference", "traced", "gpu/ops"):
+        try:
+            digest.update(pkgutil.get_data(__package__, f"{module}.py") or os.urandom(16))
+        except OSError:
+            digest.update(os.urandom(16))
+    return digest.hexdigest()[:16]
+
+
+# In a compiled graph the chain is an operator without kernels of its own. Dynamo keeps it as one node, and AOTAutograd
+# replaces that by the operators below. Left to itself, Dynamo would interpret the bytecode of the formulas, which takes
+# longer than everything else in a compilation whose code is cached, and AOTAutograd does not cache the graph of an
+# autograd.Function. Its caches see the node only, hence the argument ``code``.
+_CODE = _code()
+_LIBRARY = torch.library.Library("alexnet_fused", "FRAGMENT")
+_LIBRARY.define(
+    "stage(Tensor input, Tensor? bias, bool relu, float[] normalization, int[] pooling, str implementation, "
+    "bool differentiating, str code) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+def _node(
+    input: Tensor,
+    bias: Tensor | None,
+    relu: bool,
+    normalization: Sequence[float],
+    pooling: Sequence[int],
+    implementation: str,
+    differentiating: bool,
+    code: str,
+) -> Tensor:
+    """``normalization`` and ``pooling`` are flat sequences of numbers, empty for None."""
+    norm = None
+    if normalization:
+        size, alpha, beta, k, groups = normalization
+        norm = Normalization(int(size), alpha, beta, k, int(groups))
+    pool = Pooling.of(pooling) if pooling else None
+    output: Tensor
+    if differentiating:
+        output, _ = _EagerStage.apply(input, bias, relu, norm, pool, implementation)
+    else:
+        output, _ = dispatch.MODULES[implementation].forward(input, bias, relu, norm, pool, False)
+    return output
+
+
+_LIBRARY.impl("stage", _node, "CompositeImplicitAutograd")
+_OPERATOR = torch.ops.alexnet_fused.stage.default
+
+
+def _vmap(
+    info: Any, in_dims: tuple[int | None, ...], input: Tensor, bias: Tensor | None, *rest: Any
+) -> tuple[Tensor, int]:
+    if in_dims[0] is not None and in_dims[1] is None:
+        examples = input.movedim(in_dims[0], 0)
+        return _OPERATOR(examples.flatten(0, 1), bias, *rest).unflatten(0, examples.shape[:2]), 0
+    pairs = _examples(info, in_dims, input, bias)
+    return torch.stack([_OPERATOR(*pair, *rest) for pair in pairs]), 0
+
+
+torch.library.register_vmap("alexnet_fused::stage", _vmap, lib=_LIBRARY)
 
 
 def run(
@@ -136,8 +213,13 @@ def run(
     implementation = dispatch.choose(input, normalization)
     if implementation == "aten":
         return aten.forward(input, bias, relu, normalization, pooling)
-    if not _differentiating(input, bias):
-        output: Tensor
+    differentiating = _differentiating(input, bias)
+    if torch.compiler.is_compiling() and not private.exporting():
+        norm = [] if normalization is None else [float(number) for number in normalization]
+        pool = [] if pooling is None else pooling.numbers()
+        output: Tensor = _OPERATOR(input, bias, relu, norm, pool, implementation, differentiating, _CODE)
+        return output
+    if not differentiating:
         output, _ = dispatch.MODULES[implementation].forward(input, bias, relu, normalization, pooling, False)
         return output
     function = _Stage if torch.compiler.is_compiling() else _EagerStage

@@ -164,7 +164,7 @@ def choose(input: Tensor, normalization: Normalization | None) -> str:
 
 
 def _formula_in_a_graph() -> str:
-    return "reference" if torch.compiler.is_exporting() else "traced"
+    return "reference" if private.exporting() else "traced"
 
 
 def choose_backward(forward: str) -> str:

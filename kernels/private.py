@@ -36,6 +36,7 @@ NAMES = (
     "torch.jit._trace:is_tracing",
     "torch.utils._pytree:tree_leaves",
     "torch.utils._pytree:tree_map",
+    "torch.compiler._is_exporting_flag",  # kernels.dispatch
     "torch._dynamo.config:patch",  # kernels.inductor
     "torch._dynamo.config:recompile_limit",
     "torch._dynamo.config:accumulated_recompile_limit",  # bench
@@ -126,6 +127,14 @@ def derivatives_beyond_autograd() -> bool:
     with contextlib.suppress(AttributeError):
         return bool(forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active())
     return True
+
+
+def exporting() -> bool:
+    """Whether ``torch.export`` is tracing.
+
+    In what Dynamo traces, ``torch.compiler.is_exporting()`` of PyTorch 2.11 is always true.
+    """
+    return bool(torch.compiler._is_exporting_flag)
 
 
 def without_forward_mode() -> contextlib.AbstractContextManager[Any]:

@@ -95,13 +95,18 @@ class ActivationsConfig:
     )
     max_epochs: int = flag(60, "epochs after which a run that has not reached 25 % is stopped")
     batch_size: int = flag(128, "images per update", short="b")
-    seed: int = flag(0, "seed of weights and order")
+    seeds: int = flag(
+        1, "trainings of each network, with seeds 0, 1, ...; the first tries all --rates, the others use its fastest"
+    )
     device: str | None = flag(None, DEVICES)
-    output: str | None = flag(None, "runs/activations.png by default", metavar="FILE.png")
+    output: str | None = flag(
+        None,
+        "runs/activations.png by default; finished trainings are stored in FILE.jsonl and not repeated",
+        metavar="FILE.png",
+    )
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "max_epochs", "batch_size", called=flag_name)
-        at_least(self, 0, "seed", called=flag_name)
+        at_least(self, 1, "max_epochs", "batch_size", "seeds", called=flag_name)
         for rate in self.rates:
             if not 0 < rate < math.inf:
                 raise UsageError(f"--rates must be more than 0; got {rate!r}")
@@ -276,7 +281,7 @@ def neighbours(config: NeighboursConfig) -> Path:
 def activations(config: ActivationsConfig) -> Path:
     """Figure 1: the 4-layer network with ReLU and with tanh, trained to 25 % training error."""
     from .analysis import drawings
-    from .analysis.activations import TARGET, fastest
+    from .analysis.activations import TARGET, Results, fastest, outcome
     from .common.device import choose, keep_freed_memory
     from .common.progress import Progress
     from .data.cifar10 import CLASSES
@@ -292,48 +297,39 @@ def activations(config: ActivationsConfig) -> Path:
         raise UsageError(f"--batch-size {config.batch_size} is more than the {len(data.train)} training images")
     theirs = data.classes == CLASSES
     print(f"the 4-layer network on {data.name}" + ("" if theirs else "; the paper used CIFAR-10"))
+    path = Path(config.output) if config.output is not None else runs.RUNS / "activations.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results = Results(path.with_suffix(".jsonl"), data, config.batch_size)
     updates = len(data.train) // config.batch_size * config.max_epochs
     curves = []
     for activation in ("relu", "tanh"):
-        with Progress("updates at most", updates * len(config.rates)) as progress:
-            curves.append(
-                fastest(
-                    data,
-                    activation,
-                    config.rates,
-                    max_epochs=config.max_epochs,
-                    batch_size=config.batch_size,
-                    seed=config.seed,
-                    device=device,
-                    progress=partial(progress.update, 1),
-                )
+        with Progress("updates at most", updates * (len(config.rates) + config.seeds - 1)) as progress:
+            search = partial(
+                fastest,
+                data,
+                activation,
+                max_epochs=config.max_epochs,
+                batch_size=config.batch_size,
+                device=device,
+                results=results,
+                progress=partial(progress.update, 1),
             )
+            first = search(config.rates, seed=0)
+            curves.append([first, *(search([first.rate], seed=seed) for seed in range(1, config.seeds))])
     relu, tanh = curves
-    if relu.reached is None:
-        outcome = f"ReLU did not reach {TARGET:g} % in {config.max_epochs} epochs: no ratio"
-    elif tanh.reached is None:
-        outcome = (
-            f"to {TARGET:g} %: ReLU {relu.reached:.2f} epochs, tanh more than {config.max_epochs}, ratio more than "
-            f"{config.max_epochs / relu.reached:.1f} (paper: 6)"
-        )
-    else:
-        outcome = (
-            f"to {TARGET:g} %: ReLU {relu.reached:.2f} epochs, tanh {tanh.reached:.2f}, ratio "
-            f"{tanh.reached / relu.reached:.1f} (paper: 6)"
-        )
-    print(outcome)
-    for curve in curves:
+    said = outcome(relu, tanh, config.max_epochs)
+    print(said)
+    for curve, *_ in curves:
         if len(config.rates) > 1 and curve.rate in (min(config.rates), max(config.rates)):
             print(
                 f"{curve.activation} was fastest at an end of --rates, {curve.rate:g}: a rate beyond it may be faster"
             )
-    path = Path(config.output) if config.output is not None else runs.RUNS / "activations.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    title = f"{data.short_name}" + ("" if theirs else " (the paper used CIFAR-10)") + f"\n{outcome}"
-    labels = (f"ReLU, rate {relu.rate:g}", f"tanh, rate {tanh.rate:g}")
-    drawings.activations(
-        path, title, [(label, curve.epochs, curve.errors) for label, curve in zip(labels, curves, strict=True)], TARGET
-    )
+    title = f"{data.short_name}" + ("" if theirs else " (the paper used CIFAR-10)") + f"\n{said}"
+    labels = (f"ReLU, rate {relu[0].rate:g}", f"tanh, rate {tanh[0].rate:g}")
+    drawn = [
+        (label, [(curve.epochs, curve.errors) for curve in group]) for label, group in zip(labels, curves, strict=True)
+    ]
+    drawings.activations(path, title, drawn, TARGET)
     return path
 
 

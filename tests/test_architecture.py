@@ -151,6 +151,7 @@ LOADS = {"np.load", "torch.load", "onnx.load", "tomllib.load", "json.load", "pic
 #: Files outside of net/doors that open something, and why that is not input from a user.
 OPENED = {
     "net/ablations.py": "appends a result",
+    "net/analysis/activations.py": "appends a result",
     "net/common/cli.py": "/dev/null, and the package kernels",
     "net/data/digits.py": "the embedded digits",
     "net/data/packing.py": "the store that is being written",

@@ -19,10 +19,7 @@ def _parts(
 ) -> tuple[Normalization | None, Pooling | None]:
     """The parts of the chain that an operator's arguments encode."""
     normalization = Normalization(size, alpha, beta, k, groups) if size else None
-    if not pooling:
-        return normalization, None
-    pairs = [(pooling[index], pooling[index + 1]) for index in range(0, 8, 2)]
-    return normalization, Pooling(pairs[0], pairs[1], pairs[2], pairs[3], bool(pooling[8]))
+    return normalization, Pooling.of(pooling) if pooling else None
 
 
 def _empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -186,8 +183,7 @@ def _(
 
 def _numbers(normalization: Normalization | None, pooling: Pooling | None) -> tuple[list[float], list[int]]:
     """The parts of the chain, encoded as an operator's arguments."""
-    pairs = [] if pooling is None else [number for pair in pooling[:4] for number in pair] + [int(pooling.ceil_mode)]
-    return list(normalization or (0, 0.0, 0.0, 0.0, 1)), pairs
+    return list(normalization or (0, 0.0, 0.0, 0.0, 1)), [] if pooling is None else pooling.numbers()
 
 
 def forward(

@@ -1,8 +1,11 @@
 """Figure 1: epochs until the 4-layer network reaches 25 % training error, with ReLU and with tanh."""
 
+import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +16,7 @@ from ..common import seeds
 from ..data.augmentation import centre_crop
 from ..data.images import ImageData
 from ..data.loader import Loader
+from ..doors.metrics import read_curves
 from ..model.alexnet import AlexNet
 from ..model.config import network
 from ..training.config import RecipeConfig
@@ -36,6 +40,7 @@ class Curve:
 
     activation: Activation
     rate: float
+    seed: int
     epochs: NDArray[np.float64]
     errors: NDArray[np.float64]
     reached: float | None
@@ -113,7 +118,76 @@ def train(
                     break
     finally:
         batches.close()
-    return Curve(activation, rate, np.array(epochs), np.array(errors), crossing(epochs, errors))
+    return Curve(activation, rate, seed, np.array(epochs), np.array(errors), crossing(epochs, errors))
+
+
+class Results:
+    """The finished curves of a data set and batch size, in a JSON Lines file that any number of data sets share.
+
+    Args:
+        path: the file; created with the first curve.
+        data: provides the training images.
+        batch_size: of the trainings.
+    """
+
+    def __init__(self, path: Path, data: ImageData, batch_size: int) -> None:
+        self.path = path
+        self._settings = {"data": data.name, "train_images": len(data.train), "batch_size": batch_size}
+        self._rows = read_curves(path)
+
+    def find(self, activation: Activation, rate: float, seed: int, max_epochs: float) -> Curve | None:
+        """The newest such curve that reached the target or was given at least ``max_epochs``; None if there is none."""
+        for row in reversed(self._rows):
+            if (row["activation"], row["rate"], row["seed"]) != (activation, rate, seed):
+                continue
+            if any(row.get(name) != value for name, value in self._settings.items()):
+                continue
+            reached = crossing(row["epochs"], row["errors"])
+            if reached is not None or row["max_epochs"] >= max_epochs:
+                return Curve(activation, rate, seed, np.array(row["epochs"]), np.array(row["errors"]), reached)
+        return None
+
+    def add(self, curve: Curve, max_epochs: float) -> None:
+        """Append a curve of a training of at most ``max_epochs``."""
+        row: dict[str, Any] = {
+            **self._settings,
+            "activation": curve.activation,
+            "rate": curve.rate,
+            "seed": curve.seed,
+            "max_epochs": max_epochs,
+            "epochs_to_target": curve.reached,
+            "epochs": curve.epochs.round(4).tolist(),
+            "errors": curve.errors.round(3).tolist(),
+            "torch": torch.__version__,
+        }
+        self._rows.append(row)
+        with open(self.path, "ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":
+                    # An interrupted write left a part of a line.
+                    file.write(b"\n")
+            file.write(json.dumps(row).encode() + b"\n")
+
+
+def outcome(relu: Sequence[Curve], tanh: Sequence[Curve], max_epochs: float) -> str:
+    """The paper's comparison in one line. The curves are of the same seeds, in the same order."""
+    times = [curve.reached for curve in relu]
+    if None in times:
+        return f"ReLU did not reach {TARGET:g} % in {max_epochs:g} epochs: no ratio"
+    faster = [time for time in times if time is not None]
+    slower = [max_epochs if curve.reached is None else curve.reached for curve in tanh]
+    ratios = [f"{slow / fast:.1f}" for slow, fast in zip(slower, faster, strict=True)]
+    low, high = min(ratios, key=float), max(ratios, key=float)
+    if any(curve.reached is None for curve in tanh):
+        ratio = f"more than {low}"
+    else:
+        ratio = low if low == high else f"{low} to {high}"
+    theirs = " and ".join(
+        f"more than {max_epochs:g}" if curve.reached is None else f"{curve.reached:.2f}" for curve in tanh
+    )
+    ours = " and ".join(f"{time:.2f}" for time in faster)
+    return f"to {TARGET:g} %: ReLU {ours} epochs, tanh {theirs}, ratio {ratio} (paper: 6)"
 
 
 def fastest(
@@ -125,26 +199,32 @@ def fastest(
     batch_size: int,
     seed: int,
     device: torch.device,
+    results: Results,
     progress: Callable[[], None] = lambda: None,
 ) -> Curve:
     """Call :func:`train` at each rate; returns the curve that reached 25 % first, or came closest to it.
 
-    Runs are stopped once they take longer than the best one so far.
+    Runs are stopped once they take longer than the best one so far. Those in ``results`` are not repeated, and new ones
+    are added to it.
     """
     best: Curve | None = None
     for rate in rates:
         limit = float(max_epochs) if best is None or best.reached is None else float(best.epochs[-1])
-        curve = train(
-            data,
-            activation,
-            rate,
-            max_epochs=limit,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            progress=progress,
-        )
-        print(f"{activation} at learning rate {rate:g}: {curve.summary()}", flush=True)
+        curve = results.find(activation, rate, seed, limit)
+        source = f" (from {results.path})" if curve is not None else ""
+        if curve is None:
+            curve = train(
+                data,
+                activation,
+                rate,
+                max_epochs=limit,
+                batch_size=batch_size,
+                seed=seed,
+                device=device,
+                progress=progress,
+            )
+            results.add(curve, limit)
+        print(f"{activation} at learning rate {rate:g}, seed {seed}: {curve.summary()}{source}", flush=True)
         if best is None or _order(curve) < _order(best):
             best = curve
     assert best is not None

@@ -159,20 +159,26 @@ def neighbours(
 
 
 def activations(
-    path: Path, title: str, curves: Sequence[tuple[str, NDArray[np.float64], NDArray[np.float64]]], target: float
+    path: Path,
+    title: str,
+    curves: Sequence[tuple[str, Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]]],
+    target: float,
 ) -> None:
     """Figure 1: training error over epochs.
 
     Args:
         path: the PNG file.
         title: above the figure.
-        curves: (label, epochs, training error in percent) of each network; the first is drawn solid, others dashed.
+        curves: of each network its label and, for each seed, (epochs, training error in percent). The first network is
+            drawn solid, the second dashed.
         target: the training error in percent to reach.
     """
     figure = _figure(5.2, 3.6)
     axes = figure.subplots()
-    for (label, epochs, errors), style in zip(curves, ("-", "--"), strict=True):
-        axes.plot(epochs, errors, style, color="black", label=label)
+    for (label, seeds), style in zip(curves, ("-", "--"), strict=True):
+        for number, (epochs, errors) in enumerate(seeds):
+            # One legend entry for all seeds.
+            axes.plot(epochs, errors, style, color="black", label=label if number == 0 else None)
     axes.axhline(target, color="gray", linewidth=0.8, linestyle=":")
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)

@@ -1,6 +1,7 @@
-"""JSON Lines logs of runs and ablations. Does not import torch."""
+"""JSON Lines logs of runs, ablations and Figure 1. Does not import torch."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,3 +96,28 @@ def read_results(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if not lines or "settings" not in lines[0] or not all("ablation" in row for row in lines[1:]):
         raise DataError(f"{path} is not a results file of net.ablations")
     return lines[0]["settings"], lines[1:]
+
+
+def _is_curve(row: Any) -> bool:
+    if not isinstance(row, dict):
+        return False
+    epochs, errors = row.get("epochs"), row.get("errors")
+    return (
+        isinstance(row.get("activation"), str)
+        and type(row.get("seed")) is int
+        and isinstance(epochs, list)
+        and isinstance(errors, list)
+        and len(epochs) == len(errors)
+        and all(
+            type(number) in (int, float) and math.isfinite(number)
+            for number in (row.get("rate"), row.get("max_epochs"), *epochs, *errors)
+        )
+    )
+
+
+def read_curves(path: Path) -> list[dict[str, Any]]:
+    """The curves of ``net.figures activations``; empty if there is no such file. See :func:`json_lines`."""
+    try:
+        return json_lines(path, "curves", _is_curve)
+    except MissingError:
+        return []

@@ -233,14 +233,7 @@ def kept(function: Callable[[], object]) -> list[tuple[torch.Size, torch.dtype]]
     return found
 
 
-#: What torch.compile makes of a stage on a CPU is held under the PyTorch of constraints.txt and newer ones.
-recent = pytest.mark.skipif(
-    torch.__version__ < (2, 13),
-    reason="torch.compile of PyTorch 2.11 keeps a float for each element more, and divides in the loop over channels",
-)
-
-
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=recent)])
+@pytest.mark.parametrize("compiled", [False, True])
 def test_what_is_kept_for_backward(compiled: bool) -> None:
     """The input and a byte for each window: 1.06 times the convolution's output in float32."""
     input, bias = inputs((2, 6, 9, 9), torch.float32, torch.channels_last)
@@ -435,7 +428,61 @@ def test_inductor_compiles_it_without_a_break(format: torch.memory_format) -> No
     assert_same(results(alone, larger, None), results(chain(False, None, PAPER_POOL), larger, None))
 
 
-@recent
+@pytest.mark.parametrize("differentiating", [True, False])
+def test_in_a_compiled_graph_the_chain_is_one_operator(differentiating: bool) -> None:
+    """Dynamo does not interpret the formulas, and AOTAutograd caches graphs of operators."""
+    nodes: list[torch.fx.Node] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
+        nodes.extend(graph.graph.nodes)
+        return graph
+
+    input, bias = inputs()
+    with torch.set_grad_enabled(differentiating):
+        torch.compile(chain(True, WINDOW, PAPER_POOL), backend=backend, fullgraph=True)(input, bias)
+    targets = [node.target for node in nodes if node.op not in ("placeholder", "output")]
+    assert targets == [torch.ops.alexnet_fused.stage.default]
+    (node,) = [node for node in nodes if node.op == "call_function"]
+    assert node.args[-2:] == (differentiating, autograd._CODE)
+
+
+def test_a_compiled_graph_is_cached_with_the_code_it_is_made_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert autograd._code() == autograd._CODE
+    read = autograd.pkgutil.get_data
+
+    def changed(name: str) -> str:
+        """The hash if the source of a module were another."""
+
+        def source(package: str, file: str) -> bytes | None:
+            return (read(package, file) or b"") + (b"#" if file == f"{name}.py" else b"")
+
+        monkeypatch.setattr(autograd.pkgutil, "get_data", source)
+        return autograd._code()
+
+    modules = ("arguments", "autograd", "dispatch", "reference", "traced", "gpu/ops")
+    assert len({autograd._CODE, *map(changed, modules)}) == 7
+    monkeypatch.setattr(autograd.pkgutil, "get_data", lambda package, file: None)
+    assert autograd._code() != autograd._code()
+
+
+@pytest.mark.parametrize("own_bias", [False, True])
+def test_vmap_in_a_compiled_graph(own_bias: bool) -> None:
+    input, bias = inputs((3, 6, 9, 8))
+    biases = torch.stack([bias.detach() + example for example in range(3)]).requires_grad_()
+
+    def each(input: Tensor, bias: Tensor) -> Tensor:
+        return chain(True, WINDOW, PAPER_POOL)(input[None], bias)[0]
+
+    def mapped(input: Tensor, biases: Tensor) -> Tensor:
+        return torch.func.vmap(each, in_dims=(0, 0 if own_bias else None))(input, biases if own_bias else biases[0])
+
+    def one_by_one(input: Tensor, biases: Tensor) -> Tensor:
+        return torch.stack([each(input[example], biases[example if own_bias else 0]) for example in range(3)])
+
+    compiled = torch.compile(mapped, backend="aot_eager", fullgraph=True)
+    assert_same(results(compiled, input, biases), results(one_by_one, input, biases))
+
+
 @pytest.mark.compiles
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)

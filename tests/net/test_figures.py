@@ -1,7 +1,9 @@
 """The figures' numbers against independent computations, the files, and errors."""
 
+import dataclasses
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from net.analysis import drawings
-from net.analysis.activations import crossing, fastest, train
+from net.analysis.activations import Curve, Results, crossing, fastest, outcome, train
 from net.data import digits
 from net.data.config import SHAPES
 from net.data.images import ImageData, Split, short_name, statistics
@@ -188,7 +190,7 @@ def test_relu_against_tanh(shapes_run: Path, tmp_path: Path) -> None:
     done = run_here("net.figures", "activations", *flags, "--output", tmp_path / "deep" / "a.png")
     assert done.returncode == 0, done.stderr
     assert "(synthetic shapes); the paper used CIFAR-10" in done.stdout
-    assert re.findall(r"(relu|tanh) at learning rate (\S+):", done.stdout) == [
+    assert re.findall(r"(relu|tanh) at learning rate (\S+), seed 0:", done.stdout) == [
         ("relu", "0.01"),
         ("relu", "0.003"),
         ("tanh", "0.01"),
@@ -197,14 +199,21 @@ def test_relu_against_tanh(shapes_run: Path, tmp_path: Path) -> None:
     assert "ReLU did not reach 25 % in 1 epochs" in done.stdout
     assert "relu was fastest at an end of --rates" in done.stdout
     colours_of(tmp_path / "deep" / "a.png")
+    again = run_here("net.figures", "activations", *flags, "--output", tmp_path / "deep" / "a.png")
+    assert again.stdout.count(f"(from {tmp_path / 'deep' / 'a.jsonl'})") == 4
+    assert again.stdout.splitlines()[-2:] == done.stdout.splitlines()[-2:]
 
 
-def test_a_training_ends_at_the_target() -> None:
-    """Dark and bright images: guessing has an error of a half, and learning takes a few updates."""
+def dark_and_bright() -> ImageData:
+    """Guessing has an error of a half, and learning takes a few updates."""
     labels = np.arange(16) % 2
     images = np.random.default_rng(0).integers(0, 100, (16, 32, 32, 3)) + 150 * labels[:, None, None, None]
     split = Split(images.astype(np.uint8), labels)
-    data = ImageData("x", split, split, ("dark", "bright"), *statistics(split.images))
+    return ImageData("x", split, split, ("dark", "bright"), *statistics(split.images))
+
+
+def test_a_training_ends_at_the_target(tmp_path: Path) -> None:
+    data = dark_and_bright()
     settings = {"batch_size": 8, "seed": 0, "device": torch.device("cpu")}
     curve = train(data, "relu", 0.001, max_epochs=12, **settings)
     assert curve.reached is not None
@@ -212,8 +221,68 @@ def test_a_training_ends_at_the_target() -> None:
     assert curve.epochs == pytest.approx(np.arange(1, len(curve.epochs) + 1) / 2)
     assert curve.epochs[-2] < curve.reached <= curve.epochs[-1] < 12
     assert train(data, "relu", 0.001, max_epochs=curve.epochs[-2], **settings).reached is None
-    best = fastest(data, "relu", [1e-9, 0.001], max_epochs=12, **settings)
+    best = fastest(data, "relu", [1e-9, 0.001], max_epochs=12, results=Results(tmp_path / "r", data, 8), **settings)
     assert (best.rate, best.reached) == (0.001, curve.reached)
+
+
+def test_finished_trainings_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dark_and_bright()
+    trained = []
+
+    def counted(data: ImageData, activation: Any, rate: float, *, max_epochs: float, seed: int, **rest: Any) -> Curve:
+        trained.append((activation, rate, max_epochs, seed))
+        return train(data, activation, rate, max_epochs=max_epochs, seed=seed, **rest)
+
+    monkeypatch.setattr("net.analysis.activations.train", counted)
+
+    def search(rates: Sequence[float], max_epochs: int, batch_size: int = 8, **changed: Any) -> list[Any]:
+        trained.clear()
+        fastest(
+            data,
+            changed.get("activation", "relu"),
+            rates,
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            seed=changed.get("seed", 0),
+            device=torch.device("cpu"),
+            results=Results(tmp_path / "curves.jsonl", data, batch_size),
+        )
+        return list(trained)
+
+    assert search([0.001, 1e-9], 12)[0] == ("relu", 0.001, 12.0, 0)
+    found = Results(tmp_path / "curves.jsonl", data, 8)
+    first, slow = found.find("relu", 0.001, 0, 12), found.find("relu", 1e-9, 0, 1)
+    assert first is not None
+    assert slow is not None
+    assert (first.reached is not None, slow.reached) == (True, None)
+    direct = train(data, "relu", 0.001, max_epochs=12, batch_size=8, seed=0, device=torch.device("cpu"))
+    assert first.epochs.tolist() == direct.epochs.tolist()
+    assert first.errors.tolist() == direct.errors.tolist()
+    # 12 epochs are no limit to one that reached the target. The other was stopped with the first.
+    assert search([0.001, 1e-9], 30) == []
+    assert search([1e-9], 13) == [("relu", 1e-9, 13.0, 0)]
+    assert search([1e-9], 13) == search([1e-9], 12) == []
+    # Another activation, seed, batch size or data set is another training.
+    for changed in ({"activation": "tanh"}, {"seed": 1}, {"batch_size": 4}):
+        assert len(search([0.001], 1, **changed)) == 1
+    data = dataclasses.replace(data, path="y")
+    assert len(search([0.001], 1)) == 1
+    # A write that was interrupted leaves a truncated last line.
+    with open(tmp_path / "curves.jsonl", "a") as file:
+        file.write('{"activation": "relu", "rate"')
+    assert search([0.001], 1) == []
+    assert len(search([0.001], 1, seed=2)) == 1
+    assert search([0.001], 1, seed=2) == []
+
+
+def test_the_outcome_of_figure_1() -> None:
+    def curves(*reached: float | None) -> list[Curve]:
+        return [Curve("relu", 0.1, seed, np.zeros(0), np.zeros(0), time) for seed, time in enumerate(reached)]
+
+    assert outcome(curves(2.0), curves(12.5), 60) == ("to 25 %: ReLU 2.00 epochs, tanh 12.50, ratio 6.2 (paper: 6)")
+    assert "tanh 4.00 and 3.30, ratio 1.1 to 2.0 (" in outcome(curves(2, 3), curves(4, 3.3), 60)
+    assert "tanh 4.00 and more than 60, ratio more than 2.0 (" in outcome(curves(2, 3), curves(4, None), 60)
+    assert outcome(curves(2, None), curves(4, 5), 60) == "ReLU did not reach 25 % in 60 epochs: no ratio"
 
 
 def test_what_cannot_be_drawn_costs_one_line(shapes_run: Path, tmp_path: Path) -> None:
