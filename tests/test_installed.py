@@ -16,7 +16,9 @@ from net import __main__ as commands
 from net import pretrained
 from net.common import cli, extras
 from net.common.errors import UsageError
+from net.data.cifar10 import CLASSES
 from tests.commands import ROOT, one_line, run
+from tests.pictures import picture
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +76,20 @@ print([(name, len(net.load(name).predict([np.zeros((50, 40, 3), np.uint8)])[0]))
     assert one == "1.0"
     wheel = next(python.parents[2].glob("*.whl"))
     assert shipped == str([(name, 5) for name in pretrained.names()])
+    output(tmp_path, python, "-m", "net.evaluate", "digits")
+    (row,) = json.loads((tmp_path / "evaluation.json").read_text())["results"]
+    # As the file says of itself; another processor may round one of the 355 images to another class.
+    assert (row["network"], row["images"]) == ("digits", 355)
+    assert row["top1_error_percent"] == pytest.approx(1.69, abs=0.3)
+    for split, count in (("train", 2), ("test", 1)):
+        for label, name in enumerate(CLASSES):
+            (tmp_path / "photographs" / split / name).mkdir(parents=True)
+            for number in range(count):
+                shown = picture(label % 3, 10 * label + number, 32, 32)
+                shown.save(tmp_path / "photographs" / split / name / f"{number}.png")
+    evaluated = output(tmp_path, python, "-m", "net.evaluate", "alexnet32", "--data-path", "photographs")
+    assert "10 validation images of" in evaluated
+    assert (tmp_path / "photographs.32x32.packed").is_dir()
     assert extra == f"pip install 'alexnet-fused[onnx] @ {wheel.as_uri()}'"
     trained = output(tmp_path, python, "-m", "net.train", "--max-steps", 2, "--output-dir", "run")
     assert "trained 2 updates" in trained

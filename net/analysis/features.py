@@ -75,7 +75,9 @@ def open_its_data(trained: Trained, data_path: str | None, device: torch.device)
     path = data_path if data_path is not None else trained.data_path
     if data_path is None and path is not None and path.partition(":")[0] != SYNTHETIC and not Path(path).exists():
         raise DataError(f"{trained.name} was trained on {path}, which is not here: give --data-path")
-    data = open_data(path, image_size=trained.network.image_size, classes=trained.network.classes)
+    stored = None if trained.mean is None else trained.mean.shape[0]
+    network = trained.network
+    data = open_data(path, image_size=network.image_size, classes=network.classes, stored=stored)
     if trained.classes is None and len(data.classes) == trained.network.classes:
         print(f"{trained.path} holds no class names: assuming those of {data.name}, in the same order")
     elif data.classes != trained.classes:

@@ -280,3 +280,12 @@ def scan(root: Path, label_file: Path | None = None) -> Listing:
             f"{len(missing):,} of {len(classes):,} classes have no image in {root / validation}: {named}{more}"
         )
     return Listing(root, classes, files, labels, tree.members if isinstance(tree, _Archive) else None, tuple(notes))
+
+
+def listed(source: Path, val_labels: Path | None = None) -> Listing:
+    """:func:`scan`, which may take minutes; prints this and the notes."""
+    print(f"listing the files in {source}", flush=True)
+    listing = scan(source, val_labels)
+    for note in listing.notes:
+        print(f"note: {note}")
+    return listing

@@ -1,5 +1,6 @@
 """What every data source provides: labelled images of one size, and the statistics of the training pixels."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,13 +69,17 @@ def hold_out(labels: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], 
     return np.sort(order[count:]), np.sort(order[:count])
 
 
+#: What net.train appends to the name of a folder when it packs its images.
+_PACKED = re.compile(r"(?<=.)(\.\d+x\d+)?\.packed$")
+
+
 def short_name(path: str | None, classes: tuple[str, ...]) -> str:
-    """A data set's name in figures: the last part of its path; rendered images are called synthetic."""
+    """A data set's name in figures: that of its folder, archive or store; rendered images are called synthetic."""
     if path is None:
         return "embedded digits"
     if classes == SHAPES:
         return "synthetic shapes"
-    return "synthetic noise" if path.partition(":")[0] == SYNTHETIC else printable(Path(path).name)
+    return "synthetic noise" if path.partition(":")[0] == SYNTHETIC else printable(_PACKED.sub("", Path(path).name))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..common.device import keep_freed_memory
 from ..doors.files import opened
-from ..doors.image import UnreadableImageError, decoder, encode_jpeg
+from ..doors.image import UnreadableImageError, decoder, encode_jpeg, pillow
 from ..doors.members import Member, read_member
 from .decode import read_pixels, square
 from .images import PixelStatistics
@@ -37,7 +38,7 @@ class Packing:
     @property
     def key(self) -> str:
         """What an interrupted run and the run that continues it must have in common."""
-        return str(self.size) if self.quality is None else f"{self.size} {self.quality} {decoder()}"
+        return f"{self.size} {pillow()}" if self.quality is None else f"{self.size} {self.quality} {decoder()}"
 
 
 @dataclass(frozen=True)
@@ -72,22 +73,37 @@ class Done:
     encoded: list[bytes]
 
 
+def pixels_of(
+    root: Path, files: list[str], members: list[Member], size: int
+) -> Iterator[NDArray[np.uint8] | UnreadableImageError]:
+    """The pixels of each file, or why it cannot be read; see :func:`net.data.decode.read_pixels`.
+
+    Args:
+        root, files, members: as in :class:`Task`.
+        size: a JPEG image may be decoded at a fraction of its size, but no smaller than this.
+    """
+    with contextlib.ExitStack() as stack:
+        archive = stack.enter_context(opened(root, "archive", limit=2**63)) if members else None
+        for number, file in enumerate(files):
+            try:
+                place = os.path.join(root, file)
+                yield read_pixels(place if archive is None else read_member(archive, members[number]), size)
+            except UnreadableImageError as error:
+                yield error
+
+
 def _decoded(task: Task) -> tuple[NDArray[np.uint8], list[str], int]:
     """A task's images, with zeros for skipped files; the reasons; and the number of enlarged images."""
     size = task.packing.size
     images = np.zeros((len(task.files), size, size, 3), np.uint8)
     reasons, enlarged = [], 0
-    with contextlib.ExitStack() as stack:
-        archive = stack.enter_context(opened(task.root, "archive", limit=2**63)) if task.members else None
-        for number, file in enumerate(task.files):
-            try:
-                place = os.path.join(task.root, file)
-                pixels = read_pixels(place if archive is None else read_member(archive, task.members[number]), size)
-                images[number] = square(pixels, size)
-                enlarged += min(pixels.shape[:2]) < size
-                reasons.append("")
-            except UnreadableImageError as error:
-                reasons.append(str(error))
+    for number, pixels in enumerate(pixels_of(task.root, task.files, task.members, size)):
+        if isinstance(pixels, UnreadableImageError):
+            reasons.append(str(pixels))
+            continue
+        images[number] = square(pixels, size)
+        enlarged += min(pixels.shape[:2]) < size
+        reasons.append("")
     return images, reasons, enlarged
 
 

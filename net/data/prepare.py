@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import shlex
-import shutil
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -23,21 +22,24 @@ from ..common.files import PARTIAL, atomic_write, locked
 from ..common.printing import printable
 from ..common.progress import Progress, duration
 from ..doors.files import read
-from ..doors.image import decoder
+from ..doors.image import decoder, pillow
 from ..doors.store import CHUNK, FORMATS, META, SPLITS, PackedFiles, read_arrays, read_meta
 from . import processes
-from .folder import Listing, scan
+from .folder import Listing, listed
 from .images import ImageData, PixelStatistics
 from .packing import Done, Packing, Task, pack, start_worker, write_at
+from .sampling import check_space, needed_bytes
 from .store import checksum, images_file, is_store, kind_of, largest_jpeg, open_store, small_files
 
 PROGRESS = "progress.npz"
+#: Takes the room of the last snapshot until that is written, so that a disk that fills meanwhile has it.
+RESERVE = "progress.reserve"
 #: The progress arrays of each split.
 _ARRAYS = ("done", "valid", "checksums", "lengths")
 #: Seconds between snapshots of the progress, which is the most work that an interruption can lose.
 SNAPSHOT_EVERY = 10.0
-#: Images encoded first, to estimate the size of a JPEG store.
-_SAMPLED = 64
+#: Bytes of the reserve for the headers, and for the skipped files that come until the next snapshot.
+_SPARE = 2**20
 
 
 @dataclass
@@ -78,11 +80,7 @@ class _State:
         if done.statistics is not None:
             self.statistics.merge(done.statistics)
 
-    def save(self, folder: Path, key: str, kind: str) -> None:
-        for split in SPLITS:
-            # Data must be on disk before the snapshot says so.
-            with open(folder / images_file(split, kind), "r+b") as file:
-                os.fsync(file.fileno())
+    def _arrays(self, key: str) -> dict[str, Any]:
         arrays: dict[str, Any] = {
             "key": np.frombuffer(key.encode(), np.uint8),
             "count": np.int64(self.statistics.count),
@@ -94,8 +92,20 @@ class _State:
         for name in _ARRAYS:
             for split in SPLITS:
                 arrays[f"{name}_{split}"] = getattr(self, name)[split]
+        return arrays
+
+    def save(self, folder: Path, key: str, kind: str) -> None:
+        for split in SPLITS:
+            # Data must be on disk before the snapshot says so.
+            with open(folder / images_file(split, kind), "r+b") as file:
+                os.fsync(file.fileno())
         with atomic_write(folder / PROGRESS) as file:
-            np.savez(file, **arrays)
+            np.savez(file, **self._arrays(key))
+
+    def reserve(self, folder: Path) -> None:
+        """Take the room that :meth:`save` will need."""
+        with atomic_write(folder / RESERVE) as file:
+            file.write(bytes(sum(array.nbytes for array in self._arrays("").values()) + _SPARE))
 
     @classmethod
     def load(cls, folder: Path, key: str, listing: Listing, packing: Packing) -> "_State | None":
@@ -153,33 +163,6 @@ def _lay_out(listing: Listing, state: _State, target: Path, packing: Packing) ->
             offsets[split] = 0
             os.truncate(path, int(state.lengths[split].sum()))
     return offsets
-
-
-def needed_bytes(listing: Listing, packing: Packing) -> int:
-    """The size of the finished store; for JPEG, estimated from a few images spread over the splits."""
-    count = sum(len(listing.files[split]) for split in SPLITS)
-    each = packing.size**2 * 3
-    if packing.quality is not None:
-        sampled = np.linspace(0, count - 1, min(count, _SAMPLED)).astype(int)
-        files = [(listing.files["train"] + listing.files["val"])[number] for number in sampled]
-        done = pack(_task(listing, "val", 0, files, packing, Path(), 0))
-        lengths = [len(content) for content in done.encoded if content]
-        each = round(np.mean(lengths)) + 16 if lengths else 0
-    return count * (each + 8) + packing.size**2 * 12 + 2**20
-
-
-def _check_space(target: Path, needed: int, packing: Packing) -> None:
-    folder = target
-    while not folder.exists():
-        folder = folder.parent
-    have = sum(file.stat().st_blocks * 512 for file in target.glob("*_images.*")) if target.exists() else 0
-    free = shutil.disk_usage(folder).free
-    if needed - have > free:
-        about = "" if packing.quality is None else "about "
-        raise DataError(
-            f"the store needs {about}{needed / 1e9:,.1f} GB in {target} and the disk has {free / 1e9:,.1f} GB free; "
-            "give another folder or free some space"
-        )
 
 
 def _task(
@@ -284,11 +267,14 @@ def _existing(target: Path, listing: Listing, packing: Packing, any_kind: bool) 
         meta = read_meta(target)
         if meta["source"]["sha256"] != listing.digest:
             raise DataError(
-                f"{target} was packed from other files than {listing.root} holds now; remove it or give another folder"
+                f"{target} was packed from other files than {listing.root} holds now; give another folder to pack into "
+                "(net.train --store), or remove this one"
             )
         there = Packing(meta["image_size"], meta["jpeg"]["quality"] if kind_of(meta) == "jpeg" else None)
         if there != packing and not (any_kind and there.size == packing.size):
-            raise DataError(f"{target} holds {there}, not {packing}; remove it or give another folder")
+            raise DataError(
+                f"{target} holds {there}, not {packing}; give another folder to pack into (net.train --store)"
+            )
         return True
     if target.is_dir():
         other = "pixels" if packing.kind == "jpeg" else "jpeg"
@@ -299,7 +285,7 @@ def _existing(target: Path, listing: Listing, packing: Packing, any_kind: bool) 
                 f"{other}, with the other flags it was begun with; or remove it"
             )
         files = {images_file(split, packing.kind) for split in SPLITS}
-        ours = {PROGRESS, "skipped.txt", *files, *small_files(packing.kind)}
+        ours = {PROGRESS, RESERVE, "skipped.txt", *files, *small_files(packing.kind)}
         for path in target.iterdir():
             if path.name.endswith(PARTIAL):
                 continue
@@ -311,7 +297,7 @@ def _existing(target: Path, listing: Listing, packing: Packing, any_kind: bool) 
 
 
 def prepare(
-    source: Path,
+    source: Path | Listing,
     target: Path,
     *,
     size: int = 256,
@@ -323,7 +309,8 @@ def prepare(
     """Pack the images of ``source`` into the store ``target``, or continue where an interrupted run stopped.
 
     Args:
-        source: an image folder or an archive of one, see :func:`net.data.folder.scan`.
+        source: an image folder or an archive of one, see :func:`net.data.folder.scan`; or what
+            :func:`net.data.folder.listed` returned.
         target: the store's folder; new, empty, or left by an interrupted run.
         size: rows and columns of a packed image.
         quality: 1 to 100: store JPEG images of this quality; None stores pixels.
@@ -332,18 +319,20 @@ def prepare(
         workers: processes; None for one per core.
 
     Raises:
-        DataError: the folder cannot be used, the disk space is insufficient, or no image is readable.
+        DataError: the folder cannot be used, the disk space is insufficient, no image is readable, or this Pillow has
+            no JPEG.
+        OSError: the disk fills; the same call continues once there is room.
     """
     if size < 1:
         raise DataError(f"--size must be at least 1; got {size}")
     packing = Packing(size, quality)
-    print(f"listing the files in {source}", flush=True)
-    listing = scan(source, val_labels)
-    for note in listing.notes:
-        print(f"note: {note}")
+    if quality is not None:
+        # Raises before anything is written.
+        decoder()
+    listing = source if isinstance(source, Listing) else listed(source, val_labels)
     if not _existing(target, listing, packing, any_kind):
         needed = needed_bytes(listing, packing)
-        _check_space(target, needed, packing)
+        check_space(target, needed, packing)
         with locked(target):
             # Another process may have finished it since.
             if not _existing(target, listing, packing, any_kind):
@@ -359,7 +348,10 @@ def _pack_all(listing: Listing, target: Path, packing: Packing, needed: int, wor
     state = _State.load(target, key, listing, packing)
     if state is None:
         if (target / PROGRESS).exists():
-            print(f"{listing.root} or how it is to be packed has changed since the interrupted run: starting again")
+            print(
+                f"{listing.root}, how it is to be packed or the decoder (now {pillow()}) has changed since the "
+                "interrupted run: starting again"
+            )
         state = _State.start(listing, packing)
     offsets = _lay_out(listing, state, target, packing)
     before = sum(
@@ -373,6 +365,7 @@ def _pack_all(listing: Listing, target: Path, packing: Packing, needed: int, wor
         f"({about}{needed / 1e9:,.2f} GB)" + (f"; {before:,} are there already" if before else "")
     )
     began = time.monotonic()
+    state.reserve(target)
     tasks = _tasks(listing, state, target, offsets, packing)
     written = {split: int(state.lengths[split].sum()) for split in SPLITS}
     # In submission order, which is the order of JPEG images in their file.
@@ -414,13 +407,17 @@ def _pack_all(listing: Listing, target: Path, packing: Packing, needed: int, wor
                 progress.update(len(task.files))
                 if time.monotonic() - saved > SNAPSHOT_EVERY:
                     state.save(target, key, packing.kind)
+                    state.reserve(target)
                     saved = time.monotonic()
         except BrokenProcessPool:
             raise DataError("a process decoding images was killed, perhaps for memory: try fewer --workers") from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-            taker.submit(take_what_is_done).result()
-            state.save(target, key, packing.kind)
+            try:
+                taker.submit(take_what_is_done).result()
+            finally:
+                (target / RESERVE).unlink(missing_ok=True)
+                state.save(target, key, packing.kind)
     for split in SPLITS:
         if not state.valid[split].any():
             files = set(listing.files[split])

@@ -110,17 +110,25 @@ def turned(image: Image.Image) -> Image.Image:
 
 
 @functools.cache
+def pillow() -> str:
+    """The version of Pillow and that of its JPEG library, if it was built with one; pixel values may depend on both."""
+    if not features.check("jpg"):
+        return f"Pillow {features.version_module('pil')} without JPEG"
+    turbo = features.version_feature("libjpeg_turbo")
+    library = f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version_codec('jpg')}"
+    return f"Pillow {features.version_module('pil')}, {library}"
+
+
+@functools.cache
 def decoder() -> str:
-    """The JPEG decoder in use and its version; pixel values may depend on both.
+    """:func:`pillow`, the JPEG decoder in use.
 
     Raises:
         DataError: Pillow was built without one.
     """
     if not features.check("jpg"):
         raise DataError("this Pillow was built without JPEG support; pip's has it")
-    turbo = features.version_feature("libjpeg_turbo")
-    library = f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version_codec('jpg')}"
-    return f"Pillow {features.version_module('pil')}, {library}"
+    return pillow()
 
 
 def decode_jpeg(content: bytes, pixels: NDArray[np.uint8]) -> None:

@@ -132,7 +132,7 @@ class TrainConfig(RecipeConfig):
         "folder, or synthetic[:COUNT] for random images; by default the embedded digits",
         metavar="PATH",
     )
-    store: str | None = _data(None, "where an image folder is packed; PATH.packed by default", metavar="DIR")
+    store: str | None = _data(None, "where an image folder is packed; PATH.SIZExSIZE.packed by default", metavar="DIR")
     val_labels: str | None = _data(None, "label file of a flat validation folder; see net.prepare", metavar="FILE")
     hold_out: int = _data(
         0,

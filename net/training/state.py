@@ -100,6 +100,12 @@ def restore(trainer: "Trainer", path: Path, state: dict[str, Any]) -> None:
     trainer.step, trainer.epochs_closed = state["step"], state["epochs_closed"]
     trainer.evaluated_step, trainer.elapsed = state["evaluated_step"], state["elapsed"]
     trainer.errors = None if state["errors"] is None else Errors(**state["errors"])
+    were, are = state["mean_image"].shape[0], trainer.data.size
+    if were != are:
+        print(
+            f"note: this run's images were {were}x{were} and are now {are}x{are}: crops show another part of them, so "
+            "resuming is not bit-exact"
+        )
     decoded, decodes = state["metadata"].get("decoder"), trainer.data.decoder
     if decoded != decodes:
         ways = [f"decoded by {printable(str(each))}" if each else "stored as pixels" for each in (decoded, decodes)]

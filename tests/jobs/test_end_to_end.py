@@ -50,12 +50,12 @@ def test_an_image_folder_is_trained_on_at_once(tmp_path: Path) -> None:
     arguments = ("--data-path", images, *TRAIN, "--max-steps", 2)
     done = run_here("net.train", *arguments, "--output-dir", tmp_path / "one")
     assert done.returncode == 0, done.stderr
-    assert f"packing 72 images of 3 classes from {images} into {images}.packed" in done.stdout
+    assert f"packing 72 images of 3 classes from {images} into {images}.23x23.packed" in done.stdout
     again = run_here("net.train", *arguments, "--output-dir", tmp_path / "two")
-    assert "images.packed is prepared already" in again.stdout
+    assert "images.23x23.packed is prepared already" in again.stdout
     assert run_here("net.evaluate", tmp_path / "one").returncode == 0
     # The image folder is no longer needed once it is packed.
-    assert run_here("net.evaluate", tmp_path / "one", "--data-path", f"{images}.packed").returncode == 0
+    assert run_here("net.evaluate", tmp_path / "one", "--data-path", f"{images}.23x23.packed").returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,8 @@ def test_gray_images_and_gray_networks(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "training images are gray" in done.stdout
     assert short_name(None, tuple("0123456789")) == "embedded digits"
-    assert short_name("some/cats.packed", ("a", "b")) == "cats.packed"
+    for path in ("some/cats", "cats.packed", "cats.32x32.packed"):
+        assert short_name(path, ("a", "b")) == "cats"
     assert short_name("x.packed", SHAPES) == "synthetic shapes"
     one = save(tmp_path / "one.pt", towers=1)
     assert "all kernels: colour" in run_here("net.figures", "filters", one, "--output", tmp_path / "b.png").stdout
@@ -184,7 +185,8 @@ def test_where_a_curve_crosses_the_target() -> None:
 
 @pytest.mark.slow
 def test_relu_against_tanh(shapes_run: Path, tmp_path: Path) -> None:
-    flags = ("--data-path", shapes_run.parent / "shapes.packed", "--rates", 0.01, 0.003, "-b", 24, "--max-epochs", 1)
+    store = shapes_run.parent / "shapes.32x32.packed"
+    flags = ("--data-path", store, "--rates", 0.01, 0.003, "-b", 24, "--max-epochs", 1)
     done = run_here("net.figures", "activations", *flags, "--output", tmp_path / "deep" / "a.png")
     assert done.returncode == 0, done.stderr
     assert "(synthetic shapes); the paper used CIFAR-10" in done.stdout

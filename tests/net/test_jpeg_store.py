@@ -1,5 +1,7 @@
 """Stores of JPEG images: the same images as in a store of pixels, whole after interruptions, refused when damaged."""
 
+import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -25,6 +27,7 @@ from net.data.jpeg import JpegImages
 from net.data.loader import Loader
 from net.data.packing import Packing
 from net.data.prepare import prepare
+from net.data.sampling import needed_bytes
 from net.data.store import checksum, open_store
 from net.doors import image
 from net.doors.store import CHUNK
@@ -194,15 +197,66 @@ def full_disk() -> Iterator[Callable[[int], None]]:
 
 
 def test_a_disk_that_fills(
-    folder: Path, store: Path, tmp_path: Path, full_disk: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    store: Path,
+    tmp_path: Path,
+    full_disk: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """What was written stays, and the next run goes on there."""
     target = tmp_path / "store"
+    # The reserve is a file, too, and must be smaller than the images here.
+    monkeypatch.setattr(module, "_SPARE", 2**12)
     full_disk(int(0.6 * (store / "train_images.jpegs").stat().st_size))
     with pytest.raises(OSError, match="too large") as failed:
         prepare(folder, target, size=SIZE, quality=QUALITY, workers=1)
     assert failed.value.filename == str(target / "train_images.jpegs")
     full_disk(10**9)
+    prepare(folder, target, size=SIZE, quality=QUALITY, workers=1)
+    assert "; 64 are there already" in capsys.readouterr().out
+    assert contents(target) == contents(store)
+
+
+@pytest.mark.parametrize("snapshot_every", [1e9, 0.0])
+def test_a_disk_without_room_for_the_progress(
+    folder: Path,
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    snapshot_every: float,
+) -> None:
+    """From the first images on, every write fails, that of the progress included: before a snapshot or in one."""
+    target, room = tmp_path / "store", [10**9]
+    write_at, atomic_write = module.write_at, module.atomic_write
+
+    def used() -> int:
+        return sum(file.stat().st_size for file in target.iterdir())
+
+    def check(path: Path, content: bytes) -> None:
+        if used() + len(content) > room[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    def one_write(path: Path, offset: int, content: bytes) -> None:
+        check(path, content)
+        write_at(path, offset, content)
+        room[0] = used()
+
+    @contextlib.contextmanager
+    def whole_file(path: Path) -> Iterator[io.BytesIO]:
+        content = io.BytesIO()
+        yield content
+        check(path, content.getvalue())
+        with atomic_write(path) as file:
+            file.write(content.getvalue())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "SNAPSHOT_EVERY", snapshot_every)
+        patch.setattr(module, "write_at", one_write)
+        patch.setattr(module, "atomic_write", whole_file)
+        with pytest.raises(OSError, match="No space left"):
+            prepare(folder, target, size=SIZE, quality=QUALITY, workers=1)
     prepare(folder, target, size=SIZE, quality=QUALITY, workers=1)
     assert "; 64 are there already" in capsys.readouterr().out
     assert contents(target) == contents(store)
@@ -217,16 +271,16 @@ def test_a_disk_that_fills_with_pixels_is_named(folder: Path, tmp_path: Path, fu
 
 
 def test_the_room_is_estimated(folder: Path, store: Path) -> None:
-    expected = module.needed_bytes(scan(folder), Packing(SIZE, QUALITY)) - 2**20
+    expected = needed_bytes(scan(folder), Packing(SIZE, QUALITY)) - 2**20
     assert expected == pytest.approx(sum(map(len, contents(store).values())), rel=0.1)
 
 
 def test_another_kind_of_store_is_refused_or_taken(folder: Path, pixels: Path, store: Path) -> None:
-    with pytest.raises(DataError, match="24x24 as pixels, not images of 24x24 in JPEG of quality 90; remove it"):
+    with pytest.raises(DataError, match="24x24 as pixels, not images of 24x24 in JPEG of quality 90; give another"):
         prepare(folder, pixels, size=SIZE, quality=QUALITY)
-    with pytest.raises(DataError, match="in JPEG of quality 90, not images of 24x24 in JPEG of quality 80; remove it"):
+    with pytest.raises(DataError, match="in JPEG of quality 90, not images of 24x24 in JPEG of quality 80; give"):
         prepare(folder, store, size=SIZE, quality=80)
-    with pytest.raises(DataError, match="in JPEG of quality 90, not images of 16x16 as pixels; remove it"):
+    with pytest.raises(DataError, match="in JPEG of quality 90, not images of 16x16 as pixels; give another"):
         prepare(folder, store, size=16, any_kind=True)
     # As net.train does with the folder of a store.
     prepare(folder, store, size=SIZE, any_kind=True)
@@ -383,8 +437,15 @@ def test_another_decoder_is_said(
     assert line.startswith(f"note: {store} was packed with {image.decoder()} and is decoded by Pillow 99, libjpeg-turb")
 
 
-def test_a_pillow_without_jpeg(pixels: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pillow_without_jpeg(
+    folder: Path, pixels: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(features, "check", lambda name: False)
+    monkeypatch.setattr(module, "decoder", image.decoder.__wrapped__)
+    with pytest.raises(DataError, match="this Pillow was built without JPEG support"):
+        prepare(folder, tmp_path / "new", size=SIZE, quality=QUALITY)
+    assert not (tmp_path / "new").exists()
+    assert image.pillow.__wrapped__() == f"Pillow {features.version('pil')} without JPEG"
     monkeypatch.setattr(store_module, "decoder", image.decoder.__wrapped__)
     with pytest.raises(DataError, match="this Pillow was built without JPEG support"):
         open_store(store)
@@ -462,12 +523,19 @@ def test_a_training_resumed_with_another_decoder_says_so(
     assert line.endswith("so resuming is not bit-exact")
 
 
-def test_a_training_resumed_with_another_quality_says_so(
+def test_a_training_resumed_with_another_quality_or_size_says_so(
     trained: Path, pixels: Path, folder: Path, tmp_path: Path
 ) -> None:
     """And with pixels: their difference from JPEG is not of a few gray levels, and is not called that."""
     worse = packed_here(folder, tmp_path / "worse", Packing(SIZE, 20))
-    for number, (store, says) in enumerate(((worse, "quality 20: order"), (pixels, "are now stored as pixels: order"))):
+    smaller = packed_here(folder, tmp_path / "smaller", Packing(20, QUALITY))
+    for number, (store, says) in enumerate(
+        (
+            (worse, "quality 20: order"),
+            (pixels, "are now stored as pixels: order"),
+            (smaller, "this run's images were 24x24 and are now 20x20: "),
+        )
+    ):
         run = resumed_from(trained, tmp_path / f"run{number}", 4)
         done = run_here("net.train", "--resume", run, "--data-path", store)
         assert done.returncode == 0, done.stderr

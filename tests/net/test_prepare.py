@@ -17,12 +17,14 @@ from PIL import Image
 
 from net.common.errors import DataError
 from net.common.files import locked
+from net.data import packing as packing_module
 from net.data import prepare as module
 from net.data.decode import decode
 from net.data.folder import Listing, scan
 from net.data.images import PixelStatistics
 from net.data.packing import Packing
 from net.data.prepare import prepare, verify
+from net.data.sampling import needed_bytes
 from net.data.store import open_store
 from tests.commands import one_line, run_here
 from tests.pictures import CLASSES, image_folder, picture
@@ -120,6 +122,7 @@ def test_again_is_instant_and_says_so(folder: Path, store: Path, capsys: pytest.
 SLOWLY = """
 import sys, time
 from pathlib import Path
+from net.data import packing as packing_module
 from net.data import prepare as module
 
 take = module._State.take
@@ -279,11 +282,23 @@ def test_changed_files_start_again(tmp_path: Path, capsys: pytest.CaptureFixture
     assert len(open_store(tmp_path / "store").train) == 10
 
 
+def test_pixels_of_another_decoder_are_not_mixed_in(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing, packing = scan(folder), Packing(16)
+    state = module._State.start(listing, packing)
+    module._lay_out(listing, state, tmp_path, packing)
+    state.save(tmp_path, packing.key, "pixels")
+    assert module._State.load(tmp_path, packing.key, listing, packing) is not None
+    monkeypatch.setattr(packing_module, "pillow", lambda: "Pillow 99, libjpeg-turbo 9")
+    assert module._State.load(tmp_path, packing.key, listing, packing) is None
+
+
 def test_store_of_other_files_or_size_is_refused(folder: Path, store: Path, tmp_path: Path) -> None:
     other = image_folder(tmp_path / "images", train=2, val=1)
     with pytest.raises(DataError, match="was packed from other files"):
         prepare(other, store, size=40)
-    with pytest.raises(DataError, match="holds images of 40x40 as pixels, not images of 48x48 as pixels"):
+    with pytest.raises(DataError, match="holds images of 40x40 as pixels, not images of 48x48 as pixels; give another"):
         prepare(folder, store, size=48)
 
 
@@ -306,7 +321,7 @@ def test_too_small_a_disk_is_refused_first(folder: Path, tmp_path: Path, monkeyp
 def test_imagenet_takes_262_gigabytes() -> None:
     """1,281,167 training and 50,000 validation images of 256x256: 244 GiB."""
     files = {"train": [""] * 1_281_167, "val": [""] * 50_000}
-    needed = module.needed_bytes(Listing(Path(), (), files, {}), Packing(256))
+    needed = needed_bytes(Listing(Path(), (), files, {}), Packing(256))
     assert needed == pytest.approx(1_331_167 * 256 * 256 * 3, rel=1e-3)
     assert needed / 1e9 == pytest.approx(261.7, abs=0.2)
 

@@ -1,9 +1,9 @@
 """The weights that ship with the package: what is in the files, and that a name goes where a run goes."""
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,19 +12,26 @@ from safetensors import safe_open
 
 import net
 from net import evaluate, pretrained
+from net.analysis import drawings
 from net.analysis.trained import Trained, open_trained
 from net.common import cli
 from net.common.errors import DataError, UsageError
+from net.data.cifar10 import CLASSES
+from net.data.packing import Packing
 from net.export import RECIPE, _recipe
 from net.model.alexnet import AlexNet
 from net.model.config import AlexNetConfig, network
 from net.training import runs
 from net.training.config import PRESETS, TrainConfig
 from tests.commands import one_line, run_here
+from tests.pictures import picture as drawn
+from tests.stores import packed_here
 
 CPU = torch.device("cpu")
 #: Bytes of a file: what may be in a package that people install.
 MOST_BYTES = 4 * 2**20
+#: What alexnet32 was trained on, as every figure of it has to say.
+REENCODED = "CIFAR-10 re-encoded as JPEG"
 #: What of a recipe tells presets apart.
 TOLD_APART = ("lr", "epochs", "batch_size", "lr_milestones", "weight_decay", "reflect", "colour_noise")
 
@@ -51,7 +58,7 @@ def test_a_file_says_all_of_its_network_in_few_bytes(name: str) -> None:
     )
     assert set(metadata["recipe"]) <= RECIPE
     # Nothing of the machine that it was trained on.
-    assert metadata["data_path"] is None or os.sep not in metadata["data_path"]
+    assert metadata["data_path"] == {"alexnet32": REENCODED}.get(name)
     assert [row["crops"] for row in metadata["errors"]] == ([1, 10] if network.image_size < 32 else [1])
     assert all(row["top1_error_percent"] < 20 for row in metadata["errors"])
 
@@ -101,6 +108,59 @@ def test_what_is_made_of_it_is_written_where_one_is(tmp_path: Path, monkeypatch:
     assert done.stdout.splitlines()[-1] == "written to filters.png"
     assert (tmp_path / "filters.png").is_file()
     assert runs.results_folder(tmp_path / "run" / "model.safetensors") == tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of pictures of 32x32 with CIFAR-10's classes, packed already."""
+    root = tmp_path_factory.mktemp("photographs") / "mine"
+    for split, count in (("train", 3), ("test", 2)):
+        for label, name in enumerate(CLASSES):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                shown = drawn(label % 3, 10 * label + number, 32, 32)
+                shown.save(root / split / name / f"{split}-{number}.png")
+    packed_here(root, root.with_name("mine.32x32.packed"), Packing(32))
+    return root
+
+
+def test_figures_of_photographs_by_name(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said: dict[str, tuple[Any, ...]] = {}
+    for name in ("filters", "predictions", "neighbours"):
+        draw = getattr(drawings, name)
+
+        def noted(path: Path, title: str, *rest: Any, name: str = name, draw: Any = draw, **options: Any) -> None:
+            said[name] = title, *rest
+            draw(path, title, *rest, **options)
+
+        monkeypatch.setattr(drawings, name, noted)
+        data = () if name == "filters" else ("--data-path", photographs)
+        done = run_here("net.figures", name, "alexnet32", *data)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == f"written to {name}.png"
+        assert (tmp_path / f"{name}.png").is_file()
+    assert said["filters"][0] == f"conv1, 32 kernels, trained on {REENCODED}"
+    assert {said[name][0].partition(":")[0] for name in ("predictions", "neighbours")} == {"mine"}
+    # The bars are what net.load answers, though in float32 from other batches.
+    _, images, _, bars = said["predictions"]
+    for ours, theirs in zip(net.load("alexnet32").predict(list(images)), bars, strict=True):
+        assert [name for name, _ in ours] == [name for name, _ in theirs]
+        assert [value for _, value in ours] == pytest.approx([value for _, value in theirs], abs=1e-4)
+    assert said["neighbours"][3].shape == (5, 6, 32, 32, 3)
+
+
+def test_photographs_are_evaluated_by_name(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run_here("net.evaluate", "alexnet32", "--data-path", photographs)
+    assert done.returncode == 0, done.stderr
+    row, ten = json.loads((tmp_path / "evaluation.json").read_text())["results"]
+    files = sorted(photographs.glob("test/*/*"))
+    answers = net.load("alexnet32").predict(files, top=1)
+    wrong = sum(answer[0][0] != file.parent.name for file, answer in zip(files, answers, strict=True))
+    assert (row["images"], row["crops"], ten["crops"]) == (20, 1, 10)
+    assert row["top1_error_percent"] == 5 * wrong
+    one_line(run_here("net.evaluate", "alexnet32"), 1, f"alexnet32 was trained on {REENCODED}, which is not here")
 
 
 def test_training_starts_from_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,14 @@ from PIL import Image
 from net.common import seeds
 from net.common.errors import DataError, UsageError
 from net.data import cifar10, digits, synthetic
+from net.data.folder import scan
 from net.data.images import hold_out
 from net.data.packing import Packing
+from net.data.sampling import all_have_size
 from net.data.sources import open_data, packed_size
 from net.data.store import open_store
-from tests.pictures import image_folder
-from tests.stores import packed_here
+from tests.pictures import image_folder, picture
+from tests.stores import packed_here, small_store
 
 
 def test_digits_are_all_there_and_split_by_class() -> None:
@@ -213,12 +215,12 @@ def test_an_image_folder_is_packed_once(tmp_path: Path, capsys: pytest.CaptureFi
     root = image_folder(tmp_path / "images", train=2, val=1)
     data = open_data(str(root), image_size=14, classes=3, workers=1)
     assert data.size == 16
-    assert open_store(tmp_path / "images.packed").classes == data.classes
+    assert open_store(tmp_path / "images.16x16.packed").classes == data.classes
     assert "packing 9 images" in capsys.readouterr().out
     again = open_data(str(root), image_size=14, classes=3, workers=1)
     assert "prepared already" in capsys.readouterr().out
     assert np.array_equal(again.train.images, data.train.images)
-    assert len(open_data(str(tmp_path / "images.packed"), image_size=14, classes=3).train) == 6
+    assert len(open_data(str(tmp_path / "images.16x16.packed"), image_size=14, classes=3).train) == 6
     open_data(str(root), image_size=14, classes=3, store=str(tmp_path / "elsewhere"), workers=1)
     assert (tmp_path / "elsewhere" / "meta.json").exists()
 
@@ -277,7 +279,7 @@ def test_an_archive_is_packed_as_its_folder(tmp_path: Path, name: str) -> None:
     root = image_folder(tmp_path / "images", train=2, val=1)
     expected = open_store(packed_here(root, tmp_path / "store", Packing(16)))
     data = open_data(str(archive_of(root, tmp_path / name)), image_size=14, classes=3, workers=1)
-    assert data.path == str(tmp_path / f"{name}.packed")
+    assert data.path == str(tmp_path / f"{name}.16x16.packed")
     for ours, theirs in ((data.train, expected.train), (data.val, expected.val)):
         assert np.array_equal(ours.images, theirs.images)
         assert np.array_equal(ours.labels, theirs.labels)
@@ -296,3 +298,55 @@ def test_a_store_of_jpeg_serves_its_folder(tmp_path: Path) -> None:
     data = open_data(str(root), image_size=14, classes=3)
     assert data.decoder is not None
     assert len(data.train) == 6
+
+
+@pytest.mark.parametrize("name", ["images", "images.zip"])
+def test_images_of_the_network_s_own_size_stay_as_they_are(tmp_path: Path, name: str) -> None:
+    """As from CIFAR-10's published archives: neither enlarged nor, in training, cropped."""
+    root = small_store(tmp_path, train=3, val=1, size=32).with_name("images")
+    path = root if name == "images" else archive_of(root, tmp_path / name)
+    data = open_data(str(path), image_size=32, classes=2, workers=1)
+    assert data.size == 32
+    with Image.open(tmp_path / "images" / "train" / "a" / "0.png") as first:
+        assert np.array_equal(data.train.images[0], np.asarray(first))
+
+
+def test_images_are_of_the_network_s_size_when_all_are(tmp_path: Path) -> None:
+    """A JPEG file of twice the size could be decoded at half of it."""
+    for number, (width, height) in enumerate(((32, 32), (64, 64), (32, 40))):
+        root = tmp_path / str(number)
+        for split in ("train", "val"):
+            (root / split / "a").mkdir(parents=True)
+            picture(0, 0, 32, 32).save(root / split / "a" / "0.jpg")
+            picture(0, 0, width, height).save(root / split / "a" / "1.jpg")
+            (root / split / "a" / "2.jpg").write_bytes(b"no picture")
+        assert all_have_size(scan(root), 32) == (number == 0)
+
+
+def test_a_folder_has_a_store_of_each_size(tmp_path: Path) -> None:
+    """Networks of several sizes use one folder one after the other, and no store is touched by another's."""
+    root = image_folder(tmp_path / "images", train=2, val=1)
+    for size in (16, 24):
+        packed_here(root, tmp_path / f"images.{size}x{size}.packed", Packing(size))
+    for image_size, stored, size in ((14, None, 16), (21, None, 24), (14, 24, 24), (21, 16, 16), (14, None, 16)):
+        data = open_data(str(root), image_size=image_size, classes=3, stored=stored)
+        assert data.path == str(tmp_path / f"images.{size}x{size}.packed")
+        assert data.size == size
+
+
+def test_a_store_of_an_earlier_version_is_used_where_it_fits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was at PATH.packed, whatever its size, and images of the network's own size were enlarged."""
+    root = small_store(tmp_path, train=3, val=1, size=16).with_name("images")
+    old = packed_here(root, tmp_path / "images.packed", Packing(18))
+    packed_here(root, tmp_path / "images.16x16.packed", Packing(16))
+    data = open_data(str(root), image_size=16, classes=2)
+    assert (data.path, data.size) == (str(old), 18)
+    assert f"note: {old} holds the 16x16 images enlarged to 18x18, as earlier" in capsys.readouterr().out
+    # A network that was trained on images as they are, and one of another size.
+    assert open_data(str(root), image_size=16, classes=2, stored=16).size == 16
+    assert open_data(str(root), image_size=14, classes=2).path == str(tmp_path / "images.16x16.packed")
+    assert "note" not in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"holds images of 18x18 as pixels, not .* 16x16 .*another folder to pack into"):
+        open_data(str(root), image_size=14, classes=2, store=str(old))

@@ -1,0 +1,67 @@
+"""What a few of a folder's images tell of all: whether they have one size, and the room that their store needs."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from ..common.errors import DataError
+from ..doors.image import UnreadableImageError
+from ..doors.members import Member
+from ..doors.store import SPLITS
+from .folder import Listing
+from .packing import Packing, Task, pack, pixels_of
+
+#: Images looked at.
+_SAMPLED = 64
+
+
+def _sample(listing: Listing) -> tuple[list[str], list[Member]]:
+    """A few files spread over the splits, with their locations in an archive."""
+    files = listing.files["train"] + listing.files["val"]
+    chosen = [files[number] for number in np.linspace(0, len(files) - 1, min(len(files), _SAMPLED)).astype(int)]
+    return chosen, [] if listing.members is None else [listing.members[file] for file in chosen]
+
+
+def all_have_size(listing: Listing, size: int) -> bool:
+    """Whether a folder's images are ``size`` x ``size``, judged by a few spread over it."""
+    files, members = _sample(listing)
+    found = False
+    # A larger JPEG image may be decoded at a fraction of its size, but never at less than size + 1.
+    for pixels in pixels_of(listing.root, files, members, size + 1):
+        if not isinstance(pixels, UnreadableImageError):
+            if pixels.shape != (size, size, 3):
+                return False
+            found = True
+    return found
+
+
+def needed_bytes(listing: Listing, packing: Packing) -> int:
+    """The size of the finished store; for JPEG, estimated from a few images spread over the splits."""
+    count = sum(len(listing.files[split]) for split in SPLITS)
+    each = packing.size**2 * 3
+    if packing.quality is not None:
+        files, members = _sample(listing)
+        done = pack(Task("val", 0, listing.root, files, members, packing, Path(), 0))
+        lengths = [len(content) for content in done.encoded if content]
+        each = round(np.mean(lengths)) + 16 if lengths else 0
+    return count * (each + 8) + packing.size**2 * 12 + 2**20
+
+
+def check_space(target: Path, needed: int, packing: Packing) -> None:
+    """Check that a store fits on the disk of ``target``, with what is there already.
+
+    Raises:
+        DataError: it does not.
+    """
+    folder = target
+    while not folder.exists():
+        folder = folder.parent
+    have = sum(file.stat().st_blocks * 512 for file in target.glob("*_images.*")) if target.exists() else 0
+    free = shutil.disk_usage(folder).free
+    if needed - have > free:
+        about = "" if packing.quality is None else "about "
+        raise DataError(
+            f"the store needs {about}{needed / 1e9:,.1f} GB in {target} and the disk has {free / 1e9:,.1f} GB free; "
+            "give another folder or free some space"
+        )
