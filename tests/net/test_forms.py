@@ -60,9 +60,12 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("variant", NETWORKS)
-def test_every_form_computes_the_same(variant: str) -> None:
-    """Logits and the gradient of every parameter, in float64."""
+@pytest.mark.parametrize(
+    ("variant", "compiled"),
+    [*((variant, False) for variant in NETWORKS), pytest.param("paper", True, marks=pytest.mark.slow)],
+)
+def test_every_form_computes_the_same(variant: str, compiled: bool) -> None:
+    """Logits and the gradient of every parameter, in float64; torch.compile takes each form as one graph."""
     torch.manual_seed(0)
     model = alexnet(variant, classes=7, hidden=(), **NETWORKS[variant]).double().eval()
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -73,9 +76,10 @@ def test_every_form_computes_the_same(variant: str) -> None:
     exact_gradients = torch.autograd.grad(exact, list(model.parameters()), gradient)
     found = list(forms(model, CPU))
     assert Forms() in found
+    run = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
     for form in found:
         use(model, form)
-        logits = model(images)
+        logits = run(images)
         torch.testing.assert_close(logits, exact, rtol=1e-10, atol=1e-10 * float(exact.detach().abs().max()))
         for one, other in zip(
             torch.autograd.grad(logits, list(model.parameters()), gradient), exact_gradients, strict=True
@@ -83,7 +87,7 @@ def test_every_form_computes_the_same(variant: str) -> None:
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9 * float(other.abs().max()))
         layout = model.input_layout
         if form.first == "blocks":
-            assert torch.equal(model(blocks(images, *layout)), logits)
+            assert torch.equal(run(blocks(images, *layout)), logits)
     use(model, Forms())
     assert torch.equal(model(images), exact)
 
