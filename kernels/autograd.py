@@ -31,8 +31,8 @@ def _differentiating(*tensors: Tensor | None) -> bool:
     return private.derivatives_beyond_autograd()
 
 
-class _Stage(torch.autograd.Function):
-    """See :func:`run`."""
+class _ExportedStage(torch.autograd.Function):
+    """The part of :class:`_Stage` that Dynamo can trace, which ``torch.export`` has it do."""
 
     @staticmethod
     def forward(
@@ -92,12 +92,12 @@ def _examples(
     ]
 
 
-class _EagerStage(_Stage):
-    """With forward mode and ``vmap``, which Dynamo does not trace when it exports."""
+class _Stage(_ExportedStage):
+    """With forward mode and ``vmap``; see :func:`run`."""
 
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-        output, offsets = _Stage.forward(*arguments)
+        output, offsets = _ExportedStage.forward(*arguments)
         # Autograd forbids in-place writes to a view that a Function returned.
         return output.data if private.is_view(output) else output, offsets
 
@@ -112,11 +112,11 @@ class _EagerStage(_Stage):
         info: Any, in_dims: tuple[int | None, ...], input: Tensor, bias: Tensor | None, *parts: Any
     ) -> tuple[tuple[Tensor, Tensor], tuple[int, int | None]]:
         if in_dims[0] is None or in_dims[1] is not None:
-            results = [_EagerStage.apply(*pair, *parts) for pair in _examples(info, in_dims, input, bias)]
+            results = [_Stage.apply(*pair, *parts) for pair in _examples(info, in_dims, input, bias)]
             outputs, offsets = zip(*results, strict=True)
             return (torch.stack(outputs), torch.stack(offsets)), (0, 0)
         examples = input.movedim(in_dims[0], 0)
-        output, offset = _EagerStage.apply(examples.flatten(0, 1), bias, *parts)
+        output, offset = _Stage.apply(examples.flatten(0, 1), bias, *parts)
         output = output.unflatten(0, examples.shape[:2])
         if offset.dim() == 1:
             return (output, offset), (0, None)
@@ -138,9 +138,9 @@ def _code() -> str:
 
 
 # In a compiled graph the chain is an operator without kernels of its own. Dynamo keeps it as one node, and AOTAutograd
-# replaces that by the operators below. Left to itself, Dynamo would interpret the bytecode of the formulas, which takes
-# longer than everything else in a compilation whose code is cached, and AOTAutograd does not cache the graph of an
-# autograd.Function. Its caches see the node only, hence the argument ``code``.
+# replaces that by what _node runs. Otherwise Dynamo would interpret the formulas' bytecode, which takes longer than the
+# rest of a compilation whose code is cached, and AOTAutograd would not cache the graph, because it contains an
+# autograd.Function. The caches see only the node, so it carries the hash of the code.
 _CODE = _code()
 _LIBRARY = torch.library.Library("alexnet_fused", "FRAGMENT")
 _LIBRARY.define(
@@ -168,7 +168,7 @@ def _node(
     pool = Pooling.of(pooling) if pooling else None
     output: Tensor
     if differentiating:
-        output, _ = _EagerStage.apply(input, bias, relu, norm, pool, implementation)
+        output, _ = _Stage.apply(input, bias, relu, norm, pool, implementation)
     else:
         output, _ = dispatch.MODULES[implementation].forward(input, bias, relu, norm, pool, False)
     return output
@@ -222,6 +222,6 @@ def run(
     if not differentiating:
         output, _ = dispatch.MODULES[implementation].forward(input, bias, relu, normalization, pooling, False)
         return output
-    function = _Stage if torch.compiler.is_compiling() else _EagerStage
+    function = _ExportedStage if torch.compiler.is_compiling() else _Stage
     output, _ = function.apply(input, bias, relu, normalization, pooling, implementation)
     return output

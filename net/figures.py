@@ -101,7 +101,7 @@ class ActivationsConfig:
     device: str | None = flag(None, DEVICES)
     output: str | None = flag(
         None,
-        "runs/activations.png by default; finished trainings are stored in FILE.jsonl and not repeated",
+        "runs/activations.png by default; finished trainings are stored in FILE.curves.jsonl and not repeated",
         metavar="FILE.png",
     )
 
@@ -299,7 +299,7 @@ def activations(config: ActivationsConfig) -> Path:
     print(f"the 4-layer network on {data.name}" + ("" if theirs else "; the paper used CIFAR-10"))
     path = Path(config.output) if config.output is not None else runs.RUNS / "activations.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    results = Results(path.with_suffix(".jsonl"), data, config.batch_size)
+    results = Results(path.with_suffix(".curves.jsonl"), data, config.batch_size)
     updates = len(data.train) // config.batch_size * config.max_epochs
     curves = []
     for activation in ("relu", "tanh"):

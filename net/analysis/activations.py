@@ -177,17 +177,15 @@ def outcome(relu: Sequence[Curve], tanh: Sequence[Curve], max_epochs: float) -> 
         return f"ReLU did not reach {TARGET:g} % in {max_epochs:g} epochs: no ratio"
     faster = [time for time in times if time is not None]
     slower = [max_epochs if curve.reached is None else curve.reached for curve in tanh]
-    ratios = [f"{slow / fast:.1f}" for slow, fast in zip(slower, faster, strict=True)]
+    ratios = [f"{tanh_time / relu_time:.1f}" for tanh_time, relu_time in zip(slower, faster, strict=True)]
     low, high = min(ratios, key=float), max(ratios, key=float)
     if any(curve.reached is None for curve in tanh):
         ratio = f"more than {low}"
     else:
         ratio = low if low == high else f"{low} to {high}"
-    theirs = " and ".join(
-        f"more than {max_epochs:g}" if curve.reached is None else f"{curve.reached:.2f}" for curve in tanh
-    )
-    ours = " and ".join(f"{time:.2f}" for time in faster)
-    return f"to {TARGET:g} %: ReLU {ours} epochs, tanh {theirs}, ratio {ratio} (paper: 6)"
+    slow = ", ".join(f"more than {max_epochs:g}" if curve.reached is None else f"{curve.reached:.2f}" for curve in tanh)
+    fast = ", ".join(f"{time:.2f}" for time in faster)
+    return f"to {TARGET:g} %: ReLU {fast} epochs; tanh {slow}; ratio {ratio} (paper: 6)"
 
 
 def fastest(

@@ -77,7 +77,7 @@ def open_data(
         if there == usual != size and stored is None:
             print(
                 f"note: {target} holds the {size}x{size} images enlarged to {usual}x{usual}, as earlier versions "
-                f"packed them; --store {beside} packs them as they are"
+                f"packed them; net.train --store {beside} packs them as they are"
             )
             size = usual
         elif store is None and there != size:

@@ -200,7 +200,7 @@ def test_relu_against_tanh(shapes_run: Path, tmp_path: Path) -> None:
     assert "relu was fastest at an end of --rates" in done.stdout
     colours_of(tmp_path / "deep" / "a.png")
     again = run_here("net.figures", "activations", *flags, "--output", tmp_path / "deep" / "a.png")
-    assert again.stdout.count(f"(from {tmp_path / 'deep' / 'a.jsonl'})") == 4
+    assert again.stdout.count(f"(from {tmp_path / 'deep' / 'a.curves.jsonl'})") == 4
     assert again.stdout.splitlines()[-2:] == done.stdout.splitlines()[-2:]
 
 
@@ -279,9 +279,9 @@ def test_the_outcome_of_figure_1() -> None:
     def curves(*reached: float | None) -> list[Curve]:
         return [Curve("relu", 0.1, seed, np.zeros(0), np.zeros(0), time) for seed, time in enumerate(reached)]
 
-    assert outcome(curves(2.0), curves(12.5), 60) == ("to 25 %: ReLU 2.00 epochs, tanh 12.50, ratio 6.2 (paper: 6)")
-    assert "tanh 4.00 and 3.30, ratio 1.1 to 2.0 (" in outcome(curves(2, 3), curves(4, 3.3), 60)
-    assert "tanh 4.00 and more than 60, ratio more than 2.0 (" in outcome(curves(2, 3), curves(4, None), 60)
+    assert outcome(curves(2.0), curves(12.5), 60) == ("to 25 %: ReLU 2.00 epochs; tanh 12.50; ratio 6.2 (paper: 6)")
+    assert "ReLU 2.00, 3.00 epochs; tanh 4.00, 3.30; ratio 1.1 to 2.0 (" in outcome(curves(2, 3), curves(4, 3.3), 60)
+    assert "tanh 4.00, more than 60; ratio more than 2.0 (" in outcome(curves(2, 3), curves(4, None), 60)
     assert outcome(curves(2, None), curves(4, 5), 60) == "ReLU did not reach 25 % in 60 epochs: no ratio"
 
 
