@@ -24,6 +24,9 @@ for _dtype in (torch.float32, torch.float64):
 #: Windows with more elements than this, or elements in more windows than this, use PyTorch's operators.
 _UNROLLED = 25
 
+#: float32 holds every integer up to this; larger offsets in a window use PyTorch's operators.
+_EXACT = 2**24
+
 
 def _fixed(size: int) -> int:
     """``size`` as a constant: compiled code may handle any batch size, but only one image size.
@@ -71,7 +74,9 @@ def _window_sum(values: Tensor, before: int, after: int) -> Tensor:
     """See :func:`kernels.reference.window_sum`."""
     channels = values.shape[-1]
     before, after = min(before, channels - 1), min(after, channels - 1)
-    padded = F.pad(values, (before, after)).contiguous()
+    # Inductor writes each part of a concatenation into its place; for F.pad it computes a mask per element.
+    left, right = (values.new_zeros(*values.shape[:-1], width) for width in (before, after))
+    padded = torch.cat([left, values, right], -1).contiguous()
     strides = _contiguous_strides(padded.shape)
     # Views by strides: see _written.
     total = padded.as_strided(values.shape, strides, 0)
@@ -142,13 +147,13 @@ def _pool(values: Tensor, pooling: Pooling, save: bool) -> tuple[Tensor, Tensor]
 def _pool_backward(output_gradient: Tensor, offsets: Tensor, size: tuple[int, int], pooling: Pooling) -> Tensor:
     """See :func:`kernels.reference.pool_backward`; finds, for each input element, the windows that selected it."""
     over = [-(-pooling.extent(axis) // pooling.stride[axis]) for axis in (0, 1)]
-    if over[0] * over[1] > _UNROLLED:
+    if over[0] * over[1] > _UNROLLED or pooling.kernel_size[0] * pooling.kernel_size[1] > _EXACT:
         return reference.pool_backward(output_gradient, offsets, size, pooling)
     # Per axis, for each window that may contain an element: the window, and the element's part of the index that
     # the offset must equal. If the window does not contain it, this part is so far below zero that no sum is a valid
     # offset.
     # Conditions that are always true are left out, because Inductor splits longer expressions into several loops.
-    nowhere = -(2**24)
+    nowhere = -_EXACT
     found = []
     for axis in (0, 1):
         kernel, stride, padding, dilation = (pair[axis] for pair in pooling[:4])
@@ -170,13 +175,15 @@ def _pool_backward(output_gradient: Tensor, offsets: Tensor, size: tuple[int, in
             if (size[axis] - 1 + padding) // stride - distance > windows - 1:
                 element = torch.where(window < windows, element, nowhere)
                 window = window.clamp_max(windows - 1)
-            candidates.append((window, element.to(torch.int32)))
+            candidates.append((window, element.to(output_gradient.dtype)))
         found.append(candidates)
     total = None
+    # As floats: Inductor loads vectors of integers through the stack, seven times as slowly.
+    offsets = _written(offsets.to(output_gradient.dtype))
     for row, row_index in found[0]:
         for column, column_index in found[1]:
             indices = reference.rows_and_columns(row_index, column_index)
-            taken = offsets[:, row[:, None], column].to(torch.int32) == indices[0] + indices[1]
+            taken = offsets[:, row[:, None], column] == indices[0] + indices[1]
             part = torch.where(taken, output_gradient[:, row[:, None], column], 0)
             total = part if total is None else total + part
     assert total is not None
@@ -236,4 +243,7 @@ def backward(
         if relu:
             gradient = torch.ops.aten.threshold_backward(gradient, a, 0)
     finished = channels_first(cast(gradient, dtype)).contiguous(memory_format=format)
-    return finished, reference.bias_sum(gradient) if bias_wanted else None
+    if not bias_wanted:
+        return finished, None
+    # Row by row first, while a row is in the cache: a sum over all pixels at once reads a few channels at a time.
+    return finished, reference.bias_sum(gradient.sum(-3, keepdim=True))
