@@ -145,9 +145,3 @@ def layers(plan: AlexNetConfig, images: int, width: int) -> dict[str, dict[str, 
         works["training"] = works["forward"] + works["backward"]
         found[layer.name] = works
     return found
-
-
-def training_flop(plan: AlexNetConfig) -> int:
-    """FLOPs of the matrix products per training image: three times the forward pass, minus conv1's input gradient."""
-    first = plan.layers()[0]
-    return 6 * plan.multiply_adds - 2 * first.multiply_adds

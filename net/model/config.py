@@ -268,6 +268,11 @@ class AlexNetConfig:
         """Multiply-adds of one image's forward pass."""
         return sum(layer.multiply_adds for layer in self.layers())
 
+    @property
+    def training_flop(self) -> int:
+        """FLOPs of an image's forward and backward pass, two per multiply-add; the image itself needs no gradient."""
+        return 6 * self.multiply_adds - 2 * self.layers()[0].multiply_adds
+
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dictionaries, for checkpoints."""
         values: dict[str, Any] = _plain(dataclasses.asdict(self))

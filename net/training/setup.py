@@ -117,8 +117,7 @@ def compile_wanted(config: TrainConfig, plan: AlexNetConfig, steps: int, device:
     if config.compile is None:
         seconds = config.time_budget or math.inf
         if device.type == "cpu":
-            # Forward and backward take three times the forward's multiply-adds, at two operations each.
-            flop = steps * config.batch_size * 6 * plan.multiply_adds
+            flop = steps * config.batch_size * plan.training_flop
             seconds = min(seconds, flop / (CPU_CORE_FLOP_PER_S * torch.get_num_threads()))
         if seconds < COMPILE_AFTER_SECONDS[device.type]:
             return False

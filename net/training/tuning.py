@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ GPU_FLOP_PER_S = 200e12
 GAIN = 0.02
 #: Updates per sample, and number of samples.
 UPDATES, SAMPLES = 10, 5
+#: Rows of the square matrices whose product shows what the GPU can do at most.
+MATRIX = 8192
 #: Largest difference between two forms' gradients, relative to their norm. A rounding can change which element of a
 #: pooling window is the maximum, which moves a gradient; bfloat16 differs from float32 by 0.2 in conv1's.
 TOLERANCE = {"fp32": 0.02, "tf32": 0.5, "bf16": 0.5}
@@ -57,19 +60,23 @@ class Measured:
         chosen: the fastest forms.
         milliseconds: per update, by form; None for one that is not usable.
         seconds: taken in all.
+        product_tflops: TFLOP/s of a large matrix product in the same precision; None if it failed.
 
     Raises:
-        UsageError: a time is not a positive number, or that of the chosen forms is missing.
+        UsageError: a time or rate is not a positive number, or the time of the chosen forms is missing.
     """
 
     chosen: Forms
     milliseconds: dict[str, Any]
     seconds: float
+    product_tflops: float | None = None
 
     def __post_init__(self) -> None:
         for form, taken in self.milliseconds.items():
             if taken is not None and not (isinstance(taken, float) and 0 < taken < math.inf):
                 raise UsageError(f"milliseconds: {form} must be a positive number; got {shown(taken)}")
+        if (rate := self.product_tflops) is not None and not 0 < rate < math.inf:
+            raise UsageError(f"product_tflops must be a positive number; got {shown(rate)}")
         if self.milliseconds.get(str(self.chosen)) is None:
             raise UsageError(f"milliseconds: {self.chosen} is missing")
 
@@ -215,16 +222,35 @@ def milliseconds(plan: AlexNetConfig, batch: int, precision: str, device: torch.
             step(images if step.images is None else step.images, labels)
         if step.graph is None or step.images is None:
             raise RuntimeError("its update cannot be captured")
-        times = []
-        for _ in range(SAMPLES):
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            for _ in range(UPDATES):
-                step(step.images, labels)
-            end.record()
-            end.synchronize()
-            times.append(begin.elapsed_time(end) / UPDATES)
+        return _timed(partial(step, step.images, labels), UPDATES)
+
+
+def _timed(call: Callable[[], object], count: int) -> float:
+    """Median milliseconds of a call on the GPU, over samples of ``count`` calls."""
+    times = []
+    for _ in range(SAMPLES):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        for _ in range(count):
+            call()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / count)
     return float(statistics.median(times))
+
+
+def product_tflops(precision: str, device: torch.device) -> float | None:
+    """TFLOP/s of the product of two large square matrices; None if it fails, as on a GPU with too little memory."""
+    try:
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        # Not constants: a GPU multiplies those faster than any weights.
+        a, b = (torch.randn(MATRIX, MATRIX, dtype=dtype, device=device) for _ in range(2))
+        product = partial(torch.mm, a, b, out=torch.empty_like(a))
+        product()
+        return round(2 * MATRIX**3 / _timed(product, 1) * 1e-9, 1)
+    except RuntimeError as error:
+        print(f"  note: the GPU's rate of matrix products is not known: {first_line(error)}", flush=True)
+        return None
 
 
 def measure(plan: AlexNetConfig, batch: int, precision: str, device: torch.device) -> Measured | None:
@@ -258,12 +284,13 @@ def measure(plan: AlexNetConfig, batch: int, precision: str, device: torch.devic
     torch.cuda.reset_peak_memory_stats(device)
     if times[str(chosen)] is None:
         return None
-    return Measured(chosen, times, round(time.monotonic() - begin, 1))
+    taken = round(time.monotonic() - begin, 1)
+    return Measured(chosen, times, taken, product_tflops(precision, device))
 
 
 def worth_measuring(plan: AlexNetConfig, images: int, seconds: float | None) -> bool:
     """Whether a run of ``images`` images, limited to ``seconds``, is long enough to justify measuring first."""
-    expected = images * 6 * plan.multiply_adds / GPU_FLOP_PER_S
+    expected = images * plan.training_flop / GPU_FLOP_PER_S
     return min(expected, seconds or expected) >= WORTH * SECONDS
 
 
@@ -291,5 +318,10 @@ def tuned(plan: AlexNetConfig, batch: int, precision: str, device: torch.device,
         return chosen
     taken = found.milliseconds[str(found.chosen)]
     rate = f"{taken:.3f} ms per update without data loading, {batch / taken * 1e3:,.0f} images/s"
+    if found.product_tflops is not None:
+        # GFLOP per millisecond are TFLOP/s.
+        tflops = batch * plan.training_flop / taken * 1e-9
+        share = 100 * tflops / found.product_tflops
+        rate += f", {tflops:,.0f} TFLOP/s ({share:.0f} % of the rate of large matrix products)"
     print(f"forms on {torch.cuda.get_device_name(device)} ({source}): {found.chosen}, {rate}")
     return found.chosen

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bench.measure.ceilings import Ceilings
-from bench.predict.roofline import InOrder, Work, layers, training_flop
+from bench.predict.roofline import InOrder, Work, layers
 from bench.subjects.cases import CASES
 from bench.subjects.network import whole_work
 from net.model.config import VARIANTS
@@ -14,10 +14,10 @@ PAPER = VARIANTS["paper"]
 
 def test_multiply_additions_of_the_paper() -> None:
     assert round(PAPER.multiply_adds / 1e6, 1) == 724.4
-    assert round(training_flop(PAPER) / 1e9, 3) == 4.136
+    assert round(PAPER.training_flop / 1e9, 3) == 4.136
     products = [name for name in layers(PAPER, 1, 4) if not name.startswith("stage")]
     works = layers(PAPER, 1, 4)
-    assert sum(works[name]["training"].flop for name in products) == training_flop(PAPER)
+    assert sum(works[name]["training"].flop for name in products) == PAPER.training_flop
     assert sum(works[name]["inference"].flop for name in products) == 2 * PAPER.multiply_adds
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,6 +51,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """What measuring calls on a GPU besides the measurement itself."""
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(tuning, "product_tflops", lambda *_: 800.0)
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -104,7 +105,29 @@ def test_measuring_stops_in_time(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert len(found.milliseconds) == 3
     assert found.milliseconds[str(found.chosen)] == 25.0
     assert found.seconds == 75.0
+    assert found.product_tflops == 800.0
     assert "  stopped after 60 s, before 1 more" in capsys.readouterr().out
+
+
+def test_the_rate_of_large_products(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """If it cannot be measured, the line about the forms is without it."""
+    monkeypatch.setattr(tuning, "MATRIX", 64)
+
+    def timed(call: Callable[[], object], count: int) -> float:
+        product = call()
+        assert isinstance(product, Tensor)
+        assert (product.shape, product.dtype) == ((64, 64), torch.bfloat16)
+        return 2e-6
+
+    monkeypatch.setattr(tuning, "_timed", timed)
+    assert tuning.product_tflops("bf16", torch.device("cpu")) == 262.1
+
+    def fails(call: Callable[[], object], count: int) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(tuning, "_timed", fails)
+    assert tuning.product_tflops("fp32", torch.device("cpu")) is None
+    assert "rate of matrix products is not known: CUDA out of memory" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -156,7 +179,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "cache" / "alexnet-fused"
 
 
-FOUND = Measured(Forms("blocks"), {str(Forms("blocks")): 2.0, str(Forms()): None}, 3.0)
+FOUND = Measured(Forms("blocks"), {str(Forms("blocks")): 2.0, str(Forms()): None}, 3.0, 800.0)
 
 
 @pytest.fixture
@@ -177,7 +200,8 @@ def test_a_choice_is_measured_once(measured: list[object], capsys: pytest.Captur
     assert not measured
     assert tuned("auto") == Forms("blocks")
     assert "measured in 0:00:03" in (said := capsys.readouterr().out)
-    assert "64,000 images/s" in said
+    # 4.136 GFLOP per image.
+    assert "64,000 images/s, 265 TFLOP/s (33 % of the rate of large matrix products)" in said
     assert tuned("auto", worth=False) == tuned("off") == Forms("blocks")
     assert "(cached)" in capsys.readouterr().out
     assert len(measured) == 1
@@ -212,6 +236,8 @@ WHOLE = asdict(FOUND)
         {**WHOLE, "milliseconds": {str(Forms("blocks")): 0.0}},
         {**WHOLE, "milliseconds": {str(Forms("blocks")): math.nan}},
         {**WHOLE, "milliseconds": {str(Forms()): 2.0}},
+        {**WHOLE, "product_tflops": 0.0},
+        {**WHOLE, "product_tflops": "800"},
         {**WHOLE, "seconds": 10**400},
         {**WHOLE, "seconds": "long"},
     ],
