@@ -19,13 +19,14 @@ from torch import Tensor
 
 import kernels
 
-#: Name: the switch of :mod:`kernels`, whether the caller is compiled, and its fastest memory format.
+#: Name: the switch of :mod:`kernels`, whether the caller is compiled, and its fastest memory format. They are compiled
+#: in this order, two at a time: ``auto, compiled`` contains the loops of ``inductor``, and finds them in the cache.
 IMPLEMENTATIONS = {
     "auto, eager": ("auto", False, torch.channels_last),
     "aten, eager": ("aten", False, torch.contiguous_format),
-    "auto, compiled": ("auto", True, torch.channels_last),
     "inductor": ("inductor", False, torch.channels_last),
     "aten, compiled": ("aten", True, torch.contiguous_format),
+    "auto, compiled": ("auto", True, torch.channels_last),
 }
 #: Channels, rows and columns.
 SHAPES = ((96, 55, 55), (256, 27, 27))
