@@ -6,11 +6,13 @@ from typing import NamedTuple
 from ..measure.implementations import ours
 from ..measure.records import Row, moment
 from ..suite.trace import UNKNOWN, named
-from .rows import Machine, best, by_default, fastest, machines_of
+from .rows import Machine, best, fastest, machines_of
 
 UPDATE, INFERENCE, TRAIN, STAGES = "update of paper", "inference of paper", "net.train of paper", "stages 1 + 2"
 #: Number of busy processes in the condition that is quoted.
 BUSY = 2
+#: This project's operators, called without a compiler.
+EAGER = "auto, eager"
 #: What rows of one profile have in common.
 PROFILED = ("commit", "implementation", "shape", "dtype")
 NAMES = ("this project", "compiled PyTorch", "eager PyTorch")
@@ -54,22 +56,9 @@ def _times(rows: Iterable[Row], case: str, mode: str | None = None) -> Times:
     return own, compiled, eager
 
 
-def _stages(rows: Iterable[Row]) -> Times:
-    """Both stages in sequence, forward and backward in float32, as this project runs them by default."""
-    kernels = [
-        row
-        for row in rows
-        if row["suite"] == "kernels" and row.get("dtype") == "float32" and (by_default(row) or not ours(row))
-    ]
-    first, second = (_times(kernels, case, "forward_backward") for case in ("stage1", "stage2"))
-    own, compiled, eager = (one + two if one and two else None for one, two in zip(first, second, strict=True))
-    return own, compiled, eager
-
-
-def _busy(rows: Iterable[Row]) -> Times:
-    """The same with busy processes running."""
-    beside = [row for row in rows if row["suite"] == "contention" and row.get("busy_processes") == BUSY]
-    return _times(beside, STAGES)
+def _contention(rows: Iterable[Row], busy: int) -> list[Row]:
+    """Both stages, forward and backward, in a user's own program, with ``busy`` busy processes running."""
+    return [row for row in rows if row["suite"] == "contention" and row.get("busy_processes") == busy]
 
 
 def _one(machine: Machine) -> str:
@@ -144,16 +133,22 @@ def _gpu_time(rows: Sequence[Row]) -> str | None:
 def _cpu_stages(rows: Sequence[Row]) -> str | None:
     machine = _machine(rows, cpu=True)
     its = _of(rows, machine)
-    times, busy = _stages(its), _busy(its)
+    alone = _contention(its, 0)
+    times = _times(alone, STAGES)
     if machine is None or times[0] is None:
         return None
     threads = f" with {machine.threads} thread{'s' if machine.threads > 1 else ''}" if machine.threads else ""
     text = (
-        f"[The two stages of normalization and pooling](kernels.md), forward and backward, take {_ms(times[0])} on "
+        f"[The two stages of normalization and pooling](contention.md), forward and backward, take {_ms(times[0])} on "
         f"{_one(machine)}{threads}{_as_fast(times)}."
     )
+    uncompiled = fastest(row for row in alone if row["implementation"] == EAGER and "median_us" in row)
+    if uncompiled is not None and times[2]:
+        own = uncompiled["median_us"]
+        text += f" Without a compiler they take {_ms(own)}, {times[2] / own:.2f} times as fast as eager PyTorch."
+    busy = _times(_contention(its, BUSY), STAGES)
     if busy[0]:
-        text += f" [With two busy processes running](contention.md) they take {_ms(busy[0])}{_as_fast(busy)}."
+        text += f" With two busy processes running, they take {_ms(busy[0])}{_as_fast(busy)}."
     return text
 
 
@@ -194,8 +189,9 @@ def groups(rows: Sequence[Row]) -> list[Group]:
             its = _of(rows, machine)
             tasks.append((f"Training step of the network, {machine.model}", _times(its, UPDATE)))
             if machine.cpu:
-                tasks.append((f"Stages 1 and 2, forward and backward, {machine.model}", _stages(its)))
-                tasks.append(("The same with two busy processes running", _busy(its)))
+                alone, busy = (_times(_contention(its, count), STAGES) for count in (0, BUSY))
+                tasks.append((f"Stages 1 and 2, forward and backward, {machine.model}", alone))
+                tasks.append(("The same with two busy processes running", busy))
     found = []
     for title, times in tasks:
         own, _, eager = times

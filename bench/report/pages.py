@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ..measure.implementations import ours as is_ours
 from ..measure.records import Row, moment
 from . import figures
 from .rows import (
@@ -12,7 +11,6 @@ from .rows import (
     PARAMETER_BYTES,
     Machine,
     best,
-    by_default,
     fastest,
     layer_memory,
     machines_of,
@@ -325,9 +323,9 @@ def headline(rows: Sequence[Row]) -> list[Table]:
 def _timed(rows: Sequence[Row], cpu: bool) -> tuple[str, Row, Row | None] | None:
     """A machine's timing: its description, our row, and compiled PyTorch's row in the same shape; None if missing."""
     if cpu:
-        kernels = [row for row in rows if row["suite"] == "kernels" and (by_default(row) or not is_ours(row))]
-        ours, theirs, _ = best(kernels, "stage1", "forward_backward")
-        what = "ReLU, LRN and pooling after conv1, forward and backward"
+        ours, theirs, _ = best([row for row in rows if row["suite"] == "kernels"], "stage1", "forward_backward")
+        how = "compiled, " if ours is not None and ours["implementation"] == "inductor" else ""
+        what = f"ReLU, LRN and pooling after conv1, {how}forward and backward"
     else:
         ours, theirs, _ = best(rows, "update of paper")
         if ours is None:

@@ -137,11 +137,6 @@ def _shown(row: Row, today: str | None, ratios: dict[str, float]) -> Row:
     return row | {name: ratio for name, ratio in ratios.items() if not math.isnan(ratio)}
 
 
-def by_default(row: Row) -> bool:
-    """Whether a row measures what this project runs on its machine by default."""
-    return name_of(row) in (("auto", "reference") if row["on"].cpu else ("auto", "triton"))
-
-
 def _rival(implementation: object) -> str | None:
     """The ratio for which a row of this implementation is the rival."""
     name, _, how = str(implementation).partition(", ")
