@@ -23,6 +23,7 @@ PAGE = (REPORTS / "paper.md").read_text()
 #: The page without its line breaks.
 TEXT = " ".join(PAGE.split())
 TRAINING = "data/trainings/2026-11-27-alexnet32/run.json"
+FOUR_LAYERS = REPORTS / "data/ablations/2026-11-28-cifar10-4-layers.jsonl"
 
 
 def test_modelled_times_follow_from_the_record() -> None:
@@ -140,6 +141,28 @@ def test_figure_1_is_the_record_s() -> None:
     assert f"a factor of {ratio} with both of two seeds" in TEXT
 
 
+def test_normalization_in_the_4_layer_network_is_the_record_s() -> None:
+    settings, rows = read_results(FOUR_LAYERS)
+    found = change_of(rows, "no_lrn")
+    assert found is not None
+    assert found.interval is not None
+    errors = {
+        name: np.mean([row["top1_error_percent"] for row in rows if row["ablation"] == name])
+        for name in ("no_lrn", "baseline")
+    }
+    assert "{no_lrn:.1f} -> {baseline:.1f} % of".format(**errors) in TEXT
+    assert f"without it {found.mean:+.2f} points ({found.interval[0]:+.2f} to {found.interval[1]:+.2f}, " in TEXT
+    trained = settings["train_images"] - settings["hold_out"]
+    assert f"{settings['hold_out']:,} held-out images after {settings['epochs']} epochs of {trained:,}" in TEXT
+    lines = (REPORTS / "data/trainings/2026-11-28-cifar10-4-layers-rates/runs.jsonl").read_text().splitlines()
+    runs = [json.loads(line) for line in lines]
+    for name in errors:
+        best = min((run for run in runs if run["ablation"] == name), key=lambda run: run["top1_error_percent"])
+        assert best["lr"] == settings["lr"]
+    tried = sorted({run["lr"] for run in runs}, reverse=True)
+    assert f"the best of {', '.join(map(str, tried))} for both" in TEXT
+
+
 def test_the_network_s_size() -> None:
     layers = VARIANTS["paper"].layers()
     neurons = sum(math.prod(layer.output_shape) for layer in layers if layer.kind != "stage")
@@ -149,7 +172,7 @@ def test_the_network_s_size() -> None:
 def test_what_each_part_is_worth_is_the_record_s() -> None:
     folder = ROOT / "reports" / "data" / "ablations"
     photographs, digits = folder / "2026-11-27-cifar10-20-epochs.jsonl", folder / "2026-11-21-digits-6-epochs.jsonl"
-    assert {photographs, digits} == set(folder.glob("*.jsonl"))
+    assert {photographs, digits, FOUR_LAYERS} == set(folder.glob("*.jsonl"))
     lines = PAGE[PAGE.index("## What each part") : PAGE.index("## CIFAR-10")].splitlines()
     for record in (photographs, digits):
         settings, rows = read_results(record)
