@@ -117,6 +117,11 @@ def epochs(settings: dict[str, Any]) -> str:
     return f"{count} epoch{'s' if count > 1 else ''}"
 
 
+def subject(settings: dict[str, Any]) -> str:
+    """What was trained: network, data and epochs."""
+    return f"{settings['network']} on {settings['data']}, {epochs(settings)}"
+
+
 def _errors(rows: list[dict[str, Any]], name: str) -> dict[int, float]:
     """The error of each seed that finished training."""
     return {
@@ -196,7 +201,7 @@ def report(path: Path) -> Report:
             for device, torch, commit, date in machines
         ),
     ]
-    return Report(f"{settings['data']}, {epochs(settings)}", HEADER, lines, notes, path.name)
+    return Report(subject(settings), HEADER, lines, notes, path.name)
 
 
 def table(path: Path) -> str:
@@ -226,7 +231,7 @@ def alt(path: Path) -> str:
     mean = f"The whole network's is {np.mean(whole):.1f} %. " if whole else ""
     changes = ". ".join(f"{verdict.capitalize()}: {', '.join(titles)}" for verdict, titles in verdicts.items())
     return (
-        f"Two panels with a line for each network, {settings['data']}, {epochs(settings)}. Left: the top-1 error of "
+        f"Two panels with a line for each network, {subject(settings)}. Left: the top-1 error of "
         f"every seed, their mean and its interval, from 0 to 100 %. {mean}Right: the change from the whole network in "
         f"points, with its paired interval. {changes}."
     )
@@ -237,7 +242,7 @@ def draw(path: Path) -> Figure:
     settings, rows = read_results(path)
     shown = _shown(rows)
     figure = Figure(figsize=(10, 1.5 + 0.32 * max(1, len(shown))), layout="constrained")
-    figure.suptitle(f"Top-1 validation error without each part: {settings['data']}, {epochs(settings)}")
+    figure.suptitle(f"Top-1 validation error without each part: {subject(settings)}")
     left, right = figure.subplots(1, 2, sharey=True)
     for place, (name, _) in enumerate(shown):
         errors = list(_errors(rows, name).values())

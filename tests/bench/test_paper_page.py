@@ -153,7 +153,7 @@ def test_normalization_in_the_4_layer_network_is_the_record_s() -> None:
     assert "{no_lrn:.1f} -> {baseline:.1f} % of".format(**errors) in TEXT
     assert f"without it {found.mean:+.2f} points ({found.interval[0]:+.2f} to {found.interval[1]:+.2f}, " in TEXT
     trained = settings["train_images"] - settings["hold_out"]
-    assert f"{settings['hold_out']:,} held-out images after {settings['epochs']} epochs of {trained:,}" in TEXT
+    assert f"{settings['hold_out']:,} held-out images after {settings['epochs']} epochs of {trained:,} images" in TEXT
     lines = (REPORTS / "data/trainings/2026-11-28-cifar10-4-layers-rates/runs.jsonl").read_text().splitlines()
     runs = [json.loads(line) for line in lines]
     for name in errors:

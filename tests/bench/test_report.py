@@ -324,10 +324,10 @@ def test_what_was_found_is_computed_from_the_records(tmp_path: Path) -> None:
     assert "conv1 (38 %), fc6 (12 %)" in time  # (1500 + 300) / 48
     assert "24,000 images/s, 90 %" in time
     assert stages == (
-        "[The two stages of normalization and pooling](contention.md), forward and backward, take 50.0 ms on a Xeon with "
-        "2 threads: 4.00 times as fast as compiled PyTorch and 9.00 times as fast as eager PyTorch. Without a compiler "
-        "they take 90.0 ms, 5.00 times as fast as eager PyTorch. With two busy processes running, they take 100 ms: 4.50 "
-        "times as fast as eager PyTorch."
+        "[The two stages of normalization and pooling](contention.md), forward and backward, take 50.0 ms on a "
+        "Xeon with 2 threads: 4.00 times as fast as compiled PyTorch and 9.00 times as fast as eager PyTorch. "
+        "Without a compiler they take 90.0 ms, 5.00 times as fast as eager PyTorch. With two busy processes "
+        "running, they take 100 ms: 4.50 times as fast as eager PyTorch."
     )
     assert "33 images/s" in network
     assert "batches of 64 runs at 107 images/s; compiled PyTorch, the fastest rival measured, reaches 91" in network
@@ -421,8 +421,8 @@ def test_files_are_written_and_what_is_no_more_is_removed(drawn: Path) -> None:
     assert "old" not in readme
     reports = drawn / "reports"
     charts = sorted(path.stem.split("-")[0] for path in reports.rglob("*.png"))
-    twice = "accuracy", "accuracy", "parallelism", "parallelism"
-    assert charts == sorted([*twice, "found", "kernels", "memory", "of", "roofline", "steps"])
+    several = "accuracy", "accuracy", "accuracy", "parallelism", "parallelism"
+    assert charts == sorted([*several, "found", "kernels", "memory", "of", "roofline", "steps"])
     assert (reports / "figures" / "of-another-command.png").exists()
     (chart,) = reports.glob("figures/memory-*.png")
     assert chart.stat().st_size < 120_000
@@ -463,8 +463,8 @@ def test_colours_of_the_page_are_its_own(drawn: Path) -> None:
     text = (drawn / "reports" / "index.html").read_text()
     style, _, body = text.partition("</style>")
     charts = re.findall("<svg.*?</svg>", body, re.DOTALL)
-    # All eight kinds, one of them for two records.
-    assert len(charts) == 9
+    # All eight kinds, one of them for three records.
+    assert len(charts) == 10
     used = set(re.findall(r"var\((--\w+)\)", " ".join(charts)))
     assert {"--ink", "--c0"} <= used
     for colours in (style.split("@media")[0], style.split("dark) {")[1]):

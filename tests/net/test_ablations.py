@@ -349,7 +349,7 @@ def test_the_table_by_hand(tmp_path: Path) -> None:
 def test_the_figure_shows_what_its_text_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Errors on an axis of 0 to 100 %, changes on a linear axis; changes beyond it are written, not drawn."""
     errors = {"baseline": (5.0, 6.0, 7.0), "no_lrn": (90.0, 60.0, 90.0), "tanh": (4.0, 6.0, 5.0), "half": (9.0, 8.0)}
-    settings = {"epochs": 2, "data": "some images", "val_images": 200}
+    settings = {"network": "digits", "epochs": 2, "data": "some images", "val_images": 200}
     rows = [
         {"ablation": name, "seed": seed, "top1_error_percent": value}
         for name, values in errors.items()
