@@ -178,7 +178,7 @@ def _pool_backward(output_gradient: Tensor, offsets: Tensor, size: tuple[int, in
             candidates.append((window, element.to(output_gradient.dtype)))
         found.append(candidates)
     total = None
-    # As floats: Inductor loads vectors of integers through the stack, seven times as slowly.
+    # As floats: Inductor loads vectors of integers by way of the stack, where the processor waits for each.
     offsets = _written(offsets.to(output_gradient.dtype))
     for row, row_index in found[0]:
         for column, column_index in found[1]:
