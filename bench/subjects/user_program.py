@@ -20,7 +20,7 @@ from torch import Tensor
 import kernels
 
 #: Name: the switch of :mod:`kernels`, whether the caller is compiled, and its fastest memory format. They are compiled
-#: in this order, two at a time: ``auto, compiled`` contains the loops of ``inductor``, and finds them in the cache.
+#: in this order: ``auto, compiled`` contains the loops of ``inductor`` and finds them in the compiler's cache.
 IMPLEMENTATIONS = {
     "auto, eager": ("auto", False, torch.channels_last),
     "aten, eager": ("aten", False, torch.contiguous_format),

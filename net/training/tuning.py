@@ -243,8 +243,10 @@ def product_tflops(precision: str, device: torch.device) -> float | None:
     """TFLOP/s of the product of two large square matrices; None if it fails, as on a GPU with too little memory."""
     try:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        # Not constants: a GPU multiplies those faster than any weights.
-        a, b = (torch.randn(MATRIX, MATRIX, dtype=dtype, device=device) for _ in range(2))
+        # Its own generator, so that a run draws the same numbers whether its forms were measured or cached. Random
+        # values, because a GPU multiplies constants faster.
+        generator = torch.Generator(device).manual_seed(0)
+        a, b = (torch.randn(MATRIX, MATRIX, dtype=dtype, device=device, generator=generator) for _ in range(2))
         product = partial(torch.mm, a, b, out=torch.empty_like(a))
         product()
         return round(2 * MATRIX**3 / _timed(product, 1) * 1e-9, 1)
@@ -281,11 +283,13 @@ def measure(plan: AlexNetConfig, batch: int, precision: str, device: torch.devic
     chosen = slot_by_slot(forms(model, device), untuned(model, device), seconds)
     if skipped:
         print(f"  stopped after {LIMIT:g} s, before {skipped} more; using the fastest so far")
+    rate = None if times[str(chosen)] is None else product_tflops(precision, device)
+    # None of this is the run's memory.
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     if times[str(chosen)] is None:
         return None
-    taken = round(time.monotonic() - begin, 1)
-    return Measured(chosen, times, taken, product_tflops(precision, device))
+    return Measured(chosen, times, round(time.monotonic() - begin, 1), rate)
 
 
 def worth_measuring(plan: AlexNetConfig, images: int, seconds: float | None) -> bool:

@@ -513,6 +513,18 @@ def test_between_convolutions_inductor_makes_loops_over_channels(dtype: torch.dt
         assert each.count("Vectorized<uint8_t>::loadu") <= 1
 
 
+@pytest.mark.parametrize(("largest", "formula"), [(9, False), (8, True)])
+def test_compiled_code_compares_only_offsets_that_floats_count(
+    monkeypatch: pytest.MonkeyPatch, largest: int, formula: bool
+) -> None:
+    """Windows with more elements, 16 million in float32, take the plain formula; this window has nine."""
+    calls: list[object] = []
+    monkeypatch.setattr(traced, "_EXACT", largest)
+    monkeypatch.setattr(traced.reference, "pool_backward", lambda *arguments: calls.append(arguments))
+    traced._pool_backward(torch.ones(1, 2, 2, 4), torch.zeros(1, 2, 2, 4, dtype=torch.uint8), (5, 5), PAPER_POOL)
+    assert bool(calls) == formula
+
+
 def test_bfloat16_runs_where_pytorch_s_own_does_not() -> None:
     input, bias = inputs(dtype=torch.bfloat16)
     with pytest.raises(RuntimeError), kernels.implementation("aten"):

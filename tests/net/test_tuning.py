@@ -47,11 +47,14 @@ def test_a_gain_that_is_noise_changes_nothing() -> None:
 
 
 @pytest.fixture
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What measuring calls on a GPU besides the measurement itself."""
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
-    monkeypatch.setattr(tuning, "product_tflops", lambda *_: 800.0)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What measuring calls on a GPU besides the measurement itself, which ends without a trace in the run's memory."""
+    called: list[str] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: called.append("empty_cache"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: called.append("reset"))
+    monkeypatch.setattr(tuning, "product_tflops", lambda *_: called.append("product") or 800.0)
+    yield
+    assert called[-2:] == ["empty_cache", "reset"]
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -120,7 +123,9 @@ def test_the_rate_of_large_products(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         return 2e-6
 
     monkeypatch.setattr(tuning, "_timed", timed)
+    before = torch.get_rng_state()
     assert tuning.product_tflops("bf16", torch.device("cpu")) == 262.1
+    assert torch.equal(torch.get_rng_state(), before)
 
     def fails(call: Callable[[], object], count: int) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory")
