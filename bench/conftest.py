@@ -16,7 +16,7 @@ spin_briefly()
 
 import torch  # noqa: E402
 
-from net.common.device import keep_freed_memory  # noqa: E402
+from net.common.allocator import keep_freed_memory  # noqa: E402
 from net.common.progress import duration  # noqa: E402
 from net.data.processes import available_cores  # noqa: E402
 

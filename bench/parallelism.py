@@ -22,8 +22,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from kernels import private
 from net.common import cli
+from net.common.allocator import keep_freed_memory
 from net.common.cli import Parser, spin_briefly
-from net.common.device import keep_freed_memory, peak_memory_mib, set_precision
+from net.common.device import peak_memory_mib, set_precision
 from net.common.fields import at_least, flag_name
 from net.common.progress import duration
 from net.data.processes import available_cores

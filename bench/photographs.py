@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from net.common import cli
-from net.common.device import keep_freed_memory
+from net.common.allocator import keep_freed_memory
 from net.common.errors import DataError
 from net.common.fields import at_least, flag, flag_name
 from net.data.config import JPEG_QUALITY

@@ -106,7 +106,8 @@ def measured(
     """
     import torch
 
-    from .common.device import describe, keep_freed_memory, resolve_precision, set_precision
+    from .common.allocator import keep_freed_memory
+    from .common.device import describe, resolve_precision, set_precision
     from .common.progress import Progress
     from .data.augmentation import centre_crop, ten_crops
     from .data.loader import Loader

@@ -205,7 +205,8 @@ def predictions(config: PredictionsConfig) -> Path:
     from .analysis.features import open_its_data
     from .analysis.trained import open_trained
     from .common import seeds
-    from .common.device import choose, keep_freed_memory
+    from .common.allocator import keep_freed_memory
+    from .common.device import choose
     from .data.augmentation import centre_crop
     from .training.evaluation import TOP, probabilities
 
@@ -242,7 +243,8 @@ def neighbours(config: NeighboursConfig) -> Path:
     from .analysis.retrieval import nearest
     from .analysis.trained import open_trained
     from .common import seeds
-    from .common.device import choose, keep_freed_memory
+    from .common.allocator import keep_freed_memory
+    from .common.device import choose
     from .common.progress import Progress
     from .data.images import Split
 
@@ -282,7 +284,8 @@ def activations(config: ActivationsConfig) -> Path:
     """Figure 1: the 4-layer network with ReLU and with tanh, trained to 25 % training error."""
     from .analysis import drawings
     from .analysis.activations import TARGET, Results, fastest, outcome
-    from .common.device import choose, keep_freed_memory
+    from .common.allocator import keep_freed_memory
+    from .common.device import choose
     from .common.progress import Progress
     from .data.cifar10 import CLASSES
     from .data.sources import open_data

@@ -62,7 +62,8 @@ def _hash(config: HashingConfig) -> dict[str, Any]:
     from .analysis.retrieval import nearest, nearest_codes, packed, recall
     from .analysis.trained import open_trained
     from .common import seeds
-    from .common.device import choose, describe, keep_freed_memory
+    from .common.allocator import keep_freed_memory
+    from .common.device import choose, describe
     from .common.progress import Progress
     from .data.images import Split
     from .doors.files import free_host_memory

@@ -54,7 +54,8 @@ def _predict(config: PredictConfig) -> dict[str, Any]:
 
     from .analysis.features import check_colours, class_names, features
     from .analysis.trained import MEAN_RGB_HINT, check_mean_rgb, open_trained
-    from .common.device import choose, keep_freed_memory, resolve_precision, set_precision
+    from .common.allocator import keep_freed_memory
+    from .common.device import choose, resolve_precision, set_precision
     from .common.progress import Progress
     from .data.augmentation import centre_crop, ten_crops
     from .data.decode import decode

@@ -13,7 +13,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from net.common.device import keep_freed_memory, set_precision
+from net.common.allocator import keep_freed_memory
+from net.common.device import set_precision
 from net.data import digits
 from net.data.images import ImageData, Split
 from net.model.alexnet import AlexNet

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from net.common.device import keep_freed_memory
+from net.common.allocator import keep_freed_memory
 from net.data.processes import available_cores
 
 from ..cells import Scale

@@ -1,7 +1,6 @@
 """The device and the precision the network runs in."""
 
 import contextlib
-import ctypes
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -55,20 +54,6 @@ def joins_processes(device: torch.device) -> bool:
 def gpu_count() -> int:
     """The number of GPUs of this machine, as :func:`is_gpu` has it."""
     return torch.cuda.device_count()
-
-
-def keep_freed_memory() -> None:
-    """Have glibc reuse the memory of freed tensors instead of returning it to the system.
-
-    By default glibc unmaps every large tensor when it is freed, and each new one faults its pages in again: a third of
-    a training step on a CPU. Does nothing without glibc.
-    """
-    # On Windows, CDLL(None) raises.
-    with contextlib.suppress(OSError, TypeError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        trim_threshold, mmap_threshold = -1, -3
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(mmap_threshold, 2**30)
 
 
 def set_precision(precision: str, device: torch.device) -> None:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from ..common.device import keep_freed_memory
+from ..common.allocator import keep_freed_memory
 from ..doors.files import opened
 from ..doors.image import UnreadableImageError, decoder, encode_jpeg, pillow
 from ..doors.members import Member, read_member
@@ -143,5 +142,6 @@ def pack(task: Task) -> Done:
 
 def start_worker() -> None:
     """Initialize a worker process."""
-    torch.set_num_threads(1)
+    # A worker that scales images imports PyTorch, which reads this then.
+    os.environ["OMP_NUM_THREADS"] = "1"
     keep_freed_memory()

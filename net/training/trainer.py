@@ -14,8 +14,8 @@ import torch
 from tqdm import tqdm
 
 from ..common import extras, seeds
+from ..common.allocator import keep_freed_memory
 from ..common.device import (
-    keep_freed_memory,
     peak_memory_mib,
     repeat_bits,
     resolve_precision,

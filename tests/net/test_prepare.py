@@ -453,6 +453,26 @@ def test_statistics_do_not_depend_on_the_order() -> None:
     np.testing.assert_allclose(whole.gram, pixels.T @ pixels, rtol=1e-7)
 
 
+def test_packing_loads_pytorch_only_to_scale(folder: Path, tmp_path: Path) -> None:
+    """Importing PyTorch takes two seconds, in every worker. Where it is needed, it uses one thread."""
+    code = f"""
+import sys
+from pathlib import Path
+import net.data.prepare
+from net.data.packing import Packing, Task, pack, start_worker
+start_worker()
+Path({str(tmp_path)!r}, "images").write_bytes(bytes(12 * 20 * 20))
+for size, loaded in ((12, False), (20, True)):
+    task = Task("train", 0, Path({str(tmp_path)!r}), ["1.png"], [], Packing(size), Path({str(tmp_path)!r}, "images"), 0)
+    assert pack(task).reasons == [""]
+    assert ("torch" in sys.modules) == loaded, size
+assert sys.modules["torch"].get_num_threads() == 1
+"""
+    Image.new("RGB", (12, 12), "red").save(tmp_path / "1.png")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+
+
 def test_images_of_one_file_in_store(tmp_path: Path) -> None:
     """One image per split, smaller than the packed size, and gray."""
     for split in ("train", "val"):
