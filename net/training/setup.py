@@ -11,7 +11,7 @@ import torch
 from kernels import compiler
 
 from .. import pretrained
-from ..common.device import describe
+from ..common.device import describe, is_gpu
 from ..common.errors import DataError, UsageError
 from ..common.fields import flag_name, from_table
 from ..data.images import ImageData
@@ -139,8 +139,13 @@ def record_wanted(config: TrainConfig, device: torch.device) -> bool:
     return able if config.cuda_graph is None else config.cuda_graph
 
 
-def forms_wanted(config: TrainConfig, model: AlexNet, training_images: int, device: torch.device) -> Forms:
+def forms_wanted(
+    config: TrainConfig, model: AlexNet, training_images: int, device: torch.device, ranks: int = 1
+) -> Forms:
     """The forms to use: those of ``--forms`` or of the resumed run, else the fastest measured on this GPU.
+
+    With ``--parallel data`` they are measured as in a single process with a rank's share of the batch. The other
+    strategies use the default forms, because a rank holds only some rows of the weights.
 
     A note says so if ``--tune again`` cannot measure.
 
@@ -149,16 +154,20 @@ def forms_wanted(config: TrainConfig, model: AlexNet, training_images: int, devi
         model: the network, on ``device``.
         training_images: images of an epoch.
         device: where the network runs.
+        ranks: number of processes.
     """
     available = list(forms(model, device))
-    tunable = config.channels_last and record_wanted(config, device) and not config.compile
+    whole = config.parallel in ("none", "data")
+    able = is_gpu(device) and importlib.util.find_spec("triton") is not None
+    tunable = able and whole and config.channels_last and config.cuda_graph is not False and not config.compile
     if config.tune == "again" and (config.forms or not tunable):
         print(
             "note: --tune again measures nothing: "
             + (
                 "the forms are those of --forms or of the resumed run"
                 if config.forms
-                else "it needs one process on a CUDA GPU, without --compile, --no-cuda-graph and --no-channels-last"
+                else "it needs a CUDA GPU and --parallel none or data, without --compile, --no-cuda-graph and "
+                "--no-channels-last"
             )
         )
     if config.forms:
@@ -168,20 +177,20 @@ def forms_wanted(config: TrainConfig, model: AlexNet, training_images: int, devi
             print(
                 f"note: --forms {wanted}: not available on {describe(device)}; using {chosen}, which rounds differently"
             )
-    elif device.type != "cuda" or not config.channels_last:
+    elif not is_gpu(device) or not config.channels_last:
         chosen = Forms()
     elif tunable:
         images = config.epochs * training_images
         if config.max_steps is not None:
             images = min(images, config.max_steps * config.batch_size)
-        worth = worth_measuring(model.config, images, config.time_budget)
-        chosen = tuned(model.config, config.batch_size, config.precision, device, config.tune, worth)
+        worth = worth_measuring(model.config, images // ranks, config.time_budget)
+        chosen = tuned(model.config, config.batch_size // ranks, config.precision, device, config.tune, worth)
     else:
         chosen = untuned(model, device)
-    if config.parallel in ("tower", "hybrid"):
-        # A rank holds only its own rows of the weights.
-        chosen = replace(chosen, shared="apart", towers="in turn")
-    return chosen
+    if config.parallel != "none":
+        # Streams were only ever used in a single process's captured update.
+        chosen = replace(chosen, towers="in turn")
+    return chosen if whole else replace(chosen, shared="apart")
 
 
 def identity(config: TrainConfig, data: ImageData, step: int) -> dict[str, object]:

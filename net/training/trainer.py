@@ -93,7 +93,10 @@ class Trainer:
             model.get_submodule(name).requires_grad_(False)
         model = model.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         kept, held_out = hold_out(self.data.train.labels, config.hold_out)
-        self.forms = forms_wanted(config, model, len(kept), self.device)
+        # Rank 0 measures the forms, and all ranks use what it chose.
+        tuning = config if world.first else replace(config, tune="off")
+        chosen = forms_wanted(tuning, model, len(kept), self.device, world.size)
+        self.forms = Forms(**world.broadcast(asdict(chosen)))
         use(model, self.forms)
         if self.device.type == "cuda":
             self.config = replace(config, forms=asdict(self.forms))

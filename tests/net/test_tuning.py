@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
-from net.model.alexnet import AlexNet, alexnet
+from net.model.alexnet import AlexNet, Convolution, alexnet
 from net.model.config import network
 from net.model.forms import Forms, forms, use
-from net.training import tuning
+from net.parallel.process_group import World
+from net.training import setup, trainer, tuning
 from net.training.config import TrainConfig
 from net.training.setup import forms_wanted
 from net.training.tuning import Measured
@@ -348,17 +349,64 @@ def test_both_commands_have_one_key(monkeypatch: pytest.MonkeyPatch, measured: l
     assert len(list(tmp_path.rglob("*.json"))) == 1
 
 
+@pytest.mark.usefixtures("gpu", "cache")
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_data_parallel_ranks_run_what_a_single_process_would_with_their_share(
+    monkeypatch: pytest.MonkeyPatch, ranks: int
+) -> None:
+    asked: list[tuple[int, bool]] = []
+
+    def tuned(plan: object, batch: int, precision: str, device: object, how: str, worth: bool) -> Forms:
+        asked.append((batch, worth))
+        return Forms("blocks", "together", "at once")
+
+    monkeypatch.setattr(setup, "tuned", tuned)
+    with torch.device("meta"):
+        model = alexnet("paper")
+    # Long enough to measure for one process, too short for each of four.
+    images = int(2 * tuning.WORTH * tuning.SECONDS * tuning.GPU_FLOP_PER_S / model.config.training_flop)
+    config = TrainConfig(parallel="data", batch_size=128, epochs=1, precision="bf16")
+    assert forms_wanted(config, model, images, GPU, ranks) == Forms("blocks", "together", "in turn")
+    assert asked == [(128 // ranks, ranks == 1)]
+
+
+def test_every_rank_uses_what_the_first_chose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Only the first may measure."""
+    asked: list[str] = []
+
+    def wanted(config: TrainConfig, *_: object) -> Forms:
+        asked.append(config.tune)
+        return Forms()
+
+    class Second(World):
+        rank, size = 1, 2
+
+        def broadcast(self, value: Any) -> Any:
+            return asdict(Forms(shared="together"))
+
+    monkeypatch.setattr(trainer, "forms_wanted", wanted)
+    for world, chosen in ((World(), Forms()), (Second(), Forms(shared="together"))):
+        run = trainer.Trainer(TrainConfig(network="digits", batch_size=64), tmp_path, None, torch.device("cpu"), world)
+        assert run.forms == chosen
+        conv1 = run.model.get_submodule("conv1")
+        assert isinstance(conv1, Convolution)
+        assert conv1.together == (chosen.shared == "together")
+    assert asked == ["auto", "off"]
+
+
 @pytest.mark.usefixtures("gpu", "cache", "measured")
 @pytest.mark.parametrize(
     ("flags", "device", "reason"),
     [
-        ({}, torch.device("cpu"), "one process on a CUDA GPU"),
-        ({"parallel": "data"}, GPU, "one process on a CUDA GPU"),
+        ({}, torch.device("cpu"), "a CUDA GPU and --parallel none or data"),
+        ({"parallel": "tower"}, GPU, "a CUDA GPU and --parallel none or data"),
+        ({"parallel": "hybrid"}, GPU, "a CUDA GPU and --parallel none or data"),
         ({"compile": True}, GPU, "without --compile"),
         ({"cuda_graph": False}, GPU, "--no-cuda-graph"),
         ({"channels_last": False}, GPU, "--no-channels-last"),
         ({"forms": {"shared": "together"}}, GPU, "those of --forms or of the resumed run"),
         ({}, GPU, None),
+        ({"parallel": "data"}, GPU, None),
     ],
 )
 def test_tune_again_is_never_ignored_without_a_word(
