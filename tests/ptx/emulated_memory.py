@@ -52,20 +52,29 @@ class Memory:
         places = ((addresses - np.uint64(start + shift)) // np.uint64(width)).astype(np.int64)
         return whole, places[:, None] + np.arange(vector), watch
 
+    def _by_storage(self, addresses: Array) -> list[Array]:
+        """Where ``addresses`` are in the same storage or after it: lanes may read a pointer of their own."""
+        storage = np.searchsorted(np.array(sorted(self.places), np.uint64), addresses, "right")
+        return [storage == each for each in np.unique(storage)]
+
     def read(self, addresses: Array, width: int, vector: int) -> Array:
         """``[A, vector]`` numbers of ``width`` bytes at ``[A]`` addresses."""
-        whole, places, _ = self._elements(addresses, width, vector, False)
-        return whole[places]
+        result = np.empty((len(addresses), vector), BITS[width])
+        for there in self._by_storage(addresses):
+            whole, places, _ = self._elements(addresses[there], width, vector, False)
+            result[there] = whole[places]
+        return result
 
     def write(self, addresses: Array, values: Array, width: int) -> None:
         """Write ``values``, ``[A, vector]``, to ``addresses``, ``[A]``."""
-        whole, places, watch = self._elements(addresses, width, values.shape[1], True)
-        whole[places] = values
-        if watch is not None:
-            first = places * width
-            if len(np.unique(places)) < places.size or watch[first].any():
-                raise EmulationError("writes an element twice")
-            watch[first] = True
+        for there in self._by_storage(addresses):
+            whole, places, watch = self._elements(addresses[there], width, values.shape[1], True)
+            whole[places] = values[there]
+            if watch is not None:
+                first = places * width
+                if len(np.unique(places)) < places.size or watch[first].any():
+                    raise EmulationError("writes an element twice")
+                watch[first] = True
 
 
 class Shared:

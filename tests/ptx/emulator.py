@@ -36,6 +36,8 @@ TARGET = os.environ.get("KERNELS_TEST", "").partition(":")[2] or "sm_90"
 WARP = 32
 #: Programs that are run at once, as rows of arrays.
 ROWS = 512
+#: Bytes from a parameter's address to the next one's, in the memory of parameters.
+SPACING = 16
 #: What approximate functions and divisions may be off by, relatively: two units in the last place.
 ERROR = 2.0**-22
 _NAN = np.uint32(0x7FFFFFFF)
@@ -198,7 +200,9 @@ class Machine:
         shared: int,
         warps: int,
     ) -> None:
-        self.code, self.parameters = code, parameters
+        self.code = code
+        bits = [np.float32(each).view(np.uint32) if isinstance(each, float) else each for each in parameters]
+        self.parameters = np.array([int(each) % (1 << 64) for each in bits], np.uint64)
         self.memory, self.shared = memory, Shared(len(programs), shared)
         self.shape = (len(programs), WARP)
         self.registers: dict[str, Array] = {}
@@ -279,6 +283,8 @@ class Machine:
             return np.full(self.shape, bits, BITS[len(operand) // 2 - 1]).view(dtype)
         if operand == "global_smem":
             return np.zeros(self.shape, dtype)
+        if match := re.search(r"_param_(\d+)$", operand):
+            return np.full(self.shape, SPACING * int(match[1]), dtype)
         try:
             number = int(operand.rstrip("U"), 0)
         except ValueError:
@@ -343,11 +349,10 @@ class Machine:
         if not mask.any():
             found = np.zeros((0, len(results)), dtype)
         elif parts[0] == "param":
-            match = re.search(r"_param_(\d+)$", source)
-            assert match is not None
-            number = self.parameters[int(match[1])]
-            bits = np.float32(number).view(np.uint32) if isinstance(number, float) else number % (1 << 8 * width)
-            found = np.full((int(mask.sum()), 1), bits, BITS[width])
+            numbers, offsets = np.divmod(self._address(source, 4)[mask], np.uint32(SPACING))
+            if offsets.any() or numbers.max() >= len(self.parameters):
+                raise EmulationError("reads what is no parameter")
+            found = self.parameters[numbers].astype(BITS[width])[:, None]
         elif parts[0] == "shared":
             addresses = self._address(source, 4)[mask]
             found = self.shared.load(self.rows[mask], self.lanes[mask], addresses, width * len(results))
