@@ -86,8 +86,6 @@ def updates(scale: Scale) -> list[Step]:
             (network, ours, compiled, dtype, images),
             (network, ours, "eager", "bfloat16", images),
             ("one_weird_trick", "aten", "eager", dtype, images),
-            (network, "aten", "eager", dtype, 4 * images),
-            (network, ours, "eager", dtype, 4 * images),
         ]
     return [Step("update", *each) for each in chosen]
 

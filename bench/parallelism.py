@@ -7,8 +7,10 @@ messages are counted. Values are those of rank 0.
 
 import argparse
 import json
-import subprocess
-import sys
+import multiprocessing
+import os
+import socket
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.multiprocessing.spawn import ProcessException, start_processes
 from torch.profiler import ProfilerActivity, profile
 
 from kernels import private
@@ -34,7 +37,6 @@ from net.parallel.strategies import parallelize
 from net.training.config import TrainConfig
 from net.training.recipe import PaperSGD, parameter_groups
 
-from .measure.environment import ROOT
 from .measure.records import DATA, time_columns, write
 from .predict.messages import SENT, Count, expected
 from .subjects.one_rank import alone, usable
@@ -50,6 +52,8 @@ LINK_CASE = "all-reduce of two processes"
 ALL_CORES = "none, all cores"
 #: Allowed values of ``--only``.
 ALL = ("none", "all-cores", "data", "tower", "hybrid", "alone", "link", *(f"losses-{dtype}" for dtype in EPOCHS))
+#: The file in which rank 0 leaves a job's rows.
+ROWS = "rows.json"
 Intervals = list[tuple[float, float]]
 
 
@@ -117,7 +121,7 @@ def join(strategy: str) -> torch.device:
 
 
 def measure(strategy: str, variant: str, batch: int, updates: int, device: torch.device) -> dict[str, Any]:
-    """One strategy in this process and the others that torchrun started; times ``updates`` steps."""
+    """One strategy in this process and the other ranks; times ``updates`` steps."""
     group = dist.group.WORLD if dist.is_initialized() else None
     ranks = dist.get_world_size() if group is not None else 1
     keep_freed_memory()
@@ -237,15 +241,31 @@ def link() -> list[dict[str, Any]]:
 
 def started(job: str, ranks: int, arguments: Sequence[object]) -> Any:
     """Run ``job`` in its own processes and return its rows."""
-    command = [sys.executable, "-m"]
-    if ranks > 1:
-        command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
-    command += ["bench.parallelism", "--job", job, *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    found = [line for line in done.stdout.splitlines() if line.startswith("{") or line.startswith("[")]
-    if done.returncode or not found:
-        raise SystemExit(f"error: {job} in {ranks} processes failed:\n{done.stderr}")
-    return json.loads(found[-1])
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    # Imported once for all jobs: torchrun takes longer to start than most jobs take.
+    multiprocessing.set_forkserver_preload([_rank.__module__])
+    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        server.close()
+        log = Path(folder) / "log"
+        given = ranks, port, Path(folder), [f"--job={job}", *map(str, arguments)]
+        try:
+            start_processes(_rank, given, ranks, daemon=True, start_method=method)
+        except ProcessException as error:
+            raise SystemExit(f"error: {job} in {ranks} processes failed:\n{error}\n{log.read_text()}") from None
+        return json.loads((Path(folder) / ROWS).read_text())
+
+
+def _rank(rank: int, ranks: int, port: int, folder: Path, arguments: Sequence[str]) -> None:
+    """A process of :func:`started`, with the environment that torchrun would give it."""
+    with open(folder / "log", "ab") as log:
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in place.items()}
+    found = run_job(parser().parse_args(arguments))
+    if rank == 0:
+        (folder / ROWS).write_text(json.dumps(found))
 
 
 def too_few_gpus(ranks: int) -> bool:
@@ -352,7 +372,7 @@ def run_job(options: argparse.Namespace) -> Any:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; ``--job`` is for child processes."""
+    """The command line; ``--job`` is for :func:`started`."""
     result = Parser(prog="python -m bench.parallelism", description=DESCRIPTION)
     result.add_argument(
         "--network",
@@ -396,11 +416,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         images = batch_size(variant, options.batch_size)
         if images % options.ranks:
             parser().error(f"--batch-size {images} cannot be shared equally by {options.ranks} processes")
-    if options.job is not None:
-        found = run_job(options)
-        if not dist.is_initialized() or dist.get_rank() == 0:
-            print(json.dumps(found), flush=True)
-        return 0
     spin_briefly()
     if too_few_gpus(options.ranks):
         print(f"fewer GPUs than {options.ranks}: of the strategies only what one rank computes is measured")

@@ -206,6 +206,12 @@ def test_the_order_of_a_batch_changes_losses_by_rounding_alone(monkeypatch: pyte
     assert double["validation_images"] == 20
 
 
+def test_a_job_that_fails_says_why() -> None:
+    with pytest.raises(SystemExit, match="error: tower in 2 processes failed") as failed:
+        parallelism.started("tower", 2, ("--network", "none of ours"))
+    assert "invalid choice: 'none of ours'" in str(failed.value)
+
+
 @pytest.mark.slow
 def test_peak_memory_is_not_that_of_the_process_that_started_this_one() -> None:
     held = np.ones(2**27)
