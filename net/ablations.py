@@ -33,6 +33,8 @@ DESCRIPTION = (
     "of the whole network, seed by seed. After an interruption, the same command continues. Ablations: "
 )
 RESULTS = "results.jsonl"
+#: Where the data is; its checksums say what it is.
+PLACES = ("data_path", "store", "val_labels")
 #: Epochs and batch size of the digits network: all its runs on the embedded digits take under half an hour on two cores
 #: that train 170 images/s each.
 EPOCHS, BATCH_SIZE = 6, 32
@@ -157,8 +159,9 @@ def _read(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     before, results = read_results(path)
-    if before != settings:
-        changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
+    # Earlier versions stored tune and the places, and no checksums.
+    compared = {*before, *settings} - {"data", "tune", *PLACES} - ({"checksums"} - before.keys())
+    if changed := [name for name in compared if before.get(name) != settings.get(name)]:
         raise UsageError(
             f"--output-dir {path.parent} holds results of other settings: they differ in {', '.join(sorted(changed))}"
         )
@@ -167,10 +170,14 @@ def _read(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _settings(config: TrainConfig, data: "ImageData") -> dict[str, Any]:
     """The settings that results depend on, except the seed, after a JSON round trip."""
+    from .training.setup import checksums
+
     values = runs.settings(config)
-    for name in ("seed", "device", "workers", "cache", "keep", "log_every", "checkpoint_every", "tensorboard"):
+    for name in ("seed", "device", "workers", "cache", "keep", "log_every", "checkpoint_every", "tensorboard", *PLACES):
         values.pop(name, None)
-    values |= {"data": data.name, "train_images": len(data.train), "val_images": len(data.val)}
+    name = data.name if data.path is None else data.short_name
+    counts = {"train_images": len(data.train), "val_images": len(data.val)}
+    values |= {"data": name, **counts, "checksums": checksums(data)}
     result: dict[str, Any] = json.loads(json.dumps(values))
     return result
 

@@ -193,24 +193,30 @@ def forms_wanted(
     return chosen if whole else replace(chosen, shared="apart")
 
 
-def identity(config: TrainConfig, data: ImageData, step: int) -> dict[str, object]:
-    """What must agree on all ranks, by description: flags, data and the update to continue from."""
-    places = ("data_path", "store", "val_labels", "init_from", "device")
-    flags = {flag_name(name): value for name, value in runs.settings(config).items() if name not in places}
+def checksums(data: ImageData) -> dict[str, str]:
+    """Checksums that tell a data set from another: of all labels, of some images and of the mean image."""
     labels, images = hashlib.sha256(), hashlib.sha256()
     for split in (data.train, data.val):
         labels.update(split.labels.tobytes())
         for image in np.linspace(0, len(split) - 1, COMPARED_IMAGES).astype(int):
             images.update(split.images[image].tobytes())
+    mean = hashlib.sha256(data.mean.tobytes())
+    return {
+        name: each.hexdigest()[:16] for name, each in (("labels", labels), ("pixels", images), ("mean image", mean))
+    }
+
+
+def identity(config: TrainConfig, data: ImageData, step: int) -> dict[str, object]:
+    """What must agree on all ranks, by description: flags, data and the update to continue from."""
+    places = ("data_path", "store", "val_labels", "init_from", "device")
+    flags = {flag_name(name): value for name, value in runs.settings(config).items() if name not in places}
     return {
         **flags,
         "training images": len(data.train),
         "validation images": len(data.val),
         "pixels of an image": data.size**2,
         "classes": ", ".join(data.classes)[:200],
-        "labels with the checksum": labels.hexdigest()[:16],
-        "pixels with the checksum": images.hexdigest()[:16],
+        **{f"{name} with the checksum": value for name, value in checksums(data).items()},
         "decoder of the images": data.decoder,
-        "mean image with the checksum": hashlib.sha256(data.mean.tobytes()).hexdigest()[:16],
         "update": step,
     }

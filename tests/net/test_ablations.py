@@ -19,6 +19,7 @@ from net import ablations
 from net.ablations import AblationsConfig
 from net.analysis import ablation_cases, ablation_report
 from net.analysis.ablation_report import Change, error_interval, paired, student_t
+from net.common.errors import UsageError
 from net.data import digits, synthetic
 from net.data.images import ImageData
 from net.data.processes import available_cores
@@ -182,6 +183,33 @@ def test_the_command_and_how_it_goes_on(tiny: Path, tmp_path: Path, monkeypatch:
     tiny.write_text(TINY.replace("max_steps = 2", "max_steps = 3"))
     refused = ablate(tiny, tmp_path / "whole", "no_lrn")
     one_line(refused, 2, "whole holds results of other settings: they differ in max_steps")
+
+
+def test_results_are_of_data_not_of_its_place(tmp_path: Path) -> None:
+    """A moved folder goes on, and other images do not; where the data is stays out of the results."""
+    config, data = ablations.baseline(AblationsConfig())
+    here, there = (
+        ablations._settings(
+            replace(config, data_path=str(tmp_path / place)),
+            replace(data, path=str(tmp_path / place)),
+        )
+        for place in ("here/x", "there/x.packed")
+    )
+    assert str(tmp_path) not in json.dumps(here)
+    assert here == there
+    assert here["data"] == "x"
+    path = tmp_path / "results.jsonl"
+    rows = [{"ablation": "baseline", "seed": 0, "top1_error_percent": 1.0}]
+    earlier = {**{name: value for name, value in here.items() if name != "checksums"}, "data_path": "/x", "tune": "off"}
+    for before in (here, {**here, "data": "y"}, earlier):
+        path.write_text("".join(json.dumps(line) + "\n" for line in ({"settings": before}, *rows)))
+        assert ablations._read(path, there) == rows
+    images = data.train.images.copy()
+    images[-1] ^= 1
+    other = ablations._settings(config, replace(data, train=replace(data.train, images=images)))
+    path.write_text(json.dumps({"settings": here}) + "\n")
+    with pytest.raises(UsageError, match=r"they differ in checksums$"):
+        ablations._read(path, other)
 
 
 @pytest.mark.slow
