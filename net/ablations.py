@@ -184,11 +184,11 @@ def _settings(config: TrainConfig, data: "ImageData") -> dict[str, Any]:
 
 def _workers(config: AblationsConfig, base: TrainConfig, data: "ImageData") -> int:
     """Number of parallel runs. Two threads train a small network no faster than one, so each core gets its own run."""
-    from .common.device import choose
+    from .common.device import choose, is_cpu
 
     if config.workers is not None:
         return config.workers
-    small = choose(base.device).type == "cpu" and data.size < LARGE
+    small = is_cpu(choose(base.device)) and data.size < LARGE
     return processes.available_cores() if small else 1
 
 

@@ -36,12 +36,12 @@ class TuneConfig:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     config = cli.resolve(cli.given(TuneConfig, "net.tune", DESCRIPTION, arguments), TuneConfig)
-    from .common.device import choose, repeat_bits, resolve_precision, set_precision
+    from .common.device import choose, is_gpu, repeat_bits, resolve_precision, set_precision
     from .training.setup import architecture
     from .training.tuning import tuned
 
     device = choose(config.device)
-    if device.type != "cuda":
+    if not is_gpu(device):
         raise UsageError("--device must be cuda or cuda:N; on a CPU there is nothing to tune")
     if importlib.util.find_spec("triton") is None:
         raise UsageError("net.tune needs Triton, which is not installed here; net.train runs without it")

@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,11 @@ def is_gpu(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def is_cpu(device: torch.device) -> bool:
+    """Whether it is the CPU."""
+    return device.type == "cpu"
+
+
 def fuses_updates(device: torch.device) -> bool:
     """Whether PyTorch has fused optimizers for it."""
     return device.type in ("cpu", "cuda")
@@ -54,6 +60,36 @@ def joins_processes(device: torch.device) -> bool:
 def gpu_count() -> int:
     """The number of GPUs of this machine, as :func:`is_gpu` has it."""
     return torch.cuda.device_count()
+
+
+def gpu_model(device: torch.device) -> dict[str, list[Any]]:
+    """What a GPU's speed depends on: its model, and the versions of CUDA and cuDNN."""
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "gpu": [properties.name, properties.major, properties.minor, properties.multi_processor_count],
+        "libraries": [torch.version.cuda, torch.backends.cudnn.version()],
+    }
+
+
+def gpu_milliseconds(call: Callable[[], object], count: int) -> float:
+    """Milliseconds that the current GPU takes for one of ``count`` calls in a row."""
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    for _ in range(count):
+        call()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / count
+
+
+def free_gpu_memory() -> None:
+    """Return the memory of freed tensors to the GPU."""
+    torch.cuda.empty_cache()
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Let :func:`peak_memory_mib` start again at the current memory of a GPU."""
+    torch.cuda.reset_peak_memory_stats(device)
 
 
 def set_precision(precision: str, device: torch.device) -> None:
@@ -141,6 +177,11 @@ def set_random_state(device: torch.device, state: Mapping[str, torch.Tensor | No
         torch.cuda.set_rng_state(own, device)
     elif own is not None and device.type == "mps":
         torch.mps.set_rng_state(own)
+
+
+def streams(count: int) -> Streams:
+    """New streams of the current GPU."""
+    return tuple(torch.cuda.Stream() for _ in range(count))
 
 
 def at_once(calls: Sequence[Callable[[], Tensor]], streams: Streams) -> list[Tensor]:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from ..common.device import is_cpu
 from ..common.errors import DataError, UsageError
 from ..common.fields import typed
 from .files import opened, reason
@@ -115,7 +116,7 @@ def _check_size(value: Any, described: int) -> None:
 
 
 def _check_tensor(tensor: Tensor) -> None:
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+    if tensor.layout != torch.strided or tensor.is_quantized or not is_cpu(tensor.device):
         raise ValueError("it holds a tensor that is sparse, quantized or on the meta device")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise ValueError("it holds a tensor that is larger than its storage in the file")

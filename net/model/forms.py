@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from ..common.device import is_gpu, streams
 from .alexnet import AlexNet, Convolution, Stage
 
 
@@ -37,7 +38,7 @@ def forms(model: AlexNet, device: torch.device) -> Iterator[Forms]:
     slots: tuple[tuple[str, ...], ...] = (
         ("pixels", "blocks") if strided else ("pixels",),
         ("apart", "together") if several else ("apart",),
-        ("in turn", "at once") if several and device.type == "cuda" else ("in turn",),
+        ("in turn", "at once") if several and is_gpu(device) else ("in turn",),
     )
     for choice in itertools.product(*slots):
         yield Forms(*choice)  # type: ignore[arg-type]
@@ -47,7 +48,7 @@ def untuned(model: AlexNet, device: torch.device) -> Forms:
     """Default forms for this type of device if nothing has been measured: on GPUs those fastest on an H100."""
     available = set(forms(model, device))
     for choice in (Forms("blocks", "together"), Forms("blocks"), Forms("pixels", "together")):
-        if device.type == "cuda" and choice in available:
+        if is_gpu(device) and choice in available:
             return choice
     return Forms()
 
@@ -55,9 +56,9 @@ def untuned(model: AlexNet, device: torch.device) -> Forms:
 def use(model: AlexNet, chosen: Forms) -> None:
     """Switch ``model``, a whole network on one device, to these forms. Its parameters do not change."""
     towers = model.config.towers
-    streams = None
+    own = None
     if chosen.towers == "at once" and towers > 1:
-        streams = tuple(torch.cuda.Stream() for _ in range(towers - 1))
+        own = streams(towers - 1)
     # What the layer after each stage reads.
     following = [name for name, _ in model.trunk[1:]] + [dense.name for dense in model.config.hidden[:1]]
     reads = [None if name is None else model.get_submodule(name).reads for name in following] + ["all"]
@@ -69,7 +70,7 @@ def use(model: AlexNet, chosen: Forms) -> None:
             assert isinstance(module, Convolution)
             module.read_blocks(chosen.first == "blocks")
             module.together = joint = chosen.shared == "together" and module.reads != "tower" and towers > 1
-            module.streams = streams
+            module.streams = own
         if stage is not None:
             module = model.get_submodule(stage)
             assert isinstance(module, Stage)

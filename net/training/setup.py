@@ -11,7 +11,7 @@ import torch
 from kernels import compiler
 
 from .. import pretrained
-from ..common.device import describe, is_gpu
+from ..common.device import describe, is_cpu, is_gpu
 from ..common.errors import DataError, UsageError
 from ..common.fields import flag_name, from_table
 from ..data.images import ImageData
@@ -112,14 +112,15 @@ def compile_wanted(config: TrainConfig, plan: AlexNetConfig, steps: int, device:
     """
     if config.compile is False:
         return False
-    if config.compile is None and (device.type not in COMPILE_AFTER_SECONDS or record_wanted(config, device)):
+    after = COMPILE_AFTER_SECONDS.get(device.type)
+    if config.compile is None and (after is None or record_wanted(config, device)):
         return False
-    if config.compile is None:
+    if config.compile is None and after is not None:
         seconds = config.time_budget or math.inf
-        if device.type == "cpu":
+        if is_cpu(device):
             flop = steps * config.batch_size * plan.training_flop
             seconds = min(seconds, flop / (CPU_CORE_FLOP_PER_S * torch.get_num_threads()))
-        if seconds < COMPILE_AFTER_SECONDS[device.type]:
+        if seconds < after:
             return False
     if (obstacle := compiler.obstacle()) is not None:
         print(f"note: running eager, torch.compile is not usable here: {obstacle}")
@@ -133,7 +134,7 @@ def record_wanted(config: TrainConfig, device: torch.device) -> bool:
     Raises:
         UsageError: ``--cuda-graph`` was given where it is not supported.
     """
-    able = device.type == "cuda" and config.parallel == "none" and importlib.util.find_spec("triton") is not None
+    able = is_gpu(device) and config.parallel == "none" and importlib.util.find_spec("triton") is not None
     if config.cuda_graph and not able:
         raise UsageError("--cuda-graph needs a CUDA GPU, Triton and --parallel none; omit it, or use --no-cuda-graph")
     return able if config.cuda_graph is None else config.cuda_graph

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ..common import extras, seeds
 from ..common.allocator import keep_freed_memory
 from ..common.device import (
+    is_gpu,
     peak_memory_mib,
     repeat_bits,
     resolve_precision,
@@ -98,7 +99,7 @@ class Trainer:
         chosen = forms_wanted(tuning, model, len(kept), self.device, world.size)
         self.forms = Forms(**world.broadcast(asdict(chosen)))
         use(model, self.forms)
-        if self.device.type == "cuda":
+        if is_gpu(self.device):
             self.config = replace(config, forms=asdict(self.forms))
         self.part = parallelize(model, config.parallel, world.group, config.gradient_compression)
         self.model = self.part.model

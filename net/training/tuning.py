@@ -19,7 +19,7 @@ from torch import Tensor
 
 import kernels
 
-from ..common.device import autocast
+from ..common.device import autocast, describe, forget_peak_memory, free_gpu_memory, gpu_milliseconds, gpu_model
 from ..common.errors import DataError, MissingError, UsageError
 from ..common.fields import from_table, shown
 from ..common.files import atomic_write
@@ -120,13 +120,12 @@ def key(plan: AlexNetConfig, batch: int, precision: str, device: torch.device) -
     sources = [folder / f"{name}.py" for name in names]
     for path in (*sources, *sorted(Path(kernels.__file__).parent.rglob("*.py"))):
         code.update(path.read_bytes())
-    properties = torch.cuda.get_device_properties(device)
     driver = b""
     with contextlib.suppress(DataError):
         driver = read(Path("/proc/driver/nvidia/version"), "driver version", 2**12)
     parts: Mapping[str, Any] = {
-        "gpu": [properties.name, properties.major, properties.minor, properties.multi_processor_count],
-        "versions": [torch.__version__, triton.__version__, torch.version.cuda, torch.backends.cudnn.version()],
+        **gpu_model(device),
+        "versions": [torch.__version__, triton.__version__],
         "driver": driver.decode(errors="replace"),
         "network": {name: value for name, value in plan.to_dict().items() if name != "classes"},
         "batch": batch,
@@ -227,16 +226,7 @@ def milliseconds(plan: AlexNetConfig, batch: int, precision: str, device: torch.
 
 def _timed(call: Callable[[], object], count: int) -> float:
     """Median milliseconds of a call on the GPU, over samples of ``count`` calls."""
-    times = []
-    for _ in range(SAMPLES):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        for _ in range(count):
-            call()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / count)
-    return float(statistics.median(times))
+    return statistics.median(gpu_milliseconds(call, count) for _ in range(SAMPLES))
 
 
 def product_tflops(precision: str, device: torch.device) -> float | None:
@@ -275,7 +265,7 @@ def measure(plan: AlexNetConfig, batch: int, precision: str, device: torch.devic
             times[str(form)] = None
             return math.inf
         finally:
-            torch.cuda.empty_cache()
+            free_gpu_memory()
         times[str(form)] = round(taken, 4)
         print(f"  {form}: {taken:.3f} ms per update, {batch / taken * 1e3:,.0f} images/s", flush=True)
         return taken
@@ -285,8 +275,8 @@ def measure(plan: AlexNetConfig, batch: int, precision: str, device: torch.devic
         print(f"  stopped after {LIMIT:g} s, before {skipped} more; using the fastest so far")
     rate = None if times[str(chosen)] is None else product_tflops(precision, device)
     # None of this is the run's memory.
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
+    free_gpu_memory()
+    forget_peak_memory(device)
     if times[str(chosen)] is None:
         return None
     return Measured(chosen, times, round(time.monotonic() - begin, 1), rate)
@@ -327,5 +317,5 @@ def tuned(plan: AlexNetConfig, batch: int, precision: str, device: torch.device,
         tflops = batch * plan.training_flop / taken * 1e-9
         share = 100 * tflops / found.product_tflops
         rate += f", {tflops:,.0f} TFLOP/s ({share:.0f} % of the rate of large matrix products)"
-    print(f"forms on {torch.cuda.get_device_name(device)} ({source}): {found.chosen}, {rate}")
+    print(f"forms on {describe(device)} ({source}): {found.chosen}, {rate}")
     return found.chosen
