@@ -90,10 +90,18 @@ class Convolution(_TowerLayer):
         self.blocks = 0
         #: Whether towers with the same input are one convolution with a single output tensor.
         self.together = False
+        #: Each tower's weights as a tensor of its own; None takes slices of :attr:`weight`, whose gradients autograd
+        #: concatenates.
+        self.slices: tuple[Tensor, ...] | None = None
         #: Streams of the second and further towers; None runs the towers sequentially.
         self.streams: Streams | None = None
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // layer.groups, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.empty(out_channels))
+
+    @property
+    def sliced(self) -> bool:
+        """Whether each tower is a convolution of its own, with a slice of the weights."""
+        return self.towers > 1 and not self.blocks and not self.together
 
     def read_blocks(self, wanted: bool) -> None:
         """Read blocks of ``stride`` x ``stride`` pixels as channels, if this layer reads the image with a stride."""
@@ -115,8 +123,8 @@ class Convolution(_TowerLayer):
             inputs = [F.pad(inputs[0], border)] * len(inputs) if shared else [F.pad(input, border) for input in inputs]
         if self.together and shared:
             return [F.conv2d(inputs[0], weight, None, stride, padding)]
-        slices = zip(inputs, parts(weight, self.towers), strict=True)
-        calls = [partial(F.conv2d, input, part, None, stride, padding) for input, part in slices]
+        pairs = zip(inputs, self.slices or parts(weight, self.towers), strict=True)
+        calls = [partial(F.conv2d, input, part, None, stride, padding) for input, part in pairs]
         return [call() for call in calls] if self.streams is None else at_once(calls, self.streams)
 
 

@@ -80,29 +80,33 @@ class PaperSGD(torch.optim.Optimizer):
                 loss = closure()
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         self.send_rates()
-        self.update({parameter: parameter.grad for parameter in parameters if parameter.grad is not None})
+        self.update({parameter: (parameter.grad,) for parameter in parameters if parameter.grad is not None})
         return loss
 
     @torch.no_grad()
     def update(
-        self, gradients: Mapping[nn.Parameter, Tensor], copies: Mapping[nn.Parameter, Tensor] | None = None
+        self,
+        gradients: Mapping[nn.Parameter, Sequence[Tensor]],
+        copies: Mapping[nn.Parameter, Tensor] | None = None,
     ) -> None:
         """One update from explicit gradients, at the learning rates of the last :meth:`send_rates`.
 
         Args:
-            gradients: by parameter to update. The Triton kernel also accepts half-precision gradients.
+            gradients: by parameter to update: its gradient, or those of its equal slices along dimension 0. The Triton
+                kernel reads slices where they are, and also accepts half-precision gradients.
             copies: by parameter, half-precision tensors that receive the updated weights, rounded; Triton kernel only.
         """
         for index, group in enumerate(self.param_groups):
             parameters = [parameter for parameter in group["params"] if parameter in gradients]
             if not parameters:
                 continue
-            found = [_like(gradients[parameter], parameter) for parameter in parameters]
+            found = [gradients[parameter] for parameter in parameters]
             if self.kernel(group):
                 self._launch(group, self._rates[index][1], parameters, found, copies or {})
             else:
                 assert not copies, "only the kernel writes copies"
-                self._update(group, parameters, found)
+                whole = [slices[0] if len(slices) == 1 else torch.cat(list(slices)) for slices in found]
+                self._update(group, parameters, list(map(_like, whole, parameters)))
 
     @staticmethod
     def kernel(group: dict[str, Any]) -> bool:
@@ -136,14 +140,20 @@ class PaperSGD(torch.optim.Optimizer):
         group: dict[str, Any],
         rate: Tensor,
         parameters: list[nn.Parameter],
-        gradients: list[Tensor],
+        gradients: list[Sequence[Tensor]],
         copies: Mapping[nn.Parameter, Tensor],
     ) -> None:
         assert update is not None
         velocities = self._states(parameters, "velocity", group["lr"])
-        found = [copies.get(parameter) for parameter in parameters]
         settings = rate, group["momentum"], group["weight_decay"]
-        for alike in update.alike(map(update.Parameter, parameters, gradients, velocities, found)):
+        pieces: list[update.Parameter] = []
+        for parameter, slices, velocity in zip(parameters, gradients, velocities, strict=True):
+            copy, count = copies.get(parameter), len(slices)
+            weights = parameter.chunk(count)
+            own = [None] * count if copy is None else copy.chunk(count)
+            found = map(_like, slices, weights)
+            pieces += map(update.Parameter, weights, found, velocity.chunk(count), own)
+        for alike in update.alike(pieces):
             if self._together:
                 try:
                     update.update_together_(alike, *settings)
@@ -151,8 +161,8 @@ class PaperSGD(torch.optim.Optimizer):
                 except Exception as error:  # Compilers and drivers raise anything.
                     print(f"note: the optimizer updates one parameter a launch, not all in one: {first_line(error)}")
                     self._together = False
-            for parameter in alike:
-                update.update_(parameter, *settings)
+            for one in alike:
+                update.update_(one, *settings)
 
     def _update(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> None:
         lr, momentum, weight_decay = group["lr"], group["momentum"], group["weight_decay"]

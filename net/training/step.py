@@ -8,9 +8,11 @@ network reads the copies. So the forward pass does not cast them, and the backwa
 parameters stay float32.
 """
 
+import contextlib
 import importlib.util
+import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 
 from ..common.device import autocast
 from ..common.printing import first_line
-from ..model.alexnet import Dense
+from ..model.alexnet import Convolution, Dense
 from .recipe import PaperSGD
 
 if importlib.util.find_spec("triton") is not None:
@@ -29,6 +31,18 @@ if importlib.util.find_spec("triton") is not None:
 UNRECORDED = 3
 #: Maximum number of updates queued on the GPU, which bounds how long a signal or a checkpoint waits.
 QUEUED = 2
+
+
+@contextlib.contextmanager
+def _reading(slices: Mapping[Convolution, tuple[Tensor, ...]]) -> Iterator[None]:
+    """Convolutions read these slices of their weights."""
+    try:
+        for module, its in slices.items():
+            module.slices = its
+        yield
+    finally:
+        for module in slices:
+            module.slices = None
 
 
 class TrainingStep:
@@ -68,6 +82,15 @@ class TrainingStep:
                 if parameter.dim() > 1 or parameter in biases:
                     copy = parameter.detach().to(torch.bfloat16).requires_grad_(parameter.requires_grad)
                     self.copied[name] = parameter, copy
+        #: The towers' slices of a convolution's copy. Gradients of slices stay where the convolutions left them, while
+        #: those of slices taken in the forward pass would be concatenated.
+        self.slices: dict[Convolution, tuple[Tensor, ...]] = {}
+        replaced: dict[Tensor, Tensor] = dict(self.copied.values())
+        for module in model.modules():
+            if isinstance(module, Convolution) and module.weight in replaced:
+                copy = replaced[module.weight]
+                slices = copy.detach().chunk(module.towers)
+                self.slices[module] = tuple(each.requires_grad_(copy.requires_grad) for each in slices)
         self._versions = [parameter._version for parameter, _ in self.copied.values()]
         #: Whether the loss is computed by this project's kernel: on a GPU, where one process holds the whole network.
         self.loss_kernel = optimizer.capturable and (forward is model or record)
@@ -118,7 +141,8 @@ class TrainingStep:
 
     def _compute(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         alone = self.forward is self.model or self.record
-        with autocast(self.precision, self.device):
+        sliced = {module: slices for module, slices in self.slices.items() if module.sliced}
+        with autocast(self.precision, self.device), _reading(sliced):
             if self.copied:
                 copies = {name: copy for name, (_, copy) in self.copied.items()}
                 logits: Tensor = torch.func.functional_call(self.model, copies, (images,))
@@ -128,8 +152,11 @@ class TrainingStep:
         if alone:
             # Gradients of the copies have a dtype that the parameters' .grad cannot have.
             replaced = dict(self.copied.values())
-            leaves = [replaced.get(parameter, parameter) for parameter in self.parameters]
-            gradients = torch.autograd.grad(loss if gradient is None else logits, leaves, gradient)
+            pieces: dict[Tensor, tuple[Tensor, ...]] = {module.weight: its for module, its in sliced.items()}
+            leaves = [pieces.get(each, (replaced.get(each, each),)) for each in self.parameters]
+            flat = list(itertools.chain.from_iterable(leaves))
+            found = iter(torch.autograd.grad(loss if gradient is None else logits, flat, gradient))
+            gradients = [tuple(itertools.islice(found, len(each))) for each in leaves]
             self.optimizer.update(dict(zip(self.parameters, gradients, strict=True)), replaced)
         else:
             # DistributedDataParallel works through the parameters' .grad.

@@ -112,8 +112,8 @@ def test_one_pass_update(gradient_dtype: torch.dtype, rates: list[float]) -> Non
         optimizer.param_groups[0]["lr"] = rival.param_groups[0]["lr"] = rate
         optimizer.send_rates()
         drawn = [gradient[step] for gradient in gradients]
-        optimizer.update(dict(zip(parameters, drawn, strict=True)), copies)
-        rival.update(dict(zip(rivals, [gradient.float() for gradient in drawn], strict=True)))
+        optimizer.update({one: (gradient,) for one, gradient in zip(parameters, drawn, strict=True)}, copies)
+        rival.update({one: (gradient.float(),) for one, gradient in zip(rivals, drawn, strict=True)})
     ours, theirs = [], []
     for parameter, other, start, drawn in zip(parameters, rivals, starts, gradients, strict=True):
         exact = paper_rule(start.astype(np.float64), list(drawn.double().cpu().numpy()), rates, 0.9, 0.05)
