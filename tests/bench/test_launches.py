@@ -29,7 +29,7 @@ def strides_agree(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_update_of_the_paper_s_network(shared: str) -> None:
     found = launches("paper", Forms("blocks", shared), 128)  # type: ignore[arg-type]
     # What torch.compile's form of the network launched: 53, which moved 1.1 GB.
-    assert found.pointwise <= 32
+    assert found.pointwise <= 28
     assert found.bytes["elementwise"] + found.bytes["bias_relu"] < 1.1e9 / 3
     if shared == "together":
         assert found.counts == LAUNCHES
