@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # As in net.train.
     repeat_bits()
     run = TrainConfig(network=config.network, architecture=config.architecture, image_size=config.image_size)
-    tuned(architecture(run), config.batch_size, precision, device, "again", True)
+    tuned(architecture(run), config.batch_size, precision, device, "again")
     return 0
 
 

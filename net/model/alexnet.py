@@ -90,8 +90,8 @@ class Convolution(_TowerLayer):
         self.blocks = 0
         #: Whether towers with the same input are one convolution with a single output tensor.
         self.together = False
-        #: Each tower's weights as a tensor of its own; None takes slices of :attr:`weight`, whose gradients autograd
-        #: concatenates.
+        #: Each tower's weights as a tensor of its own. If None, the forward pass slices :attr:`weight`, and autograd
+        #: concatenates the slices' gradients.
         self.slices: tuple[Tensor, ...] | None = None
         #: Streams of the second and further towers; None runs the towers sequentially.
         self.streams: Streams | None = None

@@ -22,7 +22,7 @@ from ..model.config import AlexNetConfig, network
 from ..model.forms import Forms, forms, untuned
 from . import runs
 from .config import TrainConfig
-from .tuning import tuned, worth_measuring
+from .tuning import measuring_time, tuned
 
 #: Compiling takes about a minute on a CPU and half a minute for a GPU; it pays off in runs many times longer.
 COMPILE_AFTER_SECONDS = {"cpu": 900.0, "cuda": 300.0}
@@ -115,7 +115,7 @@ def compile_wanted(config: TrainConfig, plan: AlexNetConfig, steps: int, device:
     after = COMPILE_AFTER_SECONDS.get(device.type)
     if config.compile is None and (after is None or record_wanted(config, device)):
         return False
-    if config.compile is None and after is not None:
+    if after is not None and config.compile is None:
         seconds = config.time_budget or math.inf
         if is_cpu(device):
             flop = steps * config.batch_size * plan.training_flop
@@ -145,8 +145,9 @@ def forms_wanted(
 ) -> Forms:
     """The forms to use: those of ``--forms`` or of the resumed run, else the fastest measured on this GPU.
 
-    With ``--parallel data`` they are measured as in a single process with a rank's share of the batch. The other
-    strategies use the default forms, because a rank holds only some rows of the weights.
+    With ``--parallel data`` they are measured in a single process with a rank's share of the batch, captured, although
+    the ranks' updates are neither alone nor captured: the kernels are the same. The other strategies use the default
+    forms, because a rank holds only some rows of the weights.
 
     A note says so if ``--tune again`` cannot measure.
 
@@ -158,17 +159,18 @@ def forms_wanted(
         ranks: number of processes.
     """
     available = list(forms(model, device))
-    whole = config.parallel in ("none", "data")
-    able = is_gpu(device) and importlib.util.find_spec("triton") is not None
-    tunable = able and whole and config.channels_last and config.cuda_graph is not False and not config.compile
+    several = config.parallel != "none"
+    captured = record_wanted(config, device) and not config.compile
+    triton = importlib.util.find_spec("triton") is not None
+    tunable = config.channels_last and (captured or (config.parallel == "data" and is_gpu(device) and triton))
     if config.tune == "again" and (config.forms or not tunable):
         print(
             "note: --tune again measures nothing: "
             + (
                 "the forms are those of --forms or of the resumed run"
                 if config.forms
-                else "it needs a CUDA GPU and --parallel none or data, without --compile, --no-cuda-graph and "
-                "--no-channels-last"
+                else "it needs a CUDA GPU and --parallel none or data, without --no-channels-last, and in a single "
+                "process without --compile and --no-cuda-graph"
             )
         )
     if config.forms:
@@ -184,14 +186,15 @@ def forms_wanted(
         images = config.epochs * training_images
         if config.max_steps is not None:
             images = min(images, config.max_steps * config.batch_size)
-        worth = worth_measuring(model.config, images // ranks, config.time_budget)
-        chosen = tuned(model.config, config.batch_size // ranks, config.precision, device, config.tune, worth)
+        allowed = measuring_time(model.config, images // ranks, config.time_budget)
+        given = model.config, config.batch_size // ranks, config.precision, device, config.tune, allowed
+        chosen = tuned(*given, several=several)
     else:
         chosen = untuned(model, device)
-    if config.parallel != "none":
-        # Streams were only ever used in a single process's captured update.
+    if several:
+        # Streams are tested only in a single process's captured update.
         chosen = replace(chosen, towers="in turn")
-    return chosen if whole else replace(chosen, shared="apart")
+    return replace(chosen, shared="apart") if config.parallel in ("tower", "hybrid") else chosen
 
 
 def checksums(data: ImageData) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """A training step: forward pass, loss, backward pass and optimizer update; on a GPU as one CUDA graph.
 
-A training step of the paper's network is some 170 kernels, and launching them from Python takes longer than running
-them on a GPU. The first steps run eagerly; then one is captured, and every later step replays it in a single launch.
+A training step of the paper's network is more than a hundred kernels, and launching them from Python takes longer than
+running them on a GPU. The first steps run eagerly; then one is captured, and every later step replays it in a single
+launch.
 
 In bfloat16, the optimizer writes a rounded copy of each weight and each dense bias along with the parameter, and the
 network reads the copies. So the forward pass does not cast them, and the backward pass casts no gradient. The module's

@@ -35,10 +35,9 @@ from .step import UNRECORDED, TrainingStep
 
 #: Maximum size of a cache file in bytes; it takes about a thousand.
 _CACHE_LIMIT = 2**16
-#: Seconds that measuring takes on an H100; a run must be this many times longer to be worth it.
-SECONDS, WORTH = 10.0, 10
-#: Seconds after which no further form is measured.
-LIMIT = 60.0
+#: Measuring may take this share of a run. It takes :data:`SECONDS` on an H100 whose kernels are compiled; shorter runs
+#: do not measure. After :data:`LIMIT` seconds, or the share, no further form is measured.
+SHARE, SECONDS, LIMIT = 0.1, 10.0, 60.0
 #: Rough throughput of a GPU in such networks; used only to decide whether to measure.
 GPU_FLOP_PER_S = 200e12
 #: Minimum relative gain for which another form replaces the current one.
@@ -245,8 +244,10 @@ def product_tflops(precision: str, device: torch.device) -> float | None:
         return None
 
 
-def measure(plan: AlexNetConfig, batch: int, precision: str, device: torch.device) -> Measured | None:
-    """Measure the forms of a network on a GPU for at most :data:`LIMIT`; None if none of them is usable."""
+def measure(
+    plan: AlexNetConfig, batch: int, precision: str, device: torch.device, limit: float = LIMIT
+) -> Measured | None:
+    """Measure the forms of a network on a GPU for ``limit`` seconds at most; None if none of them is usable."""
     with torch.device("meta"):
         model = AlexNet(plan)
     times: dict[str, float | None] = {}
@@ -255,7 +256,7 @@ def measure(plan: AlexNetConfig, batch: int, precision: str, device: torch.devic
 
     def seconds(form: Forms) -> float:
         nonlocal skipped
-        if time.monotonic() - begin > LIMIT:
+        if time.monotonic() - begin > limit:
             skipped += 1
             return math.inf
         try:
@@ -272,7 +273,7 @@ def measure(plan: AlexNetConfig, batch: int, precision: str, device: torch.devic
 
     chosen = slot_by_slot(forms(model, device), untuned(model, device), seconds)
     if skipped:
-        print(f"  stopped after {LIMIT:g} s, before {skipped} more; using the fastest so far")
+        print(f"  stopped after {limit:.0f} s, before {skipped} more; using the fastest so far")
     rate = None if times[str(chosen)] is None else product_tflops(precision, device)
     # None of this is the run's memory.
     free_gpu_memory()
@@ -282,40 +283,61 @@ def measure(plan: AlexNetConfig, batch: int, precision: str, device: torch.devic
     return Measured(chosen, times, round(time.monotonic() - begin, 1), rate)
 
 
-def worth_measuring(plan: AlexNetConfig, images: int, seconds: float | None) -> bool:
-    """Whether a run of ``images`` images, limited to ``seconds``, is long enough to justify measuring first."""
+def measuring_time(plan: AlexNetConfig, images: int, seconds: float | None) -> float:
+    """Seconds that measuring may take before a run of ``images`` images, limited to ``seconds``; 0 for short runs."""
     expected = images * plan.training_flop / GPU_FLOP_PER_S
-    return min(expected, seconds or expected) >= WORTH * SECONDS
+    allowed = SHARE * min(expected, seconds or expected)
+    return 0.0 if allowed < SECONDS else min(allowed, LIMIT)
 
 
-def tuned(plan: AlexNetConfig, batch: int, precision: str, device: torch.device, how: str, worth: bool) -> Forms:
+def tuned(
+    plan: AlexNetConfig,
+    batch: int,
+    precision: str,
+    device: torch.device,
+    how: str,
+    allowed: float = LIMIT,
+    *,
+    several: bool = False,
+) -> Forms:
     """The forms of a run on a GPU: cached, measured or default ones; prints which.
 
     Args:
         plan, batch, precision, device: the run.
-        how: ``auto`` measures once per machine, if ``worth``; ``again`` always, ``off`` never.
-        worth: whether the run is long enough.
+        how: ``auto`` measures once per machine, if ``allowed``; ``again`` always, ``off`` never.
+        allowed: seconds that measuring may take; see :func:`measuring_time`.
+        several: whether the run has several processes with ``batch`` images each. What is measured is an update of one
+            of them without the others, captured; forms that run towers at once are left out.
     """
     name = key(plan, batch, precision, device)
     found = None if how == "again" else remembered(name)
     source = "cached"
-    if found is None and (how == "again" or (how == "auto" and worth)):
-        print(f"measuring the network's forms on this GPU, once: about {SECONDS:g} s, at most {LIMIT:g}", flush=True)
-        if (found := measure(plan, batch, precision, device)) is not None:
+    if found is None and (how == "again" or (how == "auto" and allowed)):
+        allowed = allowed or LIMIT
+        print(
+            f"measuring the network's forms on this GPU, once: about {SECONDS:g} s, at most {allowed:.0f}", flush=True
+        )
+        if (found := measure(plan, batch, precision, device, allowed)) is not None:
             remember(name, found)
             source = f"measured in {duration(found.seconds)}"
-    if found is None:
+    chosen, taken = None, None
+    if found is not None:
+        # Measured too: the towers are the last part of the forms to be varied.
+        chosen = replace(found.chosen, towers="in turn") if several else found.chosen
+        taken = found.milliseconds.get(str(chosen))
+    if found is None or chosen is None or taken is None:
         with torch.device("meta"):
             model = AlexNet(plan)
         chosen = untuned(model, device)
         print(f"forms: {chosen} (defaults; python -m net.tune measures them)")
         return chosen
-    taken = found.milliseconds[str(found.chosen)]
     rate = f"{taken:.3f} ms per update without data loading, {batch / taken * 1e3:,.0f} images/s"
     if found.product_tflops is not None:
         # GFLOP per millisecond are TFLOP/s.
         tflops = batch * plan.training_flop / taken * 1e-9
         share = 100 * tflops / found.product_tflops
         rate += f", {tflops:,.0f} TFLOP/s ({share:.0f} % of the rate of large matrix products)"
-    print(f"forms on {describe(device)} ({source}): {found.chosen}, {rate}")
-    return found.chosen
+    if several:
+        rate += f"; in one process alone, captured, with {batch} images"
+    print(f"forms on {describe(device)} ({source}): {chosen}, {rate}")
+    return chosen

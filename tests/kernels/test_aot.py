@@ -93,7 +93,7 @@ OTHERS: dict[str, tuple[int, dict[str, int], int]] = {
 
 
 def check_others(target: str, rows: dict[tuple[str, str], dict[str, Any]]) -> None:
-    """No spills; selecting among the pointers of eight weights keeps accesses 16 bytes wide."""
+    """No spills; selecting among the pointers of eleven weights keeps accesses 16 bytes wide."""
     assert [name for _, name in rows] == list(aot.OTHERS) == list(OTHERS)
     for (_, name), row in rows.items():
         registers, accesses, moved = OTHERS[name]

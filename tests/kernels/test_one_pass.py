@@ -228,12 +228,12 @@ def test_one_pass_updates_go_on_one_by_one_if_they_cannot_share_a_launch(
         if fails:
             monkeypatch.setattr(update, "update_together_", failing)
         torch.manual_seed(0)
-        parameters = [torch.nn.Parameter(torch.randn(5, device=DEVICE)) for _ in range(3)]
+        parameters = [torch.nn.Parameter(torch.randn(6, device=DEVICE)) for _ in range(3)]
         optimizer = PaperSGD(parameters, fused="triton")
+        optimizer.send_rates()
         for _ in range(2):
-            for parameter in parameters:
-                parameter.grad = torch.ones_like(parameter)
-            optimizer.step()
+            # The gradients of a parameter may come in slices.
+            optimizer.update({each: torch.ones(6, device=DEVICE).chunk(2) for each in parameters})
         results.append(torch.stack(list(parameters)))
     assert torch.equal(*results)
     assert capsys.readouterr().out == (

@@ -195,17 +195,22 @@ def test_an_update_goes_on_without_its_loss_kernel(
     assert capsys.readouterr().out == "note: the loss is computed by PyTorch's operators: RuntimeError\n"
 
 
-def test_frozen_layers_stay() -> None:
+@pytest.mark.parametrize("layer", ["conv1", "conv2"])
+@pytest.mark.parametrize("copies", [False, True])
+def test_frozen_layers_stay(layer: str, copies: bool) -> None:
+    """conv2's towers read slices of the copies."""
     torch.manual_seed(0)
-    model = alexnet("digits", hidden=())
-    model.conv1.requires_grad_(False)
-    before = model.conv1.weight.clone()
-    optimizer = PaperSGD(parameter_groups(model, TrainConfig()))
-    step = TrainingStep(model, model, optimizer, "fp32")
-    loss, correct = step(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]))
+    model = alexnet("digits", hidden=(), without=("conv3", "conv4"))
+    model.get_submodule(layer).requires_grad_(False)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = PaperSGD(parameter_groups(model, TrainConfig()), fused="triton" if copies else None)
+    step = TrainingStep(model, model, optimizer, "bf16" if copies else "fp32", copies=copies)
+    with kernels.implementation("reference"):
+        loss, correct = step(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]))
     assert loss.isfinite()
     assert 0 <= int(correct) <= 4
-    assert torch.equal(model.conv1.weight, before)
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved == {name for name in before if not name.startswith(layer)}
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

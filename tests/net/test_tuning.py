@@ -18,7 +18,7 @@ from net.model.alexnet import AlexNet, Convolution, alexnet
 from net.model.config import network
 from net.model.forms import Forms, forms, use
 from net.parallel.process_group import World
-from net.training import setup, trainer, tuning
+from net.training import trainer, tuning
 from net.training.config import TrainConfig
 from net.training.setup import forms_wanted
 from net.training.tuning import Measured
@@ -196,19 +196,19 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return calls
 
 
-def tuned(how: str, worth: bool = True) -> Forms:
-    return tuning.tuned(network("paper"), 128, "bf16", GPU, how, worth)
+def tuned(how: str, allowed: float = 30.0) -> Forms:
+    return tuning.tuned(network("paper"), 128, "bf16", GPU, how, allowed)
 
 
 @pytest.mark.usefixtures("cache")
 def test_a_choice_is_measured_once(measured: list[object], capsys: pytest.CaptureFixture[str]) -> None:
-    assert tuned("off") == tuned("auto", worth=False) == Forms("blocks", "together")
+    assert tuned("off") == tuned("auto", 0.0) == Forms("blocks", "together")
     assert not measured
     assert tuned("auto") == Forms("blocks")
     assert "measured in 0:00:03" in (said := capsys.readouterr().out)
     # 4.136 GFLOP per image.
     assert "64,000 images/s, 265 TFLOP/s (33 % of the rate of large matrix products)" in said
-    assert tuned("auto", worth=False) == tuned("off") == Forms("blocks")
+    assert tuned("auto", 0.0) == tuned("off") == Forms("blocks")
     assert "(cached)" in capsys.readouterr().out
     assert len(measured) == 1
     assert tuned("again") == Forms("blocks")
@@ -299,9 +299,11 @@ def test_two_runs_may_write_the_cache_at_once(monkeypatch: pytest.MonkeyPatch) -
 
 def test_short_runs_measure_nothing() -> None:
     plan = network("paper")
-    assert not tuning.worth_measuring(plan, 200 * 128, None)
-    assert tuning.worth_measuring(plan, 90 * 1_200_000, None)
-    assert not tuning.worth_measuring(plan, 90 * 1_200_000, 60.0)
+    assert tuning.measuring_time(plan, 200 * 128, None) == 0
+    assert tuning.measuring_time(plan, 90 * 1_200_000, None) == tuning.LIMIT
+    assert tuning.measuring_time(plan, 90 * 1_200_000, 60.0) == 0
+    # A tenth of the run, however little that is.
+    assert tuning.measuring_time(plan, 90 * 1_200_000, 200.0) == 20
 
 
 @pytest.fixture
@@ -349,25 +351,39 @@ def test_both_commands_have_one_key(monkeypatch: pytest.MonkeyPatch, measured: l
     assert len(list(tmp_path.rglob("*.json"))) == 1
 
 
-@pytest.mark.usefixtures("gpu", "cache")
-@pytest.mark.parametrize("ranks", [1, 4])
-def test_data_parallel_ranks_run_what_a_single_process_would_with_their_share(
-    monkeypatch: pytest.MonkeyPatch, ranks: int
+@pytest.mark.usefixtures("gpu")
+def test_data_parallel_ranks_run_forms_measured_in_one_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: list[tuple[int, bool]] = []
+    """With a rank's share of the batch and of the time, and towers in turn; the line says what the time is of."""
+    at_once = Forms("blocks", "together", "at once")
+    in_turn = replace(at_once, towers="in turn")
+    found = Measured(at_once, {str(at_once): 1.0, str(in_turn): 2.0}, 3.0)
+    asked: list[tuple[int, float]] = []
 
-    def tuned(plan: object, batch: int, precision: str, device: object, how: str, worth: bool) -> Forms:
-        asked.append((batch, worth))
-        return Forms("blocks", "together", "at once")
+    def measure(plan: object, batch: int, precision: str, device: object, limit: float) -> Measured:
+        asked.append((batch, limit))
+        return found
 
-    monkeypatch.setattr(setup, "tuned", tuned)
+    monkeypatch.setattr(tuning, "key", lambda plan, batch, *_: str(batch))
+    monkeypatch.setattr(tuning, "remembered", lambda name: None)
+    monkeypatch.setattr(tuning, "remember", lambda name, found: None)
+    monkeypatch.setattr(tuning, "measure", measure)
     with torch.device("meta"):
         model = alexnet("paper")
-    # Long enough to measure for one process, too short for each of four.
-    images = int(2 * tuning.WORTH * tuning.SECONDS * tuning.GPU_FLOP_PER_S / model.config.training_flop)
-    config = TrainConfig(parallel="data", batch_size=128, epochs=1, precision="bf16")
-    assert forms_wanted(config, model, images, GPU, ranks) == Forms("blocks", "together", "in turn")
-    assert asked == [(128 // ranks, ranks == 1)]
+    # An epoch that one process would measure for 48 s, each of four for 12 s.
+    images = int(480 * tuning.GPU_FLOP_PER_S / model.config.training_flop)
+    flags = {"batch_size": 128, "epochs": 1, "precision": "bf16"}
+    for parallel, ranks, chosen in (("none", 1, at_once), ("data", 4, in_turn)):
+        config = TrainConfig(parallel=parallel, **flags)  # type: ignore[arg-type]
+        assert forms_wanted(config, model, images, GPU, ranks) == chosen
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("forms on ")]
+        assert f": {chosen}, {found.milliseconds[str(chosen)]:.3f} ms" in line
+        assert line.endswith("; in one process alone, captured, with 32 images") is (ranks == 4)
+    assert asked == [(128, pytest.approx(48, rel=1e-3)), (32, pytest.approx(12, rel=1e-3))]
+    config = TrainConfig(parallel="tower", **flags)  # type: ignore[arg-type]
+    assert forms_wanted(config, model, images, GPU, 2) == Forms("blocks")
+    assert len(asked) == 2
 
 
 def test_every_rank_uses_what_the_first_chose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -401,7 +417,7 @@ def test_every_rank_uses_what_the_first_chose(monkeypatch: pytest.MonkeyPatch, t
         ({}, torch.device("cpu"), "a CUDA GPU and --parallel none or data"),
         ({"parallel": "tower"}, GPU, "a CUDA GPU and --parallel none or data"),
         ({"parallel": "hybrid"}, GPU, "a CUDA GPU and --parallel none or data"),
-        ({"compile": True}, GPU, "without --compile"),
+        ({"compile": True}, GPU, "in a single process without --compile"),
         ({"cuda_graph": False}, GPU, "--no-cuda-graph"),
         ({"channels_last": False}, GPU, "--no-channels-last"),
         ({"forms": {"shared": "together"}}, GPU, "those of --forms or of the resumed run"),
