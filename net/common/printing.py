@@ -56,6 +56,11 @@ class Escaping:
         return getattr(self.stream, name)
 
 
+def size_text(count: float) -> str:
+    """A number of bytes, in GB or MB."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
 def prepare_streams() -> None:
     """Reopen standard streams closed by the parent, so that no file gets their descriptors; escape what is printed."""
     for handle in range(3):

@@ -45,7 +45,7 @@ def square(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     pixels = pixels[top : top + side, left : left + side]
     if side == size:
         return pixels
-    # Packing images that have their size already starts two seconds sooner without PyTorch.
+    # Images that have their size already are packed without PyTorch, which takes seconds to import.
     import torch
 
     planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]

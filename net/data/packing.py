@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +142,9 @@ def pack(task: Task) -> Done:
 
 
 def start_worker() -> None:
-    """Initialize a worker process."""
-    # A worker that scales images imports PyTorch, which reads this then.
-    os.environ["OMP_NUM_THREADS"] = "1"
+    """Initialize a worker process, which uses one thread."""
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)
+    # Read when PyTorch is imported later.
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
     keep_freed_memory()

@@ -1,6 +1,7 @@
 """Pack an image folder into a store: decode in several processes, stream to disk, resume after an interruption."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..common.errors import DataError
 from ..common.files import PARTIAL, atomic_write, locked
-from ..common.printing import printable
+from ..common.printing import printable, size_text
 from ..common.progress import Progress, duration
 from ..doors.files import read
 from ..doors.image import decoder, pillow
@@ -28,7 +29,7 @@ from . import processes
 from .folder import Listing, listed
 from .images import ImageData, PixelStatistics
 from .packing import Done, Packing, Task, pack, start_worker, write_at
-from .sampling import check_space, needed_bytes
+from .sampling import all_have_size, check_space, needed_bytes
 from .store import checksum, images_file, is_store, kind_of, largest_jpeg, open_store, small_files
 
 PROGRESS = "progress.npz"
@@ -321,7 +322,7 @@ def prepare(
     Raises:
         DataError: the folder cannot be used, the disk space is insufficient, no image is readable, or this Pillow has
             no JPEG.
-        OSError: the disk fills; the same call continues once there is room.
+        DataError: the disk fills; the same call continues once there is room.
     """
     if size < 1:
         raise DataError(f"--size must be at least 1; got {size}")
@@ -336,7 +337,15 @@ def prepare(
         with locked(target):
             # Another process may have finished it since.
             if not _existing(target, listing, packing, any_kind):
-                _pack_all(listing, target, packing, needed, workers or processes.available_cores())
+                try:
+                    _pack_all(listing, target, packing, needed, workers or processes.available_cores())
+                except OSError as error:
+                    if error.errno != errno.ENOSPC:
+                        raise
+                    raise DataError(
+                        f"{error.filename}: {error.strerror}; free some space and run the same command again, which "
+                        "goes on from the images that are stored"
+                    ) from None
                 return
     print(f"{target} is prepared already")
 
@@ -362,9 +371,11 @@ def _pack_all(listing: Listing, target: Path, packing: Packing, needed: int, wor
     about = "" if packing.quality is None else "about "
     print(
         f"packing {total:,} images of {len(listing.classes):,} classes from {listing.root} into {target} "
-        f"({about}{needed / 1e9:,.2f} GB)" + (f"; {before:,} are there already" if before else "")
+        f"({about}{size_text(needed)})" + (f"; {before:,} are there already" if before else "")
     )
     began = time.monotonic()
+    # Scaling takes PyTorch, which takes seconds to import and room; otherwise each worker would import its own.
+    modules = [pack.__module__, *([] if all_have_size(listing, packing.size) else ["torch"])]
     state.reserve(target)
     tasks = _tasks(listing, state, target, offsets, packing)
     written = {split: int(state.lengths[split].sum()) for split in SPLITS}
@@ -390,7 +401,7 @@ def _pack_all(listing: Listing, target: Path, packing: Packing, needed: int, wor
             take_first()
 
     with Progress("images", total, before) as progress, contextlib.ExitStack() as stack:
-        pool = stack.enter_context(processes.pool(workers, pack.__module__, start_worker))
+        pool = stack.enter_context(processes.pool(workers, *modules, start=start_worker))
         # Signals interrupt only the main thread, so a separate thread records each result without interruption.
         taker = stack.enter_context(ThreadPoolExecutor(1))
         saved = time.monotonic()

@@ -36,15 +36,15 @@ def context(*modules: str) -> "ForkServerContext | SpawnContext":
     return result
 
 
-def pool(workers: int, module: str, start: Callable[[], None] | None = None) -> ProcessPoolExecutor:
+def pool(workers: int, *modules: str, start: Callable[[], None] | None = None) -> ProcessPoolExecutor:
     """A pool of processes from :func:`context` that take one task after another.
 
     Args:
         workers: number of processes.
-        module: imported once for all of them.
+        modules: imported once for all of them.
         start: called in each before its first task.
     """
-    return ProcessPoolExecutor(workers, context(module), _start, (start,))
+    return ProcessPoolExecutor(workers, context(*modules), _start, (start,))
 
 
 def _start(also: Callable[[], None] | None) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ..common.errors import DataError
+from ..common.printing import size_text
 from ..doors.image import UnreadableImageError
 from ..doors.members import Member
 from ..doors.store import SPLITS
@@ -23,17 +24,17 @@ def _sample(listing: Listing) -> tuple[list[str], list[Member]]:
     return chosen, [] if listing.members is None else [listing.members[file] for file in chosen]
 
 
-def all_have_size(listing: Listing, size: int) -> bool:
-    """Whether a folder's images are ``size`` x ``size``, judged by a few spread over it."""
+def sampled_sizes(listing: Listing, size: int) -> set[tuple[int, int]]:
+    """The rows and columns of a few of a folder's images, spread over it; larger ones than ``size`` may be reduced."""
     files, members = _sample(listing)
-    found = False
     # A larger JPEG image may be decoded at a fraction of its size, but never at less than size + 1.
-    for pixels in pixels_of(listing.root, files, members, size + 1):
-        if not isinstance(pixels, UnreadableImageError):
-            if pixels.shape != (size, size, 3):
-                return False
-            found = True
-    return found
+    found = pixels_of(listing.root, files, members, size + 1)
+    return {pixels.shape[:2] for pixels in found if not isinstance(pixels, UnreadableImageError)}
+
+
+def all_have_size(listing: Listing, size: int) -> bool:
+    """Whether a folder's images are ``size`` x ``size``, judged by :func:`sampled_sizes`."""
+    return sampled_sizes(listing, size) == {(size, size)}
 
 
 def needed_bytes(listing: Listing, packing: Packing) -> int:
@@ -62,6 +63,6 @@ def check_space(target: Path, needed: int, packing: Packing) -> None:
     if needed - have > free:
         about = "" if packing.quality is None else "about "
         raise DataError(
-            f"the store needs {about}{needed / 1e9:,.1f} GB in {target} and the disk has {free / 1e9:,.1f} GB free; "
-            "give another folder or free some space"
+            f"the store needs {about}{size_text(needed)} in {target} and the disk has {size_text(free)} free; give "
+            "another folder or free some space"
         )

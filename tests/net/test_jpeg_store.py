@@ -255,7 +255,7 @@ def test_a_disk_without_room_for_the_progress(
         patch.setattr(module, "SNAPSHOT_EVERY", snapshot_every)
         patch.setattr(module, "write_at", one_write)
         patch.setattr(module, "atomic_write", whole_file)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(DataError, match="No space left on device; free some space and run the same command again"):
             prepare(folder, target, size=SIZE, quality=QUALITY, workers=1)
     prepare(folder, target, size=SIZE, quality=QUALITY, workers=1)
     assert "; 64 are there already" in capsys.readouterr().out

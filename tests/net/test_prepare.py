@@ -10,6 +10,7 @@ import sys
 import time
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -313,7 +314,7 @@ def test_folder_with_something_else_is_left_alone(folder: Path, tmp_path: Path) 
 
 def test_too_small_a_disk_is_refused_first(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9, 10**6))
-    with pytest.raises(DataError, match=r"needs 0\.0 GB in .* and the disk has 0\.0 GB free"):
+    with pytest.raises(DataError, match=r"needs 1\.\d MB in .* and the disk has 1\.0 MB free"):
         prepare(folder, tmp_path / "store", size=40)
     assert not (tmp_path / "store").exists()
 
@@ -453,24 +454,59 @@ def test_statistics_do_not_depend_on_the_order() -> None:
     np.testing.assert_allclose(whole.gram, pixels.T @ pixels, rtol=1e-7)
 
 
-def test_packing_loads_pytorch_only_to_scale(folder: Path, tmp_path: Path) -> None:
-    """Importing PyTorch takes two seconds, in every worker. Where it is needed, it uses one thread."""
+@pytest.mark.parametrize("before", ["", "import torch"])
+def test_packing_loads_pytorch_only_to_scale(tmp_path: Path, before: str) -> None:
+    """Importing PyTorch takes two seconds. A worker uses one thread, whatever it was imported with."""
     code = f"""
+{before}
 import sys
 from pathlib import Path
 import net.data.prepare
 from net.data.packing import Packing, Task, pack, start_worker
 start_worker()
 Path({str(tmp_path)!r}, "images").write_bytes(bytes(12 * 20 * 20))
-for size, loaded in ((12, False), (20, True)):
+for size, loaded in ((12, {bool(before)}), (20, True)):
     task = Task("train", 0, Path({str(tmp_path)!r}), ["1.png"], [], Packing(size), Path({str(tmp_path)!r}, "images"), 0)
     assert pack(task).reasons == [""]
     assert ("torch" in sys.modules) == loaded, size
 assert sys.modules["torch"].get_num_threads() == 1
 """
     Image.new("RGB", (12, 12), "red").save(tmp_path / "1.png")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    several = {**environment(), "OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "3"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=several)
     assert done.returncode == 0, done.stderr
+
+
+def squares(root: Path, size: int) -> Path:
+    """An image folder of an image for each split."""
+    for split in ("train", "val"):
+        (root / split / "a").mkdir(parents=True)
+        Image.new("RGB", (size, size), "red").save(root / split / "a" / "1.png")
+    return root
+
+
+@pytest.mark.parametrize(("size", "modules"), [(20, ["net.data.packing"]), (24, ["net.data.packing", "torch"])])
+def test_workers_that_scale_share_one_pytorch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, modules: list[str]
+) -> None:
+    """Each would take 140 MB for its own."""
+    root, given = squares(tmp_path / "images", 20), []
+    pool = module.processes.pool
+
+    def noted(workers: int, *names: str, **options: Any) -> Any:
+        given.extend(names)
+        return pool(workers, *names, **options)
+
+    monkeypatch.setattr(module.processes, "pool", noted)
+    prepare(root, tmp_path / "store", size=size, workers=1)
+    assert given == modules
+
+
+def test_images_that_will_be_enlarged_are_noted_before(tmp_path: Path) -> None:
+    root = squares(tmp_path / "images", 20)
+    note = "note: the images seem to be smaller than 24x24 and will be enlarged; with --size 20 they are not"
+    assert note in run_here("net.prepare", root, tmp_path / "enlarged", "--size", 24, "-j", 1).stdout
+    assert "will be enlarged" not in run_here("net.prepare", root, tmp_path / "same", "--size", 20, "-j", 1).stdout
 
 
 def test_images_of_one_file_in_store(tmp_path: Path) -> None:
