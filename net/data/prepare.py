@@ -1,7 +1,6 @@
 """Pack an image folder into a store: decode in several processes, stream to disk, resume after an interruption."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -29,7 +28,7 @@ from . import processes
 from .folder import Listing, listed
 from .images import ImageData, PixelStatistics
 from .packing import Done, Packing, Task, pack, start_worker, write_at
-from .sampling import all_have_size, check_space, needed_bytes
+from .sampling import all_have_size, check_space, full_disk_named, needed_bytes
 from .store import checksum, images_file, is_store, kind_of, largest_jpeg, open_store, small_files
 
 PROGRESS = "progress.npz"
@@ -337,15 +336,8 @@ def prepare(
         with locked(target):
             # Another process may have finished it since.
             if not _existing(target, listing, packing, any_kind):
-                try:
+                with full_disk_named():
                     _pack_all(listing, target, packing, needed, workers or processes.available_cores())
-                except OSError as error:
-                    if error.errno != errno.ENOSPC:
-                        raise
-                    raise DataError(
-                        f"{error.filename}: {error.strerror}; free some space and run the same command again, which "
-                        "goes on from the images that are stored"
-                    ) from None
                 return
     print(f"{target} is prepared already")
 

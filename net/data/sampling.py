@@ -1,6 +1,10 @@
-"""What a few of a folder's images tell of all: whether they have one size, and the room that their store needs."""
+"""What a few of a folder's images tell of all: whether they have one size, and the room that their store needs; and
+what happens if there is less."""
 
+import contextlib
+import errno
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -66,3 +70,21 @@ def check_space(target: Path, needed: int, packing: Packing) -> None:
             f"the store needs {about}{size_text(needed)} in {target} and the disk has {size_text(free)} free; give "
             "another folder or free some space"
         )
+
+
+@contextlib.contextmanager
+def full_disk_named() -> Iterator[None]:
+    """Turn the error of a disk that fills into one that says how to go on.
+
+    Raises:
+        DataError: the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise DataError(
+            f"{error.filename}: {error.strerror}; free some space and run the same command again, which goes on from "
+            "the images that are stored"
+        ) from None
