@@ -27,7 +27,7 @@ Together = Callable[..., list[dict[str, Any]]]
 Say = Callable[[str], None]
 NETWORK = "paper"
 #: Maximum rounds per batch size; after this many seconds it ends, once there are ENOUGH.
-ROUNDS, ENOUGH, SECONDS = 30, 4, 8.0
+ROUNDS, ENOUGH, SECONDS = 30, 4, 6.0
 #: Images whose logits are compared with float64's.
 CHECKED = 4
 #: Seconds of a call for which the contents of the caches no longer matter.

@@ -42,7 +42,7 @@ EAGER = ("auto, eager", "aten, eager")
 #: Ends when its parent process ends, even if the parent is killed.
 LOOP = "import os, sys\nwhile os.getppid() == int(sys.argv[1]):\n    sum(range(100_000))"
 #: Rounds of each implementation: minimum, maximum, and the seconds after which no further round starts.
-ROUNDS = (3, 9, 4.0)
+ROUNDS = (3, 7, 4.0)
 #: Time limits in seconds: of a process's first call, which may compile, and of later ones.
 FIRST_LIMIT, LIMIT = 300.0, 30.0
 Say = Callable[[str], None]
