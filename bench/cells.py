@@ -67,6 +67,7 @@ def updates(scale: Scale) -> list[Step]:
         chosen = [
             (network, ours, best, dtype, images),
             (network, ours, best, dtype, LARGE),
+            (network, ours, "nondeterministic, recorded", dtype, images),
             (network, "aten", compiled, dtype, images),
             *((TORCHVISION, "aten", how, dtype, images) for how in torchvision),
             (network, "aten", compiled, dtype, LARGE),

@@ -12,13 +12,18 @@ from ..measure.timing import chained_seconds, wall_seconds
 from ..predict.roofline import Work
 from .network import build_any, describe_step, images_and_labels, inference_step, training_step, update_step
 
+NONDETERMINISTIC = "nondeterministic"
+#: Beginnings of ``how`` without ``torch.compile``.
+UNCOMPILED = ("eager", "recorded", "unrecorded", NONDETERMINISTIC)
+
 
 class Step(NamedTuple):
     """A whole network's ``update`` or ``inference`` (``what``).
 
     ``how`` is eager or a mode of ``torch.compile`` (compiled: its default), followed by ``, recorded`` if the whole
     step is captured as a CUDA graph, as in net.train. ``recorded`` alone is the eager network captured, ``unrecorded``
-    the same kernels launched by the host.
+    the same kernels launched by the host. ``nondeterministic, recorded`` lets cuDNN use all of its algorithms, as
+    net.train does not.
     """
 
     what: str
@@ -36,7 +41,7 @@ class Step(NamedTuple):
     def mode(self) -> str:
         """The mode of ``torch.compile``; empty where nothing is compiled."""
         mode, _, _ = self.how.partition(", ")
-        return "" if mode in ("eager", "recorded", "unrecorded") else mode.replace("compiled", "default")
+        return "" if mode in UNCOMPILED else mode.replace("compiled", "default")
 
     @property
     def name(self) -> str:
@@ -45,7 +50,10 @@ class Step(NamedTuple):
 
 def prepared(step: Step, device: torch.device) -> tuple[Callable[[], object], torch.nn.Module]:
     """The measured call, and its network. Compiling starts from Inductor's cache on disk."""
+    # Has cuDNN use deterministic algorithms.
     model = build_any(step.network, device).train(step.what == "update")
+    if step.how.startswith(NONDETERMINISTIC):
+        torch.backends.cudnn.deterministic = False
     forward: Callable[[Tensor], Tensor] = model
     if step.mode:
         torch._dynamo.reset()

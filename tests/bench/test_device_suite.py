@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import device_suite
+from bench import cells, device_suite
 from bench.cells import Scale
 from bench.measure import records
 from bench.subjects import cases
@@ -413,3 +413,15 @@ def test_the_command_starts_without_torch() -> None:
     code = "import sys, bench.device_suite; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "False\n", done.stderr
+
+
+def test_a_step_with_all_of_cudnn_s_algorithms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one after it has deterministic ones again."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    for how, deterministic in (("recorded", True), ("nondeterministic, recorded", False), ("unrecorded", True)):
+        step = subjects.Step("update", "digits", "reference", how, "float32", 2)
+        assert step.mode == ""
+        subjects.prepared(step, torch.device("cpu"))
+        assert torch.backends.cudnn.deterministic is deterministic
+    gpu = cells.Scale("cuda", 128, "paper")
+    assert "nondeterministic, recorded" in {step.how for step in cells.updates(gpu)}
