@@ -141,6 +141,18 @@ def test_figure_1_is_the_record_s() -> None:
     assert f"a factor of {ratio} with both of two seeds" in TEXT
 
 
+def test_figure_1_on_all_images_is_the_record_s() -> None:
+    lines = (REPORTS / "data/trainings/2026-11-28-figure-1-50000/runs.jsonl").read_text().splitlines()
+    relu, tanh = map(json.loads, lines)
+    assert (relu["activation"], tanh["activation"]) == ("relu", "tanh")
+    reached, stopped = relu["epochs_to_target"], tanh["stopped_after_epochs"]
+    assert tanh["epochs_to_target"] is None
+    assert min(tanh["errors"]) > 25 >= relu["errors"][-1]
+    assert f"more than {int(10 * stopped / reached) / 10} on all 50,000 images" in TEXT
+    assert f"ReLU after {reached} epochs at learning rate {relu['rate']}" in TEXT
+    assert f"at {tanh['rate']}, errs by {tanh['error_percent']} % after {stopped} epochs" in TEXT
+
+
 def test_normalization_in_the_4_layer_network_is_the_record_s() -> None:
     settings, rows = read_results(FOUR_LAYERS)
     found = change_of(rows, "no_lrn")
