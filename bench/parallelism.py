@@ -52,8 +52,8 @@ LINK_CASE = "all-reduce of two processes"
 ALL_CORES = "none, all cores"
 #: Allowed values of ``--only``.
 ALL = ("none", "all-cores", "data", "tower", "hybrid", "alone", "link", *(f"losses-{dtype}" for dtype in EPOCHS))
-#: The file in which rank 0 leaves a job's rows.
-ROWS = "rows.json"
+#: The files in which rank 0 leaves a job's rows, and all ranks what they print.
+ROWS, LOG = "rows.json", "log"
 Intervals = list[tuple[float, float]]
 
 
@@ -244,11 +244,13 @@ def started(job: str, ranks: int, arguments: Sequence[object]) -> Any:
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     # Imported once for all jobs: torchrun takes longer to start than most jobs take.
     multiprocessing.set_forkserver_preload([_rank.__module__])
-    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as server:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        # Free again, for the ranks' store.
         port = server.getsockname()[1]
-        server.close()
-        log = Path(folder) / "log"
-        given = ranks, port, Path(folder), [f"--job={job}", *map(str, arguments)]
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / LOG
+        log.touch()
+        given = ranks, port, Path(folder), job, list(map(str, arguments))
         try:
             start_processes(_rank, given, ranks, daemon=True, start_method=method)
         except ProcessException as error:
@@ -256,14 +258,14 @@ def started(job: str, ranks: int, arguments: Sequence[object]) -> Any:
         return json.loads((Path(folder) / ROWS).read_text())
 
 
-def _rank(rank: int, ranks: int, port: int, folder: Path, arguments: Sequence[str]) -> None:
+def _rank(rank: int, ranks: int, port: int, folder: Path, job: str, arguments: Sequence[str]) -> None:
     """A process of :func:`started`, with the environment that torchrun would give it."""
-    with open(folder / "log", "ab") as log:
+    with open(folder / LOG, "ab") as log:
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in place.items()}
-    found = run_job(parser().parse_args(arguments))
+    found = run_job(job, parser().parse_args(arguments))
     if rank == 0:
         (folder / ROWS).write_text(json.dumps(found))
 
@@ -348,14 +350,14 @@ def compare(jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def run_job(options: argparse.Namespace) -> Any:
+def run_job(job: str, options: argparse.Namespace) -> Any:
     """The measurement in a process of :func:`started`: one or several rows, each with its cores."""
-    cores = cores_per_process(options.job, options.ranks)
+    cores = cores_per_process(job, options.ranks)
     if cores is not None:
         torch.set_num_threads(cores)
-    kind, _, strategy = options.job.partition(": ")
+    kind, _, strategy = job.partition(": ")
     found: Any
-    if options.job == "link":
+    if job == "link":
         found = link()
     elif kind == "alone":
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -365,14 +367,14 @@ def run_job(options: argparse.Namespace) -> Any:
     elif strategy:
         found = learn(strategy, kind.removeprefix("losses "), join(strategy))
     else:
-        found = measure(options.job, options.network[0], options.batch_size, options.updates, join(options.job))
+        found = measure(job, options.network[0], options.batch_size, options.updates, join(job))
     # The record's other columns are those of the process that started this one.
     its = {} if cores is None else {"cores_per_process": cores, "threads": torch.get_num_threads()}
     return [{**row, **its} for row in found] if isinstance(found, list) else {**found, **its}
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; ``--job`` is for :func:`started`."""
+    """The command line; :func:`started` passes its flags on."""
     result = Parser(prog="python -m bench.parallelism", description=DESCRIPTION)
     result.add_argument(
         "--network",
@@ -403,7 +405,6 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--output", type=Path, default=DATA, metavar="DIR", help="folder of the record; reports/data by default"
     )
-    result.add_argument("--job", help=argparse.SUPPRESS)
     return result
 
 

@@ -56,9 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = cli.resolve(cli.given(PrepareConfig, "net.prepare", DESCRIPTION, arguments), PrepareConfig)
     cli.check_exist(positional=config.source, val_labels=config.val_labels)
     cli.load("data.prepare")
-    from .data.folder import listed
     from .data.prepare import prepare, verify
-    from .data.sampling import sampled_sizes
 
     cli.end_in_order()
     if config.verify:
@@ -67,18 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     assert config.target is not None
     labels = None if config.val_labels is None else Path(config.val_labels)
-    listing = listed(Path(config.source), labels)
-    sizes = sampled_sizes(listing, config.size)
-    if sizes and (largest := max(map(min, sizes))) < config.size:
-        print(
-            f"note: the images seem to be smaller than {config.size}x{config.size} and will be enlarged; with --size "
-            f"{largest} they are not"
-        )
     prepare(
-        listing,
+        Path(config.source),
         Path(config.target),
         size=config.size,
         quality=(config.quality or JPEG_QUALITY) if config.format == "jpeg" else None,
+        val_labels=labels,
         workers=config.workers,
     )
     return 0

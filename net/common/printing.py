@@ -56,6 +56,11 @@ class Escaping:
         return getattr(self.stream, name)
 
 
+def on_one_line(text: str) -> str:
+    """``text`` with its control characters escaped; characters beyond ASCII stay."""
+    return "".join(printable(one) if ord(one) < 128 else one for one in text)
+
+
 def size_text(count: float) -> str:
     """A number of bytes, in GB or MB."""
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..common.errors import DataError
 from ..common.files import PARTIAL, atomic_write, locked
-from ..common.printing import printable, size_text
+from ..common.printing import on_one_line, printable, size_text
 from ..common.progress import Progress, duration
 from ..doors.files import read
 from ..doors.image import decoder, pillow
@@ -28,7 +28,7 @@ from . import processes
 from .folder import Listing, listed
 from .images import ImageData, PixelStatistics
 from .packing import Done, Packing, Task, pack, start_worker, write_at
-from .sampling import all_have_size, check_space, full_disk_named, needed_bytes
+from .sampling import check_space, full_disk_named, needed_bytes, note_enlarging, sampled_sizes
 from .store import checksum, images_file, is_store, kind_of, largest_jpeg, open_store, small_files
 
 PROGRESS = "progress.npz"
@@ -227,7 +227,7 @@ def _finish(listing: Listing, state: _State, target: Path, offsets: dict[str, in
     with atomic_write(target / "skipped.txt") as file:
         for name, reason in sorted(state.skipped):
             # A newline in a name would forge a line. Bytes that are not UTF-8 stay as they are.
-            line = f"{_on_one_line(name)}\t{_on_one_line(reason)}\n"
+            line = f"{on_one_line(name)}\t{on_one_line(reason)}\n"
             file.write(line.encode(errors="surrogateescape"))
     colour = state.statistics.colour()
     meta = {
@@ -251,10 +251,6 @@ def _finish(listing: Listing, state: _State, target: Path, offsets: dict[str, in
             os.truncate(target / images_file(split, "pixels"), offsets[split] + counts[split] * size * size * 3)
     (target / PROGRESS).unlink(missing_ok=True)
     return counts
-
-
-def _on_one_line(text: str) -> str:
-    return "".join(printable(one) if ord(one) < 128 else one for one in text)
 
 
 def _existing(target: Path, listing: Listing, packing: Packing, any_kind: bool) -> bool:
@@ -336,7 +332,7 @@ def prepare(
         with locked(target):
             # Another process may have finished it since.
             if not _existing(target, listing, packing, any_kind):
-                with full_disk_named():
+                with full_disk_named(target):
                     _pack_all(listing, target, packing, needed, workers or processes.available_cores())
                 return
     print(f"{target} is prepared already")
@@ -367,7 +363,9 @@ def _pack_all(listing: Listing, target: Path, packing: Packing, needed: int, wor
     )
     began = time.monotonic()
     # Scaling takes PyTorch, which takes seconds to import and room; otherwise each worker would import its own.
-    modules = [pack.__module__, *([] if all_have_size(listing, packing.size) else ["torch"])]
+    sizes = sampled_sizes(listing, packing.size)
+    modules = [pack.__module__, *([] if sizes == {(packing.size, packing.size)} else ["torch"])]
+    note_enlarging(sizes, packing.size)
     state.reserve(target)
     tasks = _tasks(listing, state, target, offsets, packing)
     written = {split: int(state.lengths[split].sum()) for split in SPLITS}

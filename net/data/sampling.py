@@ -41,6 +41,15 @@ def all_have_size(listing: Listing, size: int) -> bool:
     return sampled_sizes(listing, size) == {(size, size)}
 
 
+def note_enlarging(sizes: set[tuple[int, int]], size: int) -> None:
+    """Print a note if all of :func:`sampled_sizes` are smaller than ``size``."""
+    if sizes and (largest := max(map(min, sizes))) < size:
+        print(
+            f"note: the images seem to be {largest}x{largest} at most and are enlarged to {size}x{size}; net.prepare "
+            "--size sets this"
+        )
+
+
 def needed_bytes(listing: Listing, packing: Packing) -> int:
     """The size of the finished store; for JPEG, estimated from a few images spread over the splits."""
     count = sum(len(listing.files[split]) for split in SPLITS)
@@ -73,8 +82,8 @@ def check_space(target: Path, needed: int, packing: Packing) -> None:
 
 
 @contextlib.contextmanager
-def full_disk_named() -> Iterator[None]:
-    """Turn the error of a disk that fills into one that says how to go on.
+def full_disk_named(target: Path) -> Iterator[None]:
+    """Turn the error of a disk that fills, on which ``target`` is, into one that says how to go on.
 
     Raises:
         DataError: the disk is full.
@@ -85,6 +94,6 @@ def full_disk_named() -> Iterator[None]:
         if error.errno != errno.ENOSPC:
             raise
         raise DataError(
-            f"{error.filename}: {error.strerror}; free some space and run the same command again, which goes on from "
-            "the images that are stored"
+            f"{error.filename or target}: {error.strerror}; free some space and run the same command again, which goes "
+            "on from the images that are stored"
         ) from None

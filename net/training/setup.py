@@ -128,13 +128,17 @@ def compile_wanted(config: TrainConfig, plan: AlexNetConfig, steps: int, device:
     return True
 
 
+def _runs_triton(device: torch.device) -> bool:
+    return is_gpu(device) and importlib.util.find_spec("triton") is not None
+
+
 def record_wanted(config: TrainConfig, device: torch.device) -> bool:
     """Whether to capture the update as a CUDA graph.
 
     Raises:
         UsageError: ``--cuda-graph`` was given where it is not supported.
     """
-    able = is_gpu(device) and config.parallel == "none" and importlib.util.find_spec("triton") is not None
+    able = config.parallel == "none" and _runs_triton(device)
     if config.cuda_graph and not able:
         raise UsageError("--cuda-graph needs a CUDA GPU, Triton and --parallel none; omit it, or use --no-cuda-graph")
     return able if config.cuda_graph is None else config.cuda_graph
@@ -161,8 +165,7 @@ def forms_wanted(
     available = list(forms(model, device))
     several = config.parallel != "none"
     captured = record_wanted(config, device) and not config.compile
-    triton = importlib.util.find_spec("triton") is not None
-    tunable = config.channels_last and (captured or (config.parallel == "data" and is_gpu(device) and triton))
+    tunable = config.channels_last and (captured or (config.parallel == "data" and _runs_triton(device)))
     if config.tune == "again" and (config.forms or not tunable):
         print(
             "note: --tune again measures nothing: "

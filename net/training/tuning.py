@@ -320,12 +320,11 @@ def tuned(
         if (found := measure(plan, batch, precision, device, allowed)) is not None:
             remember(name, found)
             source = f"measured in {duration(found.seconds)}"
-    chosen, taken = None, None
     if found is not None:
         # Measured too: the towers are the last part of the forms to be varied.
         chosen = replace(found.chosen, towers="in turn") if several else found.chosen
         taken = found.milliseconds.get(str(chosen))
-    if found is None or chosen is None or taken is None:
+    if found is None or taken is None:
         with torch.device("meta"):
             model = AlexNet(plan)
         chosen = untuned(model, device)

@@ -1,6 +1,7 @@
 """Packing an image folder, with and without interruptions, and opening the store."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ from net.data.folder import Listing, scan
 from net.data.images import PixelStatistics
 from net.data.packing import Packing
 from net.data.prepare import prepare, verify
-from net.data.sampling import needed_bytes
+from net.data.sampling import full_disk_named, needed_bytes
 from net.data.store import open_store
 from tests.commands import one_line, run_here
 from tests.pictures import CLASSES, image_folder, picture
@@ -504,9 +505,11 @@ def test_workers_that_scale_share_one_pytorch(
 
 def test_images_that_will_be_enlarged_are_noted_before(tmp_path: Path) -> None:
     root = squares(tmp_path / "images", 20)
-    note = "note: the images seem to be smaller than 24x24 and will be enlarged; with --size 20 they are not"
-    assert note in run_here("net.prepare", root, tmp_path / "enlarged", "--size", 24, "-j", 1).stdout
-    assert "will be enlarged" not in run_here("net.prepare", root, tmp_path / "same", "--size", 20, "-j", 1).stdout
+    note = "note: the images seem to be 20x20 at most and are enlarged to 24x24; net.prepare --size sets this"
+    first, again = (run_here("net.prepare", root, tmp_path / "enlarged", "--size", 24, "-j", 1).stdout for _ in "12")
+    assert first.index(note) < first.index("packed 1 training")
+    assert note not in again
+    assert "enlarged" not in run_here("net.prepare", root, tmp_path / "same", "--size", 20, "-j", 1).stdout
 
 
 def test_images_of_one_file_in_store(tmp_path: Path) -> None:
@@ -555,3 +558,12 @@ def test_images_smaller_than_the_network_reads(tmp_path: Path) -> None:
     store = small_store(tmp_path, train=4, val=1, size=16)
     done = run_here("net.train", "--data-path", store, "--network", "digits", "--image-size", 28, "--batch-size", 4)
     one_line(done, 1, "are 16x16, but digits reads 28x28; prepare them with --size 32")
+
+
+def test_a_full_disk_without_a_file_s_name_is_of_the_store(tmp_path: Path) -> None:
+    """Flushing and syncing name none. Other errors stay as they are."""
+    with pytest.raises(DataError, match=f"^{tmp_path}: No space left on device; free some space and run the same"):
+        with full_disk_named(tmp_path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(PermissionError), full_disk_named(tmp_path):
+        raise PermissionError(errno.EACCES, "denied")
