@@ -562,8 +562,8 @@ def test_images_smaller_than_the_network_reads(tmp_path: Path) -> None:
 
 def test_a_full_disk_without_a_file_s_name_is_of_the_store(tmp_path: Path) -> None:
     """Flushing and syncing name none. Other errors stay as they are."""
-    with pytest.raises(DataError, match=f"^{tmp_path}: No space left on device; free some space and run the same"):
-        with full_disk_named(tmp_path):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    said = f"^{tmp_path}: No space left on device; free some space and run the same command again"
+    with pytest.raises(DataError, match=said), full_disk_named(tmp_path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(PermissionError), full_disk_named(tmp_path):
         raise PermissionError(errno.EACCES, "denied")
