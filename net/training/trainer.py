@@ -41,6 +41,7 @@ from .setup import compile_wanted, forms_wanted, identity, open_run_data, record
 from .signals import REPEATED_SIGNAL, StopSignal
 from .state import restore, take, whole_parameters
 from .step import TrainingStep
+from .tuning import failure
 
 #: Checkpoints at the ends of epochs take at most one part in this many of the time.
 CHECKPOINT_SHARE = 10
@@ -99,7 +100,9 @@ class Trainer:
         chosen = forms_wanted(tuning, model, len(kept), self.device, world.size)
         self.forms = Forms(**world.broadcast(asdict(chosen)))
         use(model, self.forms)
-        if is_gpu(self.device):
+        if config.parallel != "none" and self.forms != Forms():
+            self._rehearse(model)
+        if is_gpu(self.device) or self.forms != chosen:
             self.config = replace(config, forms=asdict(self.forms))
         self.part = parallelize(model, config.parallel, world.group, config.gradient_compression)
         self.model = self.part.model
@@ -158,6 +161,17 @@ class Trainer:
         copies = config.precision == "bf16" and forward is self.model and self.optimizer.capturable
         record = record and self.optimizer.capturable
         self.update = TrainingStep(self.model, forward, self.optimizer, config.precision, record=record, copies=copies)
+
+    def _rehearse(self, model: AlexNet) -> None:
+        """Have every rank use the plain forms if the chosen ones fail on any."""
+        share = max(1, self.config.batch_size // self.world.size)
+        errors = self.world.gathered(failure(model, share, self.config.precision))
+        failed = next(((rank, error) for rank, error in enumerate(errors) if error), None)
+        if failed is not None:
+            rank, error = failed
+            print(f"note: the forms {self.forms} fail on rank {rank} ({error}); using {Forms()}")
+            self.forms = Forms()
+            use(model, self.forms)
 
     # Training
 
@@ -243,7 +257,10 @@ class Trainer:
         return self.elapsed
 
     def _update(self, batch: Batch) -> None:
-        """One forward pass, backward pass and update; if the process's first one fails, again with the plain forms."""
+        """One forward pass, backward pass and update.
+
+        If the first one of a single process fails, again with the plain forms; several processes rehearse it.
+        """
         while True:
             try:
                 out = self.update.images if self.config.channels_last else None

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import kernels
 
-from ..common.device import autocast, describe, forget_peak_memory, free_gpu_memory, gpu_milliseconds, gpu_model
+from ..common.device import autocast, describe, forget_peak_memory, free_gpu_memory, gpu_milliseconds, gpu_model, is_gpu
 from ..common.errors import DataError, MissingError, UsageError
 from ..common.fields import from_table, shown
 from ..common.files import atomic_write
@@ -213,14 +213,68 @@ def milliseconds(plan: AlexNetConfig, batch: int, precision: str, device: torch.
         Schedule(recipe).apply(optimizer)
         half = precision == "bf16"
         step = TrainingStep(model, model, optimizer, precision, record=True, copies=half)
-        block, count, _ = model.input_layout
-        images = torch.randn(batch, plan.image_channels * block**2, count, count) * 60
-        images = images.to(torch.bfloat16 if half else torch.float32, memory_format=torch.channels_last)
+        images = _random_images(model, batch, precision)
         for _ in range(UNRECORDED + 3):
             step(images if step.images is None else step.images, labels)
         if step.graph is None or step.images is None:
             raise RuntimeError("its update cannot be captured")
         return _timed(partial(step, step.images, labels), UPDATES)
+
+
+def _forget_memory(device: torch.device) -> None:
+    """What was measured is not the run's memory."""
+    free_gpu_memory()
+    forget_peak_memory(device)
+
+
+def _random_images(model: AlexNet, batch: int, precision: str) -> Tensor:
+    """Images as the input kernel writes them for ``model``, on the default device."""
+    block, count, _ = model.input_layout
+    images = torch.randn(batch, model.config.image_channels * block**2, count, count) * 60
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return images.to(dtype, memory_format=torch.channels_last)
+
+
+def failure(model: AlexNet, batch: int, precision: str) -> str | None:
+    """Run one forward and backward pass of ``model``, in training mode, with random images and without an update.
+
+    Ranks call this before their first update: once that has begun, a rank whose forms fail would leave the others
+    waiting for its gradients.
+
+    Args:
+        model: a whole network, in its forms.
+        batch: number of images.
+        precision: of the forward pass.
+
+    Returns:
+        The first line of the exception, or None.
+    """
+    device = next(model.parameters()).device
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def passes() -> None:
+        with autocast(precision, device):
+            logits: Tensor = model(images)
+        gradient, *_ = torch.autograd.grad(logits.float().sum(), parameters)
+        # Waits for the device.
+        gradient.sum().item()
+
+    try:
+        with torch.random.fork_rng([device] if is_gpu(device) else []), torch.device(device):
+            images = _random_images(model, batch, precision)
+            if is_gpu(device):
+                from kernels.gpu import runtime
+
+                # Compiles the kernels, several at once.
+                with runtime.compile_only():
+                    passes()
+            passes()
+    except Exception as error:  # Compilers and drivers raise anything.
+        return first_line(error)
+    finally:
+        if is_gpu(device):
+            _forget_memory(device)
+    return None
 
 
 def _timed(call: Callable[[], object], count: int) -> float:
@@ -275,9 +329,7 @@ def measure(
     if skipped:
         print(f"  stopped after {limit:.0f} s, before {skipped} more; using the fastest so far")
     rate = None if times[str(chosen)] is None else product_tflops(precision, device)
-    # None of this is the run's memory.
-    free_gpu_memory()
-    forget_peak_memory(device)
+    _forget_memory(device)
     if times[str(chosen)] is None:
         return None
     return Measured(chosen, times, round(time.monotonic() - begin, 1), rate)

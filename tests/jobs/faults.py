@@ -5,26 +5,34 @@ what the ranks do by themselves. It forks them to avoid the imports. ``FOLDER/JO
 its exit status, None if it had to be killed; the seconds; and its stderr.
 """
 
+import contextlib
+import io
 import json
 import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from net.common import cli
 from net.common.errors import DataError
 from net.common.progress import Progress
+from net.model.alexnet import Convolution, Exchange
+from net.model.forms import Forms
 from net.parallel.launch import Launch
 from net.parallel.process_group import Processes
 from net.training.config import TrainConfig
+from net.training.trainer import Trainer
 
 #: Seconds; spans ten heartbeats.
 TIMEOUT = 5.0
@@ -151,6 +159,34 @@ def agrees(world: Processes) -> None:
     trains(world)
 
 
+def has_a_form_that_fails(world: Processes) -> None:
+    """On one rank: all train with the plain forms, and end with the same weights."""
+    forward = Convolution.forward
+
+    def failing(self: Convolution, towers: list[Tensor], exchange: Exchange) -> list[Tensor]:
+        if self.together:
+            raise RuntimeError("no engine")
+        return forward(self, towers, exchange)
+
+    if world.rank == 1:
+        Convolution.forward = failing  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as folder:
+        flags = {"network": "digits", "image_size": 20, "data_path": "synthetic:16", "batch_size": 8, "max_steps": 2}
+        config = TrainConfig(**flags, parallel="data", forms={"shared": "together"})  # type: ignore[arg-type]
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            trainer = Trainer(config, Path(folder), None, torch.device("cpu"), world)
+            assert trainer.run() == 0
+        assert trainer.config.forms == asdict(trainer.forms) == asdict(Forms())
+        (note,) = [line for line in said.getvalue().splitlines() if line.startswith("note: the forms")]
+        assert note == (
+            "note: the forms first pixels, shared together, towers in turn fail on rank 1 (no engine); using "
+            "first pixels, shared apart, towers in turn"
+        )
+        sums = [float(parameter.double().sum()) for parameter in trainer.model.parameters()]
+        assert world.gathered(sums) == [sums] * world.size
+
+
 def comes_late(world: Processes) -> None:
     trains(world)
 
@@ -177,6 +213,7 @@ JOBS = (
     Job(is_terminated),
     Job(is_busy_before_its_first_update),
     Job(agrees, 3),
+    Job(has_a_form_that_fails),
     Job(comes_late),
     Job(never_comes, 3, start_timeout=15),
 )

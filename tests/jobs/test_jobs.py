@@ -44,6 +44,7 @@ EXPECTED: dict[str, tuple[list[int | None], str]] = {
     "is_terminated": ([-15, -15], ""),
     "is_busy_before_its_first_update": ([0, 0], ""),
     "agrees": ([0, 0, 0], ""),
+    "has_a_form_that_fails": ([0, 0], ""),
     "comes_late": ([0, 0], ""),
     "never_comes": ([1, 1, None], "rank 2 did not join within 15 s (--start-timeout)"),
 }
