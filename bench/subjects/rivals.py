@@ -82,7 +82,8 @@ def openvino(content: bytes, images: Tensor) -> Inference:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
     request = core.compile_model(model, "CPU", settings).create_infer_request()
-    request.set_input_tensor(runtime.Tensor(images.contiguous().numpy(), shared_memory=True))
+    # A copy: OpenVINO would not keep memory that it shares alive.
+    request.set_input_tensor(runtime.Tensor(images.contiguous().numpy(), shared_memory=False))
 
     def infer() -> Tensor:
         request.infer()
