@@ -10,6 +10,9 @@ The half-precision dtypes are computed in float32 and rounded once: half an ulp 
 Gradients. Two terms of similar size can cancel, so the error is relative to the sum of the terms' absolute values: the
 same 32 half ulps for float32 and float64; 3 ulps for the half-precision dtypes, whose output gradient and input are
 exact.
+
+Matrix products in float32. An element is a sum of a bias and K products; each of its K multiplications and K additions
+adds at most half an ulp of the sum of the terms' absolute values.
 """
 
 from dataclasses import dataclass
@@ -41,3 +44,10 @@ def assert_within(actual: Tensor, exact: Tensor, scale: Tensor, tolerance: float
     allowed = tolerance * scale.abs() + smallest
     worst = (error / allowed).max().item()
     assert worst <= 1, f"error is {worst:.2f} times what is allowed"
+
+
+def assert_product_within(actual: Tensor, input: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """Check float32 ``input @ weight.T + bias`` against float64."""
+    input, weight, bias = input.double(), weight.double(), bias.double()
+    scale = input.abs() @ weight.abs().T + bias.abs()
+    assert_within(actual, input @ weight.T + bias, scale, 2 * weight.shape[1] * 2**-24)

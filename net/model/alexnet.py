@@ -23,6 +23,7 @@ import kernels
 from ..common.device import Streams, at_once
 from .blocks import BlockLayout, block_count, block_weight, blocks
 from .config import AlexNetConfig, Layer, network
+from .linear import linear
 
 Exchange = Callable[[list[Tensor]], Tensor]
 
@@ -139,7 +140,7 @@ class Dense(_TowerLayer):
     def forward(self, towers: list[Tensor], exchange: Exchange) -> list[Tensor]:
         inputs = self.inputs([tower.flatten(1) for tower in towers], exchange)
         slices = zip(inputs, parts(self.weight, self.towers), parts(self.bias, self.towers), strict=True)
-        return [F.linear(input, weight, bias) for input, weight, bias in slices]
+        return [linear(input, weight, bias) for input, weight, bias in slices]
 
 
 class Stage(nn.Module):
