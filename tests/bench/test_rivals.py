@@ -1,5 +1,6 @@
 """Other programs that are measured beside this one: what they compute, and what becomes of those that are missing."""
 
+import math
 import sys
 from importlib.util import find_spec
 from typing import Any
@@ -89,13 +90,16 @@ def test_only_whole_stages_have_xla() -> None:
 @needs("onnx", "onnxruntime")
 @pytest.mark.parametrize("runtime", ["onnxruntime", pytest.param("openvino", marks=needs("openvino"))])
 def test_runtimes_agree(runtime: str) -> None:
-    """With the network in float64; another network's logits do not pass."""
+    """With the network in float64, also once freed memory is overwritten; another network's logits do not pass."""
     torch.manual_seed(0)
     model = alexnet("digits").eval().to(memory_format=torch.channels_last)
-    images = torch.randn(3, 3, 32, 32) * 60
+    images = (torch.randn(8, 3, 32, 32) * 60).contiguous(memory_format=torch.channels_last)
     infer = bench_rivals.OTHERS[runtime](rivals.exported(model), images)
     expected = rivals.in_float64(model, images)
-    rivals.agree(infer(), expected)
+    for count in (0, 100):
+        overwritten = [torch.full_like(images, math.nan) for _ in range(count)]
+        rivals.agree(infer(), expected)
+        del overwritten
     with torch.no_grad():
         model.get_submodule("conv2").weight *= 1.01
     with pytest.raises(WrongResultError, match="logits differ"):
