@@ -16,8 +16,8 @@ from net.data.decode import square
 from net.data.images import ColourComponents, Split
 from net.data.loader import Loader
 from net.data.packing import Packing, Task, pack
-from net.doors.image import encode_jpeg
-from net.doors.store import CHUNK
+from net.readers.image import encode_jpeg
+from net.readers.store import CHUNK
 from net.training.config import RecipeConfig
 
 from .subjects import stores

@@ -238,8 +238,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     by = {(row["implementation"], row["busy_processes"]): row for row in rows}
     titles = ["implementation"]
     for count in BUSY:
-        beside = f"beside {count}" if count else "alone"
-        titles += [f"{beside}: ms", "p20 to p80", "x aten"]
+        beside = f"with {count} busy processes" if count else "alone"
+        titles += [f"{beside}: ms", "p20 to p80", "x aten, same mode"]
     titles += ["scratch MiB", "% of input"]
     lines = []
     for name in dict.fromkeys(row["implementation"] for row in rows):

@@ -166,11 +166,11 @@ def _one(variant: str, chosen: "Forms", batch: int) -> Launches:
     class Counted(mode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             result = func(*args, **(kwargs or {}))
-            name = func._schema.name
+            name = private.schema(func).name
             inputs = [each for each in private.tree_leaves(args) if isinstance(each, torch.Tensor)]
             outputs = [each for each in private.tree_leaves(result) if isinstance(each, torch.Tensor)]
             reads = {each.untyped_storage().data_ptr() for each in inputs}
-            view = not func._schema.is_mutable and all(
+            view = not private.schema(func).is_mutable and all(
                 each.untyped_storage().data_ptr() in reads for each in outputs if each.numel()
             )
             if name == "alexnet_fused::stage_backward" and outputs[1].numel():

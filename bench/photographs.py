@@ -22,8 +22,8 @@ from net.common.fields import at_least, flag, flag_name
 from net.data.config import JPEG_QUALITY
 from net.data.folder import scan
 from net.data.packing import Packing, Task, pack
-from net.doors.image import decoder
-from net.doors.store import CHUNK
+from net.readers.image import decoder
+from net.readers.store import CHUNK
 
 from .measure.records import Row, write
 from .subjects import stores

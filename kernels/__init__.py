@@ -30,7 +30,7 @@ _THEIRS = frozenset(
     )
 )
 
-private.say_untried()
+private.warn_untested()
 
 
 def __getattr__(name: str) -> NoReturn:

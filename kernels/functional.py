@@ -28,13 +28,19 @@ Bytes moved, for ``n`` input elements of ``b`` bytes and ``w`` windows (times ch
 operator                        forward             backward
 ==============================  ==================  ======================
 ``local_response_norm``         ``2 n b``           ``3 n b``
+``relu_local_response_norm``    ``2 n b``           ``3 n b``
+``bias_relu``                   ``2 n b``           ``3 n b``
 ``max_pool2d``                  ``n b + w b + w``   ``n b + w b + w``
 ``relu_max_pool2d``             ``n b + w b + w``   ``n b + 2 w b + w``
 ``relu_lrn_max_pool2d``         ``n b + w b + w``   ``2 n b + w b + w``
 ==============================  ==================  ======================
 
-The ``w`` bytes of argmax indices are written only if a gradient is needed. Half types are computed in float32 and
-rounded once; ``relu_lrn_max_pool2d`` takes the maximum of the float32 values, before rounding.
+``relu_chunks`` moves what the same chain without chunks moves. The ``w`` bytes of argmax indices are written only if a
+gradient is needed. Half types are computed in float32 and rounded once; ``relu_lrn_max_pool2d`` takes the maximum of
+the float32 values, before rounding.
+
+While ``kernels.implementation("triton")`` is selected, every operator raises a ``ValueError`` for a tensor that is not
+on a GPU, or if the package triton is missing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,7 +50,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import autograd, dispatch
+from . import autograd, dispatch, reference
 from .arguments import Pair, check_bias, check_input, check_normalization, check_pooling
 
 
@@ -229,8 +235,7 @@ def bias_relu(input: Tensor, bias: Tensor | None = None) -> Tensor:
         ``input``'s shape, dtype and memory format.
 
     Raises:
-        TypeError, ValueError: an argument is not allowed (the message names it), or ``triton`` is selected where it
-            cannot run.
+        TypeError, ValueError: an argument is not allowed; the message names it.
     """
     name = "bias_relu"
     check_input(input, name, at_least=2)
@@ -243,7 +248,9 @@ def bias_relu(input: Tensor, bias: Tensor | None = None) -> Tensor:
 
         result: Tensor = BiasReLU.apply(input, bias)
         return result
-    return F.relu(input + bias.to(input.dtype).reshape(-1, *[1] * (input.dim() - 2)))
+    compute = reference.compute_dtype(input.dtype)
+    sums = input.to(compute) + bias.to(compute).reshape(-1, *[1] * (input.dim() - 2))
+    return F.relu(sums).to(input.dtype)
 
 
 def relu_chunks(

@@ -1,7 +1,8 @@
 """Everything undocumented or unstable that this project uses of PyTorch and Triton.
 
-All other code imports it from here. If a version renames something, only this file is affected, and one test fails and
-names what is missing. If a version lacks a mere shortcut, we take the longer way.
+All other code imports it from here; only a module's ``_modules``, ``_parameters`` and ``_buffers`` are used elsewhere.
+If a version renames something, only this file is affected, and one test fails and names what is missing. If a version
+lacks a mere shortcut, we take the longer way.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-#: First and last minor version that the tests passed with; CONTRIBUTING.md has the table. Other versions run anyway.
+#: First and last minor version that tests have run with: all of them, or a part. CONTRIBUTING.md has the table.
 TRIED = {"torch": ((2, 11), (2, 15)), "triton": ((3, 6), (3, 9))}
 
 #: The names in use, and where. Names of packages that are not installed are skipped.
@@ -29,6 +30,7 @@ NAMES = (
     "torch.autograd.forward_ad._current_level",
     "torch.autograd.forward_ad._set_fwd_grad_enabled",  # kernels.threads
     "torch.Tensor._is_view",
+    "torch.Tensor._version",  # net.training.step
     "torch._C._autograd._top_saved_tensors_default_hooks",  # kernels.fuse: activation checkpointing
     "torch.nn.modules.module:_has_any_global_hook",
     "torch._assert",  # kernels.fuse
@@ -47,6 +49,8 @@ NAMES = (
     "torch.distributed._functional_collectives:all_to_all_single_autograd",  # net.parallel
     "torch.distributed._functional_collectives:AsyncCollectiveTensor",
     "torch.distributed.distributed_c10d:_set_pg_timeout",
+    "torch.distributed.distributed_c10d:_world",  # net.parallel.heartbeat
+    "torch.distributed.ProcessGroup._get_sequence_number_for_group",
     "torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model",
     "torch._C._autograd.DeviceType",  # bench
     "torch.utils._python_dispatch:TorchDispatchMode",
@@ -100,11 +104,11 @@ def missing() -> list[str]:
 
 def _tried(package: str) -> str:
     least, most = (".".join(map(str, version)) for version in TRIED[package])
-    return f"its tests passed with {package} {least} to {most}"
+    return f"its tests ran with {package} {least} to {most}"
 
 
 @functools.cache
-def say_untried() -> None:
+def warn_untested() -> None:
     """Warn once per process about versions that the tests have not run with."""
     for package, (least, most) in TRIED.items():
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -147,6 +151,16 @@ def is_view(tensor: Tensor) -> bool:
     return tensor._is_view()
 
 
+def version(tensor: Tensor) -> int:
+    """A number that changes whenever the contents of ``tensor`` are modified in place."""
+    return tensor._version
+
+
+def schema(operator: Any) -> Any:
+    """The signature of an operator, with its name."""
+    return operator._schema
+
+
 def saved_tensor_hooks() -> Any:
     """The hooks that are active for tensors saved for backward, such as activation checkpointing's."""
     return found("torch._C._autograd._top_saved_tensors_default_hooks")(True)
@@ -175,6 +189,12 @@ def dynamo(**settings: Any) -> contextlib.AbstractContextManager[Any]:
 def functorch(**settings: Any) -> contextlib.AbstractContextManager[Any]:
     """AOTAutograd's settings inside a ``with`` block."""
     return found("torch._functorch.config:patch")(**settings)  # type: ignore[no-any-return]
+
+
+def collectives_started() -> dict[str, int]:
+    """The number of collectives that this rank has started, by the name of the process group."""
+    groups: list[Any] = list(found("torch.distributed.distributed_c10d:_world").pg_map)
+    return {group.group_name: group._get_sequence_number_for_group() for group in groups}
 
 
 def set_group_timeout(group: torch.distributed.ProcessGroup, seconds: float) -> None:

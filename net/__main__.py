@@ -16,7 +16,7 @@ COMMANDS = {
     "hashing": "binary codes of the features, and retrieval with them",
     "export": "write a trained network as ONNX, torch.export or AOTInductor",
     "ablations": "train with each component removed and compare",
-    "tune": "benchmark the network's variants on this GPU",
+    "tune": "find the fastest forms of a network on this GPU",
     "data.shapes": "write synthetic images",
 }
 

@@ -18,9 +18,9 @@ from .common.fields import DEVICES, MOST_WORKERS, at_least, at_most, flag, flag_
 from .common.files import atomic_write, locked
 from .common.progress import duration
 from .data import processes
-from .doors.metrics import read_results
-from .doors.toml import read_toml
 from .model.config import AlexNetConfig
+from .readers.metrics import read_results
+from .readers.toml import read_toml
 from .training import runs
 from .training.concurrent import one_by_one, side_by_side
 from .training.config import TrainConfig

@@ -66,7 +66,7 @@ def _hash(config: HashingConfig) -> dict[str, Any]:
     from .common.device import choose, describe
     from .common.progress import Progress
     from .data.images import Split
-    from .doors.files import free_host_memory
+    from .readers.files import free_host_memory
 
     device = choose(config.device)
     keep_freed_memory()

@@ -59,7 +59,7 @@ def _predict(config: PredictConfig) -> dict[str, Any]:
     from .common.progress import Progress
     from .data.augmentation import centre_crop, ten_crops
     from .data.decode import decode
-    from .doors.image import UnreadableImageError
+    from .readers.image import UnreadableImageError
     from .training.evaluation import TOP, probabilities
 
     device = choose(config.device)

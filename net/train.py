@@ -111,7 +111,7 @@ def _resume(flags: dict[str, Any], source: Path) -> int:
     same = folder.resolve() == source.resolve()
     with _claimed(folder, config.preset, launch, not same):
         cli.load("training.checkpoint")
-        from .doors.checkpoint import RESUMED, load
+        from .readers.checkpoint import RESUMED, load
         from .training import checkpoint
 
         kept = checkpoint.checkpoints(source / "checkpoints")

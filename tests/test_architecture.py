@@ -58,13 +58,13 @@ def test_the_direction_is_checked_at_all(tmp_path: Path) -> None:
 
 
 #: net's packages; each imports from those before it.
-ORDER = ("common", "pretrained", "doors", "model", "data", "parallel", "training", "analysis")
+ORDER = ("common", "pretrained", "readers", "model", "data", "parallel", "training", "analysis")
 #: Dataclasses of flags and a few names, free of numpy and torch: anything may import them.
 FLAGS = {"net.model.config", "net.training.config", "net.data.config"}
 #: Exceptions, with their reasons.
 UPWARD = {
     "net/model/weights.py imports net.training": "a run folder is read by its newest checkpoint",
-    "net/common/cli.py imports net.doors": "flags come from TOML files too, which are opened at a door",
+    "net/common/cli.py imports net.readers": "flags come from TOML files too, which a reader opens",
 }
 COMMANDS = sorted(path.stem for path in (ROOT / "net").glob("*.py") if not path.stem.startswith("__"))
 
@@ -148,7 +148,7 @@ for module in {modules}:
 #: Functions that open a file or load one.
 OPENS = {"open", "read_text", "read_bytes", "memmap", "fromfile", "safe_open", "load_model_from_string"}
 LOADS = {"np.load", "torch.load", "onnx.load", "tomllib.load", "json.load", "pickle.load", "torch.jit.load"}
-#: Files outside of net/doors that open something, and why that is not input from a user.
+#: Files outside of net/readers that open something, and why that is not input from a user.
 OPENED = {
     "net/ablations.py": "appends a result",
     "net/analysis/activations.py": "appends a result",
@@ -174,13 +174,15 @@ def opens(path: Path) -> list[str]:
     return [call for call in calls if call.rpartition(".")[2] in OPENS or call in LOADS]
 
 
-def test_files_that_users_give_are_opened_at_the_doors() -> None:
-    """net/doors checks sizes, types and content; opening a file elsewhere would bypass that."""
+def test_files_that_users_give_are_opened_by_readers() -> None:
+    """net/readers checks sizes, types and content; opening a file elsewhere would bypass that."""
     found = {str(path.relative_to(ROOT)): opens(path) for path in sources("net")}
-    assert found["net/doors/files.py"]
+    assert found["net/readers/files.py"]
     # net/parallel calls a parameter that is named open.
-    outside = {path for path, calls in found.items() if calls and not path.startswith(("net/doors/", "net/parallel/"))}
-    assert outside == set(OPENED), "open files by a module of net/doors, which checks them first"
+    outside = {
+        path for path, calls in found.items() if calls and not path.startswith(("net/readers/", "net/parallel/"))
+    }
+    assert outside == set(OPENED), "open files by a module of net/readers, which checks them first"
 
 
 def test_openings_are_found_at_all(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ class Count(_TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        namespace, _, name = func._schema.name.partition("::")
+        namespace, _, name = private.schema(func).name.partition("::")
         if namespace in ("c10d", "_c10d_functional", "_c10d_functional_autograd") and name in _KINDS:
             tensors = private.tree_leaves((result, args))
             size = max(item.nbytes for item in tensors if isinstance(item, Tensor))

@@ -57,8 +57,12 @@ def _times(rows: Iterable[Row], case: str, mode: str | None = None) -> Times:
 
 
 def _contention(rows: Iterable[Row], busy: int) -> list[Row]:
-    """Both stages, forward and backward, in a user's own program, with ``busy`` busy processes running."""
-    return [row for row in rows if row["suite"] == "contention" and row.get("busy_processes") == busy]
+    """Both stages, forward and backward, in a user's own program, with ``busy`` busy processes running.
+
+    Without ``inductor``, which users get only by name.
+    """
+    its = [row for row in rows if row["suite"] == "contention" and row.get("busy_processes") == busy]
+    return [row for row in its if row["implementation"] != "inductor"]
 
 
 def _one(machine: Machine) -> str:
@@ -103,7 +107,8 @@ def _gpu_step(rows: Sequence[Row]) -> str | None:
 
 def _gpu_time(rows: Sequence[Row]) -> str | None:
     """Where the step's time goes, and the fraction of its speed that ``net.train`` reaches."""
-    its = _of(rows, _machine(rows, cpu=False))
+    machine = _machine(rows, cpu=False)
+    its = _of(rows, machine)
     sentences = []
     steps = [row for row in its if row["suite"] == "profile" and row["case"] == UPDATE and ours(row)]
     layers: dict[str, float] = {}
@@ -117,10 +122,13 @@ def _gpu_time(rows: Sequence[Row]) -> str | None:
                 # The kernel's name may be known by now.
                 name = named(row["kernel"]) or "kernels of no layer"
             layers[name] = layers.get(name, 0.0) + row["percent_of_step"]
-    if layers:
+    if layers and machine is not None:
         largest = sorted(layers, key=lambda name: -layers[name])[:3]
         names = ", ".join(f"{name} ({layers[name]:.0f} %)" for name in largest)
-        sentences.append(f"[The largest parts of a training step](profile.md) are {names}.")
+        unverified = " (unverified)" if newest is not None and newest.get("unverified") else ""
+        sentences.append(
+            f"[The largest parts of a training step](profile.md) on {_one(machine)}{unverified} are {names}."
+        )
     train = fastest(row for row in its if row["suite"] == "train" and row["case"] == TRAIN and "percent_of_step" in row)
     if train is not None:
         sentences.append(

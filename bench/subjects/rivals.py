@@ -1,7 +1,7 @@
 """The network in other programs' runtimes: the file that :mod:`net.export` writes, read by ONNX Runtime and OpenVINO.
 
-Each uses as many threads as PyTorch, computes in float32 and has its fastest settings. Images and logits are passed
-without a copy.
+Each uses as many threads as PyTorch, computes in float32 and has its fastest settings. No call copies images or
+logits; OpenVINO gets its own copy of the images beforehand.
 """
 
 import sys

@@ -7,7 +7,7 @@ import numpy as np
 
 from net.data.images import Split
 from net.data.jpeg import JpegImages
-from net.doors.store import PackedFiles
+from net.readers.store import PackedFiles
 
 
 def pixels(path: Path, count: int, size: int) -> Split:

@@ -1,4 +1,4 @@
-"""Checks for about a minute that the kernels are correct on this device.
+"""Checks, for two minutes at most, that the kernels are correct on this device.
 
 A failure stops nothing: rows that time this project's operators are marked ``unverified``; other rows are unaffected.
 """
@@ -126,7 +126,7 @@ class Tests:
 
 
 def full(run: Run) -> Rows:
-    """Every operator repeated 250 times, all kernel tests, and a memory checker if there is one."""
+    """Every operator repeated 250 times, all of :data:`TESTS`, and a memory checker if there is one."""
     yield repeated(run, CASES[1:2] if run.scale.toy else CASES, 3 if run.scale.toy else 250)
     tests = Tests(run, TESTS[:1] if run.scale.toy else TESTS, TOY if run.scale.toy else "")
     try:

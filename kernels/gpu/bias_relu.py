@@ -14,12 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..reference import relu_backward
+from .config import FOUR_WARPS
 from .runtime import launch
 
 #: Pixels and channels of a tile, and tiles per program of the backward pass.
 PIXELS, CHANNELS, TILES = 32, 64, 4
-#: Fused multiply-adds are more accurate than two roundings; Triton's default for them varies between versions.
-OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
 @triton.jit
@@ -124,7 +124,7 @@ def forward(inputs: Sequence[Tensor], bias: Tensor, outputs: Sequence[Tensor]) -
     grid = (triton.cdiv(pixels, PIXELS), triton.cdiv(channels, CHANNELS), len(inputs))
     tensors = tuple(inputs), bias, tuple(outputs)
     sizes = pixels, channels, _strides(inputs), _strides(outputs)
-    launch(bias_relu_kernel, grid, bias.device, *tensors, *sizes, PIXELS, CHANNELS, **OPTIONS)
+    launch(bias_relu_kernel, grid, bias.device, *tensors, *sizes, PIXELS, CHANNELS, **FOUR_WARPS)
 
 
 def gradients(
@@ -143,7 +143,7 @@ def gradients(
     grid = (rows(outputs[0]), triton.cdiv(channels, CHANNELS), len(outputs))
     tensors = tuple(output_gradients), tuple(outputs), tuple(results), sums
     sizes = pixels, channels, _strides(output_gradients), _strides(outputs), _strides(results)
-    launch(bias_relu_backward_kernel, grid, sums.device, *tensors, *sizes, PIXELS, CHANNELS, TILES, **OPTIONS)
+    launch(bias_relu_backward_kernel, grid, sums.device, *tensors, *sizes, PIXELS, CHANNELS, TILES, **FOUR_WARPS)
 
 
 def rows(output: Tensor) -> int:
@@ -167,7 +167,7 @@ class BiasReLU(torch.autograd.Function):
         (output,) = ctx.saved_tensors
         if torch.is_grad_enabled():
             # Double backward needs operators that are themselves differentiable.
-            gradient = torch.where(output <= 0, torch.zeros_like(output_gradient), output_gradient)
+            gradient = relu_backward(output_gradient, output)
             return gradient, gradient.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_dtype)
         result = torch.empty_like(output)
         sums = output.new_empty((rows(output), output.shape[1]), dtype=torch.float32)

@@ -127,7 +127,7 @@ def _differentiable(
     """The gradients of a chunk and of its bias, by operators."""
     if normalization is None and pooling is None:
         assert output is not None
-        gradient = torch.where(output <= 0, torch.zeros_like(output_gradient), output_gradient)
+        gradient = reference.relu_backward(output_gradient, output)
         return gradient, gradient.sum((0, 2, 3), dtype=torch.float32)
     gradient, total = reference.backward(
         output_gradient, input, bias, output, offsets, size, True, normalization, pooling, dtype,

@@ -28,6 +28,8 @@ TILE = 4
 SEGMENT_ROWS = 6
 #: Fused multiply-adds are more accurate than two roundings; Triton's default for them varies between versions.
 OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
+#: Launch options of the other kernels.
+FOUR_WARPS = {**OPTIONS, "num_warps": 4}
 #: Register cap per thread in bfloat16, on GPUs of compute capability 8 and 9, for chains with normalization whose
 #: pooling windows overlap by at most one row: room for seven and five warps per scheduler. The assembler can fit the
 #: code into the cap; without it, some versions use a few more registers.

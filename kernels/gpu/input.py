@@ -10,13 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .config import FOUR_WARPS
 from .runtime import launch
 
 CHANNELS = 3
 #: Elements per program, all in one row of blocks.
 ELEMENTS = 1024
-#: Fused multiply-adds are more accurate than two roundings; Triton's default for them varies between versions.
-OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
 @triton.jit
@@ -125,6 +124,6 @@ def training_input(
         NOISE=noise is not None,
         DIVIDE=divisor != 1,
         ELEMENTS=ELEMENTS,
-        **OPTIONS,
+        **FOUR_WARPS,
     )
     return out

@@ -5,12 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .config import FOUR_WARPS
 from .runtime import launch
 
 #: Most classes: a program holds an image's logits in registers.
 CLASSES = 8192
-#: Fused multiply-adds are more accurate than two roundings; Triton's default for them varies between versions.
-OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
 @triton.jit
@@ -65,7 +64,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tenso
         classes,
         images,
         BLOCK=triton.next_power_of_2(classes),
-        **OPTIONS,
+        **FOUR_WARPS,
     )
     loss, correct = results.sum(1)
     return loss, correct.long(), gradient

@@ -13,14 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .config import FOUR_WARPS
 from .runtime import launch
 
 #: Elements per program: with four warps, eight per thread.
 ELEMENTS = 1024
 #: Most parameters per launch: a program selects among them one by one.
 TOGETHER = 16
-#: Fused multiply-adds are more accurate than two roundings; Triton's default for them varies between versions.
-OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
 class Parameter(NamedTuple):
@@ -162,7 +161,7 @@ def update_together_(parameters: Sequence[Parameter], rate: Tensor, momentum: fl
         _check(each)
     programs = sum(triton.cdiv(each.weight.numel(), ELEMENTS) for each in parameters)
     named = arguments(parameters, rate, momentum, weight_decay)
-    launch(joint_update_kernel, (programs,), rate.device, **named, **OPTIONS)
+    launch(joint_update_kernel, (programs,), rate.device, **named, **FOUR_WARPS)
 
 
 def update_(parameter: Parameter, rate: Tensor, momentum: float, weight_decay: float) -> None:
@@ -193,5 +192,5 @@ def update_(parameter: Parameter, rate: Tensor, momentum: float, weight_decay: f
         count,
         COPY=copy is not None,
         ELEMENTS=ELEMENTS,
-        **OPTIONS,
+        **FOUR_WARPS,
     )

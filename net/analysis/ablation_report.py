@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..common.files import atomic_write
-from ..doors.metrics import read_results
+from ..readers.metrics import read_results
 from .ablation_cases import ABLATIONS, BASELINE, Ablation
 
 #: Confidence level of the intervals.

@@ -16,9 +16,9 @@ from ..common import seeds
 from ..data.augmentation import centre_crop
 from ..data.images import ImageData
 from ..data.loader import Loader
-from ..doors.metrics import read_curves
 from ..model.alexnet import AlexNet
 from ..model.config import network
+from ..readers.metrics import read_curves
 from ..training.config import RecipeConfig
 from ..training.recipe import PaperSGD, parameter_groups
 

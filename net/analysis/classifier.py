@@ -14,7 +14,7 @@ from ..common.device import choose, resolve_precision
 from ..common.errors import DataError
 from ..data.augmentation import centre_crop
 from ..data.decode import decode, square, upright
-from ..doors.image import UnreadableImageError
+from ..readers.image import UnreadableImageError
 from ..training.evaluation import TOP, probabilities
 from .features import check_colours, class_names
 from .trained import open_trained

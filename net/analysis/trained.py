@@ -12,12 +12,12 @@ from .. import pretrained
 from ..common.errors import DataError, UsageError
 from ..common.fields import from_table, typed
 from ..data.sources import packed_size
-from ..doors.checkpoint import TRAINED
-from ..doors.files import reason
 from ..model import weights
 from ..model.alexnet import AlexNet
 from ..model.config import AlexNetConfig
 from ..model.forms import untuned, use
+from ..readers.checkpoint import TRAINED
+from ..readers.files import reason
 
 #: The advice for a file without a mean image.
 MEAN_RGB_HINT = "--mean-rgb R G B gives a colour; Caffe's ImageNet models were trained with 123 117 104"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from ..data.config import SYNTHETIC
-from ..doors.toml import read_toml, toml
+from ..readers.toml import read_toml, toml
 from .errors import DataError, RankError, UsageError
 from .fields import flag_name, near, typed, unwrapped
 from .printing import prepare_streams, printable

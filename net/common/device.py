@@ -10,6 +10,8 @@ from torch import Tensor
 
 from .errors import UsageError
 
+# Asked here, because Dynamo does not trace the question.
+_ONEDNN = torch.backends.mkldnn.is_available()
 #: Streams of a GPU other than the current one.
 Streams = tuple[torch.cuda.Stream, ...]
 
@@ -45,6 +47,11 @@ def is_gpu(device: torch.device) -> bool:
 def is_cpu(device: torch.device) -> bool:
     """Whether it is the CPU."""
     return device.type == "cpu"
+
+
+def runs_onednn(device: torch.device) -> bool:
+    """Whether oneDNN computes on it: the CPU, in a PyTorch that contains oneDNN."""
+    return device.type == "cpu" and _ONEDNN
 
 
 def fuses_updates(device: torch.device) -> bool:

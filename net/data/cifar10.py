@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from ..common.errors import DataError
-from ..doors.archive import batch, read_batch, read_members
-from ..doors.members import members
+from ..readers.archive import batch, read_batch, read_members
+from ..readers.members import members
 from .images import ImageData, Split, statistics
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

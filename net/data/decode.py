@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..doors.image import UnreadableImageError, opened_image, turned
+from ..readers.image import UnreadableImageError, opened_image, turned
 
 #: Formats whose 16-bit pixels Pillow reads as 32-bit integers.
 _SIXTEEN_BITS = ("PNG", "PPM", "JPEG2000")

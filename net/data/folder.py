@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ..common.errors import DataError
 from ..common.printing import printable
-from ..doors import labels as label_files
-from ..doors.members import Member, is_archive, members
-from ..doors.store import SPLITS
+from ..readers import labels as label_files
+from ..readers.members import Member, is_archive, members
+from ..readers.store import SPLITS
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ def scan(root: Path, label_file: Path | None = None) -> Listing:
 
     Args:
         root: the image folder, or a ``.tar`` or ``.zip`` archive that contains one, at the top level or nested.
-        label_file: labels of a flat validation folder, see :func:`net.doors.labels.read`. Classes are named like the
+        label_file: labels of a flat validation folder, see :func:`net.readers.labels.read`. Classes are named like the
             folders in ``train``.
 
     Raises:

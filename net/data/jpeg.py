@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common.errors import DataError
-from ..doors.image import UnreadableImageError, decode_jpeg
-from ..doors.store import PackedFiles
+from ..readers.image import UnreadableImageError, decode_jpeg
+from ..readers.store import PackedFiles
 
 
 class JpegImages:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..common import seeds
 from ..common.progress import Progress
-from ..doors.files import free_host_memory
+from ..readers.files import free_host_memory
 from .images import Split
 from .jpeg import JpegImages
 

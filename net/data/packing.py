@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common.allocator import keep_freed_memory
-from ..doors.files import opened
-from ..doors.image import UnreadableImageError, decoder, encode_jpeg, pillow
-from ..doors.members import Member, read_member
+from ..readers.files import opened
+from ..readers.image import UnreadableImageError, decoder, encode_jpeg, pillow
+from ..readers.members import Member, read_member
 from .decode import read_pixels, square
 from .images import PixelStatistics
 from .store import checksum

@@ -21,9 +21,9 @@ from ..common.errors import DataError
 from ..common.files import PARTIAL, atomic_write, locked
 from ..common.printing import on_one_line, printable, size_text
 from ..common.progress import Progress, duration
-from ..doors.files import read
-from ..doors.image import decoder, pillow
-from ..doors.store import CHUNK, FORMATS, META, SPLITS, PackedFiles, read_arrays, read_meta
+from ..readers.files import read
+from ..readers.image import decoder, pillow
+from ..readers.store import CHUNK, FORMATS, META, SPLITS, PackedFiles, read_arrays, read_meta
 from . import processes
 from .folder import Listing, listed
 from .images import ImageData, PixelStatistics

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..common import seeds
 from ..common.progress import Progress
-from ..doors.store import SPLITS
+from ..readers.store import SPLITS
 from . import processes
 from .config import SHAPES, ShapesConfig
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from ..common.errors import DataError
 from ..common.printing import size_text
-from ..doors.image import UnreadableImageError
-from ..doors.members import Member
-from ..doors.store import SPLITS
+from ..readers.image import UnreadableImageError
+from ..readers.members import Member
+from ..readers.store import SPLITS
 from .folder import Listing
 from .packing import Packing, Task, pack, pixels_of
 

@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from ..common.errors import DataError, UsageError
-from ..doors.members import is_archive
-from ..doors.store import read_meta
+from ..readers.members import is_archive
+from ..readers.store import read_meta
 from . import cifar10, digits, synthetic
 from .folder import is_image_folder, listed
 from .images import ImageData

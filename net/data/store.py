@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from ..common.errors import DataError
 from ..common.printing import printable
 from ..common.progress import Progress
-from ..doors.image import decoder
-from ..doors.store import CHUNK, FORMATS, META, SPLITS, PackedFiles, mapped_images, read_array, read_meta
+from ..readers.image import decoder
+from ..readers.store import CHUNK, FORMATS, META, SPLITS, PackedFiles, mapped_images, read_array, read_meta
 from .images import ColourComponents, ImageData, Split
 from .jpeg import JpegImages
 

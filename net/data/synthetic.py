@@ -4,7 +4,7 @@ import numpy as np
 
 from ..common import seeds
 from ..common.errors import UsageError
-from ..doors.files import free_host_memory
+from ..readers.files import free_host_memory
 from .config import SYNTHETIC
 from .images import ColourComponents, ImageData, Split
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kernels
+from kernels.reference import memory_format
 
 from ..common.device import Streams, at_once
 from .blocks import BlockLayout, block_count, block_weight, blocks
@@ -27,7 +28,7 @@ from .linear import linear
 
 Exchange = Callable[[list[Tensor]], Tensor]
 
-# The first call must be single-threaded, for the same reason as the square root in kernels.reference.
+# The first call must be single-threaded, for the same reason as the square root in kernels.traced.
 torch.tanh(torch.ones(1, device="cpu"))
 
 
@@ -39,12 +40,6 @@ def concatenate(towers: list[Tensor]) -> Tensor:
 def parts(tensor: Tensor, count: int) -> tuple[Tensor, ...]:
     """Split dimension 0 by tower. A single part is the tensor itself, which avoids a copy of its gradient."""
     return (tensor,) if count == 1 else tensor.chunk(count)
-
-
-def laid_out(part: Tensor) -> Tensor:
-    """A slice of channels or features, made contiguous in the memory format of the tensor it was sliced from."""
-    last = part.dim() == 4 and part.stride(1) == 1 and part.stride(3) > 1
-    return part.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 class _TowerLayer(nn.Module):
@@ -69,7 +64,9 @@ class _TowerLayer(nn.Module):
             return [exchange(towers)] * self.towers
         if len(towers) != self.towers:
             # Made contiguous once, else the convolution copies each slice in forward and again in backward.
-            towers = [laid_out(part) for part in exchange(towers).chunk(self.towers, 1)]
+            slices = exchange(towers).chunk(self.towers, 1)
+            # A slice keeps the memory format of the whole.
+            towers = [part.contiguous(memory_format=memory_format(part)) for part in slices]
         return towers
 
     def extra_repr(self) -> str:

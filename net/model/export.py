@@ -19,8 +19,8 @@ import kernels
 from kernels import compiler
 
 from ..common.errors import UsageError
-from ..doors.onnx import library
-from ..doors.safetensors import METADATA
+from ..readers.onnx import library
+from ..readers.safetensors import METADATA
 from .alexnet import AlexNet
 from .config import AlexNetConfig, Operation
 

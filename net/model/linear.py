@@ -2,7 +2,7 @@
 
 ``F.linear`` multiplies in PyTorch's BLAS library, usually MKL; convolutions run in oneDNN. On an AVX2 processor by AMD,
 oneDNN computes the paper's dense layers in 37 to 86 % of MKL's time for 1 to 128 images (``reports/LOG.md``,
-2026-11-28).
+2026-11-28). Nothing was measured on Intel's processors.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels import cpu, private
 
-_AVAILABLE = torch.backends.mkldnn.is_available()
+from ..common.device import runs_onednn
 
 
 def _in_onednn(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -39,8 +39,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ``input @ weight.T + bias``, ``[N, out_features]``.
     """
     if (
-        _AVAILABLE
-        and input.device.type == "cpu"
+        runs_onednn(input.device)
         and input.dtype == weight.dtype == bias.dtype == torch.float32
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")

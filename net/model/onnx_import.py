@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ..common.errors import DataError, UsageError
 from ..common.fields import from_table
-from ..doors import onnx as door
-from ..doors.files import reason
-from ..doors.onnx import OnnxFile, library
-from ..doors.safetensors import METADATA, metadata_of
+from ..readers import onnx as reader
+from ..readers.files import reason
+from ..readers.onnx import OnnxFile, library
+from ..readers.safetensors import METADATA, metadata_of
 from .config import VARIANTS, AlexNetConfig, ConvolutionConfig, DenseConfig, Operation
 from .export import onnx_nodes
 
@@ -51,7 +51,7 @@ def read_onnx(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         UsageError: onnx is not installed. DataError: the file is missing or damaged, or has another layout.
     """
-    file = door.read_onnx(path)
+    file = reader.read_onnx(path)
     if METADATA not in file.properties:
         return _read_caffe(path, file)
     metadata = metadata_of(path, file.properties[METADATA])
@@ -290,7 +290,7 @@ def _walk(path: Path, graph: Any, nodes: list[Any], tensors: Mapping[str, Tensor
 
 def _read_caffe(path: Path, file: OnnxFile) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """See :func:`read_onnx`."""
-    nodes, values = door.computed(path, file)
+    nodes, values = reader.computed(path, file)
     chain, rows = _walk(path, file.model.graph, nodes, values)
     network = chain.fitting(rows)
     size = network.image_size

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..common.errors import DataError
 from ..common.files import atomic_write
-from ..doors import checkpoint as checkpoint_door
-from ..doors import safetensors as safetensors_door
+from ..readers import checkpoint as checkpoint_reader
+from ..readers import safetensors as safetensors_reader
 from ..training import checkpoint
 from .alexnet import AlexNet, alexnet
 
@@ -112,16 +112,16 @@ def read_state(path: Path, needed: tuple[str, ...] = ("model",)) -> tuple[Path, 
 
         state = dict(zip(("model", "metadata"), read_onnx(path), strict=True))
     elif path.suffix == ".safetensors":
-        tensors, metadata = safetensors_door.read(path)
+        tensors, metadata = safetensors_reader.read(path)
         state = {"model": tensors} if metadata is None else {"model": tensors, "metadata": metadata}
         if metadata is not None and MEAN in tensors:
             try:
-                checkpoint_door.check_mean_image(tensors[MEAN], MEAN)
+                checkpoint_reader.check_mean_image(tensors[MEAN], MEAN)
             except ValueError as error:
                 raise DataError(f"weights {path} are damaged: {error}") from None
             state[MEAN] = tensors.pop(MEAN)
     else:
-        state = checkpoint_door.load_weights(path, needed)
+        state = checkpoint_reader.load_weights(path, needed)
     for name, tensor in state["model"].items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise DataError(f"{path}: {name} holds infinite or NaN weights: the training diverged")
@@ -180,7 +180,7 @@ def save(path: Path, parameters: Mapping[str, Tensor], metadata: dict[str, Any])
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in parameters.items()}
     with atomic_write(path) as file:
         # A single key: safetensors does not write several in a deterministic order.
-        file.write(serialize(tensors, {safetensors_door.METADATA: json.dumps(metadata)}))
+        file.write(serialize(tensors, {safetensors_reader.METADATA: json.dumps(metadata)}))
 
 
 def load_weights(

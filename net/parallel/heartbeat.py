@@ -6,10 +6,11 @@ import math
 import os
 import sys
 import threading
-from typing import Any
 
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import Store, _world
+from torch.distributed.distributed_c10d import Store
+
+from kernels import private
 
 from ..common.errors import RankError
 from ..common.progress import Progress
@@ -152,9 +153,7 @@ class Heartbeat(threading.Thread):
 
     def _sent(self) -> dict[str, int]:
         """The number of collectives of each group that this rank has started."""
-        groups: list[Any] = list(_world.pg_map)
-        counts = {group.group_name: group._get_sequence_number_for_group() for group in groups}
-        return counts | {"hold": self.waits}
+        return private.collectives_started() | {"hold": self.waits}
 
     def _behind(self) -> list[int]:
         """The ranks that have started fewer collectives than this one, which waits for them or soon will."""

@@ -1,4 +1,4 @@
-"""A run's checkpoints: written atomically, listed newest first. :mod:`net.doors.checkpoint` reads them."""
+"""A run's checkpoints: written atomically, listed newest first. :mod:`net.readers.checkpoint` reads them."""
 
 import os
 import re
@@ -9,7 +9,7 @@ import torch
 
 from ..common.errors import DataError, MissingError
 from ..common.files import atomic_write, remove_partials
-from ..doors.checkpoint import FORMAT, TRAINED, digest, load
+from ..readers.checkpoint import FORMAT, TRAINED, digest, load
 from . import runs
 
 _NAME = re.compile(r"step_(\d{8})\.pt")
@@ -48,7 +48,7 @@ def newest(folder: Path, needed: tuple[str, ...] = ()) -> tuple[Path, dict[str, 
 
     Args:
         folder: the ``checkpoints`` folder.
-        needed: members it must have; see :func:`net.doors.checkpoint.load`.
+        needed: members it must have; see :func:`net.readers.checkpoint.load`.
     """
     passed: set[Path] = set()
     while left := [path for path in checkpoints(folder) if path not in passed]:

@@ -22,8 +22,8 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any] | int:
         The results, or the exit status of a signal.
     """
     from ..common.device import choose, describe
-    from ..doors.checkpoint import RESUMED
     from ..parallel.process_group import World
+    from ..readers.checkpoint import RESUMED
     from . import checkpoint
     from .trainer import DivergedError, Trainer
 

@@ -26,8 +26,8 @@ from ..common.errors import DataError, UsageError
 from ..common.fields import flag_name
 from ..common.files import atomic_write, locked, remove_partials
 from ..data.config import SYNTHETIC
-from ..doors import metrics
-from ..doors.toml import read_toml
+from ..readers import metrics
+from ..readers.toml import read_toml
 from .config import TrainConfig
 
 RUNS = Path("runs")
@@ -176,7 +176,7 @@ class Metrics:
             file.write((",".join(metrics.COLUMNS) + "\n" + "".join(map(_csv_line, kept))).encode())
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append a row; its keys are among :data:`net.doors.metrics.COLUMNS`."""
+        """Append a row; its keys are among :data:`net.readers.metrics.COLUMNS`."""
         for path, line in ((self.json_path, json.dumps(row) + "\n"), (self.csv_path, _csv_line(row))):
             with open(path, "a") as file:
                 file.write(line)
@@ -189,7 +189,7 @@ def _csv_line(row: dict[str, Any]) -> str:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of ``metrics.jsonl``; see :func:`net.doors.metrics.read_metrics`."""
+    """The rows of ``metrics.jsonl``; see :func:`net.readers.metrics.read_metrics`."""
     return metrics.read_metrics(folder / "metrics.jsonl")
 
 

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels import private
+
 from ..common.device import autocast
 from ..common.printing import first_line
 from ..model.alexnet import Convolution, Dense
@@ -92,7 +94,7 @@ class TrainingStep:
                 copy = replaced[module.weight]
                 slices = copy.detach().chunk(module.towers)
                 self.slices[module] = tuple(each.requires_grad_(copy.requires_grad) for each in slices)
-        self._versions = [parameter._version for parameter, _ in self.copied.values()]
+        self._versions = [private.version(parameter) for parameter, _ in self.copied.values()]
         #: Whether the loss is computed by this project's kernel: on a GPU, where one process holds the whole network.
         self.loss_kernel = optimizer.capturable and (forward is model or record)
         #: Whether the first update compiles the kernels, several at once.
@@ -208,7 +210,7 @@ class TrainingStep:
 
     def _refresh(self) -> None:
         """Update the copies if the parameters were modified outside this class."""
-        versions = [parameter._version for parameter, _ in self.copied.values()]
+        versions = [private.version(parameter) for parameter, _ in self.copied.values()]
         if versions != self._versions:
             with torch.no_grad():
                 for parameter, copy in self.copied.values():

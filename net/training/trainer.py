@@ -41,7 +41,7 @@ from .setup import compile_wanted, forms_wanted, identity, open_run_data, record
 from .signals import REPEATED_SIGNAL, StopSignal
 from .state import restore, take, whole_parameters
 from .step import TrainingStep
-from .tuning import failure
+from .tuning import try_forms
 
 #: Checkpoints at the ends of epochs take at most one part in this many of the time.
 CHECKPOINT_SHARE = 10
@@ -165,7 +165,7 @@ class Trainer:
     def _rehearse(self, model: AlexNet) -> None:
         """Have every rank use the plain forms if the chosen ones fail on any."""
         share = max(1, self.config.batch_size // self.world.size)
-        errors = self.world.gathered(failure(model, share, self.config.precision))
+        errors = self.world.gathered(try_forms(model, share, self.config.precision))
         failed = next(((rank, error) for rank, error in enumerate(errors) if error), None)
         if failed is not None:
             rank, error = failed

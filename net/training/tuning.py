@@ -25,10 +25,10 @@ from ..common.fields import from_table, shown
 from ..common.files import atomic_write
 from ..common.printing import first_line
 from ..common.progress import duration
-from ..doors.files import read
 from ..model.alexnet import AlexNet
 from ..model.config import AlexNetConfig
 from ..model.forms import Forms, forms, untuned, use
+from ..readers.files import read
 from .config import RecipeConfig
 from .recipe import PaperSGD, Schedule, parameter_groups
 from .step import UNRECORDED, TrainingStep
@@ -235,7 +235,7 @@ def _random_images(model: AlexNet, batch: int, precision: str) -> Tensor:
     return images.to(dtype, memory_format=torch.channels_last)
 
 
-def failure(model: AlexNet, batch: int, precision: str) -> str | None:
+def try_forms(model: AlexNet, batch: int, precision: str) -> str | None:
     """Run one forward and backward pass of ``model``, in training mode, with random images and without an update.
 
     Ranks call this before their first update: once that has begun, a rank whose forms fail would leave the others

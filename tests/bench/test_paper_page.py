@@ -11,9 +11,9 @@ from net.ablations import AblationsConfig
 from net.analysis.ablation_cases import ABLATIONS
 from net.analysis.ablation_report import change_of
 from net.analysis.published import PUBLISHED
-from net.doors.metrics import read_results
 from net.figures import colour_selectivity
 from net.model.config import VARIANTS
+from net.readers.metrics import read_results
 from tests.commands import ROOT
 
 SEEDS, NETWORKS = AblationsConfig().seeds, len(ABLATIONS) + 1

@@ -7,7 +7,7 @@ import pytest
 
 from bench import photographs
 from bench.subjects import stores
-from net.doors.image import encode_jpeg
+from net.readers.image import encode_jpeg
 from tests.commands import one_line, run_here
 from tests.pictures import image_folder
 

@@ -291,6 +291,18 @@ def test_one_pass_bias_and_relu(kind: str, dtype: torch.dtype) -> None:
     assert ((bias_gradient.double() - expected.sum((0, 2, 3))).abs() <= 32 * 2**-24 * scale).all()
 
 
+@pytest.mark.parametrize("implementation", ["auto", "aten", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_one_pass_bias_and_relu_rounds_once(dtype: torch.dtype, implementation: str) -> None:
+    """With a float32 bias that the half type cannot represent. (The interpreter of Triton truncates to bfloat16.)"""
+    bias = torch.randn(8, device=DEVICE)
+    for format in (torch.contiguous_format, torch.channels_last):
+        input = torch.randn(2, 8, 5, 5, device=DEVICE).to(dtype).contiguous(memory_format=format)
+        exact = torch.relu(input.float() + bias.reshape(8, 1, 1)).to(dtype)
+        with kernels.implementation(implementation):
+            assert torch.equal(kernels.bias_relu(input, bias), exact)
+
+
 def test_one_pass_bias_and_relu_differentiates_twice() -> None:
     input = torch.randn(2, 8, 3, 3, device=DEVICE).contiguous(memory_format=torch.channels_last).requires_grad_()
     bias = torch.zeros(8, device=DEVICE, requires_grad=True)

@@ -37,7 +37,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         "triton.compiler:NoSuchThing",
         "torch._C._new or torch._C._old",
     ]
-    said = re.escape(f"torch {importlib.metadata.version('torch')} has no {gone}; its tests passed with torch 2.11 to ")
+    said = re.escape(f"torch {importlib.metadata.version('torch')} has no {gone}; its tests ran with torch 2.11 to ")
     with pytest.raises(ImportError, match=said):
         private.found(gone)
 
@@ -49,16 +49,23 @@ def _uses(text: str) -> list[str]:
     imported = re.findall(
         r"^\s*(?:from|import) ((?:torch|triton)\S*\._\S*|triton\.(?:compiler|backends|runtime)\S*)", text, re.M
     )
-    of_tensors = re.findall(r"\.(_is_view|_current_level|_set_fwd_grad_enabled|_forward_hooks|_set_pg_timeout)\b", text)
-    return dotted + imported + of_tensors
+    imported += re.findall(r"^\s*from (?:torch|triton)\S* import .*\b(_[a-z]\w*)", text, re.M)
+    attributes = re.findall(
+        r"\.(_is_view|_version|_schema|_current_level|_set_fwd_grad_enabled|_forward_hooks|_set_pg_timeout"
+        r"|_get_sequence_number_for_group)\b",
+        text,
+    )
+    return dotted + imported + attributes
 
 
 def test_it_is_used_in_one_module_only() -> None:
-    assert _uses("x = torch.nn._a.b\nimport torch._dynamo as d\nfrom triton.compiler import C\ny._is_view()") == [
+    lines = ("x = torch.nn._a.b", "import torch._dynamo", "from triton.compiler import C", "from torch.a import B, _c")
+    assert _uses("\n".join((*lines, "y._is_view()"))) == [
         "torch.nn._a.b",
         "torch._dynamo",
         "torch._dynamo",
         "triton.compiler",
+        "_c",
         "_is_view",
     ]
     found = {
@@ -81,7 +88,8 @@ def test_the_list_is_what_is_used() -> None:
     }
     elsewhere |= {"torch._C._are_functorch_transforms_active", "torch.autograd.forward_ad._current_level"}
     elsewhere |= {"torch.compiler._is_exporting_flag"}
-    elsewhere |= {"torch.Tensor._is_view", "torch.optim.sgd:sgd", *IN_PLACE}
+    elsewhere |= {"torch.Tensor._is_view", "torch.Tensor._version", "torch.optim.sgd:sgd", *IN_PLACE}
+    elsewhere |= {"torch.distributed.ProcessGroup._get_sequence_number_for_group"}
     assert asked | elsewhere == set(private.NAMES)
 
 
@@ -98,14 +106,14 @@ def test_the_list_is_what_is_used() -> None:
 )
 def test_an_untried_version_is_said(version: str, says: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", {"torch": version, "triton": "3.7.1"}.__getitem__)
-    private.say_untried.cache_clear()
+    private.warn_untested.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):
-            private.say_untried()
+            private.warn_untested()
     said = [str(one.message) for one in caught]
     least, most = (".".join(map(str, one)) for one in private.TRIED["torch"])
-    line = f"kernels was not tried with torch {version}: its tests passed with torch {least} to {most}"
+    line = f"kernels was not tried with torch {version}: its tests ran with torch {least} to {most}"
     assert said == [line] * says
 
 

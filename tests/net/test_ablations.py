@@ -23,8 +23,8 @@ from net.common.errors import UsageError
 from net.data import digits, synthetic
 from net.data.images import ImageData
 from net.data.processes import available_cores
-from net.doors.metrics import read_results
 from net.model.config import VARIANTS, AlexNetConfig, network
+from net.readers.metrics import read_results
 from net.training.config import TrainConfig
 from net.training.setup import architecture
 from net.training.trainer import Trainer

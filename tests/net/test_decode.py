@@ -10,7 +10,7 @@ from PIL import EpsImagePlugin, Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from net.data.decode import decode
-from net.doors.image import UnreadableImageError
+from net.readers.image import UnreadableImageError
 from tests.pictures import picture
 
 

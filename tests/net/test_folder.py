@@ -13,8 +13,8 @@ import pytest
 
 from net.common.errors import DataError
 from net.data.folder import is_image_folder, scan
-from net.doors.image import UnreadableImageError
-from net.doors.members import members, read_member
+from net.readers.image import UnreadableImageError
+from net.readers.members import members, read_member
 
 
 def tree(root: Path, *files: str) -> Path:

@@ -31,16 +31,16 @@ from net.common.device import peak_memory_mib
 from net.common.errors import DataError, UsageError
 from net.data.decode import decode
 from net.data.store import checksum, open_store
-from net.doors import archive, labels, members, metrics, store
-from net.doors import checkpoint as checkpoint_door
-from net.doors.image import UnreadableImageError
-from net.doors.toml import read_toml
 from net.model import weights
 from net.model.alexnet import alexnet
+from net.readers import archive, labels, members, metrics, store
+from net.readers import checkpoint as checkpoint_reader
+from net.readers.image import UnreadableImageError
+from net.readers.toml import read_toml
 from net.training import checkpoint
 from net.training.config import TrainConfig
-from tests.net.test_doors import state
 from tests.net.test_interchange import caffe_graph, onnx_installed
+from tests.net.test_readers import state
 from tests.pictures import picture
 from tests.stores import small_store
 
@@ -53,7 +53,7 @@ FRAGMENTS += (b"-1", b"NaN", b"1e999", b'"', b"\n", b"\t,", b"\\u0000", b"..", b
 
 
 @dataclass(frozen=True)
-class Door:
+class Reader:
     """A format: an intact file's content, how to write a damaged one, and how to read it.
 
     ``same``, for formats with a checksum, tells whether the result is that of the intact file.
@@ -180,34 +180,34 @@ def png(**options: Any) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def doors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Door]:
+def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reader]:
     root = tmp_path_factory.mktemp("fuzz")
-    result: dict[str, Door] = {}
+    result: dict[str, Reader] = {}
 
     checkpoint.save(root / "a.pt", state())
     whole = (root / "a.pt").read_bytes()
-    digest = checkpoint_door.load(root / "a.pt")["digest"]
-    load = partial(checkpoint_door.load, needed=checkpoint_door.RESUMED)
-    same = lambda found: checkpoint_door.digest(found) == digest  # noqa: E731
-    result["checkpoint"] = Door(whole, plain, load, same)
+    digest = checkpoint_reader.load(root / "a.pt")["digest"]
+    load = partial(checkpoint_reader.load, needed=checkpoint_reader.RESUMED)
+    same = lambda found: checkpoint_reader.digest(found) == digest  # noqa: E731
+    result["checkpoint"] = Reader(whole, plain, load, same)
     with zipfile.ZipFile(root / "a.pt") as members:
         (pickled,) = [members.read(item) for item in members.infolist() if item.filename.endswith("data.pkl")]
-    result["checkpoint's pickle"] = Door(pickled, partial(rezipped, whole, "data.pkl"), load, same)
+    result["checkpoint's pickle"] = Reader(pickled, partial(rezipped, whole, "data.pkl"), load, same)
 
     tensors = {name: torch.ones(shape) for name, shape in (("conv1.weight", (2, 3, 2, 2)), ("fc8.bias", (3,)))}
     for legacy in (False, True):
         torch.save({"state_dict": tensors}, root / "b.pt", _use_new_zipfile_serialization=not legacy)
-        door = Door((root / "b.pt").read_bytes(), plain, checkpoint_door.load_weights)
-        result["legacy state dict" if legacy else "state dict"] = door
+        reader = Reader((root / "b.pt").read_bytes(), plain, checkpoint_reader.load_weights)
+        result["legacy state dict" if legacy else "state dict"] = reader
 
     model = alexnet("digits", image_size=28, hidden=[])
     metadata = {"network": model.config.to_dict(), "classes": None, "data_path": None}
     weights.save(root / "a.safetensors", model.state_dict(), metadata)
     whole = (root / "a.safetensors").read_bytes()
     read = lambda path: open_trained(str(path), CPU)  # noqa: E731
-    result["safetensors"] = Door(whole, plain, read, name="a.safetensors")
+    result["safetensors"] = Reader(whole, plain, read, name="a.safetensors")
     end = 8 + struct.unpack("<Q", whole[:8])[0]
-    result["safetensors' header"] = Door(whole[8:end], partial(with_header, whole[end:]), read, name="a.safetensors")
+    result["safetensors' header"] = Reader(whole[8:end], partial(with_header, whole[end:]), read, name="a.safetensors")
 
     content = io.BytesIO()
     rng = np.random.default_rng(0)
@@ -222,29 +222,29 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Door]:
     tarred, unpack = content.getvalue(), partial(archive.read_members, wanted=wanted)
     plain(root / "a.tar", tarred)
     members_ = unpack(root / "a.tar")
-    result["archive"] = Door(gzip.compress(tarred, mtime=0), plain, unpack, lambda found: found == members_)
-    result["tar"] = Door(tarred, lambda path, content: plain(path, gzip.compress(content, 1)), unpack)
+    result["archive"] = Reader(gzip.compress(tarred, mtime=0), plain, unpack, lambda found: found == members_)
+    result["tar"] = Reader(tarred, lambda path, content: plain(path, gzip.compress(content, 1)), unpack)
     read_batch = lambda path: archive.batch(path, "test_batch", path.read_bytes())  # noqa: E731
-    result["batch"] = Door(members_["test_batch"], plain, read_batch)
+    result["batch"] = Reader(members_["test_batch"], plain, read_batch)
 
     small_store(root)
     for member in ("meta.json", "train_labels.npy", "val_checksums.npy", "mean_image.npy", "val_images.npy"):
         place = partial(in_store, root / "store", member)
-        result[f"store's {member}"] = Door((root / "store" / member).read_bytes(), place, open_store)
+        result[f"store's {member}"] = Reader((root / "store" / member).read_bytes(), place, open_store)
     (root / "jpeg").mkdir()
     jpegs = small_store(root / "jpeg", quality=80)
     for member in ("meta.json", "train_index.npy", "val_images.jpegs"):
         place = partial(in_store, jpegs, member)
-        result[f"JPEG store's {member}"] = Door((jpegs / member).read_bytes(), place, decoded_store)
+        result[f"JPEG store's {member}"] = Reader((jpegs / member).read_bytes(), place, decoded_store)
     first = np.load(jpegs / "train_index.npy")[0]
     content_ = (jpegs / "train_images.jpegs").read_bytes()[first[0] : first.sum()]
-    result["JPEG store's image"] = Door(content_, partial(in_jpeg_store, jpegs), decoded_store)
+    result["JPEG store's image"] = Reader(content_, partial(in_jpeg_store, jpegs), decoded_store)
     for ending, pack in (("tar", tarred_folder), ("zip", zipped_folder)):
-        result[f"images in a {ending}"] = Door(pack(root / "images"), plain, read_members)
+        result[f"images in a {ending}"] = Reader(pack(root / "images"), plain, read_members)
     content = io.BytesIO()
     np.savez(content, key=np.arange(3, dtype=np.uint8), done=np.ones(2, bool))
     expected: dict[str, Any] = {"key": (np.uint8, None), "done": (np.bool_, (2,))}
-    result["progress"] = Door(content.getvalue(), plain, partial(store.read_arrays, expected=expected))
+    result["progress"] = Reader(content.getvalue(), plain, partial(store.read_arrays, expected=expected))
 
     names, classes = [f"val_{number}.JPEG" for number in range(3)], ("cat", "dog")
     read_labels = lambda path: labels.read(path, Path("val"), names, classes)  # noqa: E731
@@ -254,11 +254,11 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Door]:
         ("Kaggle's", "ImageId,PredictionString\nval_0,cat 1 2\nval_1,dog 1 2\nval_2,cat 1 2\n"),
         ("in order", "cat\ndog\ncat\n"),
     ):
-        result[f"labels, {form}"] = Door(text.encode(), plain, read_labels)
+        result[f"labels, {form}"] = Reader(text.encode(), plain, read_labels)
     text = 'network = "digits"\nlr = 0.01\nlr_milestones = [1, 2]\narchitecture = { lrn = false }\ncrop = true\n'
-    result["configuration"] = Door(text.encode(), plain, lambda path: read_toml(str(path), TrainConfig))
+    result["configuration"] = Reader(text.encode(), plain, lambda path: read_toml(str(path), TrainConfig))
     row = {"step": 10, "epoch": 0.5, "kind": "train", "loss": 0.5, "top1_error_percent": 3.5}
-    result["metrics"] = Door((json.dumps(row) + "\n").encode() * 3, plain, metrics.read_metrics)
+    result["metrics"] = Reader((json.dumps(row) + "\n").encode() * 3, plain, metrics.read_metrics)
 
     for form, options in (
         ("PNG", {"format": "PNG", "exif": b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"}),
@@ -268,25 +268,25 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Door]:
         ("WebP", {"format": "WEBP"}),
         ("BMP", {"format": "BMP"}),
     ):
-        result[f"image, {form}"] = Door(png(**options), plain, partial(decode, size=16))
+        result[f"image, {form}"] = Reader(png(**options), plain, partial(decode, size=16))
     return result
 
 
 @pytest.fixture(scope="module")
-def onnx_door(tmp_path_factory: pytest.TempPathFactory) -> Door:
+def onnx_reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     path = tmp_path_factory.mktemp("onnx") / "a.onnx"
     caffe_graph(path)
-    return Door(path.read_bytes(), plain, weights.read, name="a.onnx")
+    return Reader(path.read_bytes(), plain, weights.read, name="a.onnx")
 
 
-def knock(door: Door, path: Path, content: bytes) -> bool:
+def accepted(reader: Reader, path: Path, content: bytes) -> bool:
     """Whether the reader accepts it; exceptions other than its two error classes fail the test."""
-    door.write(path, content)
+    reader.write(path, content)
     try:
-        result = door.read(path)
+        result = reader.read(path)
     except (DataError, UsageError):
         return False
-    assert door.same(result) or content == door.content, "another content passed for the whole file's"
+    assert reader.same(result) or content == reader.content, "another content passed for the whole file's"
     return True
 
 
@@ -310,22 +310,24 @@ cheaply = settings(
 @pytest.mark.parametrize("name", NAMES)
 @cheaply
 @given(seed=st.integers(0, 2**32), simple=st.booleans())
-def test_a_door(doors: dict[str, Door], tmp_path: Path, name: str, seed: int, simple: bool) -> None:
-    door = doors[name]
-    knock(door, tmp_path / door.name, mutated(door.content, np.random.default_rng(seed), simple))
+def test_a_reader(readers: dict[str, Reader], tmp_path: Path, name: str, seed: int, simple: bool) -> None:
+    reader = readers[name]
+    accepted(reader, tmp_path / reader.name, mutated(reader.content, np.random.default_rng(seed), simple))
 
 
 @onnx_installed
 @cheaply
 @given(seed=st.integers(0, 2**32), simple=st.booleans())
-def test_the_door_for_onnx(onnx_door: Door, tmp_path: Path, seed: int, simple: bool) -> None:
-    knock(onnx_door, tmp_path / onnx_door.name, mutated(onnx_door.content, np.random.default_rng(seed), simple))
+def test_the_reader_for_onnx(onnx_reader: Reader, tmp_path: Path, seed: int, simple: bool) -> None:
+    accepted(
+        onnx_reader, tmp_path / onnx_reader.name, mutated(onnx_reader.content, np.random.default_rng(seed), simple)
+    )
 
 
-def test_whole_files_pass(doors: dict[str, Door], tmp_path: Path) -> None:
-    assert set(doors) == set(NAMES)
-    for name, door in doors.items():
-        assert knock(door, tmp_path / door.name, door.content), name
+def test_whole_files_pass(readers: dict[str, Reader], tmp_path: Path) -> None:
+    assert set(readers) == set(NAMES)
+    for name, reader in readers.items():
+        assert accepted(reader, tmp_path / reader.name, reader.content), name
         shutil.rmtree(tmp_path)
         tmp_path.mkdir()
 
@@ -361,16 +363,16 @@ def test_what_weights_say_of_their_network(tmp_path: Path, value: object, place:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_ten_thousand_inputs(doors: dict[str, Door], onnx_door: Door, tmp_path: Path) -> None:
-    every = {**doors, "ONNX": onnx_door}
-    before, let_in = peak_memory_mib(CPU), 0
+def test_ten_thousand_inputs(readers: dict[str, Reader], onnx_reader: Reader, tmp_path: Path) -> None:
+    every = {**readers, "ONNX": onnx_reader}
+    before, accepted_count = peak_memory_mib(CPU), 0
     for number in range(10_000):
-        name, door = list(every.items())[number % len(every)]
-        content = mutated(door.content, np.random.default_rng([number, 7]), simple=number // len(every) % 2 == 0)
+        name, reader = list(every.items())[number % len(every)]
+        content = mutated(reader.content, np.random.default_rng([number, 7]), simple=number // len(every) % 2 == 0)
         try:
-            let_in += knock(door, tmp_path / f"{number % len(every)}{door.name}", content)
+            accepted_count += accepted(reader, tmp_path / f"{number % len(every)}{reader.name}", content)
         except BaseException:
             print(f"{name}, input {number}: {content!r:.2000}")
             raise
-    assert let_in > 100, "some changes mean nothing"
+    assert accepted_count > 100, "some changes mean nothing"
     assert peak_memory_mib(CPU) < before + MEMORY_MIB

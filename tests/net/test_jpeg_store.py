@@ -29,8 +29,8 @@ from net.data.packing import Packing
 from net.data.prepare import prepare
 from net.data.sampling import needed_bytes
 from net.data.store import checksum, open_store
-from net.doors import image
-from net.doors.store import CHUNK
+from net.readers import image
+from net.readers.store import CHUNK
 from net.training.config import TrainConfig
 from net.training.setup import identity
 from tests.commands import run_here

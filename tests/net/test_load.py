@@ -40,7 +40,7 @@ def test_answers_are_the_command_s(shapes_run: Path, files: list[Path]) -> None:
     assert repr(classifier).startswith(f"Classifier('{shapes_run}")
 
 
-def test_every_door_computes_in_the_precision_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_reader_computes_in_the_precision_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a device that has it: here every device does."""
     run, image = tmp_path / "run", tmp_path / "grey.png"
     Image.new("RGB", (20, 20), (128, 128, 128)).save(image)

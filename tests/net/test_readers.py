@@ -21,26 +21,26 @@ from net.common.errors import DataError, MissingError, UsageError
 from net.data import cifar10
 from net.data.sources import open_data
 from net.data.store import open_store
-from net.doors import archive, files, metrics, pickles
-from net.doors import checkpoint as checkpoint_door
-from net.doors.toml import read_toml
+from net.readers import archive, files, metrics, pickles
+from net.readers import checkpoint as checkpoint_reader
+from net.readers.toml import read_toml
 from net.training import checkpoint, runs
 from net.training.config import TrainConfig
 from tests.stores import small_store
 
 READERS: dict[str, Callable[[Path], object]] = {
-    "checkpoint": checkpoint_door.load,
-    "state dict": checkpoint_door.load_weights,
+    "checkpoint": checkpoint_reader.load,
+    "state dict": checkpoint_reader.load_weights,
     "archive": lambda path: archive.read_members(path, ("data_batch_1",)),
     "metrics": metrics.read_metrics,
     "config": lambda path: read_toml(str(path), TrainConfig),
 }
 
 
-@pytest.mark.parametrize("door", READERS)
+@pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "socket name"])
 @pytest.mark.timeout(60)
-def test_only_regular_files_are_opened(tmp_path: Path, door: str, kind: str) -> None:
+def test_only_regular_files_are_opened(tmp_path: Path, reader: str, kind: str) -> None:
     path = tmp_path / "given"
     if kind == "pipe":
         os.mkfifo(path)
@@ -49,7 +49,7 @@ def test_only_regular_files_are_opened(tmp_path: Path, door: str, kind: str) -> 
     else:
         path.symlink_to("/dev/zero" if kind == "device" else "/dev/fd/0/nothing")
     with pytest.raises((DataError, UsageError), match="given"):
-        READERS[door](path)
+        READERS[reader](path)
 
 
 def test_sizes_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +60,7 @@ def test_sizes_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     with open(tmp_path / "sparse", "wb") as sparse:
         sparse.truncate(2**40)
     with pytest.raises(DataError, match="sparse has 1,099,511,627,776 bytes"):
-        checkpoint_door.load(tmp_path / "sparse")
+        checkpoint_reader.load(tmp_path / "sparse")
     with pytest.raises(MissingError, match="nowhere does not exist"):
         files.read(tmp_path / "nowhere", "file")
 
@@ -125,24 +125,24 @@ def test_members_of_a_checkpoint(tmp_path: Path, says: str) -> None:
     inner[place[-1]] = value
     checkpoint.save(tmp_path / "a.pt", content)
     with pytest.raises(DataError) as refused:
-        checkpoint_door.load(tmp_path / "a.pt", checkpoint_door.RESUMED)
+        checkpoint_reader.load(tmp_path / "a.pt", checkpoint_reader.RESUMED)
     assert says in str(refused.value)
     assert "a.pt cannot be used" in str(refused.value)
 
 
 def test_a_missing_member_is_named(tmp_path: Path) -> None:
-    for name in checkpoint_door.RESUMED:
+    for name in checkpoint_reader.RESUMED:
         content = state()
         del content[name]
         checkpoint.save(tmp_path / "a.pt", content)
         with pytest.raises(DataError, match=f"a.pt cannot be used: {name} is missing"):
-            checkpoint_door.load(tmp_path / "a.pt", checkpoint_door.RESUMED)
+            checkpoint_reader.load(tmp_path / "a.pt", checkpoint_reader.RESUMED)
     whole = state()
     # As written before there were multi-process runs.
     del whole["random"]["others"], whole["parallel"]
     for content in (state(), whole):
         checkpoint.save(tmp_path / "a.pt", content)
-        checkpoint_door.load(tmp_path / "a.pt", checkpoint_door.RESUMED)
+        checkpoint_reader.load(tmp_path / "a.pt", checkpoint_reader.RESUMED)
 
 
 def rezipped(path: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> None:
@@ -178,14 +178,14 @@ def test_what_a_small_pickle_can_do(tmp_path: Path, content: bytes, says: str) -
     torch.save({"a": 1}, tmp_path / "a.pt")
     rezipped(tmp_path / "a.pt", lambda name, old: content if name.endswith("data.pkl") else old)
     with pytest.raises(DataError) as refused:
-        checkpoint_door.load(tmp_path / "a.pt")
+        checkpoint_reader.load(tmp_path / "a.pt")
     assert says in str(refused.value)
     assert "a.pt is damaged or not a checkpoint" in str(refused.value)
 
 
 def test_values_are_counted_as_often_as_they_are_named() -> None:
     def count(value: object) -> int:
-        return pickles.values(io.BytesIO(pickle.dumps(value, protocol=2)), checkpoint_door._ALLOWED)
+        return pickles.values(io.BytesIO(pickle.dumps(value, protocol=2)), checkpoint_reader._ALLOWED)
 
     assert count(None) == 1
     assert count((1, 2)) == 3
@@ -202,21 +202,21 @@ def test_lists_that_hold_themselves(tmp_path: Path) -> None:
         shared = [shared] * 10
     torch.save({"format": 1, "digest": "", "x": shared}, tmp_path / "a.pt")
     with pytest.raises(DataError, match="larger than its pickle"):
-        checkpoint_door.load(tmp_path / "a.pt")
+        checkpoint_reader.load(tmp_path / "a.pt")
 
 
 def test_tensors_larger_than_their_bytes(tmp_path: Path) -> None:
     torch.save({"format": 1, "digest": "", "x": torch.zeros(1).expand(10**12)}, tmp_path / "a.pt")
     with pytest.raises(DataError, match="holds a tensor that is larger than its storage"):
-        checkpoint_door.load(tmp_path / "a.pt")
+        checkpoint_reader.load(tmp_path / "a.pt")
     torch.save({"format": 1, "digest": "", "x": torch.zeros(4).to_sparse()}, tmp_path / "a.pt")
     with pytest.raises(DataError, match="damaged or not a checkpoint"):
-        checkpoint_door.load(tmp_path / "a.pt")
+        checkpoint_reader.load(tmp_path / "a.pt")
     torch.save({"w": torch.zeros(2**20)}, tmp_path / "a.pt")
     rezipped(tmp_path / "a.pt", lambda name, content: content, zipfile.ZIP_DEFLATED)
     assert (tmp_path / "a.pt").stat().st_size < 10_000
     with pytest.raises(DataError, match="its members are compressed"):
-        checkpoint_door.load(tmp_path / "a.pt")
+        checkpoint_reader.load(tmp_path / "a.pt")
 
 
 # Stores
@@ -224,7 +224,7 @@ def test_tensors_larger_than_their_bytes(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("doors")
+    root = tmp_path_factory.mktemp("readers")
     return small_store(root, train=3, val=2)
 
 
