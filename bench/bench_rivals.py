@@ -1,6 +1,6 @@
 """Inference of the paper's network with the alternatives a user has: our operators and PyTorch's, compiled, and ONNX
-Runtime and OpenVINO with the file that ``net.export`` writes. All compute in float32, with equal outputs, on the same
-number of threads, interleaved."""
+Runtime and OpenVINO with the file that ``net.export`` writes. Convolutions and dense layers of the first two are the
+same. All compute in float32, with equal outputs, on the same number of threads, interleaved."""
 
 import time
 from collections.abc import Callable

@@ -25,6 +25,7 @@ TRIED = {"torch": ((2, 11), (2, 15)), "triton": ((3, 6), (3, 9))}
 
 #: The names in use, and where. Names of packages that are not installed are skipped.
 NAMES = (
+    "torch._C._len_torch_function_stack",  # net.model.linear
     "torch._C._len_torch_dispatch_stack",  # kernels.cpu: whether operators are recorded
     "torch._C._are_functorch_transforms_active",  # kernels.autograd: whether a derivative may be asked for
     "torch.autograd.forward_ad._current_level",
@@ -123,6 +124,13 @@ def recorded() -> bool:
     """Whether this thread's operators are recorded or intercepted."""
     with contextlib.suppress(ImportError):
         return bool(found("torch._C._len_torch_dispatch_stack")() > 0)
+    return True
+
+
+def functions_replaced() -> bool:
+    """Whether a ``TorchFunctionMode``, such as that of ``torch.set_default_device``, sees this thread's calls."""
+    with contextlib.suppress(ImportError):
+        return bool(found("torch._C._len_torch_function_stack")() > 0)
     return True
 
 

@@ -1,6 +1,7 @@
 """The device and the precision the network runs in."""
 
 import contextlib
+import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -44,6 +45,11 @@ def is_gpu(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def runs_triton(device: torch.device) -> bool:
+    """Whether Triton kernels run on it: a GPU, with Triton installed."""
+    return is_gpu(device) and importlib.util.find_spec("triton") is not None
+
+
 def is_cpu(device: torch.device) -> bool:
     """Whether it is the CPU."""
     return device.type == "cpu"
@@ -52,6 +58,11 @@ def is_cpu(device: torch.device) -> bool:
 def runs_onednn(device: torch.device) -> bool:
     """Whether oneDNN computes on it: the CPU, in a PyTorch that contains oneDNN."""
     return device.type == "cpu" and _ONEDNN
+
+
+def onednn_enabled() -> bool:
+    """Whether the user left oneDNN on; see ``torch.backends.mkldnn.flags``."""
+    return bool(torch.backends.mkldnn.enabled)
 
 
 def fuses_updates(device: torch.device) -> bool:

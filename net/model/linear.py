@@ -7,15 +7,22 @@ oneDNN computes the paper's dense layers in 37 to 86 % of MKL's time for 1 to 12
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernels import cpu, private
 
-from ..common.device import runs_onednn
+from ..common.device import onednn_enabled, runs_onednn
+
+#: Elements of the smallest weights that gain. Smaller products take less time than the conversions.
+LEAST = 2**21
 
 
 def _in_onednn(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return F.linear(input.to_mkldnn(), weight, bias).to_dense()
+    # Not asked in linear(), because Dynamo does not trace the question.
+    if not onednn_enabled():
+        return F.linear(input, weight, bias)
+    # It takes any bias for a contiguous one.
+    return F.linear(input.to_mkldnn(), weight, bias.contiguous()).to_dense()
 
 
 # Dynamo does not trace tensors in oneDNN's layouts.
@@ -27,8 +34,26 @@ def _(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return input.new_empty(input.shape[0], weight.shape[0])
 
 
+def _free(*tensors: Tensor) -> bool:
+    """Whether these tensors are plain float32 ones on a CPU, and nobody asks for a derivative or watches operators."""
+    plain = all(
+        runs_onednn(tensor.device)
+        and tensor.dtype == torch.float32
+        and tensor.layout == torch.strided
+        and type(tensor) in (Tensor, nn.Parameter)
+        for tensor in tensors
+    )
+    if not plain or torch.is_grad_enabled() or private.derivatives_beyond_autograd():
+        return False
+    if torch.is_autocast_enabled("cpu"):
+        return False
+    if torch.compiler.is_compiling():
+        return not private.exporting()
+    return cpu.suits(tensors[0]) and not private.functions_replaced()
+
+
 def linear(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``F.linear`` of a matrix; computed by oneDNN in float32 on a CPU if no derivative can be asked for.
+    """``F.linear`` of a matrix; by oneDNN in float32 on a CPU if the weight is large and no gradient can be asked for.
 
     Args:
         input: ``[N, in_features]``.
@@ -39,16 +64,11 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ``input @ weight.T + bias``, ``[N, out_features]``.
     """
     if (
-        runs_onednn(input.device)
-        and input.dtype == weight.dtype == bias.dtype == torch.float32
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-        and not private.derivatives_beyond_autograd()
+        _free(input, weight, bias)
+        and weight.numel() >= LEAST
+        and input.shape[1] == weight.shape[1]
+        and bias.shape == weight.shape[:1]
     ):
-        if torch.compiler.is_compiling():
-            if not private.exporting():
-                product: Tensor = _operator(input, weight, bias)
-                return product
-        elif cpu.suits(input) and cpu.suits(weight):
-            return _in_onednn(input, weight, bias)
+        product: Tensor = (_operator if torch.compiler.is_compiling() else _in_onednn)(input, weight, bias)
+        return product
     return F.linear(input, weight, bias)

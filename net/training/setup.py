@@ -1,7 +1,6 @@
 """Setting up a training run: architecture, data, forms, and whether to compile or capture."""
 
 import hashlib
-import importlib.util
 import math
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ import torch
 from kernels import compiler
 
 from .. import pretrained
-from ..common.device import describe, is_cpu, is_gpu
+from ..common.device import describe, is_cpu, is_gpu, runs_triton
 from ..common.errors import DataError, UsageError
 from ..common.fields import flag_name, from_table
 from ..data.images import ImageData
@@ -128,17 +127,13 @@ def compile_wanted(config: TrainConfig, plan: AlexNetConfig, steps: int, device:
     return True
 
 
-def _runs_triton(device: torch.device) -> bool:
-    return is_gpu(device) and importlib.util.find_spec("triton") is not None
-
-
 def record_wanted(config: TrainConfig, device: torch.device) -> bool:
     """Whether to capture the update as a CUDA graph.
 
     Raises:
         UsageError: ``--cuda-graph`` was given where it is not supported.
     """
-    able = config.parallel == "none" and _runs_triton(device)
+    able = config.parallel == "none" and runs_triton(device)
     if config.cuda_graph and not able:
         raise UsageError("--cuda-graph needs a CUDA GPU, Triton and --parallel none; omit it, or use --no-cuda-graph")
     return able if config.cuda_graph is None else config.cuda_graph
@@ -165,7 +160,7 @@ def forms_wanted(
     available = list(forms(model, device))
     several = config.parallel != "none"
     captured = record_wanted(config, device) and not config.compile
-    tunable = config.channels_last and (captured or (config.parallel == "data" and _runs_triton(device)))
+    tunable = config.channels_last and (captured or (config.parallel == "data" and runs_triton(device)))
     if config.tune == "again" and (config.forms or not tunable):
         print(
             "note: --tune again measures nothing: "

@@ -165,11 +165,12 @@ class Trainer:
     def _rehearse(self, model: AlexNet) -> None:
         """Have every rank use the plain forms if the chosen ones fail on any."""
         share = max(1, self.config.batch_size // self.world.size)
-        errors = self.world.gathered(try_forms(model, share, self.config.precision))
-        failed = next(((rank, error) for rank, error in enumerate(errors) if error), None)
+        error = try_forms(model, share, self.config.precision, self.config.channels_last)
+        errors = self.world.gathered(error)
+        failed = next(((rank, each) for rank, each in enumerate(errors) if each), None)
         if failed is not None:
-            rank, error = failed
-            print(f"note: the forms {self.forms} fail on rank {rank} ({error}); using {Forms()}")
+            rank, reason = failed
+            print(f"note: the forms {self.forms} fail on rank {rank} ({reason}); using {Forms()}")
             self.forms = Forms()
             use(model, self.forms)
 

@@ -19,7 +19,16 @@ from torch import Tensor
 
 import kernels
 
-from ..common.device import autocast, describe, forget_peak_memory, free_gpu_memory, gpu_milliseconds, gpu_model, is_gpu
+from ..common.device import (
+    autocast,
+    describe,
+    forget_peak_memory,
+    free_gpu_memory,
+    gpu_milliseconds,
+    gpu_model,
+    is_gpu,
+    runs_triton,
+)
 from ..common.errors import DataError, MissingError, UsageError
 from ..common.fields import from_table, shown
 from ..common.files import atomic_write
@@ -235,8 +244,9 @@ def _random_images(model: AlexNet, batch: int, precision: str) -> Tensor:
     return images.to(dtype, memory_format=torch.channels_last)
 
 
-def try_forms(model: AlexNet, batch: int, precision: str) -> str | None:
-    """Run one forward and backward pass of ``model``, in training mode, with random images and without an update.
+def try_forms(model: AlexNet, batch: int, precision: str, channels_last: bool = True) -> str | None:
+    """Run one forward and backward pass of ``model``, in training mode, with random images, uncompiled, without an
+    update.
 
     Ranks call this before their first update: once that has begun, a rank whose forms fail would leave the others
     waiting for its gradients.
@@ -245,6 +255,7 @@ def try_forms(model: AlexNet, batch: int, precision: str) -> str | None:
         model: a whole network, in its forms.
         batch: number of images.
         precision: of the forward pass.
+        channels_last: whether the network reads what the input kernel writes for it, or contiguous pixels.
 
     Returns:
         The first line of the exception, or None.
@@ -259,22 +270,28 @@ def try_forms(model: AlexNet, batch: int, precision: str) -> str | None:
         # Waits for the device.
         gradient.sum().item()
 
+    error = None
     try:
         with torch.random.fork_rng([device] if is_gpu(device) else []), torch.device(device):
-            images = _random_images(model, batch, precision)
-            if is_gpu(device):
+            if channels_last:
+                images = _random_images(model, batch, precision)
+            else:
+                plan = model.config
+                images = torch.randn(batch, plan.image_channels, plan.image_size, plan.image_size) * 60
+            if runs_triton(device):
                 from kernels.gpu import runtime
 
                 # Compiles the kernels, several at once.
                 with runtime.compile_only():
                     passes()
             passes()
-    except Exception as error:  # Compilers and drivers raise anything.
-        return first_line(error)
-    finally:
-        if is_gpu(device):
+    except Exception as raised:  # Compilers and drivers raise anything.
+        error = first_line(raised)
+    if is_gpu(device):
+        # A GPU that the pass has broken raises again.
+        with contextlib.suppress(RuntimeError):
             _forget_memory(device)
-    return None
+    return error
 
 
 def _timed(call: Callable[[], object], count: int) -> float:

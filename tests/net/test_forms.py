@@ -230,7 +230,7 @@ def test_one_process_on_a_gpu_records(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not record_wanted(TrainConfig(parallel="data"), GPU)
     assert not record_wanted(TrainConfig(cuda_graph=False), GPU)
     with monkeypatch.context() as patch:
-        patch.setattr("net.training.setup.importlib.util.find_spec", lambda name: None)
+        patch.setattr("net.common.device.importlib.util.find_spec", lambda name: None)
         assert not record_wanted(TrainConfig(), GPU)
     # A captured update is compiled only with --compile; others are compiled where it pays off.
     assert not compile_wanted(TrainConfig(), plan, 10**6, GPU)

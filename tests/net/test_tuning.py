@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -384,6 +385,51 @@ def test_data_parallel_ranks_run_forms_measured_in_one_process(
     config = TrainConfig(parallel="tower", **flags)  # type: ignore[arg-type]
     assert forms_wanted(config, model, images, GPU, 2) == Forms("blocks")
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("form", [Forms("blocks"), Forms("blocks", "together")], ids=str)
+def test_trying_forms_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, form: Forms, channels_last: bool) -> None:
+    """Weights, gradients and generators are those of before; dropout is on, images are what the network will read."""
+    shapes: list[torch.Size] = []
+    forward = AlexNet.forward
+    monkeypatch.setattr(AlexNet, "forward", lambda self, images: shapes.append(images.shape) or forward(self, images))
+    model = AlexNet(network("paper", image_size=67, hidden=[{"name": "fc6", "features": 8}]))
+    model.get_submodule("conv1").requires_grad_(False)
+    use(model, form)
+    weights = [parameter.clone() for parameter in model.parameters()]
+    state = torch.get_rng_state()
+    assert tuning.try_forms(model, 2, "fp32", channels_last) is None
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(map(torch.equal, weights, model.parameters()))
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert shapes == [(2, 48, 17, 17) if channels_last else (2, 3, 67, 67)]
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_trying_forms_that_fail(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Gives the first line, even if memory cannot be freed afterwards, and also where Triton is missing."""
+    model = alexnet("digits", image_size=20)
+
+    def failing(*_: Any) -> None:
+        raise OutOfResources(300_000, 232_448, "shared memory")
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    if where == "forward":
+        monkeypatch.setattr(AlexNet, "forward", failing)
+    else:
+        monkeypatch.setattr(torch.autograd, "grad", failing)
+    monkeypatch.setattr(tuning, "_forget_memory", broken)
+    monkeypatch.setattr(tuning, "is_gpu", lambda device: True)
+    monkeypatch.setattr(tuning, "runs_triton", lambda device: False)
+    monkeypatch.setitem(sys.modules, "kernels.gpu", None)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: contextlib.nullcontext())
+    error = tuning.try_forms(model, 2, "fp32")
+    assert error is not None
+    assert error.startswith("out of resource: shared memory")
+    assert "\n" not in error
 
 
 def test_every_rank_uses_what_the_first_chose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
