@@ -291,14 +291,14 @@ def relu_chunks(
             f"{name}: chunks must be a positive integer, and inputs one tensor or one per chunk; "
             f"got chunks={chunks!r} and {len(inputs)} inputs"
         )
-    for input in inputs:
-        check_input(input, name, at_least=4, at_most=4)
-    if len({(input.shape, input.dtype, input.device) for input in inputs}) > 1:
+    for each in inputs:
+        check_input(each, name, at_least=4, at_most=4)
+    input = inputs[0]
+    if any((each.shape, each.dtype, each.device) != (input.shape, input.dtype, input.device) for each in inputs):
         raise ValueError(
             f"{name}: inputs must have one shape, dtype and device; got "
             + ", ".join(f"{tuple(each.shape)} {each.dtype} {each.device}" for each in inputs)
         )
-    input = inputs[0]
     if len(inputs) == 1 and input.shape[1] % chunks:
         raise ValueError(f"{name}: chunks={chunks} does not divide the input's {input.shape[1]} channels")
     if bias is None:

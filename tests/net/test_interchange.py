@@ -586,7 +586,6 @@ def test_even_windows_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "n.onnx").exists()
 
 
-@pytest.mark.slow
 def test_torch_export_needs_nothing_of_this_package(tmp_path: Path) -> None:
     model = lively()
     done = export(model, tmp_path / "network.pt2", "torch-export")
