@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .errors import UsageError
 
-# Asked here, because Dynamo does not trace the question.
+# At import, because Dynamo cannot trace the call.
 _ONEDNN = torch.backends.mkldnn.is_available()
 #: Streams of a GPU other than the current one.
 Streams = tuple[torch.cuda.Stream, ...]

@@ -1,7 +1,7 @@
 """Dense layers in inference on a CPU.
 
 ``F.linear`` multiplies in PyTorch's BLAS library, usually MKL; convolutions run in oneDNN. On an AVX2 processor by AMD,
-oneDNN computes the paper's dense layers in 37 to 86 % of MKL's time for 1 to 128 images (``reports/LOG.md``,
+oneDNN takes 37 to 86 % of MKL's time for the paper's dense layers and 1 to 128 images (``reports/LOG.md``,
 2026-11-28). Nothing was measured on Intel's processors.
 """
 
@@ -18,14 +18,14 @@ LEAST = 2**21
 
 
 def _in_onednn(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    # Not asked in linear(), because Dynamo does not trace the question.
+    # Checked here and not in linear(), because Dynamo cannot trace the check.
     if not onednn_enabled():
         return F.linear(input, weight, bias)
-    # It takes any bias for a contiguous one.
+    # oneDNN ignores the strides of a bias.
     return F.linear(input.to_mkldnn(), weight, bias.contiguous()).to_dense()
 
 
-# Dynamo does not trace tensors in oneDNN's layouts.
+# Dynamo cannot trace tensors in oneDNN's layouts.
 _operator = torch.library.custom_op("alexnet_fused::linear", _in_onednn, mutates_args=())
 
 
@@ -34,8 +34,8 @@ def _(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return input.new_empty(input.shape[0], weight.shape[0])
 
 
-def _free(*tensors: Tensor) -> bool:
-    """Whether these tensors are plain float32 ones on a CPU, and nobody asks for a derivative or watches operators."""
+def _suits(*tensors: Tensor) -> bool:
+    """Whether these are plain float32 tensors on a CPU, without derivatives, and no call is intercepted."""
     plain = all(
         runs_onednn(tensor.device)
         and tensor.dtype == torch.float32
@@ -64,7 +64,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ``input @ weight.T + bias``, ``[N, out_features]``.
     """
     if (
-        _free(input, weight, bias)
+        _suits(input, weight, bias)
         and weight.numel() >= LEAST
         and input.shape[1] == weight.shape[1]
         and bias.shape == weight.shape[:1]
