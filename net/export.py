@@ -159,6 +159,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{trained.path}: {network.variant}, {network.parameters:,} parameters, as {config.format}: {output} "
         f"({len(content) / 2**20:,.1f} MiB)"
     )
+    if config.format == "aoti":
+        size = network.image_size
+        print(
+            f"It takes contiguous float32 images [N, {network.image_channels}, {size}, {size}] and by default does not "
+            "check them: others give wrong logits. AOTI_RUNTIME_CHECK_INPUTS=1 in the environment turns the check on."
+        )
     return 0
 
 

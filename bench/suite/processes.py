@@ -17,7 +17,7 @@ class Command:
         arguments: the command line.
         environment: its variables.
         folder: its working directory.
-        output: where stdout and stderr go; None for this process's.
+        output: where stdout and stderr go; None for this process's, ``subprocess.PIPE`` for :meth:`echo`.
         part: stay in this process's session, and end with it; otherwise start a new session.
     """
 
@@ -26,7 +26,7 @@ class Command:
         arguments: Sequence[str],
         environment: Mapping[str, str],
         folder: Path,
-        output: IO[bytes] | None = None,
+        output: IO[bytes] | int | None = None,
         part: bool = False,
     ) -> None:
         self.begin, self.part = time.monotonic(), part
@@ -48,6 +48,16 @@ class Command:
             return None
         finally:
             self.stop()
+
+    def echo(self) -> str:
+        """Print the output as it comes, until it ends; returns its last line that is not blank."""
+        assert self.process.stdout is not None
+        last = ""
+        for line in self.process.stdout:
+            text = line.decode(errors="replace")
+            print(text, end="", flush=True)
+            last = text.strip() or last
+        return last
 
     def stop(self) -> None:
         """End the command and all processes that it started, which would share the device with the next part."""

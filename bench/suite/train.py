@@ -2,9 +2,12 @@
 
 import io
 import os
+import re
 import statistics
+import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +31,8 @@ IMAGES, VALIDATION, UPDATES = 8192, 128, 600
 TOY_IMAGES, TOY_UPDATES, TOY_LOG_EVERY = 16, 6, 2
 #: Different pictures; their files are written repeatedly, because only the store's size matters.
 PICTURES = 256
+#: The folders of an absolute path, which a record must not contain.
+FOLDER = re.compile(r"(?<![\w.])/([^\s/:'\"]+/)+")
 DTYPES = {precision: dtype for dtype, precision in PRECISIONS.items()}
 
 
@@ -76,7 +81,10 @@ def trained(run: Run, packed: Path, *flags: str) -> Row:
     if run.scale.toy:
         command += ["--log-every", str(TOY_LOG_EVERY)]
     run.say(f"python {' '.join(command[1:])}")
-    status = Command(command, os.environ, ROOT, part=True).wait(run.left)
+    training = Command(command, os.environ, ROOT, subprocess.PIPE, part=True)
+    with ThreadPoolExecutor() as pool:
+        echoed = pool.submit(training.echo)
+        status = training.wait(run.left)
     plan = plan_of(run.scale.network)
     row: Row = {
         "suite": "train",
@@ -95,7 +103,10 @@ def trained(run: Run, packed: Path, *flags: str) -> Row:
     rates = [line["images_per_s"] for line in logged[2:]]
     if not rates:
         ended = "was stopped" if status is None else f"ended with {status}"
-        return {**row, "status": f"failed: net.train {ended} after {logged[-1]['step'] if logged else 0} updates"}
+        ended += f" after {logged[-1]['step'] if logged else 0} updates"
+        if said := FOLDER.sub("", echoed.result()):
+            ended += f"; its last line: {said}"
+        return {**row, "status": f"failed: net.train {ended}"}
     rate = statistics.median(rates)
     row |= {"updates": logged[-1]["step"], "images_per_s": rate, "median_us": round(run.scale.images / rate * 1e6, 2)}
     step = alone(run, row["dtype"])

@@ -194,6 +194,9 @@ def aoti_bytes(model: AlexNet, metadata: Mapping[str, Any]) -> bytes:
     """:func:`exported`, compiled by AOTInductor for the device of ``model``. Load it with
     ``torch._inductor.aoti_load_package`` or from C++; ``metadata`` is its metadata entry ``alexnet``, as JSON.
 
+    The package takes contiguous images. It checks shape, dtype and strides only if the environment variable
+    ``AOTI_RUNTIME_CHECK_INPUTS`` is 1; otherwise other images give wrong logits without an error.
+
     Raises:
         UsageError: it cannot be compiled here.
     """

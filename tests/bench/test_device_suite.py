@@ -18,7 +18,7 @@ from bench.measure import records
 from bench.subjects import cases
 from bench.subjects import steps as subjects
 from bench.subjects.network import layer_modes
-from bench.suite import ahead, choices, gate, inference, layers, loading, operators, ranks, steps
+from bench.suite import ahead, choices, gate, inference, layers, loading, operators, ranks, steps, train
 from bench.suite import run as running
 from bench.suite.processes import Command
 from bench.suite.rows import add_row, read_rows
@@ -90,6 +90,16 @@ def test_parts_run_in_their_order_and_find_what_there_is(tmp_path: Path) -> None
     assert sum(row["us_per_step"] for row in profile[:-1] if row["layer"] == "-") < 0.2 * total
     end = done.stdout[done.stdout.rindex("most expensive in the update of digits") :]
     assert end.index("ms in kernels of") < end.index("of the step alone") < end.index("rows in")
+
+
+def test_a_training_that_fails_gives_the_reason(toy: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    packed = train.store(toy)
+    row = train.trained(toy, packed, "--data-path", "/no/such/images")
+    says = "error: --data-path images does not exist"
+    assert row["status"] == f"failed: net.train ended with 1 after 0 updates; its last line: {says}"
+    assert "/no/such/images does not exist" in capfd.readouterr().out
+    toy.limit = 0.0
+    assert train.trained(toy, packed)["status"] == "failed: net.train was stopped after 0 updates"
 
 
 def test_a_summary_names_what_counts() -> None:

@@ -611,12 +611,24 @@ def test_aotinductor_package(tmp_path: Path) -> None:
     model = lively()
     done = export(model, tmp_path / "network.pt2", "aoti")
     assert done.returncode == 0, done.stderr
+    assert "contiguous float32 images [N, 3, 32, 32]" in done.stdout
     package = torch._inductor.aoti_load_package(str(tmp_path / "network.pt2"))
     assert json.loads(package.get_metadata()["alexnet"])["network"]["variant"] == "digits"
     images = torch.randn(5, 3, 32, 32) * 60
     with torch.no_grad():
         assert_same(package(images), model(images))
         torch.testing.assert_close(package(images[:1]), package(images)[:1])
+    # Other images, and the variable that turns PyTorch's check on.
+    code = (
+        "import torch; package = torch._inductor.aoti_load_package('network.pt2'); images = torch.ones(5, 3, 32, 32)\n"
+        "package(images)\n"
+        "for wrong in (images.to(memory_format=torch.channels_last), images.double(), images[..., :30]):\n"
+        "    try: package(wrong)\n"
+        "    except RuntimeError as error: assert 'unmatched' in str(error), error\n"
+        "    else: raise SystemExit(f'no error for {wrong.dtype} {wrong.stride()}')"
+    )
+    checked = {**os.environ, "AOTI_RUNTIME_CHECK_INPUTS": "1"}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=checked, check=True)
 
 
 def test_what_cannot_be_exported_costs_one_line(tmp_path: Path) -> None:
