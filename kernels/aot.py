@@ -65,7 +65,7 @@ PAPER_WEIGHTS = (34848, *2 * [153600], 884736, *2 * [331776], *2 * [221184], 377
 
 @contextlib.contextmanager
 def launched_for(target: str) -> Iterator[None]:
-    """Inside a ``with`` block, launches are made as on the target, with its number of lanes and its kinds of NaN."""
+    """Inside a ``with`` block, launches are configured for the target: its lanes per warp, and the signs of its NaN."""
     before = config.AMD, config.LANES
     config.AMD = not target.startswith("sm_")
     config.LANES = 64 if config.AMD else 32

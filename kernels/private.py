@@ -2,7 +2,7 @@
 
 All other code imports it from here; only a module's ``_modules``, ``_parameters`` and ``_buffers`` are used elsewhere.
 If a version renames something, only this file is affected, and one test fails and names what is missing. If a version
-lacks a mere shortcut, we take the longer way.
+lacks a name that only saves time, the code takes the slower documented way.
 """
 
 import contextlib

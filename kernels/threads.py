@@ -65,7 +65,7 @@ def run(work: Callable[[], None], most: int) -> None:
     inference = torch.is_inference_mode_enabled()
 
     def call() -> None:
-        # Neither kind of derivative is recorded. Each thread has modes of its own.
+        # Disable reverse and forward mode here, because gradient modes are per thread.
         with torch.inference_mode() if inference else torch.no_grad(), private.without_forward_mode():
             work()
 

@@ -35,8 +35,8 @@ DESCRIPTION = (
 RESULTS = "results.jsonl"
 #: Where the data is; its checksums say what it is.
 PLACES = ("data_path", "store", "val_labels")
-#: Epochs and batch size of the digits network: all its runs on the embedded digits take under half an hour on two cores
-#: that train 170 images/s each.
+#: Epochs and batch size of the digits network: all its runs on the embedded digits take about a quarter of an hour on
+#: two cores.
 EPOCHS, BATCH_SIZE = 6, 32
 #: --quick divides the epochs by this.
 QUICK = 6

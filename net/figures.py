@@ -188,9 +188,9 @@ def filters(config: FiltersConfig) -> Path:
         print(f"the towers' averages differ by more than two standard errors in {differ} of {len(networks)} networks")
     gray = first.mean is not None and bool((first.mean == first.mean[..., :1]).all())
     if gray:
-        print("the training images are gray: any colour in the kernels is left over from their initialisation")
+        print("the training images are gray: any colour in the kernels is left over from their initialization")
     title = f"{name}, {len(kernels)} kernels, trained on {short_name(first.data_path, first.classes or ())}" + (
-        "\n(gray images: any colour is left over from the initialisation)" if gray else ""
+        "\n(gray images: any colour is left over from the initialization)" if gray else ""
     )
     path = _output(config.output, first.path, "filters.png")
     drawings.filters(path, title, towers, captions, across=count if several else 1)

@@ -153,7 +153,7 @@ def _cpu_stages(rows: Sequence[Row]) -> str | None:
     uncompiled = fastest(row for row in alone if row["implementation"] == EAGER and "median_us" in row)
     if uncompiled is not None and times[2]:
         own = uncompiled["median_us"]
-        text += f" Without a compiler they take {_ms(own)}, {times[2] / own:.2f} times as fast as eager PyTorch."
+        text += f" Called eagerly, they take {_ms(own)}, {times[2] / own:.2f} times as fast as eager PyTorch."
     busy = _times(_contention(its, BUSY), STAGES)
     if busy[0]:
         text += f" With two busy processes running, they take {_ms(busy[0])}{_as_fast(busy)}."

@@ -1,6 +1,6 @@
 """One rank's training step by itself: each strategy's compute per device, measured on a single device.
 
-The other ranks do not exist. Messages do nothing, and received tensors are uninitialised, so times are right but values
+The other ranks do not exist. Messages do nothing, and received tensors are uninitialized, so times are right but values
 are not. The cost model estimates the time of the messages.
 """
 

@@ -130,7 +130,7 @@ def with_window(
 
 @triton.jit
 def pooled_gradient(gradients, outputs, indices, DOWN: tl.constexpr, RIGHT: tl.constexpr, C: tl.constexpr):
-    """The gradient before pooling of the pixel ``DOWN`` rows below and ``RIGHT`` of the last window's first pixel."""
+    """The gradient before pooling, ``DOWN`` rows and ``RIGHT`` columns from the first pixel of the last window."""
     COUNT: tl.constexpr = C.load_after + C.vector + C.load_before
     WINDOWS: tl.constexpr = C.over_rows * C.over_columns
     EACH: tl.constexpr = C.words if C.words > 0 else COUNT

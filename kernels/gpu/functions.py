@@ -192,8 +192,8 @@ def with_neighbours(values, vector, BEFORE: tl.constexpr, AFTER: tl.constexpr, S
         lower = tl.where(vector > 0, lane - 1, last if SPARE else lane)
         upper = tl.minimum(tl.where(vector < C.unit_lanes - 1, lane + 1, last if SPARE else lane), last)
         result = values
-        # Use bit masks, not conditions: with two more of the seven predicates live across iterations, the assembler
-        # serializes the instructions of the eight channels instead of interleaving them.
+        # Use bit masks, not conditions: with two more of the seven predicate registers live across iterations, the
+        # assembler serializes the instructions of the eight channels instead of interleaving them.
         lowest = -tl.minimum(vector, 1)
         highest = -tl.minimum(C.unit_lanes - 1 - vector, 1)
         for number in tl.static_range(BEFORE):

@@ -9,8 +9,8 @@ channels and gets the other channels of the window from the neighbouring lanes. 
 number of channels is not a multiple of eight, a lane holds one channel.
 
 Forward reuses the maxima of the rows that neighbouring windows share. In half types after a normalization, the argmax
-index replaces the four lowest bits of a value, so that one comparison finds both. Of values that agree in twenty bits,
-far finer than the half types' 8 or 11, the first wins. In all other cases, all bits of the float32 are compared. Before
+index replaces the four lowest bits of a value, so that one comparison finds both. Of values whose significands agree
+in twenty bits (half types have 8 or 11), the first wins. In other cases, all bits of the float32 are compared. Before
 pooling, alpha is factored out of the power and multiplied in after the maximum. With a ReLU and the paper's beta,
 squares are compared, ``(a r)^2 r`` with ``r = rsqrt(s)``, and the root is taken of the maximum.
 

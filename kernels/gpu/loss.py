@@ -1,4 +1,4 @@
-"""A batch's mean cross-entropy, its gradient and the number of correct images, in one pass over the logits."""
+"""A batch's mean cross-entropy, its gradient and the number of correct predictions, in one pass over the logits."""
 
 import torch
 import triton
@@ -39,7 +39,7 @@ def suits(logits: Tensor) -> bool:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean cross-entropy, the number of correct images, and the gradient of the logits.
+    """The mean cross-entropy, the number of correct predictions, and the gradient of the logits.
 
     Args:
         logits: ``[N, C]``, float32 or a half type, for which :func:`suits` is true; arithmetic is float32.

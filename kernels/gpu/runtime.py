@@ -51,7 +51,7 @@ def compile_only() -> Iterator[None]:
     raises when it is launched.
     """
     if not config.INTERPRETED:
-        # Initialised on first use, which must not be in several threads at once.
+        # Initialized on first use, which must not be in several threads at once.
         _ = triton.runtime.driver.active
     pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
     _local.pool = pool

@@ -246,7 +246,7 @@ def check_exist(**paths: str | Sequence[str] | None) -> None:
 def load(*modules: str) -> None:
     """Import modules of :mod:`net` that take seconds. Ctrl-C takes effect after the imports, a second one at once.
 
-    An exception in the middle of an import leaves a half-initialised library behind, and some libraries swallow it.
+    An exception in the middle of an import leaves a half-initialized library behind, and some libraries swallow it.
     """
     before = signal.getsignal(signal.SIGINT)
     heeded = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
@@ -275,7 +275,7 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def end_in_order() -> None:
-    """Make SIGTERM and SIGHUP (unless ignored, as under nohup) end the command in order, so that it saves its work."""
+    """Make SIGTERM and SIGHUP (unless ignored, as under nohup) end the command cleanly, so that it saves its work."""
     for name in ("SIGTERM", "SIGHUP"):
         # Windows has no SIGHUP.
         number = getattr(signal, name, signal.SIGTERM)

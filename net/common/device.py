@@ -76,7 +76,7 @@ def joins_processes(device: torch.device) -> bool:
 
 
 def gpu_count() -> int:
-    """The number of GPUs of this machine, as :func:`is_gpu` has it."""
+    """The number of this machine's GPUs for which :func:`is_gpu` is true."""
     return torch.cuda.device_count()
 
 
@@ -106,7 +106,7 @@ def free_gpu_memory() -> None:
 
 
 def forget_peak_memory(device: torch.device) -> None:
-    """Let :func:`peak_memory_mib` start again at the current memory of a GPU."""
+    """Reset the peak that :func:`peak_memory_mib` reports for a GPU to its current memory."""
     torch.cuda.reset_peak_memory_stats(device)
 
 

@@ -32,7 +32,7 @@ from .sampling import check_space, full_disk_named, needed_bytes, note_enlarging
 from .store import checksum, images_file, is_store, kind_of, largest_jpeg, open_store, small_files
 
 PROGRESS = "progress.npz"
-#: Takes the room of the last snapshot until that is written, so that a disk that fills meanwhile has it.
+#: A file that reserves the space of the last snapshot, so that it can be written even if the disk fills up.
 RESERVE = "progress.reserve"
 #: The progress arrays of each split.
 _ARRAYS = ("done", "valid", "checksums", "lengths")

@@ -1,5 +1,7 @@
-"""What a few of a folder's images tell of all: whether they have one size, and the room that their store needs; and
-what happens if there is less."""
+"""Estimates from a sample of a folder's images: whether all have one size, and the disk space that their store needs.
+
+Also the errors for a disk with too little space.
+"""
 
 import contextlib
 import errno
@@ -83,7 +85,7 @@ def check_space(target: Path, needed: int, packing: Packing) -> None:
 
 @contextlib.contextmanager
 def full_disk_named(target: Path) -> Iterator[None]:
-    """Turn the error of a disk that fills, on which ``target`` is, into one that says how to go on.
+    """Inside a ``with`` block, replace the error for a full disk, that of ``target``, by one that says how to continue.
 
     Raises:
         DataError: the disk is full.

@@ -220,7 +220,7 @@ def map_norm(x: Tensor) -> Tensor:
 class AlexNet(nn.Module):
     """The network of ``config``. Input: ``[N, 3, image_size, image_size]``, mean-subtracted pixels in 0..255 units.
 
-    Parameters are named ``conv1.weight``, ``conv1.bias``, ..., ``fc8.bias`` and initialised as in the paper
+    Parameters are named ``conv1.weight``, ``conv1.bias``, ..., ``fc8.bias`` and initialized as in the paper
     (section 5) from PyTorch's default generator.
 
     Args:
@@ -252,12 +252,12 @@ class AlexNet(nn.Module):
             self.add_module(dense.name, Dense(layers[dense.name], config.reads(dense, False), config.towers))
         self.add_module(config.output_name, Dense(layers[config.output_name], "all", 1))
         self.dropout = nn.Dropout(config.dropout)
-        # On the meta device there are no values, and initialising them would import the front end of torch.compile.
+        # On the meta device there are no values, and initializing them would import the front end of torch.compile.
         if not self.get_parameter(f"{config.output_name}.weight").is_meta:
             self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Reinitialise weights and biases (section 5; PyTorch's default where ``weight_std`` is None)."""
+        """Reinitialize weights and biases (section 5; PyTorch's default where ``weight_std`` is None)."""
         config = self.config
         starts = [(layer.name, layer.weight_std, layer.bias) for layer in config.convolutions]
         starts += [(layer.name, layer.weight_std, layer.bias) for layer in config.hidden]

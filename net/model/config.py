@@ -27,7 +27,7 @@ class ConvolutionConfig:
 
     ``reads``: ``"tower"`` reads the channels of its own tower, ``"all"`` those of every tower; the first layer reads
     the image. ``ceil_mode`` rounds the output size up and zero-pads the missing rows and columns at the bottom and
-    right, as the 2012 program does. ``weight_std=None`` is PyTorch's default initialisation.
+    right, as the 2012 program does. ``weight_std=None`` is PyTorch's default initialization.
     """
 
     name: str

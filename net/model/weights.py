@@ -131,7 +131,7 @@ def read_state(path: Path, needed: tuple[str, ...] = ("model",)) -> tuple[Path, 
 
 
 def _from_torchvision(path: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of a foreign state dict; torchvision's AlexNet is recognised and converted."""
+    """Tensors and metadata of a foreign state dict; torchvision's AlexNet is recognized and converted."""
     if not any(_NUMBERED.match(_stripped(name)) for name in tensors):
         return tensors, {}
     with torch.device("meta"):

@@ -105,8 +105,11 @@ class Heartbeat(threading.Thread):
         return [], ""
 
     def error_for(self, ranks: list[int], state: str) -> RankError | SystemExit:
-        """The error to raise: a message about ``ranks`` for the first caller on any rank, a silent exit for all others
-        and when rank 0, which prints its own errors, has failed."""
+        """The error to raise about ``ranks``.
+
+        It has a message for the first caller on any rank, and is a silent exit for all others. If rank 0 has failed,
+        all exit silently, because rank 0 prints its own errors.
+        """
         if (state == ENDED and 0 in ranks) or self.store.add("errors", 1) > 1:
             return SystemExit(1)
         advice = "; continue from the last checkpoint with --resume" if self.met else ""

@@ -24,40 +24,40 @@ TIMEOUTS = ("timeout", "start_timeout", "progress_timeout")
 GROUPS = (
     "data",
     "model",
-    "optimisation",
+    "optimization",
     "augmentation",
     "precision and speed",
     "logging and checkpoints",
     "several processes (torchrun)",
 )
-_data, _model, _optimisation, _augmentation, _speed, _run, _parallel = (partial(flag, group=group) for group in GROUPS)
+_data, _model, _optimization, _augmentation, _speed, _run, _parallel = (partial(flag, group=group) for group in GROUPS)
 
 
 @dataclass(frozen=True)
 class RecipeConfig:
     """How the network learns (section 5) and how its images are varied (section 4.1)."""
 
-    lr: float = _optimisation(0.01, "initial learning rate", metavar="X")
-    momentum: float = _optimisation(0.9, "momentum", metavar="X")
-    weight_decay: float = _optimisation(5e-4, "weight decay, for weights and not for biases", metavar="X")
-    bias_lr_multiplier: float = _optimisation(
+    lr: float = _optimization(0.01, "initial learning rate", metavar="X")
+    momentum: float = _optimization(0.9, "momentum", metavar="X")
+    weight_decay: float = _optimization(5e-4, "weight decay, for weights and not for biases", metavar="X")
+    bias_lr_multiplier: float = _optimization(
         1.0, "learning rate of biases relative to weights (2012 program: 2)", metavar="X"
     )
-    conv_lr_multiplier: float = _optimisation(
+    conv_lr_multiplier: float = _optimization(
         1.0, "learning rate of convolutions relative to dense layers (Krizhevsky 2014, for large batches)", metavar="X"
     )
-    lr_scheduler: Literal["plateau", "multistep"] = _optimisation(
+    lr_scheduler: Literal["plateau", "multistep"] = _optimization(
         "plateau", "reduce the learning rate when the validation error plateaus (the paper), or at --lr-milestones"
     )
-    lr_milestones: tuple[int, ...] = _optimisation(
+    lr_milestones: tuple[int, ...] = _optimization(
         (),
         "epochs at which multistep reduces it, by default 60 and 85 % of --epochs; those of a preset or recipe scale "
         "with --epochs",
         metavar="EPOCH",
     )
-    gamma: float = _optimisation(0.1, "factor of each reduction", metavar="X")
-    patience: int = _optimisation(5, "plateau: evaluations without improvement before a reduction", metavar="N")
-    reductions: int = _optimisation(3, "plateau: number of reductions; the next plateau ends training", metavar="N")
+    gamma: float = _optimization(0.1, "factor of each reduction", metavar="X")
+    patience: int = _optimization(5, "plateau: evaluations without improvement before a reduction", metavar="N")
+    reductions: int = _optimization(3, "plateau: number of reductions; the next plateau ends training", metavar="N")
     crop: bool = _augmentation(True, "random crops of images larger than the network's input; else the centre crop")
     reflect: bool = _augmentation(True, "random horizontal reflections")
     colour_noise: float = _augmentation(0.1, "standard deviation of the PCA colour noise; 0 disables it", metavar="X")
@@ -156,18 +156,18 @@ class TrainConfig(RecipeConfig):
         "start from these weights (run folder, checkpoint, state dict, .safetensors, .onnx, pretrained name)",
         metavar="PATH",
     )
-    new_head: bool = _model(False, "with --init-from: reinitialise the last layer, for other classes (transfer)")
+    new_head: bool = _model(False, "with --init-from: reinitialize the last layer, for other classes (transfer)")
     freeze: tuple[str, ...] = _model((), "with --init-from: layers to freeze, such as conv1", metavar="LAYER")
-    recipe: Literal[tuple(RECIPES)] = _optimisation(  # type: ignore[valid-type]
-        "paper", "named defaults of optimisation and augmentation"
+    recipe: Literal[tuple(RECIPES)] = _optimization(  # type: ignore[valid-type]
+        "paper", "named defaults of optimization and augmentation"
     )
-    epochs: int = _optimisation(90, "passes over the training images; the schedule may end earlier", metavar="N")
-    max_steps: int | None = _optimisation(None, "stop after this many updates", metavar="N")
-    time_budget: float | None = _optimisation(
+    epochs: int = _optimization(90, "passes over the training images; the schedule may end earlier", metavar="N")
+    max_steps: int | None = _optimization(None, "stop after this many updates", metavar="N")
+    time_budget: float | None = _optimization(
         None, "stop after this many seconds of training; 0 for no limit", metavar="SECONDS"
     )
-    batch_size: int = _optimisation(128, "images per update, over all processes", short="b", metavar="N")
-    seed: int = _optimisation(0, "seed of weights, order, augmentation and dropout", metavar="N")
+    batch_size: int = _optimization(128, "images per update, over all processes", short="b", metavar="N")
+    seed: int = _optimization(0, "seed of weights, order, augmentation and dropout", metavar="N")
     device: str | None = _speed(None, DEVICES)
     precision: Literal["auto", "fp32", "tf32", "bf16"] = _speed(
         "auto", "fp32 (TF32 off), tf32, or bf16 with fp32 weights and loss; auto: bf16 on GPUs that have it, else fp32"

@@ -1,4 +1,4 @@
-"""The paper's training recipe (section 5): update rule and learning rate schedule. Initialisation is the network's."""
+"""The paper's training recipe (section 5): update rule and learning rate schedule. Initialization is the network's."""
 
 import importlib.util
 import inspect

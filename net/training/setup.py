@@ -51,7 +51,7 @@ def check_frozen(config: TrainConfig, plan: AlexNetConfig) -> None:
         if name not in layers:
             raise UsageError(f"--freeze {name}: the layers of {config.network} are {', '.join(layers)}")
         if config.new_head and name == plan.output_name:
-            raise UsageError(f"--freeze {name}: --new-head reinitialises it, so it must be trained")
+            raise UsageError(f"--freeze {name}: --new-head reinitializes it, so it must be trained")
     if set(config.freeze) == set(layers):
         raise UsageError("--freeze names every layer; at least one must be trained")
 
@@ -98,7 +98,7 @@ def start_from(model: AlexNet, config: TrainConfig) -> None:
     head = model.config.output_name
     source = pretrained.find(config.init_from, "--init-from")
     report = weights.load_weights(model, source, without=[head] if config.new_head else [])
-    new = f", {head} reinitialised for {model.config.classes} classes" if config.new_head else ""
+    new = f", {head} reinitialized for {model.config.classes} classes" if config.new_head else ""
     print(f"starting from {config.init_from}: {len(report.loaded)} tensors{new}")
 
 
@@ -144,11 +144,11 @@ def forms_wanted(
 ) -> Forms:
     """The forms to use: those of ``--forms`` or of the resumed run, else the fastest measured on this GPU.
 
-    With ``--parallel data`` they are measured in a single process with a rank's share of the batch, captured, although
-    the ranks' updates are neither alone nor captured: the kernels are the same. The other strategies use the default
-    forms, because a rank holds only some rows of the weights.
+    With ``--parallel data`` they are measured on the captured update of a single process with a rank's share of the
+    batch. The ranks' own updates communicate and are not captured, but run the same kernels. The other strategies use
+    the default forms, because a rank holds only some rows of the weights.
 
-    A note says so if ``--tune again`` cannot measure.
+    Prints a note if ``--tune again`` cannot measure.
 
     Args:
         config: the flags, with the precision resolved.
@@ -196,7 +196,7 @@ def forms_wanted(
 
 
 def checksums(data: ImageData) -> dict[str, str]:
-    """Checksums that tell a data set from another: of all labels, of some images and of the mean image."""
+    """Checksums that identify a data set: of all labels, of some images and of the mean image."""
     labels, images = hashlib.sha256(), hashlib.sha256()
     for split in (data.train, data.val):
         labels.update(split.labels.tobytes())

@@ -30,7 +30,7 @@ if importlib.util.find_spec("triton") is not None:
     from kernels.gpu import loss as loss_kernel
     from kernels.gpu import runtime
 
-#: Warm-up updates before the capture: one-time initialisation must not be captured.
+#: Warm-up updates before the capture: one-time initialization must not be captured.
 UNRECORDED = 3
 #: Maximum number of updates queued on the GPU, which bounds how long a signal or a checkpoint waits.
 QUEUED = 2
@@ -38,7 +38,7 @@ QUEUED = 2
 
 @contextlib.contextmanager
 def _reading(slices: Mapping[Convolution, tuple[Tensor, ...]]) -> Iterator[None]:
-    """Convolutions read these slices of their weights."""
+    """Inside a ``with`` block, convolutions read these slices of their weights."""
     try:
         for module, its in slices.items():
             module.slices = its
@@ -169,7 +169,7 @@ class TrainingStep:
         return loss.detach(), correct
 
     def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Mean loss, number of correct images, and the logits' gradient if already computed."""
+        """Mean loss, number of correct predictions, and the logits' gradient if already computed."""
         if self.loss_kernel and loss_kernel.suits(logits):
             try:
                 return loss_kernel.cross_entropy(logits.detach(), labels)
@@ -182,7 +182,7 @@ class TrainingStep:
     def _compile(self, images: Tensor, labels: Tensor) -> None:
         """Compile an update's Triton kernels, several at once.
 
-        PyTorch's operators run, on whatever the memory of the kernels' outputs holds. The kernels do not, so neither
+        PyTorch's operators run, on the kernels' uninitialized outputs. The kernels themselves do not run, so neither
         parameters nor copies change.
         """
         devices = [self.device] if self.device.type == "cuda" else []

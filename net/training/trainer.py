@@ -43,7 +43,7 @@ from .state import restore, take, whole_parameters
 from .step import TrainingStep
 from .tuning import try_forms
 
-#: Checkpoints at the ends of epochs take at most one part in this many of the time.
+#: Writing checkpoints at the ends of epochs takes at most one CHECKPOINT_SHARE-th of the time.
 CHECKPOINT_SHARE = 10
 
 
@@ -111,7 +111,7 @@ class Trainer:
         self.schedule = Schedule(config)
         cache = cache_that_fits(self.data.train, config.cache, self.device)
         common: dict[str, Any] = {"device": self.device, "threads": config.workers}
-        #: What the errors are of.
+        #: Which images the errors refer to, for messages.
         self.judged_by = "held-out" if config.hold_out else "validation"
         self.train_loader = Loader(
             self.data.train,
@@ -260,7 +260,8 @@ class Trainer:
     def _update(self, batch: Batch) -> None:
         """One forward pass, backward pass and update.
 
-        If the first one of a single process fails, again with the plain forms; several processes rehearse it.
+        If a single process's first one fails, it is repeated with the plain forms. Several processes have
+        tried it in ``_rehearse``.
         """
         while True:
             try:
@@ -272,7 +273,7 @@ class Trainer:
                 if self.update.updates or self.forms == Forms() or self.config.parallel != "none":
                     raise
                 self._say(f"note: the forms {self.forms} fail here ({first_line(error)}); using {Forms()}")
-            # After the exception, which keeps tensors alive.
+            # Outside the except block, because the exception keeps tensors alive.
             self.forms = Forms()
             use(self.model, self.forms)
             self.input.write_for(self.model.input_layout, self.config.precision)

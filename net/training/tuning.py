@@ -53,7 +53,7 @@ GPU_FLOP_PER_S = 200e12
 GAIN = 0.02
 #: Updates per sample, and number of samples.
 UPDATES, SAMPLES = 10, 5
-#: Rows of the square matrices whose product shows what the GPU can do at most.
+#: Rows of the square matrices whose product measures the GPU's attainable FLOP rate.
 MATRIX = 8192
 #: Largest difference between two forms' gradients, relative to their norm. A rounding can change which element of a
 #: pooling window is the maximum, which moves a gradient; bfloat16 differs from float32 by 0.2 in conv1's.
@@ -231,7 +231,7 @@ def milliseconds(plan: AlexNetConfig, batch: int, precision: str, device: torch.
 
 
 def _forget_memory(device: torch.device) -> None:
-    """What was measured is not the run's memory."""
+    """Free what measuring used and reset the peak, so that neither counts as the run's memory."""
     free_gpu_memory()
     forget_peak_memory(device)
 

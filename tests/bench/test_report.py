@@ -326,7 +326,7 @@ def test_what_was_found_is_computed_from_the_records(tmp_path: Path) -> None:
     assert stages == (
         "[The two stages of normalization and pooling](contention.md), forward and backward, take 50.0 ms on a "
         "Xeon with 2 threads: 4.00 times as fast as compiled PyTorch and 9.00 times as fast as eager PyTorch. "
-        "Without a compiler they take 90.0 ms, 5.00 times as fast as eager PyTorch. With two busy processes "
+        "Called eagerly, they take 90.0 ms, 5.00 times as fast as eager PyTorch. With two busy processes "
         "running, they take 100 ms: 4.50 times as fast as eager PyTorch."
     )
     assert "33 images/s" in network

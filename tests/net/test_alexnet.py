@@ -226,7 +226,7 @@ def test_without_exchange_only_the_last_layer_mixes_the_towers() -> None:
     assert torch.equal(after[:, 12:], before[:, 12:])
 
 
-def test_initialisation_is_section_5_s() -> None:
+def test_initialization_is_section_5_s() -> None:
     torch.manual_seed(0)
     model = alexnet("paper", classes=100)
     for name, parameter in model.named_parameters():
@@ -241,7 +241,7 @@ def test_initialisation_is_section_5_s() -> None:
             assert abs(parameter.std().item() - 0.01) < bound, name
 
 
-#: Initialisations other than the paper's standard deviation of 0.01, by layer: (standard deviation, bias); None is
+#: Initializations other than the paper's standard deviation of 0.01, by layer: (standard deviation, bias); None is
 #: PyTorch's default.
 STARTS: dict[str, dict[str, tuple[float, float] | None]] = {
     "half": {},

@@ -286,7 +286,7 @@ def test_a_path_that_no_configuration_can_hold(tmp_path: Path, monkeypatch: pyte
 def test_ctrl_c_waits_for_an_import(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An exception in an import would leave a half-initialised library, and has been swallowed by one."""
+    """An exception in an import would leave a half-initialized library, and has been swallowed by one."""
     done, ended = [], []
 
     def slow(name: str) -> None:

@@ -31,7 +31,7 @@ def tuned(flags: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("transfer") / "run"
     done = run_here("net.train", *flags, "--max-steps", 4, "--output-dir", folder)
     assert done.returncode == 0, done.stderr
-    assert "14 tensors, fc8 reinitialised for 10 classes" in done.stdout
+    assert "14 tensors, fc8 reinitialized for 10 classes" in done.stdout
     return folder
 
 
@@ -44,7 +44,7 @@ def test_frozen_layers_stay_and_the_others_learn(shapes_run: Path, tuned: Path) 
         if name.startswith("fc8"):
             continue
         assert torch.equal(before[name], after[name]) == (name.split(".")[0] in FROZEN), name
-        # Fine-tuned, not reinitialised.
+        # Fine-tuned, not reinitialized.
         assert (before[name] - after[name]).abs().max() < 0.02
 
 
@@ -86,7 +86,7 @@ def test_the_sixth_convolution_before_and_after(shapes_run: Path, tmp_path: Path
     other = ("--data-path", "synthetic:40", *sizes, "--output-dir", tmp_path / "fine tuned")
     done = run_here("net.train", *start, *other)
     assert done.returncode == 0, done.stderr
-    assert "16 tensors, fc8 reinitialised for 1000 classes" in done.stdout
+    assert "16 tensors, fc8 reinitialized for 1000 classes" in done.stdout
     assert f"python -m net.evaluate '{tmp_path}/fine tuned'" in done.stdout, "as a shell takes it"
     assert run_here("net.evaluate", tmp_path / "fine tuned").returncode == 0
 
@@ -144,7 +144,7 @@ def test_what_does_not_fit_costs_one_line(shapes_run: Path, tuned: Path, tmp_pat
         (2, "--freeze needs --init-from", "--freeze", "conv1"),
         (2, f"--freeze conv9: the layers of digits are {names}", *start, "--freeze", "conv9"),
         (2, f"--freeze stage1: the layers of digits are {names}", *start, "--freeze", "stage1"),
-        (2, "--freeze fc8: --new-head reinitialises it", *start, "--new-head", "--freeze", "fc8"),
+        (2, "--freeze fc8: --new-head reinitializes it", *start, "--new-head", "--freeze", "fc8"),
         (2, "--freeze names every layer", *start, "--freeze", *names.split(", ")),
         (2, "use one of them", *start, "--resume", tuned),
         (1, "fc8.weight is [12, 256] instead of [10, 256]", *start, "--image-size", 28),

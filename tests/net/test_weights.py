@@ -203,12 +203,12 @@ def test_torchvision_s_weights_give_torchvision_s_logits(
     assert trained.network.classes == 10
     pixels = torch.randint(0, 256, (2, 224, 224, 3), dtype=torch.uint8)
     mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    normalised = (pixels.permute(0, 3, 1, 2) / 255 - mean) / deviation
+    normalized = (pixels.permute(0, 3, 1, 2) / 255 - mean) / deviation
     ours = centre_crop(pixels, trained.colour_image(224), 224)[:, 0]
     with torch.no_grad():
-        expected = theirs.classifier(theirs.features(normalised).flatten(1))
+        expected = theirs.classifier(theirs.features(normalized).flatten(1))
         torch.testing.assert_close(trained.model(ours), expected, rtol=1e-4, atol=1e-5)
-    # A run initialised from the file gets the same weights; a state dict is loaded unconverted.
+    # A run initialized from the file gets the same weights; a state dict is loaded unconverted.
     network = alexnet("one_weird_trick", classes=10)
     weights.load_weights(network, tmp_path / f"alexnet.{ending}")
     assert torch.equal(network.get_parameter("conv1.weight"), trained.model.get_parameter("conv1.weight"))
