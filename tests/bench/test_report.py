@@ -88,6 +88,9 @@ def on_a_cpu() -> list[Row]:
     for name, time in (("auto, compiled", 600_000.0), ("onnxruntime", 800_000.0), ("aten, compiled", 700_000.0)):
         columns = {"mode": "inference", "dtype": "float32", "shape": "64x3x224x224", "images_per_s": 64e6 / time}
         found.append(step(name, time, "inference of paper", **columns) | CPU)
+    for name, time in (("auto, compiled", 31_000.0), ("openvino", 26_000.0), ("aten, compiled", 34_000.0)):
+        columns = {"mode": "inference", "dtype": "float32", "shape": "1x3x224x224", "images_per_s": 1e6 / time}
+        found.append(step(name, time, "inference of paper", **columns) | CPU)
     found.append(row("loader, 2 reading", 30_000.0, CPU, suite="input", images_per_s=68_266.7))
     return found
 
@@ -331,6 +334,7 @@ def test_what_was_found_is_computed_from_the_records(tmp_path: Path) -> None:
     )
     assert "33 images/s" in network
     assert "batches of 64 runs at 107 images/s; compiled PyTorch, the fastest rival measured, reaches 91" in network
+    assert network.endswith(" One image takes 31.0 ms, and 26.0 ms in OpenVINO.")
     bars = {group.title: [round(bar.ratio, 2) for bar in group.bars] for group in findings.groups(rows)}
     assert list(bars.values()) == [[3.12, 2.08, 1.0], [2.0, 1.37, 1.0], [9.0, 2.25, 1.0], [4.5, 1.0]]
     # What no check has confirmed is not quoted, and what is not in the records is left out.
