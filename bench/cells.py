@@ -62,8 +62,7 @@ def updates(scale: Scale) -> list[Step]:
     if scale.toy:
         chosen = [(network, ours, best, dtype, images), (network, "aten", compiled, dtype, images)]
     elif scale.cuda:
-        tuned = "max-autotune-no-cudagraphs, recorded"
-        torchvision = [compiled, tuned] if importlib.util.find_spec("torchvision") else []
+        torchvision = [compiled] if _torchvision() else []
         chosen = [
             (network, ours, best, dtype, images),
             (network, ours, best, dtype, LARGE),
@@ -110,11 +109,22 @@ def profiled(scale: Scale) -> list[Step]:
 
 
 def autotuned(scale: Scale) -> list[Step]:
-    """Training steps that Inductor autotunes first, which takes minutes."""
-    chosen = [(TORCHVISION, "aten")] if importlib.util.find_spec("torchvision") and not scale.toy else []
-    chosen.append((scale.network, scale.ours))
-    how = "eager" if scale.toy else "max-autotune"
-    return [Step("update", *each, how, scale.dtype, scale.images) for each in chosen]
+    """Training steps that Inductor autotunes first, which takes minutes: torchvision's, captured as ours is, then ours.
+
+    Nothing compiles them ahead: Inductor would time its variants while other processes use the GPU.
+    """
+    if scale.toy:
+        chosen = [(scale.network, scale.ours, "eager", scale.images)]
+    else:
+        how = "max-autotune-no-cudagraphs, recorded"
+        batches = (scale.images, LARGE) if _torchvision() else ()
+        chosen = [(TORCHVISION, "aten", how, images) for images in batches]
+        chosen.append((scale.network, scale.ours, "max-autotune", scale.images))
+    return [Step("update", name, code, how, scale.dtype, images) for name, code, how, images in chosen]
+
+
+def _torchvision() -> bool:
+    return importlib.util.find_spec("torchvision") is not None
 
 
 class Operator(NamedTuple):

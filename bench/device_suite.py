@@ -59,7 +59,7 @@ class Part(NamedTuple):
 
 #: The default order. With AHEAD's the shares add up to the default budget.
 PARTS = {
-    "gate": Part("gate", 110, most=110, timed=False),
+    "gate": Part("gate", 110, most=130, timed=False),
     "ceilings": Part("ceilings", 15),
     "profile": Part("profile", 50, ahead=True),
     "layers": Part("layers", 30, limited=True),

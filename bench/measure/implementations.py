@@ -7,6 +7,8 @@ from typing import Any
 PYTORCH = ("aten", "compiled", "cudnn", "torchvision")
 #: Implementations that are not this project's.
 RIVALS = (*PYTORCH, "xla", "onnxruntime", "openvino")
+#: How a step is called with all of cuDNN's algorithms. net.train does not, and neither do the rivals' steps.
+NONDETERMINISTIC = "nondeterministic"
 
 
 def name_of(row: Mapping[str, Any]) -> str:

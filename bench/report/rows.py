@@ -3,7 +3,7 @@
 A ratio is a row's speedup over a rival of the same record, machine, case, mode, shape and dtype, in the rival's fastest
 memory format. ``x_aten`` compares with PyTorch's own operators called eagerly, ``x_compiled`` with their fastest form
 under ``torch.compile``. Rivals in other records give no ratio, and ``unverified`` rows, whose results no check has
-confirmed, get none.
+confirmed, get none, and neither do steps with all of cuDNN's algorithms, which the rivals' steps do not use.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from ..measure.implementations import name_of, ours
+from ..measure.implementations import NONDETERMINISTIC, name_of, ours
 from ..measure.kernels_code import SAME_KERNELS
 from ..measure.records import Row, moment
 
@@ -112,7 +112,8 @@ def measured(rows: Sequence[Row]) -> list[Row]:
     rival, times = timed["implementation"].map(_rival), timed["median_us"].astype(float)
     task = [timed[key] for key in ("on", "record", *TASK)]
     for name in RATIOS:
-        frame[name] = times.where(rival == name).groupby(task, dropna=False).transform("min") / times
+        ratio = times.where(rival == name).groupby(task, dropna=False).transform("min") / times
+        frame[name] = ratio.where(~timed["implementation"].astype(str).str.contains(NONDETERMINISTIC))
     profiles = frame[frame["suite"] == "profile"]
     ends = profiles["kernel"] == "sum"
     same = [profiles[key] for key in PROFILE]
@@ -207,6 +208,7 @@ def best(
         if row["case"] == case
         and mode in (None, row.get("mode"))
         and "median_us" in row
+        and NONDETERMINISTIC not in str(row.get("implementation"))
         and (unverified or "unverified" not in row)
     ]
     its = most(its, lambda row: values(row, ("dtype", "shape")))

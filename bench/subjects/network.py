@@ -130,7 +130,7 @@ def training_step(
     def update() -> None:
         step(images if step.images is None else step.images, labels)
         if record and not step.record:
-            raise RuntimeError("the update cannot be recorded")
+            raise RuntimeError(f"the update cannot be captured: {step.obstacle}")
 
     return update
 

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..measure.implementations import NONDETERMINISTIC
 from ..measure.records import time_columns
 from ..measure.timing import chained_seconds, wall_seconds
 from ..predict.roofline import Work
 from .network import build_any, describe_step, images_and_labels, inference_step, training_step, update_step
 
-NONDETERMINISTIC = "nondeterministic"
 #: Beginnings of ``how`` without ``torch.compile``.
 UNCOMPILED = ("eager", "recorded", "unrecorded", NONDETERMINISTIC)
 

@@ -6,7 +6,7 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,8 @@ IMAGES, VALIDATION, UPDATES = 8192, 128, 600
 TOY_IMAGES, TOY_UPDATES, TOY_LOG_EVERY = 16, 6, 2
 #: Different pictures; their files are written repeatedly, because only the store's size matters.
 PICTURES = 256
+#: Seconds in which the step alone can be measured.
+LEAST = 10.0
 #: The folders of an absolute path, which a record must not contain.
 FOLDER = re.compile(r"(?<![\w.])/([^\s/:'\"]+/)+")
 DTYPES = {precision: dtype for dtype, precision in PRECISIONS.items()}
@@ -102,19 +104,26 @@ def trained(run: Run, packed: Path, *flags: str) -> Row:
     # Compiling and cold caches affect the first two lines.
     rates = [line["images_per_s"] for line in logged[2:]]
     if not rates:
-        ended = "was stopped" if status is None else f"ended with {status}"
-        ended += f" after {logged[-1]['step'] if logged else 0} updates"
-        if said := FOLDER.sub("", echoed.result()):
-            ended += f"; its last line: {said}"
-        return {**row, "status": f"failed: net.train {ended}"}
+        return {**row, "status": f"failed: {_ended(status, logged, echoed.result())}"}
     rate = statistics.median(rates)
     row |= {"updates": logged[-1]["step"], "images_per_s": rate, "median_us": round(run.scale.images / rate * 1e6, 2)}
+    if status != 0:
+        row["note"] = _ended(status, logged, echoed.result())
+    if run.left < LEAST:
+        return row
     step = alone(run, row["dtype"])
     if "median_us" in step:
         row["step_us"] = step["median_us"]
         row["lost_us"] = round(row["median_us"] - step["median_us"], 2)
         row["percent_of_step"] = round(100 * step["median_us"] / row["median_us"], 1)
     return row
+
+
+def _ended(status: int | None, logged: Sequence[Row], said: str) -> str:
+    ended = "was stopped" if status is None else f"ended with {status}"
+    after = f"after {logged[-1]['step'] if logged else 0} updates"
+    said = FOLDER.sub("", said)
+    return f"net.train {ended} {after}" + (f"; its last line: {said}" if said else "")
 
 
 def alone(run: Run, dtype: str) -> Row:

@@ -74,6 +74,8 @@ class TrainingStep:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.device = self.parameters[0].device
         self.record = record
+        #: Why the update could not be captured.
+        self.obstacle = ""
         #: By name, a parameter and the copy that the network reads in its place.
         self.copied: dict[str, tuple[nn.Parameter, Tensor]] = {}
         if copies:
@@ -203,7 +205,8 @@ class TrainingStep:
             # After a failed capture the generator still considers itself captured.
             generator = torch.cuda.default_generators[self.device.index]
             generator.graphsafe_set_state(generator.clone_state())
-            print(f"note: the update cannot be captured as a CUDA graph and runs eagerly: {first_line(error)}")
+            self.obstacle = first_line(error)
+            print(f"note: the update cannot be captured as a CUDA graph and runs eagerly: {self.obstacle}")
             self.record, self.images, self._labels, self._results = False, None, None, None
             return
         self.graph = graph

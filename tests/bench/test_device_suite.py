@@ -263,7 +263,7 @@ def test_a_gate_finds_other_bits(toy: Run, monkeypatch: pytest.MonkeyPatch) -> N
     [
         (0, "passed"),
         (5, "no verdict: pytest ended with 5"),
-        (1, "failed: exit status 1"),
+        (1, "failed: exit status 1 in tests/a.py::test_b[0-1.5], see what the tests printed"),
         (-11, "failed: exit status -11"),
         (4, "no verdict: pytest ended with 4"),
         (None, "stopped after"),
@@ -271,8 +271,9 @@ def test_a_gate_finds_other_bits(toy: Run, monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_a_verdict_of_tests(toy: Run, monkeypatch: pytest.MonkeyPatch, status: int | None, verdict: str) -> None:
     class Ended:
-        def __init__(self, *arguments: object, **keywords: object) -> None:
-            pass
+        def __init__(self, *arguments: Any, **keywords: object) -> None:
+            if status == 1:
+                arguments[3].write(b"1 failed\nFAILED tests/a.py::test_b[0-1.5] - AssertionError: 0 - 1\n")
 
         def wait(self, limit: float) -> int | None:
             assert limit > 0

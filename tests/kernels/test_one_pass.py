@@ -105,7 +105,8 @@ def test_one_pass_update(gradient_dtype: torch.dtype, rates: list[float]) -> Non
         copies[parameters[-1]] = torch.full_like(weight, torch.nan, dtype=torch.bfloat16)
         drawn = torch.from_numpy(generator.normal(size=(len(rates), *start.shape))).to(DEVICE, gradient_dtype)
         gradients.append(drawn)
-    rivals = [torch.nn.Parameter(parameter.detach().clone()) for parameter in parameters]
+    # PyTorch's fused form in float32; on a GPU it computes in float64.
+    rivals = [torch.nn.Parameter(parameter.detach().cpu().clone()) for parameter in parameters]
     settings = {"lr": rates[0], "momentum": 0.9, "weight_decay": 0.05}
     optimizer, rival = PaperSGD(parameters, **settings, fused="triton"), PaperSGD(rivals, **settings, fused=True)
     for step, rate in enumerate(rates):
@@ -113,7 +114,7 @@ def test_one_pass_update(gradient_dtype: torch.dtype, rates: list[float]) -> Non
         optimizer.send_rates()
         drawn = [gradient[step] for gradient in gradients]
         optimizer.update({one: (gradient,) for one, gradient in zip(parameters, drawn, strict=True)}, copies)
-        rival.update({one: (gradient.float(),) for one, gradient in zip(rivals, drawn, strict=True)})
+        rival.update({one: (gradient.cpu().float(),) for one, gradient in zip(rivals, drawn, strict=True)})
     ours, theirs = [], []
     for parameter, other, start, drawn in zip(parameters, rivals, starts, gradients, strict=True):
         exact = paper_rule(start.astype(np.float64), list(drawn.double().cpu().numpy()), rates, 0.9, 0.05)
@@ -395,8 +396,9 @@ def test_one_pass_chunks(
     weights = [torch.randn(output.shape, generator=random).to(DEVICE, dtype) for output in outputs]
     found = [*outputs, *torch.autograd.grad(outputs, (*given, bias), weights)]
 
-    exact_given = [each.detach().double().requires_grad_() for each in given]
-    exact_bias = bias.detach().double().requires_grad_()
+    # On the CPU, because on a GPU the backward pass of average pooling is not deterministic and raises.
+    exact_given = [each.detach().cpu().double().requires_grad_() for each in given]
+    exact_bias = bias.detach().cpu().double().requires_grad_()
     chunks = exact_given if inputs == 2 else exact_given[0].chunk(2, 1)
     exact_outputs = []
     for part, part_bias in zip(chunks, exact_bias.chunk(2), strict=True):
@@ -404,12 +406,13 @@ def test_one_pass_chunks(
         x = x if lrn is None else torch.nn.functional.local_response_norm(x, **lrn)  # type: ignore[arg-type]
         exact_outputs.append(x if pool is None else torch.nn.functional.max_pool2d(x, **pool))
     exact_outputs = [torch.cat(exact_outputs, 1)] if joined else exact_outputs
-    doubles = [each.double() for each in weights]
+    doubles = [each.cpu().double() for each in weights]
     exact = [*exact_outputs, *torch.autograd.grad(exact_outputs, (*exact_given, exact_bias), doubles)]
     tolerance = 8 * TOLERANCES[dtype].forward
     for one, other in zip(found, exact, strict=True):
         scale = float(other.detach().abs().max())
-        torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance * scale, check_stride=False)
+        one = one.detach().cpu().double()
+        torch.testing.assert_close(one, other.detach(), rtol=tolerance, atol=tolerance * scale, check_stride=False)
     for each in found[:-1]:
         assert each.dtype == dtype
         assert each.is_contiguous(memory_format=torch.channels_last)
