@@ -1,12 +1,16 @@
 """Checks of the operators' arguments. An error names the argument, its value and what is allowed."""
 
+import functools
 import math
 import operator
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, ParamSpec
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+Parameters = ParamSpec("Parameters")
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -76,6 +80,20 @@ class Pooling(NamedTuple):
         return torch.uint8 if elements <= 2**8 else torch.int16 if elements <= 2**15 else torch.int32
 
 
+def overridable(function: Callable[Parameters, Tensor]) -> Callable[Parameters, Tensor]:
+    """Let an input that is no tensor but has ``__torch_function__``, such as a proxy of torch.fx, take the call."""
+
+    @functools.wraps(function)
+    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Tensor:
+        input = args[0] if args else kwargs.get("input")
+        if not isinstance(input, Tensor) and has_torch_function((input,)):
+            result: Tensor = handle_torch_function(call, (input,), *args, **kwargs)
+            return result
+        return function(*args, **kwargs)
+
+    return call
+
+
 def check_input(input: Tensor, name: str, *, at_least: int, at_most: int | None = None) -> None:
     """Check that ``input`` of the operator ``name`` is floating-point and has an allowed number of dimensions."""
     if not isinstance(input, Tensor):
@@ -105,7 +123,9 @@ def _integer(value: object, least: int) -> int | None:
 
 
 def _real(value: object) -> float | None:
-    """``value`` as a float; None if it is not a number."""
+    """``value`` as a float; None if it is not a number, or one that would lose its gradient."""
+    if isinstance(value, Tensor) and value.requires_grad:
+        return None
     if isinstance(value, bool) or not (isinstance(value, (int, float)) or hasattr(value, "__float__")):
         return None
     return math.copysign(value, value)
@@ -123,7 +143,8 @@ def normalization(name: str, size: int, alpha: float, beta: float, k: float, gro
     for argument, number_given in (("alpha", alpha), ("beta", beta), ("k", k)):
         real = _real(number_given)
         if real is None:
-            raise TypeError(f"{name}: {argument} must be a number; got {number_given!r}")
+            got = "a tensor that requires a gradient" if isinstance(number_given, Tensor) else repr(number_given)
+            raise TypeError(f"{name}: {argument} must be a number; got {got}")
         reals.append(real)
     return Normalization(integers[0], reals[0], reals[1], reals[2], integers[1])
 

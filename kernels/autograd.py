@@ -70,7 +70,7 @@ class _ExportedStage(torch.autograd.Function):
         if output_gradient is None:
             return (None,) * 6
         input, bias, output, offsets = ctx.saved_tensors
-        implementation = dispatch.choose_backward(ctx.implementation)
+        implementation = dispatch.choose_backward(ctx.implementation, output_gradient)
         gradient, bias_sum = dispatch.MODULES[implementation].backward(
             output_gradient, input, bias, output, offsets, ctx.size,
             ctx.relu, ctx.normalization, ctx.pooling, ctx.dtype, ctx.format, ctx.needs_input_grad[1],
@@ -219,7 +219,8 @@ def run(
         pool = [] if pooling is None else pooling.numbers()
         output: Tensor = _OPERATOR(input, bias, relu, norm, pool, implementation, differentiating, _CODE)
         return output
-    if not differentiating:
+    # An exported formula is differentiated by autograd: strict export records a Function without its derivative.
+    if not differentiating or (implementation == "reference" and torch.compiler.is_compiling()):
         output, _ = dispatch.MODULES[implementation].forward(input, bias, relu, normalization, pooling, False)
         return output
     function = _ExportedStage if torch.compiler.is_compiling() else _Stage

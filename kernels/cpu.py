@@ -22,6 +22,8 @@ from torch import Tensor
 from . import private, reference, threads
 from .arguments import Normalization, Pooling
 
+# Every new tensor names its device: a default device, or a ``with torch.device`` block, may name another.
+
 #: Elements per piece. Smaller pieces cost more time in Python; larger ones need more scratch memory than the input.
 _PIECE = 2**18
 #: PyTorch computes the remainder after whole vectors with scalar functions, whose ``pow`` rounds differently.
@@ -145,7 +147,7 @@ class _Normalization:
     def _buffer(self, name: str) -> tuple[Tensor, Tensor]:
         elements = self.layout.elements
         if name not in self._buffers:
-            self._buffers[name] = torch.zeros(elements, dtype=self._dtype)
+            self._buffers[name] = torch.zeros(elements, dtype=self._dtype, device="cpu")
         flat = self._buffers[name].narrow(0, 0, elements)
         return flat, self.layout.view(flat)
 
@@ -252,7 +254,8 @@ class _Pool:
         self.counts_in_float32 = _counts_in_float32(pooling, self.size)
         if self.counts_in_float32:
             rows, columns = (
-                torch.arange(windows[axis], dtype=torch.float32) * pooling.stride[axis] - pooling.padding[axis]
+                torch.arange(windows[axis], dtype=torch.float32, device="cpu") * pooling.stride[axis]
+                - pooling.padding[axis]
                 for axis in (0, 1)
             )
             # Where a window begins, which may be in the padding: its first element's row, column and index in the map,
@@ -260,10 +263,12 @@ class _Pool:
             self.first_row, self.first_column = rows[None, None, :, None], columns[None, None, None, :]
             self.first = self.first_row * self.size[1] + self.first_column
             self.first_in_window = self.first_row * pooling.kernel_size[1] + self.first_column
-            self.half = {columns: torch.tensor(0.5 / columns) for columns in (self.size[1], pooling.kernel_size[1])}
+            self.half = {
+                columns: torch.tensor(0.5 / columns, device="cpu") for columns in (self.size[1], pooling.kernel_size[1])
+            }
 
     def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+        return torch.empty(shape, dtype=dtype, device="cpu", memory_format=torch.channels_last)
 
     @functools.cached_property
     def indices(self) -> Tensor:
@@ -432,10 +437,10 @@ def forward(
     format, shape = reference.memory_format(input), list(input.shape)
     if pooling is not None:
         shape[2:] = [pooling.output_size(size, axis) for axis, size in enumerate(input.shape[2:])]
-    output = torch.empty(shape, dtype=input.dtype, memory_format=format)
+    output = torch.empty(shape, dtype=input.dtype, device="cpu", memory_format=format)
     offsets = None
     if pooling is not None and save:
-        offsets = torch.empty(shape, dtype=pooling.offset_dtype, memory_format=torch.channels_last)
+        offsets = torch.empty(shape, dtype=pooling.offset_dtype, device="cpu", memory_format=torch.channels_last)
     compute = reference.compute_dtype(input.dtype)
     groups = 1 if normalization is None else normalization.groups
 
@@ -464,7 +469,7 @@ def forward(
     else:
         _each(make, normalize_and_pool, _pixels(input, groups), output, offsets)
     if offsets is None:
-        offsets = torch.empty(0, dtype=torch.uint8 if pooling is None else pooling.offset_dtype)
+        offsets = input.new_empty(0, dtype=torch.uint8 if pooling is None else pooling.offset_dtype)
     return output, offsets
 
 
@@ -490,9 +495,11 @@ def backward(
     shape = (*output_gradient.shape[:2], *size) if input is None else input.shape
     compute = reference.compute_dtype(dtype)
     groups = 1 if normalization is None else normalization.groups
-    gradient = torch.empty(shape, dtype=dtype, memory_format=format)
+    gradient = torch.empty(shape, dtype=dtype, device="cpu", memory_format=format)
     # Per image, then over the images in order.
-    sums = torch.empty(shape[0], groups, shape[1] // groups, dtype=compute) if bias_wanted else None
+    sums = None
+    if bias_wanted:
+        sums = torch.empty(shape[0], groups, shape[1] // groups, dtype=compute, device="cpu")
 
     def pool_alone(
         thread: _Thread,

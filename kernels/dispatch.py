@@ -156,6 +156,9 @@ def choose(input: Tensor, normalization: Normalization | None) -> str:
     if input.numel() == 0:
         return "aten"
     name = named(input, normalization)
+    if not torch.compiler.is_compiling() and (torch.jit.is_tracing() or private.nested_forward_mode()):  # type: ignore[attr-defined]
+        # TorchScript cannot save an autograd.Function, and forward mode goes through one only once.
+        return "aten"
     if torch.compiler.is_compiling():
         # In the caller's graph the formula fuses with the surrounding code. Exported graphs get the plain formula,
         # because other programs read them.
@@ -167,11 +170,19 @@ def _formula_in_a_graph() -> str:
     return "reference" if private.exporting() else "traced"
 
 
-def choose_backward(forward: str) -> str:
-    """What computes the gradient of a chain computed by ``forward``: the same, unless it is differentiated again."""
-    if not torch.is_grad_enabled():
-        return forward
-    return _formula_in_a_graph() if torch.compiler.is_compiling() else "reference"
+def choose_backward(forward: str, output_gradient: Tensor) -> str:
+    """What computes the gradient of a chain computed by ``forward``: the same, or the formula.
+
+    The formula can be differentiated again, computes a batch of gradients under ``vmap``, and is seen by tracers that
+    were not there in the forward pass.
+    """
+    if torch.compiler.is_compiling():
+        return _formula_in_a_graph() if torch.is_grad_enabled() else forward
+    if torch.is_grad_enabled() or private.derivatives_beyond_autograd():
+        return "reference"
+    if private.is_batch_of_gradients(output_gradient):
+        return "reference"
+    return "reference" if forward == "cpu" and not cpu.suits(output_gradient) else forward
 
 
 def runs_bias_relu_kernel(input: Tensor) -> bool:

@@ -51,9 +51,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import autograd, dispatch, reference
-from .arguments import Pair, check_bias, check_input, check_normalization, check_pooling
+from .arguments import Pair, check_bias, check_input, check_normalization, check_pooling, overridable
 
 
+@overridable
 def local_response_norm(
     input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, *, groups: int = 1
 ) -> Tensor:
@@ -81,6 +82,7 @@ def local_response_norm(
     return autograd.run(input, None, False, check_normalization(input, name, size, alpha, beta, k, groups), None)
 
 
+@overridable
 def relu_local_response_norm(
     input: Tensor,
     size: int,
@@ -109,6 +111,7 @@ def relu_local_response_norm(
     return autograd.run(input, bias, True, check_normalization(input, name, size, alpha, beta, k, groups), None)
 
 
+@overridable
 def max_pool2d(
     input: Tensor,
     kernel_size: Pair,
@@ -138,6 +141,7 @@ def max_pool2d(
     return _pooled("max_pool2d", input, None, False, kernel_size, stride, padding, dilation, ceil_mode)
 
 
+@overridable
 def relu_max_pool2d(
     input: Tensor,
     kernel_size: Pair,
@@ -182,6 +186,7 @@ def _pooled(
     return autograd.run(input, bias, relu, None, pooling)
 
 
+@overridable
 def relu_lrn_max_pool2d(
     input: Tensor,
     size: int,
@@ -220,6 +225,7 @@ def relu_lrn_max_pool2d(
     return autograd.run(input, bias, True, normalization, pooling)
 
 
+@overridable
 def bias_relu(input: Tensor, bias: Tensor | None = None) -> Tensor:
     """``relu(input + bias)``, with one bias per channel.
 

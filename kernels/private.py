@@ -28,6 +28,9 @@ NAMES = (
     "torch._C._len_torch_function_stack",  # net.model.linear
     "torch._C._len_torch_dispatch_stack",  # kernels.cpu: whether operators are recorded
     "torch._C._are_functorch_transforms_active",  # kernels.autograd: whether a derivative may be asked for
+    "torch._C._functorch:get_interpreter_stack",
+    "torch._C._functorch:TransformType",
+    "torch._C._functorch:is_legacy_batchedtensor",
     "torch.autograd.forward_ad._current_level",
     "torch.autograd.forward_ad._set_fwd_grad_enabled",  # kernels.threads
     "torch.Tensor._is_view",
@@ -139,6 +142,18 @@ def derivatives_beyond_autograd() -> bool:
     with contextlib.suppress(AttributeError):
         return bool(forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active())
     return True
+
+
+def nested_forward_mode() -> bool:
+    """Whether ``torch.func.jvp`` is active in this thread inside another ``jvp``."""
+    stack = found("torch._C._functorch:get_interpreter_stack")() or ()
+    kind = found("torch._C._functorch:TransformType")
+    return bool(sum(level.key() == kind.Jvp for level in stack) > 1)
+
+
+def is_batch_of_gradients(tensor: Tensor) -> bool:
+    """Whether ``tensor`` comes from ``torch.autograd.grad(..., is_grads_batched=True)``."""
+    return bool(found("torch._C._functorch:is_legacy_batchedtensor")(tensor))
 
 
 def exporting() -> bool:

@@ -46,7 +46,8 @@ def groups_of(normalization: Normalization | None) -> int:
 
 def by_group(tensor: Tensor, groups: int) -> Tensor:
     """``[..., C]`` as ``[..., G, C / G]``: a view."""
-    view: Tensor = tensor.unflatten(-1, (groups, tensor.shape[-1] // groups))
+    # PyTorch cannot batch unflatten and flatten.
+    view: Tensor = tensor.view(*tensor.shape[:-1], groups, tensor.shape[-1] // groups)
     return view
 
 
@@ -57,7 +58,7 @@ def channels_last(tensor: Tensor, groups: int) -> Tensor:
 
 def channels_first(tensor: Tensor) -> Tensor:
     """``[N, ..., G, C / G]`` as ``[N, C, ...]``: a view."""
-    return tensor.flatten(-2).movedim(-1, 1)
+    return tensor.reshape(*tensor.shape[:-2], tensor.shape[-2] * tensor.shape[-1]).movedim(-1, 1)
 
 
 def activation(input: Tensor, bias: Tensor | None, relu: bool, groups: int) -> Tensor:
@@ -181,7 +182,8 @@ def pool_backward(output_gradient: Tensor, offsets: Tensor, size: tuple[int, int
 def pool_tangent(tangent: Tensor, offsets: Tensor, pooling: Pooling) -> Tensor:
     """The tangent of each output, which is that of the element it came from."""
     indices = _indices(offsets, tangent.shape[2], pooling)
-    taken: Tensor = tangent.flatten(1, 2).gather(1, indices.flatten(1, 2)).unflatten(1, indices.shape[1:3])
+    flat = tangent.reshape(len(tangent), -1, *tangent.shape[3:])
+    taken: Tensor = flat.gather(1, indices.reshape(len(indices), -1, *indices.shape[3:])).reshape(indices.shape)
     return taken
 
 
@@ -265,7 +267,7 @@ def backward(
 
 def bias_sum(gradient: Tensor) -> Tensor:
     """The sum over all dimensions except the channels, ``[C]``."""
-    return gradient.sum(list(range(gradient.dim() - 2))).flatten()
+    return gradient.sum(list(range(gradient.dim() - 2))).reshape(-1)
 
 
 def tangent(

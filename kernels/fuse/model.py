@@ -10,6 +10,7 @@ is the module's own.
 import copy
 import functools
 import operator
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,9 @@ from .tracing import Layout, is_new, is_patched, leaves, reason, trace, writes, 
 # Bound here because torch.compile traces the callers.
 _is_fx_tracing = private.found("torch.fx._symbolic_trace:is_fx_symbolic_tracing")
 _is_jit_tracing = private.found("torch.jit._trace:is_tracing")
+
+#: torch.fx patches nn.Module while it traces, for all threads; two traces at once would leave it patched.
+_tracing = threading.RLock()
 
 _OPERATORS: dict[tuple[str, ...], Callable[..., Tensor]] = {
     ("relu", "lrn", "pool"): relu_lrn_max_pool2d,
@@ -79,7 +83,7 @@ def _part(node: fx.Node, found: dict[str, nn.Module]) -> tuple[str, dict[str, An
         # Other readers of its input's memory expect the ReLU's values there.
         unseen = is_new(source, found) and len(source.users) == 1
         return (kind, {}) if unseen or not writes(node, found) else None
-    if arguments.pop("return_indices", False):
+    if arguments.pop("return_indices", False) or any(isinstance(value, Tensor) for value in arguments.values()):
         return None
     try:
         (modules.LocalResponseNorm if kind == "lrn" else modules.MaxPool2d)(**arguments)
@@ -181,10 +185,27 @@ def _foreign() -> bool:
     return bool(_is_fx_tracing() or _is_jit_tracing() or torch.onnx.is_in_onnx_export())
 
 
+class _Trace:
+    """What a module's new forward was made of. Copies share it; it is not pickled."""
+
+    def __init__(self, graph: fx.Graph, fused: Callable[..., Any], layout: Layout) -> None:
+        self.graph, self.fused, self.layout = graph, fused, layout
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Trace":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
+
+
 class _Fused(nn.Module):
-    """First base class of a module with a new forward. A copied or unpickled module is traced again."""
+    """First base class of a module with a new forward.
+
+    A copy takes over the trace. An unpickled module is traced again, and so is a copy of one that has been changed.
+    """
 
     _fused_from: type[nn.Module]
+    _trace: _Trace
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Slicing an ``nn.Sequential`` constructs another instance of its class, which has not been traced.
@@ -192,11 +213,17 @@ class _Fused(nn.Module):
         self.__init__(*args, **kwargs)  # type: ignore[misc]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _blank, (self._fused_from,), self.__getstate__()
+        known = self._trace if self._trace.layout.is_that_of(self) else None
+        return _blank, (self._fused_from, known), self.__getstate__()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        _rewrite(self, "")
+        known = getattr(type(self), "_trace", None)
+        if known is None:
+            _rewrite(self, "")
+        else:
+            _unfuse(self)
+            _set_forward(self, known.graph, known.fused, Layout(self, known.graph))
 
     def __prepare_scriptable__(self) -> nn.Module:
         raise NotImplementedError("fuse: torch.jit.script cannot take a fused model; script the one it was made of")
@@ -218,10 +245,10 @@ class _FusedGraph(_Fused):
         return module
 
 
-def _class(own: type[nn.Module], **forward: Any) -> type[nn.Module]:
+def _class(own: type[nn.Module], **members: Any) -> type[nn.Module]:
     metaclass: Any = type(own)
     base = _FusedGraph if issubclass(own, fx.GraphModule) else _Fused
-    members = {"__module__": own.__module__, "_fused_from": own, **forward}
+    members = {"__module__": own.__module__, "_fused_from": own, **members}
     cls: type[nn.Module] = metaclass(f"Fused{own.__name__}", (base, own), members)
     return cls
 
@@ -231,10 +258,16 @@ def _unfuse(module: nn.Module) -> None:
     module.__class__ = getattr(type(module), "_fused_from", type(module))
 
 
-def _blank(own: type[nn.Module]) -> nn.Module:
+def _blank(own: type[nn.Module], known: _Trace | None = None) -> nn.Module:
     """A module of class ``own``, which is fused when its state is set."""
-    cls = _class(own)
+    cls = _class(own) if known is None else _class(own, _trace=known)
     return cls.__new__(cls)
+
+
+def _set_forward(module: nn.Module, graph: fx.Graph, fused: Callable[..., Any], layout: Layout) -> None:
+    """Gives ``module`` the forward ``fused``; ``graph`` is the trace that it was made of."""
+    own = type(module)
+    module.__class__ = _class(own, forward=_forward(own, fused, layout), _trace=_Trace(graph, fused, layout))
 
 
 def _fused_again(module: nn.Module) -> nn.Module:
@@ -261,14 +294,14 @@ def _forward(own: type[nn.Module], fused: Callable[..., Any], layout: Layout) ->
 def _rewrite(module: nn.Module, prefix: str) -> tuple[list[str], list[tuple[str, nn.Module]]]:
     """Gives ``module`` a new forward if it has a chain; returns one line per chain, and the modules it calls."""
     _unfuse(module)
-    graph = trace(module)
+    with _tracing:
+        graph = trace(module)
+    traced = copy.deepcopy(graph)
     found = dict(module.named_modules(remove_duplicate=False))
     layout = Layout(module, graph)
     lines = _replace_chains(graph, found, prefix)
     if lines:
-        own = type(module)
-        fused = type(fx.GraphModule(module, graph)).forward
-        module.__class__ = _class(own, forward=_forward(own, fused, layout))
+        _set_forward(module, traced, type(fx.GraphModule(module, graph)).forward, layout)
     return lines, [(str(node.target), found[str(node.target)]) for node in graph.nodes if node.op == "call_module"]
 
 

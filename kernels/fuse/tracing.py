@@ -51,6 +51,42 @@ def _modes() -> tuple[object, ...]:
     )
 
 
+#: Lists, dictionaries and sets, each with a shallow copy of it.
+_Containers = list[tuple[Any, Any]]
+
+
+def _containers(value: Any, found: dict[int, tuple[Any, Any]] | None = None) -> _Containers:
+    """The containers in ``value``, itself included, at any depth."""
+    found = {} if found is None else found
+    if isinstance(value, (list, tuple, dict, set)) and id(value) not in found:
+        if not isinstance(value, tuple):
+            found[id(value)] = value, copy.copy(value)
+        for item in list(value.values()) if isinstance(value, dict) else list(value):
+            _containers(item, found)
+    return list(found.values())
+
+
+def _changed(container: Any, contents: Any) -> bool:
+    """Whether ``container`` holds other objects than ``contents``, a shallow copy made earlier, in another order."""
+    if isinstance(container, set):
+        return {id(item) for item in container} != {id(item) for item in contents}
+    items = [
+        list(each.items()) if isinstance(each, dict) else [(None, item) for item in each]
+        for each in (container, contents)
+    ]
+    return len(items[0]) != len(items[1]) or any(
+        name is not other or item is not its for (name, item), (other, its) in zip(*items, strict=True)
+    )
+
+
+def _restore(container: Any, contents: Any) -> None:
+    if isinstance(container, list):
+        container[:] = contents
+    else:
+        container.clear()
+        container.update(contents)
+
+
 class _Proxy(fx.Proxy):
     """A proxy that records ``x += y`` in place; torch.fx records ``x = x + y``."""
 
@@ -83,13 +119,26 @@ class Tracer(fx.Tracer):
         if "forward" in root.__dict__:
             raise TraceError("its forward was replaced on the instance")
         before = {path: (module, dict(module.__dict__)) for path, module in _in_python(root)}
+        stored = {
+            f"{path}.{name}".lstrip("."): _containers(value)
+            for path, (_, attributes) in before.items()
+            for name, value in attributes.items()
+            if name not in _COMMON
+        }
         try:
             graph = super().trace(root)
             for path, (module, attributes) in before.items():
                 for name in {*attributes, *module.__dict__} - {"training"}:
                     if attributes.get(name, self) is not module.__dict__.get(name, self):
                         raise TraceError(f"forward sets self.{f'{path}.{name}'.lstrip('.')}")
+            for name, containers in stored.items():
+                if any(_changed(container, contents) for container, contents in containers):
+                    raise TraceError(f"forward changes the contents of self.{name}")
         finally:
+            for containers in stored.values():
+                for container, contents in containers:
+                    if _changed(container, contents):
+                        _restore(container, contents)
             for module, attributes in before.values():
                 module.__dict__.clear()
                 module.__dict__.update(attributes)
@@ -139,6 +188,8 @@ def _is_constant(value: object) -> bool:
     """Whether ``value`` is compared with another by its content."""
     if isinstance(value, (tuple, list)):
         return all(map(_is_constant, value))
+    if isinstance(value, dict):
+        return all(map(_is_constant, (*value, *value.values())))
     return value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.dtype))
 
 
@@ -168,14 +219,17 @@ def _children(module: nn.Module) -> list[str]:
 class Layout:
     """What ``graph``, a trace of ``module``, depends on, besides the values of tensors and ``training``.
 
-    This is what the forward may have read from ``module`` and from the modules it names, and whether calling a layer
-    does more than its class does. Modules may be replaced by others of the same class with the same attributes; hooks
-    on ``module`` itself run around either forward.
+    This is what the forward may have read from ``module`` and from the modules in it, except those inside the ones it
+    calls, and whether calling a layer does more than its class does. Modules may be replaced by others of the same
+    class with the same attributes; hooks on ``module`` itself run around either forward.
     """
 
     def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
         called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
-        named = called | {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+        inside = tuple(f"{path}." for path in called)
+        named = called | {path for path, _ in module.named_modules() if not f"{path}.".startswith(inside)}
+        # Parameters of modules that it calls, read directly.
+        named |= {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
         paths = {
             ".".join(atoms[:end]) for path in named for atoms in [path.split(".")] for end in range(len(atoms) + 1)
         }

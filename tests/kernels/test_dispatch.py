@@ -205,14 +205,14 @@ def test_the_formula_that_a_graph_gets(exporting: bool, formula: str, monkeypatc
     input = torch.ones(1, 4, 2, 2)
     assert dispatch.choose(input, None) == "cpu"
     assert dispatch.choose(input[:0], None) == "aten"
-    assert dispatch.choose_backward("cpu") == "reference", "gradients of gradients"
+    assert dispatch.choose_backward("cpu", input) == "reference", "gradients of gradients"
     with torch.no_grad():
-        assert dispatch.choose_backward("cpu") == "cpu"
+        assert dispatch.choose_backward("cpu", input) == "cpu"
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     monkeypatch.setattr(torch.compiler, "_is_exporting_flag", exporting)
     for name in ("auto", "reference", "inductor"):
         with kernels.implementation(name):
             assert dispatch.choose(input, None) == formula
-    assert dispatch.choose_backward("traced") == formula
+    assert dispatch.choose_backward("traced", input) == formula
     with torch.no_grad():
-        assert dispatch.choose_backward("triton") == "triton"
+        assert dispatch.choose_backward("triton", input) == "triton"

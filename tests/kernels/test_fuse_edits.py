@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import pickle
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
@@ -455,3 +457,100 @@ def test_saved_whole(tmp_path: Path) -> None:
     torch.save(fused, buffer)
     buffer.seek(0)
     assert is_fused(torch.load(buffer, weights_only=False))
+
+
+class Scaled(nn.Module):
+    """Reads numbers of its own and of a child that it does not call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.settings, self.child = nn.Conv2d(3, 6, 3), {"scale": 1.0}, nn.Identity()
+        self.child.scale = 1.0  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.conv(x)), 3, 2)
+        return x * self.settings["scale"] * self.child.scale  # type: ignore[operator]
+
+
+def test_numbers_in_dictionaries_and_in_modules_that_are_not_called() -> None:
+    x = torch.randn(2, 3, 9, 9)
+    for place in ("settings", "child"):
+        fused = kernels.fuse(Scaled())
+        expected = 2 * fused(x)
+        if place == "settings":
+            fused.settings["scale"] = 2.0  # type: ignore[index]
+        else:
+            fused.child.scale = 2.0  # type: ignore[union-attr,assignment]
+        with pytest.warns(UserWarning, match=CHANGED):
+            torch.testing.assert_close(fused(x), expected)
+
+
+def test_a_forward_that_stores_tensors_in_containers_is_not_traced() -> None:
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.kept = nn.Conv2d(3, 6, 3), {"outputs": [torch.zeros(1)], "seen": set()}
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.max_pool2d(F.relu(self.conv(x)), 3, 2)
+            self.kept["outputs"].append(x)  # type: ignore[union-attr]
+            self.kept["seen"].add(1)  # type: ignore[union-attr]
+            self.kept["last"] = x  # type: ignore[assignment]
+            return x
+
+    model = Keeps()
+    before = list(model.kept["outputs"])
+    with pytest.raises(ValueError, match=r"not traced: the model \(Keeps\): forward changes the contents of self.kept"):
+        kernels.fuse(model)
+    fused = kernels.fuse(nn.Sequential(model, nn.MaxPool2d(2)))
+    for kept in (model.kept, fused[0].kept):  # type: ignore[index]
+        assert list(kept) == ["outputs", "seen"]
+        assert kept["seen"] == set()
+        assert len(kept["outputs"]) == len(before) == 1
+    x = torch.randn(2, 3, 9, 9)
+    fused(x)
+    assert torch.equal(fused[0].kept["last"], fused[0].kept["outputs"][1])  # type: ignore[index]
+
+
+def test_layers_with_numbers_that_are_tensors_stay() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.LocalResponseNorm(5), nn.Conv2d(6, 6, 3), nn.ReLU(), nn.MaxPool2d(2))
+    model[1].alpha = nn.Parameter(torch.tensor(5.0))  # type: ignore[union-attr]
+    fused = kernels.fuse(model)
+    assert fused.replaced == ["2.bias, 3, 4 -> relu_max_pool2d"]
+    x = torch.randn(2, 3, 9, 9)
+    torch.testing.assert_close(fused(x), model(x))
+
+
+def test_copies_are_made_while_other_threads_run_modules() -> None:
+    """torch.fx patches nn.Module for all threads while it traces; a copy is not traced again."""
+    fused, other = kernels.fuse(Scaled()), nn.Linear(4, 4)
+    ended, errors = threading.Event(), []
+
+    def serve() -> None:
+        while not ended.is_set():
+            try:
+                other(torch.ones(1, 4))
+            except Exception as error:
+                errors.append(error)
+
+    def copies() -> None:
+        for _ in range(20):
+            copy.deepcopy(fused)
+
+    threads = [threading.Thread(target=each) for each in (serve, copies, copies)]
+    for thread in threads:
+        thread.start()
+    for thread in threads[1:]:
+        thread.join()
+    ended.set()
+    threads[0].join()
+    assert errors == []
+    x = torch.randn(2, 3, 9, 9)
+    copied = copy.deepcopy(fused)
+    assert torch.equal(copied(x), fused(x))
+    assert type(copied).__name__ == "FusedScaled"
+    # Traced again, because it was changed.
+    fused.child.scale = 2.0  # type: ignore[union-attr,assignment]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(copy.deepcopy(fused)(x), 2 * copied(x))

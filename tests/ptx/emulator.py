@@ -467,11 +467,15 @@ class Machine:
 
     def _redux_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
         result, source, members = operands
-        if parts != ("sync", "min", "s32") or (self._read(members, "s32")[mask] != -1).any():
+        (_, operation, *strict), kind = parts[:-1], parts[-1]
+        if operation not in _STRICT or strict not in ([], ["NaN"]) or kind not in ("s32", "f32"):
+            raise EmulationError("unknown instruction")
+        if (self._read(members, "s32")[mask] != -1).any():
             raise EmulationError("unknown instruction")
         self._together(mask)
-        least = self._read(source, "s32").min(1, keepdims=True)
-        self._write(result, np.broadcast_to(least, self.shape), mask)
+        extreme: Any = (_STRICT if strict else _SIMPLE)[operation]
+        reduced = extreme.reduce(self._read(source, kind), 1, keepdims=True)
+        self._write(result, np.broadcast_to(reduced, self.shape), mask)
 
     def _mov_(self, parts: tuple[str, ...], operands: tuple[Any, ...], mask: Array) -> None:
         result, source = operands

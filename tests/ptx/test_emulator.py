@@ -109,6 +109,14 @@ def test_programs_have_axes_and_warps() -> None:
             "selp.f32 %r9, 0f40400000, 0f00000000, %p2; @%p1 add.f32 %r9, %r9, 0f3F800000;",
             lambda x: x.isnan().float(),
         ),
+        (
+            "mov.b32 %r6, -1; redux.sync.max.f32 %r9, %r5, %r6;",
+            lambda x: x.nan_to_num(-torch.inf, torch.inf).view(-1, 32).amax(1, keepdim=True).expand(-1, 32).flatten(),
+        ),
+        (
+            "mov.b32 %r6, -1; redux.sync.min.NaN.f32 %r9, %r5, %r6;",
+            lambda x: x.view(-1, 32).amin(1, keepdim=True).expand(-1, 32).flatten(),
+        ),
         ("cvt.rn.bf16.f32 %rs1, %r5; add.f32.bf16 %r9, %rs1, %r5;", lambda x: x.bfloat16().float() + x),
         ("max.f32 %r9, %r5, 0f3F800000;", lambda x: torch.fmax(x, torch.ones(()))),
         ("max.NaN.f32 %r9, %r5, 0f3F800000;", lambda x: torch.maximum(x, torch.ones(()))),
