@@ -121,7 +121,8 @@ def specialized(kernel: Any, arguments: dict[str, Any], aligned: bool = True) ->
     def kind(value: Any, place: tuple[int, ...], specialize: bool) -> Any:
         """The type of the argument at ``place``; a tuple of types for a tuple."""
         if isinstance(value, tuple):
-            kinds = (kind(each, (*place, index), specialize) for index, each in enumerate(value))
+            # Triton specializes on the elements of a tuple even if it does not on the tuple.
+            kinds = (kind(each, (*place, index), True) for index, each in enumerate(value))
             return type(value)(*kinds) if hasattr(value, "_fields") else tuple(kinds)
         if isinstance(value, Tensor):
             if aligned and value.data_ptr() % 16 == 0:

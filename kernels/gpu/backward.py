@@ -395,7 +395,7 @@ def backward_kernel(
             # the assembler does not interleave the pixels' arithmetic, which saves registers, and Triton puts the
             # loads for the next step before it.
             right = tile % C.tile_columns
-            if (row + tile // C.tile_columns + right).to(tl.uint32) < sizes.rows.to(tl.uint32) + right:
+            if (row + tile // C.tile_columns + right).to(tl.uint32) < tl.cast(sizes.rows, tl.uint32) + right:
                 if C.tiled:
                     db = pooled_gradient(gradients, outputs, indices, tile // C.tile_columns, tile % C.tile_columns, C)
                 else:

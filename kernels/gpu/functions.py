@@ -35,7 +35,7 @@ def unit_of_lane(strips, segments, columns, sizes, C: tl.constexpr):
     else:
         strip = block.to(tl.uint32) * C.units + (lane // C.unit_lanes).to(tl.uint32)
         strips = strips.to(tl.uint32)
-        columns = columns.to(tl.uint32)
+        columns = tl.cast(columns, tl.uint32)
     channel = (program % C.channel_blocks * C.unit_lanes + lane % C.unit_lanes) * C.vector
     mask = (lane < C.unit_lanes * C.units) & (strip < strips) & (channel < sizes.channels)
     # Idle lanes repeat another lane's work and do not store it.
@@ -53,13 +53,13 @@ def unit_of_lane(strips, segments, columns, sizes, C: tl.constexpr):
 def inside_rows(row, column, rows):
     """Whether the scalar ``row`` lies inside the image, as a per-lane mask: the interpreter has no scalar masks."""
     # As an unsigned number, a negative row is larger than any size.
-    return (column * 0 + row).to(tl.uint32) < rows.to(tl.uint32)
+    return (column * 0 + row).to(tl.uint32) < tl.cast(rows, tl.uint32)
 
 
 @triton.jit
 def inside_columns(column, columns):
     """Whether columns lie inside the image."""
-    return column.to(tl.uint32) < columns.to(tl.uint32)
+    return column.to(tl.uint32) < tl.cast(columns, tl.uint32)
 
 
 @triton.jit

@@ -195,6 +195,7 @@ class TrainingStep:
         """Capture an update, without running it; if that fails, later updates run eagerly."""
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()
+        before = torch.cuda.current_stream(self.device)
         try:
             graph = torch.cuda.CUDAGraph()
             self.images, self._labels = images.clone(memory_format=torch.preserve_format), labels.clone()
@@ -205,7 +206,12 @@ class TrainingStep:
             # After a failed capture the generator still considers itself captured.
             generator = torch.cuda.default_generators[self.device.index]
             generator.graphsafe_set_state(generator.clone_state())
-            self.obstacle = first_line(error)
+            # Ending the capture failed too, which left its stream current and hides the cause.
+            torch.cuda.set_stream(before)
+            cause: BaseException = error
+            while cause.__context__ is not None:
+                cause = cause.__context__
+            self.obstacle = first_line(cause)
             print(f"note: the update cannot be captured as a CUDA graph and runs eagerly: {self.obstacle}")
             self.record, self.images, self._labels, self._results = False, None, None, None
             return

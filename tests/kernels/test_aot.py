@@ -251,3 +251,25 @@ def test_commands_of_the_readme() -> None:
         elif module == "pytest":
             assert [path for path in arguments if not (ROOT / path).exists()] == []
     assert found == {"kernels.aot", "pytest"}
+
+
+ONE = """
+import torch
+from kernels import aot
+from kernels.arguments import Pooling
+for rows, columns in ((1, 9), (9, 1)):
+    window = (min(rows, 3), min(columns, 3))
+    pooling = Pooling(window, (1, 1), (0, 0), (1, 1), False)
+    case = aot.Case("thin", (2, 8, rows, columns), aot.PAPER_NORMALIZATION, pooling)
+    with aot.launched_for("sm_90"):
+        for _, launch, _ in aot.launches(case, torch.float32, torch.channels_last):
+            assert aot.build(launch, "sm_90")
+"""
+
+
+def test_images_of_one_row_or_column_can_be_built() -> None:
+    """Triton makes a size of 1 a constant, which is no tensor."""
+    done = subprocess.run(
+        [sys.executable, "-c", ONE], cwd=ROOT, env=environment(TRITON_INTERPRET="0"), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

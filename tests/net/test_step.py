@@ -67,6 +67,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, step: TrainingStep) -> list[int]:
     monkeypatch.setattr(torch.cuda, "graph", capture)
     generator = SimpleNamespace(clone_state=lambda: None, graphsafe_set_state=lambda state: None)
     monkeypatch.setattr(torch.cuda, "default_generators", {None: generator})
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the stream of before")
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
     return replays
 
 
@@ -141,6 +143,7 @@ def test_replayed_updates_have_the_bits_of_a_plain_loop(monkeypatch: pytest.Monk
         ("CUDAGraph", torch.OutOfMemoryError("CUDA out of memory")),
         ("graph", torch.OutOfMemoryError("CUDA out of memory")),
         ("graph", OutOfResources(300_000, 232_448, "shared memory")),
+        ("end", RuntimeError("operation not permitted when stream is capturing")),
     ],
 )
 def test_a_step_that_cannot_be_captured_runs_eagerly(
@@ -149,12 +152,25 @@ def test_a_step_that_cannot_be_captured_runs_eagerly(
     def failing(*arguments: object, **named: object) -> None:
         raise error
 
-    losses = []
+    @contextmanager
+    def ends_badly(graph: object, capture_error_mode: str) -> Iterator[None]:
+        """What fails in a capture makes its end fail with an error that says nothing."""
+        try:
+            raise error
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+        yield
+
+    losses: list[float] = []
+    streams: list[str] = []
     for record in (True, False):
         model, optimizer = digits("fp32")
         step = TrainingStep(model, model, optimizer, "fp32", record=record)
         stand_in(monkeypatch, step)
-        if where != "clone":
+        monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+        if where == "end":
+            monkeypatch.setattr(torch.cuda, "graph", ends_badly)
+        elif where != "clone":
             monkeypatch.setattr(torch.cuda, where, failing)
         for number, (images, labels) in zip(range(UNRECORDED + 2), batches(), strict=False):
             if where == "clone" and record and number == UNRECORDED:
@@ -164,3 +180,4 @@ def test_a_step_that_cannot_be_captured_runs_eagerly(
     assert losses[: UNRECORDED + 2] == losses[UNRECORDED + 2 :]
     said = capsys.readouterr().out.splitlines()
     assert said == [f"note: the update cannot be captured as a CUDA graph and runs eagerly: {error}"]
+    assert streams == ["the stream of before"]
