@@ -1,16 +1,12 @@
 """Checks of the operators' arguments. An error names the argument, its value and what is allowed."""
 
-import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, ParamSpec
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
-
-Parameters = ParamSpec("Parameters")
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -78,20 +74,6 @@ class Pooling(NamedTuple):
         """The smallest type that holds an argmax index in a window."""
         elements = self.kernel_size[0] * self.kernel_size[1]
         return torch.uint8 if elements <= 2**8 else torch.int16 if elements <= 2**15 else torch.int32
-
-
-def overridable(function: Callable[Parameters, Tensor]) -> Callable[Parameters, Tensor]:
-    """Let an input that is no tensor but has ``__torch_function__``, such as a proxy of torch.fx, take the call."""
-
-    @functools.wraps(function)
-    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Tensor:
-        input = args[0] if args else kwargs.get("input")
-        if not isinstance(input, Tensor) and has_torch_function((input,)):
-            result: Tensor = handle_torch_function(call, (input,), *args, **kwargs)
-            return result
-        return function(*args, **kwargs)
-
-    return call
 
 
 def check_input(input: Tensor, name: str, *, at_least: int, at_most: int | None = None) -> None:

@@ -31,8 +31,8 @@ def _differentiating(*tensors: Tensor | None) -> bool:
     return private.derivatives_beyond_autograd()
 
 
-class _ExportedStage(torch.autograd.Function):
-    """The part of :class:`_Stage` that Dynamo can trace, which ``torch.export`` has it do."""
+class _Stage(torch.autograd.Function):
+    """The chain with its derivatives; see :func:`run`."""
 
     @staticmethod
     def forward(
@@ -43,10 +43,9 @@ class _ExportedStage(torch.autograd.Function):
         pooling: Pooling | None,
         implementation: str,
     ) -> tuple[Tensor, Tensor]:
-        results: tuple[Tensor, Tensor] = dispatch.MODULES[implementation].forward(
-            input, bias, relu, normalization, pooling, True
-        )
-        return results
+        output, offsets = dispatch.MODULES[implementation].forward(input, bias, relu, normalization, pooling, True)
+        # Autograd forbids in-place writes to a view that a Function returned.
+        return output.data if private.is_view(output) else output, offsets
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
@@ -78,29 +77,6 @@ class _ExportedStage(torch.autograd.Function):
         bias_gradient = None if bias_sum is None else reference.cast(bias_sum, ctx.bias_dtype)
         return gradient, bias_gradient, None, None, None, None
 
-
-def _examples(
-    info: Any, in_dims: tuple[int | None, ...], input: Tensor, bias: Tensor | None
-) -> list[tuple[Tensor, Tensor | None]]:
-    """The examples of a ``vmap`` in which each has its own bias, to run one by one."""
-    return [
-        (
-            input if in_dims[0] is None else input.select(in_dims[0], example),
-            bias if bias is None or in_dims[1] is None else bias.select(in_dims[1], example),
-        )
-        for example in range(info.batch_size)
-    ]
-
-
-class _Stage(_ExportedStage):
-    """With forward mode and ``vmap``; see :func:`run`."""
-
-    @staticmethod
-    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-        output, offsets = _ExportedStage.forward(*arguments)
-        # Autograd forbids in-place writes to a view that a Function returned.
-        return output.data if private.is_view(output) else output, offsets
-
     @staticmethod
     def jvp(ctx: Any, input_tangent: Tensor | None, bias_tangent: Tensor | None, *_: None) -> tuple[Tensor, None]:
         input, bias, offsets = ctx.saved_tensors
@@ -121,6 +97,19 @@ class _Stage(_ExportedStage):
         if offset.dim() == 1:
             return (output, offset), (0, None)
         return (output, offset.unflatten(0, examples.shape[:2])), (0, 0)
+
+
+def _examples(
+    info: Any, in_dims: tuple[int | None, ...], input: Tensor, bias: Tensor | None
+) -> list[tuple[Tensor, Tensor | None]]:
+    """The examples of a ``vmap`` in which each has its own bias, to run one by one."""
+    return [
+        (
+            input if in_dims[0] is None else input.select(in_dims[0], example),
+            bias if bias is None or in_dims[1] is None else bias.select(in_dims[1], example),
+        )
+        for example in range(info.batch_size)
+    ]
 
 
 def _code() -> str:
@@ -219,10 +208,9 @@ def run(
         pool = [] if pooling is None else pooling.numbers()
         output: Tensor = _OPERATOR(input, bias, relu, norm, pool, implementation, differentiating, _CODE)
         return output
-    # An exported formula is differentiated by autograd: strict export records a Function without its derivative.
-    if not differentiating or (implementation == "reference" and torch.compiler.is_compiling()):
+    # Autograd differentiates an exported formula: strict export records a Function without its derivative.
+    if not differentiating or torch.compiler.is_compiling():
         output, _ = dispatch.MODULES[implementation].forward(input, bias, relu, normalization, pooling, False)
         return output
-    function = _ExportedStage if torch.compiler.is_compiling() else _Stage
-    output, _ = function.apply(input, bias, relu, normalization, pooling, implementation)
+    output, _ = _Stage.apply(input, bias, relu, normalization, pooling, implementation)
     return output

@@ -156,13 +156,14 @@ def choose(input: Tensor, normalization: Normalization | None) -> str:
     if input.numel() == 0:
         return "aten"
     name = named(input, normalization)
-    if not torch.compiler.is_compiling() and (torch.jit.is_tracing() or private.nested_forward_mode()):  # type: ignore[attr-defined]
-        # TorchScript cannot save an autograd.Function, and forward mode goes through one only once.
-        return "aten"
     if torch.compiler.is_compiling():
         # In the caller's graph the formula fuses with the surrounding code. Exported graphs get the plain formula,
-        # because other programs read them.
-        return _formula_in_a_graph() if name in ("reference", "inductor") else name
+        # because other programs read them, which do not have the Triton kernels either.
+        inline = name in ("reference", "inductor") or (name == "triton" and private.exporting())
+        return _formula_in_a_graph() if inline else name
+    if torch.jit.is_tracing() or private.nested_forward_mode():  # type: ignore[attr-defined]
+        # TorchScript cannot save an autograd.Function, and its jvp drops the outer level of nested forward mode.
+        return "aten"
     return "cpu" if name == "reference" and cpu.suits(input) else name
 
 

@@ -43,18 +43,36 @@ While ``kernels.implementation("triton")`` is selected, every operator raises a 
 on a GPU, or if the package triton is missing.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from . import autograd, dispatch, reference
-from .arguments import Pair, check_bias, check_input, check_normalization, check_pooling, overridable
+from .arguments import Pair, check_bias, check_input, check_normalization, check_pooling
+
+_Parameters = ParamSpec("_Parameters")
 
 
-@overridable
+def _overridable(function: Callable[_Parameters, Tensor]) -> Callable[_Parameters, Tensor]:
+    """Let an input that is no tensor but has ``__torch_function__``, such as a proxy of torch.fx, take the call."""
+
+    @functools.wraps(function)
+    def call(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> Tensor:
+        input = args[0] if args else kwargs.get("input")
+        if not isinstance(input, Tensor) and has_torch_function((input,)):
+            result: Tensor = handle_torch_function(call, (input,), *args, **kwargs)
+            return result
+        return function(*args, **kwargs)
+
+    return call
+
+
+@_overridable
 def local_response_norm(
     input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, *, groups: int = 1
 ) -> Tensor:
@@ -82,7 +100,7 @@ def local_response_norm(
     return autograd.run(input, None, False, check_normalization(input, name, size, alpha, beta, k, groups), None)
 
 
-@overridable
+@_overridable
 def relu_local_response_norm(
     input: Tensor,
     size: int,
@@ -111,7 +129,7 @@ def relu_local_response_norm(
     return autograd.run(input, bias, True, check_normalization(input, name, size, alpha, beta, k, groups), None)
 
 
-@overridable
+@_overridable
 def max_pool2d(
     input: Tensor,
     kernel_size: Pair,
@@ -141,7 +159,7 @@ def max_pool2d(
     return _pooled("max_pool2d", input, None, False, kernel_size, stride, padding, dilation, ceil_mode)
 
 
-@overridable
+@_overridable
 def relu_max_pool2d(
     input: Tensor,
     kernel_size: Pair,
@@ -186,7 +204,7 @@ def _pooled(
     return autograd.run(input, bias, relu, None, pooling)
 
 
-@overridable
+@_overridable
 def relu_lrn_max_pool2d(
     input: Tensor,
     size: int,
@@ -225,7 +243,7 @@ def relu_lrn_max_pool2d(
     return autograd.run(input, bias, True, normalization, pooling)
 
 
-@overridable
+@_overridable
 def bias_relu(input: Tensor, bias: Tensor | None = None) -> Tensor:
     """``relu(input + bias)``, with one bias per channel.
 

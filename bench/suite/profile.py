@@ -38,7 +38,7 @@ def ahead(run: Run) -> Iterator[Job]:
     yield from steps.stage_jobs(run)
     for cell in profiled_steps(run.scale):
         if run.scale.toy or cell.mode:
-            # Captured or not, it is the same code.
+            # The uncaptured step runs the same compiled code.
             yield steps.compiling(run, cell)
 
 

@@ -31,7 +31,7 @@ IMAGES, VALIDATION, UPDATES = 8192, 128, 600
 TOY_IMAGES, TOY_UPDATES, TOY_LOG_EVERY = 16, 6, 2
 #: Different pictures; their files are written repeatedly, because only the store's size matters.
 PICTURES = 256
-#: Seconds in which the step alone can be measured.
+#: The step alone is not measured if fewer seconds are left.
 LEAST = 10.0
 #: The folders of an absolute path, which a record must not contain.
 FOLDER = re.compile(r"(?<![\w.])/([^\s/:'\"]+/)+")

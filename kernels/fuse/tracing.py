@@ -67,7 +67,7 @@ def _containers(value: Any, found: dict[int, tuple[Any, Any]] | None = None) -> 
 
 
 def _changed(container: Any, contents: Any) -> bool:
-    """Whether ``container`` holds other objects than ``contents``, a shallow copy made earlier, in another order."""
+    """Whether ``container`` differs from ``contents``, its earlier shallow copy, in its objects or their order."""
     if isinstance(container, set):
         return {id(item) for item in container} != {id(item) for item in contents}
     items = [

@@ -65,7 +65,7 @@ def test_a_batch_of_gradients(name: str) -> None:
 
 @operators
 def test_a_backward_pass_is_recorded_after_an_ordinary_forward_pass(name: str) -> None:
-    # So many images that several threads compute them.
+    # Large enough that worker threads compute it.
     x = torch.randn(8, 96, 55, 55, requires_grad=True)
     output, backward = gradient_of(OPERATORS[name], x)
     recorded = make_fx(backward)(torch.ones_like(output))

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
 from kernels import dispatch, inductor, reference
+from kernels.gpu.config import INTERPRETED
 
 
 def test_context_manager_restores_the_choice() -> None:
@@ -213,6 +214,9 @@ def test_the_formula_that_a_graph_gets(exporting: bool, formula: str, monkeypatc
     for name in ("auto", "reference", "inductor"):
         with kernels.implementation(name):
             assert dispatch.choose(input, None) == formula
+    if INTERPRETED:
+        with kernels.implementation("triton"):
+            assert dispatch.choose(input, None) == ("reference" if exporting else "triton")
     assert dispatch.choose_backward("traced", input) == formula
     with torch.no_grad():
         assert dispatch.choose_backward("triton", input) == "triton"
